@@ -1,0 +1,285 @@
+"""Every masking: a partition with equal counts, a function of (seed, epoch, sample) alone; and each one's own promise."""
+
+import itertools
+import math
+from fractions import Fraction
+
+import pytest
+import torch
+
+from torchmae.errors import UserError
+from torchmae.hashing import BLOCK, MASK, hash32
+from torchmae.models import masking
+from torchmae.models.masking import MASKINGS, kept, noise
+
+GRIDS = [(2, 2), (4, 4), (3, 5), (7, 7), (14, 14), (8, 32), (32, 8), (1, 16), (12, 9)]
+RATIOS = [0.1, 0.5, 0.75, 0.9]
+NAMES = sorted(MASKINGS)
+
+
+def scores(grid, samples=8, seed=0, epoch=0, first=0):
+    return noise(seed, torch.full((samples,), epoch), torch.arange(first, first + samples), math.prod(grid))
+
+
+def wanted(patches, ratio):
+    """floor(N * (1 - ratio)) of the decimal number that the user wrote, in exact arithmetic."""
+    return math.floor(patches * (1 - Fraction(str(ratio))))
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("name", NAMES)
+def test_partition(name, grid, ratio):
+    patches, values = math.prod(grid), scores(grid)
+    count = wanted(patches, ratio)
+    if count == 0:
+        with pytest.raises(UserError, match=f"mask ratio {ratio} leaves 0 of {patches} patches visible"):
+            MASKINGS[name](values, grid, ratio)
+        return
+    before = values.clone()
+    mask = MASKINGS[name](values, grid, ratio)
+    assert mask.keep.shape == (8, count) and mask.hide.shape == (8, patches - count)
+    assert mask.keep.dtype == mask.hide.dtype == torch.int64
+    assert torch.equal(torch.cat(mask, dim=1).sort(dim=1).values, torch.arange(patches).expand(8, -1))
+    again = MASKINGS[name](values, grid, ratio)
+    assert torch.equal(mask.keep, again.keep) and torch.equal(mask.hide, again.hide)
+    assert torch.equal(values, before)
+
+
+@pytest.mark.parametrize("grid", [(4, 4), (8, 32)])
+@pytest.mark.parametrize("name", NAMES)
+def test_rows_do_not_depend_on_their_batch(name, grid):
+    epoch, sample = torch.tensor([0, 5, 2, 0, 9]), torch.tensor([3, 1, 4, 1, 2**40])
+    whole = MASKINGS[name](noise(1, epoch, sample, math.prod(grid)), grid, 0.75)
+    for i in range(5):
+        alone = MASKINGS[name](noise(1, epoch[i : i + 1], sample[i : i + 1], math.prod(grid)), grid, 0.75)
+        assert torch.equal(alone.keep[0], whole.keep[i]) and torch.equal(alone.hide[0], whole.hide[i])
+
+
+@pytest.mark.parametrize("name", ["random", "block"])
+def test_seed_epoch_and_sample_all_change_the_mask(name):
+    def hidden(**places):
+        mask = MASKINGS[name](scores((14, 14), **places), (14, 14), 0.75)
+        return mask.hide.sort(dim=1).values
+
+    base = hidden()
+    assert len({tuple(row) for row in base.tolist()}) == 8, "samples differ among each other"
+    for other in (hidden(seed=1), hidden(epoch=1), hidden(first=100)):
+        assert (other != base).any(dim=1).all()
+    assert torch.equal(hidden(first=3)[:5], base[3:])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_sample_keeps_its_mask_wherever_it_stands(name):
+    mask = MASKINGS[name](scores((6, 6)), (6, 6), 0.75)
+    moved = MASKINGS[name](scores((6, 6), first=4), (6, 6), 0.75)
+    assert torch.equal(mask.hide[4:], moved.hide[:4]) and torch.equal(mask.keep[4:], moved.keep[:4])
+
+
+@pytest.mark.parametrize("patches", [2, 4, 10, 49, 100, 196, 256, 1000])
+def test_kept_is_the_floor_of_the_decimal(patches):
+    for percent in range(1, 100):
+        ratio = percent / 100
+        count = wanted(patches, ratio)
+        if 0 < count < patches:
+            assert kept(patches, ratio) == count
+        else:
+            with pytest.raises(UserError):
+                kept(patches, ratio)
+
+
+def test_kept_equals_the_reference_at_the_papers_ratios():
+    for ratio in (0.1, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85):
+        assert kept(196, ratio) == int(196 * (1 - ratio))
+    assert kept(196, 0.75) == 49 and kept(256, 0.75) == 64
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("ratio, left", [(0.0, 16), (1.0, 0), (0.95, 0), (1.5, -8), (-0.5, 24)])
+def test_ratios_that_leave_nothing(name, ratio, left):
+    with pytest.raises(UserError, match=rf"mask ratio {ratio} leaves {left} of 16 patches.*at least one"):
+        MASKINGS[name](scores((4, 4)), (4, 4), ratio)
+
+
+def test_unknown_masking_suggests_the_nearest():
+    assert masking.masking("block") is MASKINGS["block"]
+    with pytest.raises(UserError, match=r"unknown masking 'blocks'; one of: .*Did you mean block\?"):
+        masking.masking("blocks")
+
+
+# ---------------------------------------------------------------- noise
+
+
+def test_noise_equals_plain_python():
+    epoch, sample = torch.tensor([0, 1, 7]), torch.tensor([0, 2**33 + 5, 1234567])
+    table = noise(42, epoch, sample, 25)
+    for b in range(3):
+        for n in range(25):
+            assert table[b, n].item() == hash32(42, MASK, epoch[b].item(), sample[b].item(), n) * 25 + n
+
+
+def test_noise_is_unique_within_an_image():
+    table = scores((32, 32), samples=64)
+    assert all(len(row.unique()) == 1024 for row in table)
+    assert table.min() >= 0
+    assert torch.equal(table % 1024, torch.arange(1024).expand(64, -1))
+
+
+def test_golden_masks():
+    """A change here changes every run that anyone has made: on purpose only."""
+    values = noise(7, torch.tensor([0, 3]), torch.tensor([0, 123456789]), 16)
+    assert values[:, :4].tolist() == [
+        [64806774048, 66145460305, 52191301010, 12426263443],
+        [28923534080, 6469992545, 16220306850, 7121977811],
+    ]
+    golden = {
+        "random": [[7, 4, 3, 14], [9, 14, 7, 1]],
+        "block": [[15, 11, 12, 8], [0, 1, 3, 2]],
+        "grid": [[8, 10, 2, 0], [8, 2, 10, 0]],
+    }
+    for name, keep in golden.items():
+        assert MASKINGS[name](values, (4, 4), 0.75).keep.tolist() == keep
+
+
+# ---------------------------------------------------------------- random
+
+
+def test_random_keeps_each_patch_equally_often():
+    samples, patches, keep = 20000, 16, 4
+    mask = masking.random(scores((4, 4), samples), (4, 4), 0.75)
+    counts = torch.bincount(mask.keep.flatten(), minlength=patches).double()
+    expected, share = samples * keep / patches, keep / patches
+    # Draws without replacement: this sum is chi-square with N - 1 degrees of freedom.
+    chi = ((counts - expected) ** 2).sum() / (samples * share * (1 - share) * patches / (patches - 1))
+    assert abs(chi - (patches - 1)) < 4 * (2 * (patches - 1)) ** 0.5
+    # The first that is kept is uniform as well, so order carries nothing.
+    first = torch.bincount(mask.keep[:, 0], minlength=patches).double()
+    chi = ((first - samples / patches) ** 2).sum() / (samples / patches)
+    assert abs(chi - (patches - 1)) < 4 * (2 * (patches - 1)) ** 0.5
+
+
+def test_random_keeps_each_pair_equally_often():
+    samples, patches = 20000, 16
+    pairs = masking.random(scores((4, 4), samples), (4, 4), 0.875).keep.sort(dim=1).values
+    counts = torch.bincount(pairs[:, 0] * patches + pairs[:, 1], minlength=patches**2).double()
+    cells = torch.tensor([counts[a * patches + b] for a, b in itertools.combinations(range(patches), 2)])
+    assert cells.sum() == samples
+    freedom = len(cells) - 1
+    chi = ((cells - samples / len(cells)) ** 2).sum() / (samples / len(cells))
+    assert abs(chi - freedom) < 4 * (2 * freedom) ** 0.5
+
+
+# ---------------------------------------------------------------- block
+
+
+def block_reference(values, rows, columns, ratio):
+    """Blocks fall one by one on a set of places: a transcription of the description, in plain Python."""
+    need = rows * columns - wanted(rows * columns, ratio)
+    shapes = masking.block_shapes(rows, columns)
+    hidden: list[int] = []
+    for throw in range(masking.BLOCKS):
+        height, width = shapes[hash32(BLOCK, values[0], throw, 0) % len(shapes)]
+        top = hash32(BLOCK, values[0], throw, 1) % (rows - height + 1)
+        left = hash32(BLOCK, values[0], throw, 2) % (columns - width + 1)
+        for row in range(top, top + height):
+            for column in range(left, left + width):
+                place = row * columns + column
+                if place not in hidden and len(hidden) < need:
+                    hidden.append(place)
+    rest = sorted(set(range(rows * columns)) - set(hidden), key=lambda place: values[place])
+    return set(hidden) | set(rest[len(rest) - (need - len(hidden)) :])
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+@pytest.mark.parametrize("grid", [(2, 2), (4, 4), (7, 7), (14, 14), (8, 32), (1, 16), (12, 9)])
+def test_block_equals_the_reference(grid, ratio):
+    if not wanted(math.prod(grid), ratio):
+        return
+    values = scores(grid, samples=10, seed=3)
+    mask = masking.block(values, grid, ratio)
+    for row, hide in zip(values.tolist(), mask.hide.tolist()):
+        assert set(hide) == block_reference(row, *grid, ratio)
+
+
+def test_block_falls_back_to_single_patches():
+    """At 99 % the blocks may leave too much open; the count is exact all the same, and the reference agrees."""
+    values = scores((14, 14), samples=60, seed=5)
+    mask = masking.block(values, (14, 14), 0.99)
+    assert mask.keep.shape == (60, 1)
+    for row, hide in zip(values.tolist(), mask.hide.tolist()):
+        assert set(hide) == block_reference(row, 14, 14, 0.99)
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_block_shapes_fit_the_grid(grid):
+    for height, width in masking.block_shapes(*grid):
+        assert 1 <= height <= grid[0] and 1 <= width <= grid[1]
+        assert height * width <= math.prod(grid) // 2 + max(grid)
+
+
+def neighbours(mask, grid):
+    """The mean number of adjacent pairs that are both hidden."""
+    hidden = torch.zeros(len(mask.hide), math.prod(grid)).scatter(1, mask.hide, 1.0).view(-1, *grid)
+    down, across = hidden[:, 1:] * hidden[:, :-1], hidden[:, :, 1:] * hidden[:, :, :-1]
+    return ((down.sum() + across.sum()) / len(hidden)).item()
+
+
+@pytest.mark.parametrize("grid, ratio", [((14, 14), 0.5), ((14, 14), 0.75), ((8, 32), 0.5), ((7, 7), 0.5)])
+def test_block_hides_larger_regions_than_random(grid, ratio):
+    values = scores(grid, samples=200)
+    edges = 2 * math.prod(grid) - sum(grid)
+    scattered = neighbours(masking.random(values, grid, ratio), grid)
+    blobs = neighbours(masking.block(values, grid, ratio), grid)
+    assert scattered == pytest.approx(edges * ratio**2, rel=0.05)
+    assert blobs > scattered * (1.4 if ratio == 0.5 else 1.1)
+
+
+def test_block_covers_every_place():
+    mask = masking.block(scores((7, 7), samples=2000), (7, 7), 0.5)
+    shares = torch.bincount(mask.hide.flatten(), minlength=49) / 2000
+    assert shares.min() > 0.1 and shares.max() < 0.95
+
+
+# ---------------------------------------------------------------- grid
+
+
+@pytest.mark.parametrize("grid", [(2, 2), (4, 4), (14, 14), (8, 32), (6, 4)])
+def test_grid_keeps_the_upper_left_of_each_square(grid):
+    mask = masking.grid(scores(grid), grid, 0.75)
+    corners = [r * grid[1] + c for r in range(0, grid[0], 2) for c in range(0, grid[1], 2)]
+    assert mask.keep.sort(dim=1).values.tolist() == [corners] * 8
+
+
+def test_grid_takes_the_corners_in_turn():
+    mask = masking.grid(scores((4, 4)), (4, 4), 0.5)
+    assert mask.keep.sort(dim=1).values.tolist() == [[0, 2, 5, 7, 8, 10, 13, 15]] * 8  # a chessboard
+    mask = masking.grid(scores((4, 4)), (4, 4), 0.25)
+    assert mask.hide.sort(dim=1).values.tolist() == [[4, 6, 12, 14]] * 8
+    partly = masking.grid(scores((4, 4), samples=64), (4, 4), 0.9)
+    assert partly.keep.shape == (64, 1) and set(partly.keep.flatten().tolist()) == {0, 2, 8, 10}
+
+
+# ---------------------------------------------------------------- given
+
+
+def test_given_masks():
+    hidden = torch.tensor([[True, False, False, True, False], [False, False, True, False, True]])
+    mask = masking.given(hidden)
+    assert mask.keep.tolist() == [[1, 2, 4], [0, 1, 3]] and mask.hide.tolist() == [[0, 3], [2, 4]]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_given_repeats_every_masking(name):
+    mask = MASKINGS[name](scores((6, 5)), (6, 5), 0.6)
+    again = masking.given(torch.zeros(8, 30, dtype=torch.bool).scatter(1, mask.hide, True))
+    assert torch.equal(again.keep, mask.keep.sort(dim=1).values)
+    assert torch.equal(again.hide, mask.hide.sort(dim=1).values)
+
+
+def test_given_refuses():
+    with pytest.raises(UserError, match="equally many patches, not 1 to 2"):
+        masking.given(torch.tensor([[True, True, False], [True, False, False]]))
+    with pytest.raises(UserError, match="hides 0 of 3 patches"):
+        masking.given(torch.zeros(2, 3, dtype=torch.bool))
+    with pytest.raises(UserError, match="hides 3 of 3 patches"):
+        masking.given(torch.ones(2, 3, dtype=torch.bool))

@@ -1,0 +1,100 @@
+"""The command `mae`: a verb and its flags to the function that does it; mistakes in a line or two, no traceback."""
+
+import importlib
+import io
+import os
+import sys
+from contextlib import redirect_stderr
+from typing import Any
+
+from torchmae import __version__
+from torchmae.errors import RunError, UserError, choose
+
+# verb: (module, its config class, one line of help). Nothing heavy is imported before a verb is chosen.
+VERBS = {
+    "pretrain": ("torchmae.tasks.pretrain", "Pretrain", "pre-train an encoder on unlabelled images"),
+    "reconstruct": ("torchmae.tasks.reconstruct", "Reconstruct", "draw what a model makes of hidden patches"),
+    "neighbours": ("torchmae.tasks.neighbours", "Neighbours", "k-NN accuracy of frozen features, beside raw pixels"),
+    "embed": ("torchmae.tasks.embed", "Embed", "write the features of images to a file"),
+}
+
+EXAMPLES = """examples:
+  mae pretrain photos/                         a run folder from any folder of images
+  mae reconstruct runs/photos cat.jpg          what the model sees in 25 % of a picture
+  mae neighbours runs/photos labelled/         how good are the features?
+  mae embed runs/photos photos/ --out f.npz    features for your own use
+
+mae VERB --help lists the flags of a verb; --debug shows the traceback of an error."""
+
+
+def usage() -> str:
+    rows = [f"  {verb:<13}{line}" for verb, (_, _, line) in VERBS.items()]
+    return "\n".join(["usage: mae VERB ...", "", "Masked Autoencoders in PyTorch.", "", *rows, "", EXAMPLES])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one verb; the exit code: 0, 2 for a mistake of the user, 1 for a failed run (65: a broken loss), 130, 143."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    given = [argument for argument in given if argument != "--debug"]
+    if not given or given[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if given else 2
+    if given[0] in ("-V", "--version"):
+        print(f"torchmae {__version__}")
+        return 0
+    try:
+        module_name, class_name, _ = choose(VERBS, given[0], "verb")
+        module = importlib.import_module(module_name)
+        module.run(parse(getattr(module, class_name), given[0], given[1:]))
+        return 0
+    except (UserError, RunError) as error:
+        if debug:
+            raise
+        if int(os.environ.get("RANK", "0")) == 0:
+            print(f"mae: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("mae: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if debug:
+            raise
+        print(f"mae: failed: {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
+        return 1
+
+
+def parse(config: type[Any], verb: str, arguments: list[str]) -> Any:
+    """The verb's config from its flags; `--preset NAME` sets what the flags then change. tyro's boxes become a line."""
+    import tyro
+
+    default: Any = None
+    for i, argument in enumerate(arguments):
+        if argument.startswith("--preset"):
+            name = argument.partition("=")[2] or (arguments[i + 1] if i + 1 < len(arguments) else "")
+            default = preset(name, config)
+            arguments = arguments[:i] + arguments[i + (1 if "=" in argument else 2) :]
+            break
+    boxes = io.StringIO()
+    try:
+        with redirect_stderr(boxes):
+            return tyro.cli(
+                config, prog=f"mae {verb}", args=arguments, default=default, config=(tyro.conf.FlagCreatePairsOff,)
+            )
+    except SystemExit as error:
+        if not error.code:
+            raise
+        lines = [line.strip("│╭╮╰╯─ ") for line in boxes.getvalue().splitlines()]
+        said = [line for line in lines if line and "full helptext" not in line]
+        raise UserError(f"{'; '.join(said[1:4])}. mae {verb} --help lists the flags") from None
+
+
+def preset(name: str, config: type[Any]) -> Any:
+    """The preset of that name, if it is one for this verb."""
+    from torchmae import presets
+
+    found = {key: make for key, make in presets.PRESETS.items() if make.__annotations__["return"] is config}
+    return choose(found, name, "preset")()

@@ -1,0 +1,239 @@
+"""Bytes to pixels: fast where that is exact, safe everywhere. What comes in, and what it becomes:
+
+| the image                                   | becomes                                                              |
+|---------------------------------------------|----------------------------------------------------------------------|
+| 8-bit grey, RGB                             | itself; grey is repeated for 3 channels, RGB is luma (ITU-R 601) for 1 |
+| 1-bit                                       | 0 or 255                                                             |
+| palette, CMYK, YCbCr, HSV, LAB              | RGB (LAB where Pillow has Little CMS; else refused)                  |
+| anything with alpha or a transparent colour | laid over white                                                      |
+| 16-bit grey (or 32-bit integer)             | 0..white to 0..255, rounded; refused where it would clip or go black |
+| 16-bit RGB                                  | the high byte of each sample (Pillow reads no more)                  |
+| 32-bit float                                | refused: no defined white                                            |
+| animated or with several pages              | the first frame                                                      |
+| EXIF orientation 1 to 8                     | applied; damaged EXIF counts as none                                 |
+| empty, truncated, damaged, or too large     | refused; too large is known from the header, before any decoding     |
+"""
+
+import io
+import re
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+import numpy as np
+import simplejpeg
+from jaxtyping import Integer, UInt8
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+
+from torchmae.errors import UserError
+
+
+class BadImage(ValueError):
+    """This image cannot be used. The message is the reason: one line, without the image's name."""
+
+
+# What Pillow reads, without what starts another program (EPS), is a stub (WMF, BUFR, GRIB, HDF5, MPEG), opens any inner
+# format (IPTC) or inflates without a limit (FITS). TGA has no signature, so it comes last and claims only what is left.
+SAFE_FORMATS = (
+    *(
+        "JPEG",
+        "MPO",
+        "PNG",
+        "WEBP",
+        "AVIF",
+        "GIF",
+        "TIFF",
+        "BMP",
+        "DIB",
+        "JPEG2000",
+        "PPM",
+        "ICO",
+        "CUR",
+        "ICNS",
+        "PSD",
+    ),
+    *("QOI", "SGI", "PCX", "DCX", "DDS", "FTEX", "BLP", "FLI", "GBR", "IM", "MSP", "PCD", "PIXAR", "SUN", "XBM", "XPM"),
+    "TGA",
+)
+
+
+@cache
+def _formats() -> list[str]:
+    Image.init()
+    return [name for name in SAFE_FORMATS if name in Image.OPEN]  # MPO is opened as JPEG; AVIF may not be built in
+
+
+def image_extensions() -> frozenset[str]:
+    """The file extensions that are read: lower case, with the dot."""
+    readable = {*_formats(), "MPO"}
+    return frozenset(ext for ext, name in Image.registered_extensions().items() if name in readable)
+
+
+def decode(
+    data: bytes | UInt8[np.ndarray, "H W K"], channels: int = 3, max_megapixels: float = 100.0, white: int = 65535
+) -> UInt8[np.ndarray, "H W C"]:
+    """Encoded image bytes, or pixels [H, W, 1 or 3 or C], to new uint8 pixels [H, W, channels] (see the table above).
+
+    `white` is the value that is white in 16-bit grey. Raises `BadImage` for whatever is wrong with this image, and
+    `UserError` where no image of the kind could give that many channels.
+    """
+    if isinstance(data, bytes):
+        if channels not in (1, 3):
+            raise UserError(
+                f"image files give 1 or 3 channels, not {channels}; for {channels} use an array (.npy, .npz)"
+            )
+        with _pillow(max_megapixels):
+            image = _open(data)
+            pixels = _fast_jpeg(data, image)
+            if pixels is None:
+                image.load()
+                pixels = from_pil(image, white)
+            pixels = _oriented(pixels, _orientation(image))
+    else:
+        pixels = np.array(data)
+    if pixels.size == 0:
+        raise BadImage(f"no pixels: {pixels.shape[1]} x {pixels.shape[0]}")
+    return np.require(_with_channels(pixels, channels), requirements=["C", "W"])
+
+
+def inspect(data: bytes, max_megapixels: float = 100.0) -> tuple[int, int]:
+    """(height, width) as `decode` would give them, from the header and the end alone; `BadImage` for what these show."""
+    with _pillow(max_megapixels):
+        image = _open(data)
+        # Pillow would decode a whole PNG to look for EXIF behind the pixels, even where there is none.
+        turn = _orientation(image, shallow=image.format == "PNG" and b"eXIf" not in data)
+        width, height = image.size
+    return (width, height) if turn > 4 else (height, width)
+
+
+def from_pil(image: Image.Image, white: int = 65535) -> UInt8[np.ndarray, "H W C"]:
+    """A Pillow image of any mode to uint8 pixels [H, W, 1 or 3] by the table above; `BadImage` where it has no row."""
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return _scaled(np.asarray(image).astype(np.int64), white)[:, :, None]
+    if image.mode == "F":
+        raise BadImage("32-bit float has no defined white; save it as 8- or 16-bit")
+    if image.has_transparency_data:
+        image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")  # La converts to LA alone
+        over = Image.new("RGB", image.size, "white")
+        over.paste(image.convert("RGB"), mask=image.getchannel("A"))
+        return np.array(over)
+    return np.array(image.convert("L"))[:, :, None] if image.mode in ("1", "L") else np.array(image.convert("RGB"))
+
+
+def _scaled(values: Integer[np.ndarray, "H W"], white: int) -> UInt8[np.ndarray, "H W"]:
+    low, high = (int(values.min()), int(values.max())) if values.size else (0, 0)
+    if low < 0:
+        raise BadImage(f"negative values, down to {low}")
+    if high > white:
+        raise BadImage(f"would clip: its values reach {high}, above the {white} that is said to be white")
+    if 0 < high <= white / 16:
+        raise BadImage(f"would turn nearly black: its values reach only {high} of {white}; say the value of white")
+    return ((values * 255 + white // 2) // white).astype(np.uint8)
+
+
+def _with_channels(pixels: UInt8[np.ndarray, "H W K"], channels: int) -> UInt8[np.ndarray, "H W C"]:
+    have = pixels.shape[2]
+    if have == channels:
+        return pixels
+    if (have, channels) == (1, 3):
+        return np.repeat(pixels, 3, axis=2)
+    if (have, channels) == (3, 1):
+        return np.array(Image.fromarray(np.ascontiguousarray(pixels)).convert("L"))[:, :, None]
+    raise UserError(
+        f"the images have {have} channels, which cannot become {channels}; only 1 and 3 convert to each other"
+    )
+
+
+def _open(data: bytes) -> ImageFile.ImageFile:
+    if not data:
+        raise BadImage("empty file")
+    image = Image.open(io.BytesIO(data), formats=_formats())
+    if 0 in image.size:
+        raise BadImage(f"no pixels: {image.width} x {image.height}")
+    if image.format in ("JPEG", "MPO") and data.find(b"\xff\xd9", _jpeg_scan(data)) < 0:
+        raise BadImage("truncated JPEG: no end marker")
+    if image.format == "PNG" and b"IEND" not in data[-12:] and data.rfind(b"IEND") < 0:
+        raise BadImage("truncated PNG: no end chunk")
+    return image
+
+
+def _jpeg_scan(data: bytes) -> int:
+    """Where the first scan begins: an embedded thumbnail before it has an end marker of its own."""
+    at = 2
+    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] not in (b"\xda", b""):
+        # A marker may be preceded by any number of fill bytes 0xff.
+        at += 1 if data[at + 1] == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return at
+
+
+def _fast_jpeg(data: bytes, image: Image.Image) -> UInt8[np.ndarray, "H W K"] | None:
+    """The pixels of an RGB or grey JPEG, equal to Pillow's bit for bit; None where Pillow has to judge."""
+    if image.format not in ("JPEG", "MPO") or image.mode not in ("RGB", "L"):
+        return None
+    try:
+        space = "GRAY" if image.mode == "L" else "RGB"
+        pixels = simplejpeg.decode_jpeg(data, colorspace=space, fastdct=False, fastupsample=False)
+    except Exception:  # libjpeg's complaints, which Pillow may forgive
+        return None
+    return pixels if pixels.shape[:2] == (image.height, image.width) else None
+
+
+def _orientation(image: Image.Image, shallow: bool = False) -> int:
+    if image.format == "TIFF":  # Pillow turns it by itself
+        return 1
+    try:
+        exif = Image.Image.getexif(image) if shallow else image.getexif()
+        turn = exif.get(ExifTags.Base.Orientation, 1)
+    except Exception:  # damaged EXIF does not make a bad picture
+        return 1
+    return turn if isinstance(turn, int) and 1 <= turn <= 8 else 1
+
+
+def _oriented(pixels: UInt8[np.ndarray, "H W K"], turn: int) -> UInt8[np.ndarray, "Y X K"]:
+    if turn > 4:
+        pixels = pixels.swapaxes(0, 1)
+    if turn in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return pixels[:, ::-1] if turn in (2, 3, 6, 7) else pixels
+
+
+_guard = threading.Lock()
+_inside: list[int] = []  # the limits of the threads that are inside `_pillow`
+_before: list = []  # what the first of them found
+
+
+@contextmanager
+def _pillow(max_megapixels: float) -> Iterator[None]:
+    """Pillow's errors as `BadImage`; its global limit set to ours, which also guards images inside images (ICO, ICNS),
+    and its warnings silent, until the last thread inside has left."""
+    limit = int(max_megapixels * 1e6)
+    with _guard:
+        if not _inside:
+            quiet = warnings.catch_warnings()
+            _before[:] = [quiet, Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES]
+            quiet.__enter__()
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            ImageFile.LOAD_TRUNCATED_IMAGES = False
+        _inside.append(limit)
+        Image.MAX_IMAGE_PIXELS = max(_inside)
+    try:
+        yield
+    except BadImage:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        number = re.search(r"\((\d+) pixels", str(error))
+        size = f"{int(number[1]) / 1e6:.1f} megapixels" if number else "so large when unpacked"
+        raise BadImage(f"{size}, more than the limit of {max_megapixels:g}") from error
+    except UnidentifiedImageError as error:
+        raise BadImage("not an image, or not of a format that is read") from error
+    except Exception as error:  # hostile bytes can raise anything inside Pillow
+        raise BadImage((str(error).strip().splitlines() or [type(error).__name__])[0]) from error
+    finally:
+        with _guard:
+            _inside.remove(limit)
+            if not _inside:
+                quiet, Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = _before
+                quiet.__exit__(None, None, None)

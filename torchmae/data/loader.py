@@ -1,0 +1,137 @@
+"""Batches that are the same on any number of workers and processes: `batches[step]` is a pure function of its settings.
+
+Samples flow as one endless sequence of epochs, each a keyed permutation of the data set computed index by index, so that a
+billion samples need no array. Step `s` takes the places `s * batch_size ... (s + 1) * batch_size - 1` of that sequence,
+each process an equal share of them; a batch may straddle two epochs. Resuming needs the step number and nothing else.
+"""
+
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from torchmae.data.decode import BadImage, decode
+from torchmae.data.sources import BadFile, Source
+from torchmae.data.transforms import Pixels
+from torchmae.errors import RunError, UserError
+from torchmae.hashing import ORDER, REPLACE, hash32
+
+Transform = Callable[[Pixels, int, int], Tensor]
+
+
+class Batch(NamedTuple):
+    """Images and what their randomness depends on. `bad` names files that could not be read and were replaced."""
+
+    images: UInt8[Tensor, "B C H W"]
+    epoch: Int64[Tensor, "B"]
+    sample: Int64[Tensor, "B"]
+    bad: list[BadFile]
+
+    def chunks(self, parts: int) -> "list[Batch]":
+        """Splits into `parts` micro-batches of nearly equal size."""
+        split = zip(*(torch.tensor_split(x, parts) for x in (self.images, self.epoch, self.sample)))
+        return [Batch(images, epoch, sample, []) for images, epoch, sample in split]
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on a device; the copy overlaps with work there."""
+        images, epoch, sample = (x.to(device, non_blocking=True) for x in (self.images, self.epoch, self.sample))
+        return Batch(images, epoch, sample, self.bad)
+
+
+def permute(
+    place: Int64[np.ndarray, "B"], count: int, seed: int, epoch: Int64[np.ndarray, "B"]
+) -> Int64[np.ndarray, "B"]:
+    """Where the keyed permutation of 0..count-1 for (seed, epoch) sends each place: a Feistel network of 32-bit halves
+    over the next even power of two, walked until it lands below `count` (fewer than 4 walks on average)."""
+    half = max(1, ((count - 1).bit_length() + 1) // 2)
+    low = (1 << half) - 1
+    result = place
+    outside = np.ones(len(place), dtype=bool)
+    while outside.any():
+        left, right = result[outside] >> half, result[outside] & low
+        for turn in range(6):
+            left, right = right, left ^ (hash32(seed, ORDER, epoch[outside], turn, right) & low)
+        result = result.copy()
+        result[outside] = (left << half) | right
+        outside = result >= count
+    return result
+
+
+@dataclass(frozen=True)
+class Batches(Dataset[Batch]):
+    """The batch of every step, for one process of `size`. `batch_size` counts the images of all processes together."""
+
+    source: Source
+    transform: Transform
+    batch_size: int
+    channels: int = 3
+    seed: int = 0
+    rank: int = 0
+    size: int = 1
+    max_megapixels: float = 100.0
+    white: int = 65535
+
+    def __post_init__(self) -> None:
+        if self.batch_size % self.size:
+            below = self.batch_size // self.size * self.size
+            raise UserError(
+                f"batch size {self.batch_size} cannot be shared equally by {self.size} processes: "
+                f"use {below or self.size} or {below + self.size}"
+            )
+
+    def places(self, step: int) -> tuple[Int64[np.ndarray, "B"], Int64[np.ndarray, "B"]]:
+        """The (epoch, sample) pairs of this process's share of a step."""
+        share = self.batch_size // self.size
+        place = step * self.batch_size + self.rank * share + np.arange(share, dtype=np.int64)
+        epoch, within = place // len(self.source), place % len(self.source)
+        return epoch, permute(within, len(self.source), self.seed, epoch)
+
+    def __getitem__(self, step: int) -> Batch:
+        bad: list[BadFile] = []
+        epoch, sample = self.places(step)
+        images = [self.transform(self.read(int(i), bad), int(e), int(i)) for e, i in zip(epoch, sample)]
+        return Batch(torch.stack(images), torch.from_numpy(epoch), torch.from_numpy(sample), bad)
+
+    def read(self, sample: int, bad: list[BadFile]) -> Pixels:
+        """The pixels of a sample, or of its replacement, which is the same in every epoch, process and run."""
+        index = sample
+        for attempt in range(100):
+            try:
+                return read(self.source, index, self.channels, self.max_megapixels, self.white)
+            except BadImage as error:
+                bad.append(BadFile(self.source.name(index), str(error)))
+                index = hash32(self.seed, REPLACE, sample, attempt) % len(self.source)
+        raise RunError(f"100 files drawn in a row cannot be read; the last: {bad[-1].name}: {bad[-1].reason}")
+
+    def loader(self, start: int, stop: int, workers: int, pin_memory: bool = False) -> "DataLoader[Batch]":
+        """The batches of the steps `start..stop-1`, prepared by `workers` processes (0: by this one)."""
+        return DataLoader(
+            self,
+            batch_size=None,
+            sampler=range(start, stop),
+            num_workers=workers,
+            pin_memory=pin_memory,
+            worker_init_fn=start_worker if workers else None,
+        )
+
+
+def start_worker(worker: int) -> None:
+    """Workers leave signals to the main process, which finishes its step first, and do not fight over cores."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+def read(source: Source, index: int, channels: int, max_megapixels: float, white: int) -> Pixels:
+    """Reads and decodes one image of a source; whatever is wrong with the file is a `BadImage`."""
+    try:
+        data = source.read(index)
+    except OSError as error:
+        raise BadImage(error.strerror or str(error)) from error
+    return decode(data, channels, max_megapixels, white)

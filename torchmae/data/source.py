@@ -1,0 +1,92 @@
+"""What a source of images is: an indexable set that lists, labels and reads its images, and decodes nothing."""
+
+import hashlib
+import os
+import zlib
+from array import array
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, Protocol, overload, runtime_checkable
+
+import numpy as np
+from jaxtyping import UInt8
+
+from torchmae.errors import choose
+
+Pixels = UInt8[np.ndarray, "H W C"]
+
+
+class BadFile(NamedTuple):
+    name: str
+    reason: str
+
+
+@runtime_checkable
+class Source(Protocol):
+    channels: int  # of what `read` gives: 3 for image files
+    unusable: Sequence[BadFile]  # found while listing: dangling and looping links, unreadable folders, missing files
+
+    def __len__(self) -> int: ...
+
+    def name(self, i: int) -> str:
+        """What to call image `i` in messages; unique, and independent of where the set lies."""
+
+    def label(self, i: int) -> str | None:
+        """The name of the class of image `i`, where there is one."""
+
+    def read(self, i: int) -> bytes | Pixels:
+        """The encoded file, or uint8 pixels [H, W, C]. Raises `OSError` or `BadImage`."""
+
+    def fingerprint(self) -> str:
+        """A hex digest of names and sizes (of shape and a sample of pixels for arrays): equal for equal sets anywhere."""
+
+
+class Strings(Sequence[str]):
+    """Immutable strings in one block of memory: bytes, and where each string ends."""
+
+    def __init__(self, items: Iterable[str]):
+        blob, ends = bytearray(), array("q", [0])
+        for item in items:
+            blob += item.encode("utf-8", "surrogateescape")
+            ends.append(len(blob))
+        self.blob, self.ends = bytes(blob), np.array(ends, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    @overload
+    def __getitem__(self, i: int) -> str: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[str]: ...
+    def __getitem__(self, i: int | slice) -> str | list[str]:
+        if isinstance(i, slice):
+            return [self[k] for k in range(*i.indices(len(self)))]
+        i = range(len(self))[i]
+        return self.blob[self.ends[i] : self.ends[i + 1]].decode("utf-8", "surrogateescape")
+
+
+def digest(names: Strings, sizes: np.ndarray) -> str:
+    return hashlib.sha256(names.blob + names.ends.tobytes() + sizes.astype(np.int64).tobytes()).hexdigest()
+
+
+def sampled(source: Source, *facts: Any, count: int = 64) -> str:
+    """The digest of `facts`, the length and the content of `count` images that are evenly spaced over the source."""
+    sums = []
+    for i in np.unique(np.linspace(0, len(source) - 1, count).astype(int)):
+        item = source.read(int(i))
+        sums.append((getattr(item, "shape", None), zlib.crc32(item if isinstance(item, bytes) else item.tobytes())))
+    return hashlib.sha256(repr((facts, len(source), sums)).encode()).hexdigest()
+
+
+def options_of(spec: str, allowed: Sequence[str] | None) -> tuple[str, dict[str, str]]:
+    """ "what?a=1&b=2" to ("what", {"a": "1", "b": "2"}); `UserError` for a name that is not allowed (None: any is)."""
+    what, _, query = spec.partition("?")
+    pairs = (part.partition("=") for part in query.split("&") if part)
+    options = {name: value for name, _, value in pairs}
+    for name in options:
+        if allowed is not None:
+            choose(dict.fromkeys(allowed), name, f"option in '{spec}'")
+    return what, options
+
+
+def suffix_of(name: str) -> str:
+    return os.path.splitext(name)[1].lower()

@@ -1,0 +1,82 @@
+"""From decoded pixels to what a model takes: uint8 `[C, H, W]` of one size. Random choices come from the hash, not a state."""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import UInt8
+from torch import Tensor
+
+from torchmae.hashing import CROP, uniform
+
+Pixels = UInt8[np.ndarray, "H W C"]
+
+
+class Crop(NamedTuple):
+    """A window of an image in pixels, and whether it is mirrored."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    flip: bool
+
+
+@dataclass(frozen=True)
+class Augment:
+    """The paper's pre-training augmentation: random resized crop and horizontal flip, nothing else (Table 1e).
+
+    A pure function of (seed, epoch, sample). `size` is `(H, W)`; the aspect range 3/4..4/3 is relative to that of `size`.
+    """
+
+    size: tuple[int, int]
+    seed: int = 0
+    scale: tuple[float, float] = (0.2, 1.0)
+    flip: bool = True
+
+    def crop(self, height: int, width: int, epoch: int, sample: int) -> Crop:
+        """Ten throws of area and aspect; if none fits, the largest centred window of an allowed aspect."""
+
+        def draw(counter: int, low: float = 0.0, high: float = 1.0) -> float:
+            return low + (high - low) * uniform(self.seed, CROP, epoch, sample, counter)
+
+        flip = self.flip and draw(0) < 0.5
+        shape = self.size[1] / self.size[0]
+        low, high = 3 / 4 * shape, 4 / 3 * shape
+        for throw in range(10):
+            area = height * width * draw(4 * throw + 1, *self.scale)
+            aspect = math.exp(draw(4 * throw + 2, math.log(low), math.log(high)))
+            w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if 0 < w <= width and 0 < h <= height:
+                top, left = int(draw(4 * throw + 3, 0, height - h + 1)), int(draw(4 * throw + 4, 0, width - w + 1))
+                return Crop(top, left, h, w, flip)
+        w, h = min(width, max(1, round(height * high))), min(height, max(1, round(width / low)))
+        return Crop((height - h) // 2, (width - w) // 2, h, w, flip)
+
+    def __call__(self, image: Pixels, epoch: int, sample: int) -> UInt8[Tensor, "C h w"]:
+        return cut(image, self.crop(image.shape[0], image.shape[1], epoch, sample), self.size)
+
+
+@dataclass(frozen=True)
+class Whole:
+    """For looking at an image as it is: the largest centred window of the right aspect, resized; nothing random."""
+
+    size: tuple[int, int]
+
+    def __call__(self, image: Pixels, epoch: int = 0, sample: int = 0) -> UInt8[Tensor, "C h w"]:
+        height, width = image.shape[:2]
+        ratio = min(height / self.size[0], width / self.size[1])
+        h, w = (max(1, min(side, round(ratio * wanted))) for side, wanted in zip((height, width), self.size))
+        return cut(image, Crop((height - h) // 2, (width - w) // 2, h, w, False), self.size)
+
+
+def cut(image: Pixels, crop: Crop, size: tuple[int, int]) -> UInt8[Tensor, "C h w"]:
+    """The window, resized with an antialiased bicubic filter on uint8 (PIL's filter to a rounding), mirrored if asked."""
+    window = image[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
+    pixels = torch.from_numpy(np.ascontiguousarray(window)).permute(2, 0, 1)
+    if pixels.shape[1:] != size:
+        pixels = F.interpolate(pixels.unsqueeze(0), size=size, mode="bicubic", antialias=True).squeeze(0)
+    return (pixels.flip(-1) if crop.flip else pixels).contiguous()

@@ -1,0 +1,129 @@
+"""Which patches the encoder sees. A masking turns scores into an order of the patches: the first K stay, the rest is hidden.
+
+Every strategy gives all images of a batch the same counts, works on the noise's device, and is deterministic in the noise.
+The noise is integers from a counter-based hash, so a mask depends on (seed, epoch, sample) only, and CPU and GPU agree.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Int64
+from torch import Tensor
+
+from torchmae.errors import UserError, choose
+from torchmae.hashing import BLOCK, MASK, hash32
+
+
+class Mask(NamedTuple):
+    """A partition of an image's patches into those the encoder sees and those to be predicted."""
+
+    keep: Int64[Tensor, "B K"]
+    hide: Int64[Tensor, "B M"]
+
+
+Masking = Callable[[Int64[Tensor, "B N"], tuple[int, int], float], Mask]
+
+
+def noise(seed: int, epoch: Int64[Tensor, "B"], sample: Int64[Tensor, "B"], patches: int) -> Int64[Tensor, "B N"]:
+    """Integers >= 0, all different within an image: 32 hashed bits, then the patch index, which breaks ties."""
+    place = torch.arange(patches, device=sample.device)
+    return hash32(seed, MASK, epoch.unsqueeze(1), sample.unsqueeze(1), place) * patches + place
+
+
+def kept(patches: int, ratio: float) -> int:
+    """How many patches stay visible: `floor(N * (1 - ratio))`, as in the reference; `UserError` unless 0 < K < N."""
+    # The rounding takes away float dust: 10 * (1 - 0.9) is 0.9999999999999998, and means 1.
+    count = int(round(patches * (1 - ratio), 9))
+    if not 0 < count < patches:
+        raise UserError(
+            f"mask ratio {ratio} leaves {count} of {patches} patches visible: at least one must be visible and one hidden"
+        )
+    return count
+
+
+def split(order: Int64[Tensor, "B N"], ratio: float) -> Mask:
+    """The first K patches of the order stay, the others are hidden."""
+    count = kept(order.shape[1], ratio)
+    return Mask(order[:, :count], order[:, count:])
+
+
+def random(noise: Int64[Tensor, "B N"], grid: tuple[int, int], ratio: float) -> Mask:
+    """Uniform without replacement (paper section 3, the default)."""
+    return split(noise.argsort(dim=1), ratio)
+
+
+def block(noise: Int64[Tensor, "B N"], grid: tuple[int, int], ratio: float) -> Mask:
+    """BEiT-like blocks (paper Table 1f): rectangles fall one after another until exactly the ratio is hidden.
+
+    Of the last rectangle only as many patches are hidden as are still needed, row by row; if the rectangles do not cover
+    enough (rare), single patches follow at random. The paper does not publish its generator; BEiT's aspect range is used.
+    """
+    rows, columns = grid
+    batch, patches = noise.shape
+    shapes = torch.tensor(block_shapes(rows, columns), device=noise.device)
+    throws = torch.arange(BLOCKS, device=noise.device)
+
+    def draw(purpose: int) -> Int64[Tensor, "B Blocks"]:
+        return hash32(BLOCK, noise[:, :1], throws, purpose)
+
+    shape = shapes[draw(0) % len(shapes)]
+    height, width = shape[..., 0], shape[..., 1]
+    top, left = draw(1) % (rows - height + 1), draw(2) % (columns - width + 1)
+    place = torch.arange(patches, device=noise.device)
+    down, across = (x.view(batch, BLOCKS, 1) for x in (top, left))
+    row, column = place // columns - down, place % columns - across
+    inside = (row >= 0) & (row < height.unsqueeze(2)) & (column >= 0) & (column < width.unsqueeze(2))
+    first = torch.where(inside.any(1), inside.int().argmax(1), BLOCKS)
+    # Later blocks come first in the order (they stay visible); equal blocks by place, what no block covers by noise.
+    within = torch.where(first < BLOCKS, patches - 1 - place, noise.argsort(dim=1).argsort(dim=1))
+    return split(((BLOCKS - first) * patches + within).argsort(dim=1), ratio)
+
+
+BLOCKS = 32
+
+
+@cache
+def block_shapes(rows: int, columns: int) -> list[tuple[int, int]]:
+    """A table of block sizes, so that drawing one needs integers only: 16 areas by 16 log-spaced aspects 0.3..1/0.3."""
+    patches = rows * columns
+    smallest, largest = max(1.0, patches * 16 / 196), max(1.0, patches / 2)  # BEiT's least is 16 patches of 14 x 14
+    table = []
+    for i in range(16):
+        area = smallest + (largest - smallest) * (i + 0.5) / 16
+        for j in range(16):
+            aspect = 0.3 ** (1 - 2 * (j + 0.5) / 16)
+            height, width = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
+            table.append((min(max(height, 1), rows), min(max(width, 1), columns)))
+    return table
+
+
+def grid(noise: Int64[Tensor, "B N"], grid: tuple[int, int], ratio: float) -> Mask:
+    """Regular (paper Table 1f): at 75 % the upper left of every 2x2 stays. Other ratios take corners in a fixed turn:
+    upper left, lower right, upper right, lower left; the corner that is only partly taken, by noise."""
+    place = torch.arange(noise.shape[1], device=noise.device)
+    row, column = place // grid[1] % 2, place % grid[1] % 2
+    turn = torch.tensor([[0, 2], [3, 1]], device=noise.device)[row, column]
+    rank = noise.argsort(dim=1).argsort(dim=1)
+    return split((turn * noise.shape[1] + rank).argsort(dim=1), ratio)
+
+
+def given(hidden: Bool[Tensor, "B N"]) -> Mask:
+    """A user's own mask, True where hidden. All images must hide the same number of patches, and neither none nor all."""
+    counts = hidden.sum(dim=1)
+    count, patches = int(counts[0]), hidden.shape[1]
+    if not bool((counts == count).all()):
+        raise UserError(f"masks of one batch must hide equally many patches, not {counts.min()} to {counts.max()}")
+    if not 0 < count < patches:
+        raise UserError(f"the mask hides {count} of {patches} patches: at least one must be visible and one hidden")
+    order = hidden.int().argsort(dim=1, stable=True)
+    return Mask(order[:, : patches - count], order[:, patches - count :])
+
+
+MASKINGS: dict[str, Masking] = {"random": random, "block": block, "grid": grid}
+
+
+def masking(name: str) -> Masking:
+    """The strategy of that name in `MASKINGS`, or a `UserError` with the nearest name."""
+    return choose(MASKINGS, name, "masking")

@@ -1,0 +1,195 @@
+"""The encoder: the plain pre-LN Vision Transformer, with timm's parameter names and values, that can skip patches.
+
+`keep` picks patches before the embedding: a hidden patch costs nothing anywhere in the encoder (paper section 3).
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor, nn
+
+from torchmae.errors import UserError, choose
+from torchmae.models.patches import grid_of, normalize, patchify, resize_positions, sincos_positions, take
+
+SIZES: dict[str, dict[str, int]] = {
+    "vit_micro": dict(embed_dim=128, depth=6, num_heads=4),
+    "vit_tiny": dict(embed_dim=192, depth=12, num_heads=3),
+    "vit_small": dict(embed_dim=384, depth=12, num_heads=6),
+    "vit_base": dict(embed_dim=768, depth=12, num_heads=12),
+    "vit_large": dict(embed_dim=1024, depth=24, num_heads=16),
+    "vit_huge": dict(embed_dim=1280, depth=32, num_heads=16),
+}
+
+
+class DropPath(nn.Module):
+    """Leaves out a residual branch for whole images at the given rate, while training (stochastic depth)."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        if not self.training or self.rate == 0:
+            return x
+        stays = torch.rand(len(x), 1, 1, device=x.device) >= self.rate
+        return x * stays / (1 - self.rate)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; queries, keys and values from one product."""
+
+    def __init__(self, dim: int, num_heads: int):
+        super().__init__()
+        if dim % num_heads:
+            raise UserError(f"width {dim} is not divisible by {num_heads} heads")
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        batch, tokens, dim = x.shape
+        qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, dim // self.num_heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, tokens, dim))
+
+
+class Mlp(nn.Module):
+    """Two layers with exact GELU between."""
+
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """Pre-LN transformer block; LayerNorm eps 1e-6."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float = 4.0, drop_path: float = 0.0):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = Attention(dim, num_heads)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class PatchEmbed(nn.Module):
+    """A linear map of each patch; kept as a convolution's weight `proj`, as in timm, so that weights move unchanged."""
+
+    def __init__(self, patch_size: int, channels: int, dim: int):
+        super().__init__()
+        self.proj = nn.Conv2d(channels, dim, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, patches: Float[Tensor, "B K P"]) -> Float[Tensor, "B K D"]:
+        weight = self.proj.weight.permute(0, 2, 3, 1).flatten(1)  # to the patch order (row, column, channel)
+        return F.linear(patches, weight, self.proj.bias)
+
+
+class ViT(nn.Module):
+    """Vision Transformer encoder.
+
+    Args:
+        image_size: `(H, W)` in pixels, each divisible by `patch_size`.
+        drop_path: rate of the last block; it grows linearly from 0 at the first (fine-tuning only; the paper uses none
+            in pre-training).
+        mean, std: a value for each channel; what `normalize` uses on uint8 pixels, measured on the training data.
+    """
+
+    num_prefix_tokens = 1
+
+    def __init__(
+        self,
+        image_size: tuple[int, int] = (224, 224),
+        patch_size: int = 16,
+        channels: int = 3,
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
+        mean: tuple[float, ...] | None = None,
+        std: tuple[float, ...] | None = None,
+    ):
+        super().__init__()
+        self.image_size, self.patch_size, self.channels, self.embed_dim = image_size, patch_size, channels, embed_dim
+        self.depth, self.num_heads, self.mlp_ratio = depth, num_heads, mlp_ratio
+        self.mean, self.std = mean or (0.5,) * channels, std or (0.5,) * channels
+        if len(self.mean) != channels or len(self.std) != channels:
+            raise UserError(f"mean {self.mean} and std {self.std} need one value for each of {channels} channels")
+        self.grid = grid_of(image_size, patch_size)
+        self.patch_embed = PatchEmbed(patch_size, channels, embed_dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        self.pos_embed = nn.Parameter(sincos_positions(self.grid, embed_dim), requires_grad=False)
+        rates = [drop_path * i / max(1, depth - 1) for i in range(depth)]
+        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio, rate) for rate in rates)
+        self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
+        initialize(self)
+
+    def config(self) -> dict[str, object]:
+        """The arguments that build this encoder again (without drop path, which belongs to a training)."""
+        names = ("image_size", "patch_size", "channels", "embed_dim", "depth", "num_heads", "mlp_ratio", "mean", "std")
+        return {name: getattr(self, name) for name in names}
+
+    def normalize(self, images: UInt8[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """uint8 pixels to what `forward` takes: `(pixels / 255 - mean) / std`."""
+        return normalize(images, self.mean, self.std)
+
+    def layers(self) -> list[nn.Module]:
+        """The blocks in order: the one list behind layer decay, partial fine-tuning, sharding and checkpointing."""
+        return list(self.blocks)
+
+    def forward(
+        self, images: Float[Tensor, "B C H W"], keep: Int64[Tensor, "B K"] | None = None, layer: int | None = None
+    ) -> Float[Tensor, "B T D"]:
+        """Tokens `[B, 1 + K, D]`, the class token first, after the final norm; `keep=None` means all patches.
+
+        `layer` stops after that many blocks (1..depth). Images are normalised floats of the model's size.
+        """
+        if images.shape[1:] != (self.channels, *self.image_size):
+            given, wanted = (
+                " x ".join(map(str, shape)) for shape in (images.shape[1:], (self.channels, *self.image_size))
+            )
+            raise UserError(f"the encoder takes images of {wanted} (channels, height, width), not {given}")
+        if layer is not None and not 1 <= layer <= len(self.blocks):
+            raise UserError(f"layer {layer} does not exist: 1 to {len(self.blocks)}")
+        patches, positions = patchify(images, self.patch_size), self.pos_embed[:, 1:]
+        if keep is not None:
+            patches, positions = take(patches, keep), take(positions, keep)
+        first = (self.cls_token + self.pos_embed[:, :1]).expand(len(images), -1, -1)
+        x = torch.cat([first, self.patch_embed(patches) + positions], dim=1)
+        for block in self.blocks[:layer]:
+            x = block(x)
+        return self.norm(x)
+
+    def resize(self, image_size: tuple[int, int]) -> None:
+        """Makes the encoder take images of another size; the positions are resized (bicubic)."""
+        grid = grid_of(image_size, self.patch_size)
+        positions = resize_positions(self.pos_embed.data, self.grid, grid)
+        self.pos_embed = nn.Parameter(positions, requires_grad=self.pos_embed.requires_grad)
+        self.image_size, self.grid = image_size, grid
+
+
+def initialize(module: nn.Module) -> None:
+    """The paper's initialisation (appendix A.1): Xavier-uniform for every linear map, the patch embedding seen as one;
+    zero biases; class and mask tokens normal with deviation 0.02 (the reference's). Positions are not touched."""
+    for child in module.modules():
+        if isinstance(child, nn.Linear | nn.Conv2d):
+            nn.init.xavier_uniform_(child.weight.data.view(len(child.weight), -1))
+            if child.bias is not None:
+                nn.init.zeros_(child.bias)
+    for name, parameter in module.named_parameters(recurse=False):
+        if name.endswith("_token"):
+            nn.init.normal_(parameter, std=0.02)
+
+
+def size_of(name: str) -> dict[str, int]:
+    """Width, depth and heads of a named size, or a `UserError` with the nearest name."""
+    return choose(SIZES, name, "model")

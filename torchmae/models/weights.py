@@ -1,0 +1,75 @@
+"""A run folder's model: `config.json` says how to build it, `model.safetensors` holds the weights. No pickle anywhere."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from torchmae.errors import UserError
+from torchmae.models.mae import MAE, build_encoder
+from torchmae.models.vit import ViT
+
+
+def read_config(run: str | os.PathLike[str]) -> dict[str, Any]:
+    """`config.json` of a run folder; `UserError` if it is not one."""
+    path = Path(run) / "config.json"
+    if not path.is_file():
+        raise UserError(
+            f"{run} is not a run folder (it has no config.json): make one with mae pretrain DATA --out {run}"
+        )
+    try:
+        config = json.loads(path.read_text())
+        assert isinstance(config["model"]["encoder"], dict)
+    except (ValueError, KeyError, TypeError, AssertionError, OSError) as error:
+        raise UserError(f"{path} does not describe a torchmae model ({type(error).__name__}: {error})") from error
+    return config
+
+
+def read_weights(run: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """`model.safetensors` of a run folder, on the CPU."""
+    path = Path(run) / "model.safetensors"
+    if not path.is_file():
+        raise UserError(f"{run} holds no weights yet (no model.safetensors): let its training reach a checkpoint first")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def load_weights(module: nn.Module, weights: dict[str, Tensor], source: str | os.PathLike[str]) -> None:
+    """Every parameter from `weights`, names and shapes equal; otherwise a `UserError` that names the first differences."""
+    own = module.state_dict()
+    wrong = [f"{name} is missing" for name in own if name not in weights]
+    wrong += [f"{name} is not known" for name in weights if name not in own]
+    wrong += [
+        f"{name} is {list(weights[name].shape)}, not {list(own[name].shape)}"
+        for name in own
+        if name in weights and weights[name].shape != own[name].shape
+    ]
+    if wrong:
+        raise UserError(
+            f"the weights of {source} do not fit its model: {'; '.join(wrong[:3])} ({len(wrong)} differences)"
+        )
+    module.load_state_dict(weights)
+
+
+def load_mae(run: str | os.PathLike[str]) -> MAE:
+    """The whole model of a run folder, encoder and decoder, in eval mode on the CPU."""
+    model = MAE.build(read_config(run)["model"])
+    load_weights(model, read_weights(run), run)
+    return model.eval()
+
+
+def load(run: str | os.PathLike[str]) -> ViT:
+    """The encoder of a run folder, in eval mode on the CPU: `encoder(images)` gives `[B, 1 + N, D]`.
+
+    `encoder.normalize` turns uint8 images of `encoder.image_size` into what it takes.
+    """
+    encoder = build_encoder(read_config(run)["model"]["encoder"])
+    weights = read_weights(run)
+    load_weights(encoder, {n.removeprefix("encoder."): w for n, w in weights.items() if n.startswith("encoder.")}, run)
+    return encoder.eval()

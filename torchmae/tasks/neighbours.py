@@ -1,0 +1,182 @@
+"""`mae neighbours`: k-NN accuracy on frozen features, beside the same k-NN on raw pixels and on an untrained encoder."""
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import torch.nn.functional as F
+import tyro
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from torchmae.data.sources import Source, open_source
+from torchmae.errors import UserError
+from torchmae.hashing import SPLIT, hash32
+from torchmae.models.mae import build_encoder
+from torchmae.models.vit import ViT
+from torchmae.models.weights import load, read_config
+from torchmae.tasks.embed import embed
+from torchmae.train.checkpoint import write_text
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """How good are the features? k-NN accuracy on labelled images, beside raw pixels and an untrained encoder."""
+
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """A run folder."""
+    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="LABELLED")]
+    """Labelled images: a folder of class folders (with train/ and val/ above them: these are the split), tar, list, ..."""
+    test: str | None = None
+    """Labelled images to test on. Default: a share of the others."""
+    test_fraction: float = 0.2
+    """That share, drawn in every class by the seed."""
+    k: int = 20
+    """Neighbours that vote, each with the weight exp(similarity / 0.07)."""
+    layer: int | None = None
+    """Take the tokens after this block, 1 to depth. Default: after the last."""
+    pooling: str = "mean"
+    """mean (of the patch tokens), cls (the class token) or cls+mean."""
+    seed: int = 0
+    """Of the split and of the untrained encoder."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+
+def run(config: Neighbours) -> dict[str, Any]:
+    """Prints the three accuracies with 95 % intervals, adds them to `results.json` of the run, and gives them."""
+    if not 0 < config.test_fraction < 1:
+        raise UserError(f"--test-fraction {config.test_fraction}: must lie between 0 and 1")
+    if config.k < 1:
+        raise UserError(f"--k {config.k}: must be at least 1")
+    encoder = load(config.run)
+    untrained = fresh(config.run, config.seed)
+    train_source, test_source = sources(config)
+    encoders = {"features": encoder, "untrained encoder": untrained, "raw pixels": RawPixels(encoder)}
+    accuracy: dict[str, Any] = {}
+    for name, one in encoders.items():
+        train, train_labels = labelled(one, train_source, config)
+        if test_source is None:
+            held_out = split(train_labels, config.test_fraction, config.seed)
+            parts = train[~held_out], train[held_out]
+            answers = [label for label, out in zip(train_labels, held_out.tolist()) if not out]
+            truth = [label for label, out in zip(train_labels, held_out.tolist()) if out]
+        else:
+            test, truth = labelled(one, test_source, config)
+            parts, answers = (train, test), train_labels
+        classes = sorted(set(answers))
+        if len(classes) < 2:
+            raise UserError(f"k-NN needs at least two classes with labels, {config.data} has {len(classes)}")
+        known = {label: i for i, label in enumerate(classes)}
+        votes = knn(*parts, torch.tensor([known[label] for label in answers]), len(classes), config.k)
+        right = sum(guess == known.get(label, -1) for guess, label in zip(votes.tolist(), truth))
+        low, high = interval(right, len(truth))
+        accuracy[name] = {"accuracy": right / len(truth), "low": low, "high": high}
+    result = {
+        "data": config.data,
+        "train_images": len(answers),
+        "test_images": len(truth),
+        "classes": len(classes),
+        **asdict(config),
+        "knn": accuracy,
+    }
+    print(
+        f"k-NN accuracy (k = {config.k}), {len(truth)} test and {len(answers)} training images, {len(classes)} classes"
+    )
+    for name, found in accuracy.items():
+        print(f"  {name:<18} {found['accuracy']:6.1%}  (95 % interval {found['low']:.1%} to {found['high']:.1%})")
+    print(f"Written to {add_result(Path(config.run), 'neighbours', result)}")
+    return result
+
+
+class RawPixels(torch.nn.Module):
+    """An "encoder" that gives the pixels: one token of them all, behind a class token of zeros."""
+
+    def __init__(self, like: ViT):
+        super().__init__()
+        self.image_size, self.channels, self.blocks, self.normalize = (
+            like.image_size,
+            like.channels,
+            like.blocks,
+            like.normalize,
+        )
+
+    def forward(self, images: Float[Tensor, "B C H W"], layer: int | None = None) -> Float[Tensor, "B 2 X"]:
+        return torch.stack([torch.zeros_like(images), images], dim=1).flatten(2)
+
+
+def fresh(run: str, seed: int) -> ViT:
+    """The run's encoder as it was before training, up to the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_encoder(read_config(run)["model"]["encoder"]).eval()
+
+
+def sources(config: Neighbours) -> tuple[Source, Source | None]:
+    """Training and test images; a folder that holds train/ and val/ (or test/) brings its own split."""
+    folder = Path(config.data)
+    if config.test is not None:
+        return open_source(config.data), open_source(config.test)
+    if (folder / "train").is_dir():
+        for name in ("val", "test"):
+            if (folder / name).is_dir():
+                return open_source(folder / "train"), open_source(folder / name)
+    return open_source(config.data), None
+
+
+def labelled(encoder: Any, source: Source, config: Neighbours) -> tuple[Float[Tensor, "B F"], list[str]]:
+    """Features and labels of the images that have both."""
+    pooling = "mean" if isinstance(encoder, RawPixels) else config.pooling
+    ids, features, _ = embed(encoder, source, config.run, config.layer, pooling, device=config.device)
+    labels = [source.label(i) for i in ids]
+    have = [i for i, label in enumerate(labels) if label is not None]
+    if not have:
+        raise UserError(f"{config.data} has no labels: put the images of each class in a folder of its name")
+    return features[have], [label for label in labels if label is not None]
+
+
+def split(labels: list[str], fraction: float, seed: int) -> Tensor:
+    """True for the images held out: in each class the share with the smallest hashes, at least one, but not all."""
+    held_out = torch.zeros(len(labels), dtype=torch.bool)
+    for label in sorted(set(labels)):
+        members = [i for i, other in enumerate(labels) if other == label]
+        count = min(len(members) - 1, max(1, round(fraction * len(members))))
+        held_out[sorted(members, key=lambda i: hash32(seed, SPLIT, i))[:count]] = True
+    if not held_out.any():
+        raise UserError("every class has only one image: nothing is left to test on")
+    return held_out
+
+
+def knn(
+    train: Float[Tensor, "A F"], test: Float[Tensor, "B F"], labels: Int64[Tensor, "A"], classes: int, k: int
+) -> Int64[Tensor, "B"]:
+    """The class of each test row: the k most similar training rows vote with exp(cosine / 0.07) (Wu et al. 2018), after
+    each feature is standardised with the training rows' mean and deviation."""
+    mean, std = train.mean(0), train.std(0).clamp(min=1e-6)
+    train, test = (F.normalize((x - mean) / std, dim=1) for x in (train, test))
+    guesses = []
+    for rows in test.split(1024):
+        similarity, nearest = (rows @ train.T).topk(min(k, len(train)), dim=1)
+        votes = torch.zeros(len(rows), classes).scatter_add_(1, labels[nearest], (similarity / 0.07).exp())
+        guesses.append(votes.argmax(1))
+    return torch.cat(guesses)
+
+
+def interval(right: int, count: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share."""
+    z, share = 1.959964, right / count
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def add_result(run: Path, name: str, result: dict[str, Any]) -> Path:
+    """Adds an evaluation to the run's `results.json`, after those that are there."""
+    path = run / "results.json"
+    results = json.loads(path.read_text()) if path.exists() else {}
+    results.setdefault(name, []).append(result)
+    write_text(path, json.dumps(results, indent=1))
+    return path

@@ -1,0 +1,274 @@
+"""`mae pretrain`: any folder of images to a run folder with an encoder, pictures and curves."""
+
+import json
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import torchmae
+from torchmae.data.loader import Batch, Batches
+from torchmae.data.scan import Scan, bad_budget, scan
+from torchmae.data.sources import Source, open_source
+from torchmae.data.transforms import Augment, Whole
+from torchmae.errors import RunError, UserError
+from torchmae.models.mae import MAE
+from torchmae.models.masking import Mask, masking, noise
+from torchmae.models.vit import ViT, size_of
+from torchmae.models.weights import read_config
+from torchmae.tasks import settings
+from torchmae.tasks.reconstruct import draw, draw_mask
+from torchmae.tasks.settings import FREE, Pretrain
+from torchmae.train import checkpoint
+from torchmae.train.distributed import World, start
+from torchmae.train.log import draw_curves, note_bad_files
+from torchmae.train.loop import Outcome, Plan, fit
+from torchmae.train.optim import peak_lr
+
+
+class PretrainTask(nn.Module):
+    """A batch of images to the MAE's loss; the mask of a sample is a function of (seed, epoch, sample)."""
+
+    def __init__(self, model: MAE, masking_name: str, mask_ratio: float, seed: int):
+        super().__init__()
+        self.model, self.masking, self.mask_ratio, self.seed = model, masking(masking_name), mask_ratio, seed
+        self.aside = frozenset(n for n, _ in model.named_parameters() if n.startswith("decoder.statistics."))
+
+    def layers(self) -> list[nn.Module]:
+        return [*self.model.encoder.layers(), *self.model.decoder.blocks]
+
+    def mask(self, batch: Batch) -> Mask:
+        grid = self.model.encoder.grid
+        return self.masking(noise(self.seed, batch.epoch, batch.sample, grid[0] * grid[1]), grid, self.mask_ratio)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        output = self.model(self.model.encoder.normalize(batch.images), self.mask(batch))
+        loss = output.loss
+        if output.statistics_loss is not None:  # adds the head's gradient, and nothing to the value that is logged
+            loss = loss + (output.statistics_loss - output.statistics_loss.detach())
+        return {"loss": loss}
+
+    def diagnose(self, batch: Batch) -> dict[str, Tensor]:
+        """The loss of two predictors that have learned nothing, on the same images, masks and target."""
+        images, mask, target = self.model.encoder.normalize(batch.images), self.mask(batch), self.model.target
+        truth = target(images, mask.hide)
+        patch_mean, visible_mean = truth.mean(2, keepdim=True), target(images, mask.keep).mean(1, keepdim=True)
+        return {
+            "loss of patch mean": (truth - patch_mean).square().mean(),
+            "loss of visible mean": (truth - visible_mean).square().mean(),
+        }
+
+
+def run(config: Pretrain) -> Path:
+    """Trains, or goes on training, and gives the run folder."""
+    settings.check(config)
+    with start(config.device) as world, ExitStack() as stack:
+        source = open_source(config.data)
+        out = Path(config.out or Path("runs") / settings.name_of(config.data))
+        prepare_folder(out, world)
+        world.on_main(lambda: stack.enter_context(checkpoint.lock(out)))
+        if (out / "config.json").exists():
+            config, model = resumed(config, source, out)
+        else:
+            found = world.on_main(lambda: scan_and_report(config, source, out))
+            config = settings.resolve(config, found, source.channels, world)
+            model = build(config, found)
+            world.on_main(lambda: write_config(out, config, source, model))
+        return train(config, source, model, out, world)
+
+
+def prepare_folder(out: Path, world: World) -> None:
+    """Makes the run folder; one that holds something else is not touched."""
+
+    def make() -> None:
+        if out.exists() and not out.is_dir():
+            raise UserError(f"--out {out} is a file: name a folder")
+        if out.is_dir() and not (out / "config.json").exists():
+            strange = [p.name for p in out.iterdir() if p.name not in (".lock", "bad-files.jsonl")]
+            if strange:
+                raise UserError(f"--out {out} holds other things ({strange[0]}, ...): name a new folder or a run")
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--out {out} cannot be made: {error.strerror or error}") from error
+
+    world.on_main(make)
+
+
+def scan_and_report(config: Pretrain, source: Source, out: Path) -> Scan:
+    """Scans the data; bad files are named once in bad-files.jsonl, too many of them are a `UserError`."""
+    found = scan(source, config.channels or source.channels, config.max_megapixels, config.white)
+    (out / "bad-files.jsonl").unlink(missing_ok=True)
+    note_bad_files(out, found.bad)
+    if len(found.bad) > bad_budget(found.images, config.max_bad_percent) or found.height == 0:
+        examples = "; ".join(f"{name}: {reason}" for name, reason in found.bad[:3])
+        raise UserError(
+            f"{len(found.bad)} of {found.images} images cannot be read, more than --max-bad-percent {config.max_bad_percent:g} "
+            f"and 20 files allow. {examples}. All are listed in {out / 'bad-files.jsonl'}"
+        )
+    return found
+
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def build(config: Pretrain, found: Scan) -> MAE:
+    """The model with the weights of its seed; the caller's random state is left as it was."""
+    assert config.model and config.patch_size and config.channels and config.image_size
+    if config.normalize == "imagenet" and config.channels != 3:
+        raise UserError(f"--normalize imagenet needs 3 channels, not {config.channels}: use --normalize data")
+    mean, std = IMAGENET if config.normalize == "imagenet" else (found.mean, found.std)
+    size = settings.parse_size(config.image_size)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        encoder = ViT(size, config.patch_size, config.channels, **size_of(config.model), mean=mean, std=std)
+        dims = (config.decoder_dim, config.decoder_depth, config.decoder_heads)
+        return MAE(encoder, *dims, target=config.target, loss_on=config.loss_on)
+
+
+def write_config(out: Path, config: Pretrain, source: Source, model: MAE) -> None:
+    package = Path(torchmae.__file__).parent
+    commit = None
+    if (package.parent / ".git").exists():
+        answer = subprocess.run(["git", "-C", str(package), "rev-parse", "HEAD"], capture_output=True, text=True)
+        commit = answer.stdout.strip() or None
+    everything = {
+        "torchmae": torchmae.__version__,
+        "commit": commit,
+        "verb": "pretrain",
+        "config": asdict(config),
+        "data": {"count": len(source), "fingerprint": source.fingerprint()},
+        "model": model.config(),
+    }
+    checkpoint.write_text(out / "config.json", json.dumps(everything, indent=1))
+
+
+def resumed(config: Pretrain, source: Source, out: Path) -> tuple[Pretrain, MAE]:
+    """The settings of the run in `out`, if what is asked now and the data agree with it; else a `UserError` naming all
+    differences. What was left open (None) is as it was then."""
+    stored = read_config(out)
+    before = {name: tuple(v) if isinstance(v, list) else v for name, v in stored["config"].items()}
+    asked = asdict(config)
+    if asked["image_size"] is not None:
+        asked["image_size"] = settings.size_text(settings.parse_size(asked["image_size"]))
+    wrong = [
+        f"{name} was {before.get(name)}, is {value}"
+        for name, value in asked.items()
+        if name not in FREE and value is not None and value != before.get(name)
+    ]
+    data = stored["data"]
+    if data["count"] != len(source):
+        wrong.append(f"the data had {data['count']} images, has {len(source)}")
+    elif data["fingerprint"] != source.fingerprint():
+        wrong.append(f"the data has {len(source)} images as before, but not the same ones (names or sizes differ)")
+    if wrong:
+        raise UserError(
+            f"{out} is another run: {'; '.join(wrong)}. Repeat its command to go on, or choose another --out"
+        )
+    merged: dict[str, Any] = {name: before[name] if name not in FREE else value for name, value in asked.items()}
+    if merged["workers"] is None:
+        merged["workers"] = before["workers"]
+    return Pretrain(**merged), MAE.build(stored["model"])
+
+
+def train(config: Pretrain, source: Source, model: MAE, out: Path, world: World) -> Path:
+    """fit() with this task, its pictures, and the words before and after."""
+    assert config.epochs and config.batch_size and config.base_lr is not None and config.warmup_epochs is not None
+    assert config.image_size and config.channels and config.precision and config.workers is not None
+    size = settings.parse_size(config.image_size)
+    batches = Batches(
+        source,
+        Augment(size, config.seed, config.crop_scale, config.flip),
+        config.batch_size,
+        config.channels,
+        config.seed,
+        world.rank,
+        world.size,
+        config.max_megapixels,
+        config.white,
+    )
+    steps_per_epoch = len(source) / config.batch_size
+    plan = Plan(
+        steps=max(1, round(config.epochs * steps_per_epoch)),
+        warmup_steps=round(config.warmup_epochs * steps_per_epoch),
+        lr=peak_lr(config.base_lr, config.batch_size),
+        weight_decay=config.weight_decay,
+        betas=(0.9, 0.95),
+        clip_grad=config.clip_grad,
+        precision=config.precision,
+        compile=config.compile,
+        shard=config.shard,
+        workers=config.workers,
+        micro_batch=config.micro_batch,
+        log_every=config.log_every,
+        save_minutes=config.save_minutes,
+        evaluate_minutes=config.picture_minutes,
+        tensorboard=config.tensorboard,
+    )
+    if world.is_main:
+        print(settings.describe(config, plan, len(source), model, out, world), flush=True)
+    task = PretrainTask(model, config.masking, config.mask_ratio, config.seed)
+    outcome = fit(task, batches, plan, out, world, [Pictures(model, batches, config, out, world)])
+    if outcome.signal is not None:
+        raise RunError(
+            f"stopped at step {outcome.step} of {plan.steps} and saved; the same command goes on", 128 + outcome.signal
+        )
+    if world.is_main:
+        draw_curves(out)
+        print(summary(out, outcome, plan, config), flush=True)
+    return out
+
+
+class Pictures:
+    """Evaluator: the same 8 images with the same masks, as training goes on, in `pictures/`."""
+
+    def __init__(self, model: MAE, batches: Batches, config: Pretrain, out: Path, world: World):
+        self.model, self.config, self.folder, self.is_main = model, config, out / "pictures", world.is_main
+        count = len(batches.source)
+        self.samples = torch.arange(min(8, count)) * count // min(8, count)
+        whole = Whole(model.encoder.image_size)
+        self.images = torch.stack([whole(batches.read(int(i), [])) for i in self.samples])
+
+    def __call__(self, step: int) -> Iterator[tuple[str, float]]:
+        config = self.config
+        mask = draw_mask(self.model, config.masking, config.mask_ratio, config.seed, self.samples)
+        picture = draw(self.model, self.images, mask)
+        if self.is_main:
+            self.folder.mkdir(exist_ok=True)
+            partial = self.folder / ".partial.png"
+            picture.save(partial)
+            partial.replace(self.folder / f"step-{step:08d}.png")
+        yield from ()
+
+
+def summary(out: Path, outcome: Outcome, plan: Plan, config: Pretrain) -> str:
+    """What was made, where, and what to type next."""
+    last: dict[str, Any] = outcome.last or {}
+    if not last:
+        head = f"{out} is finished ({plan.steps} steps): nothing to do. For a longer run choose another --out."
+    else:
+        loss = "not finite" if last["loss"] is None else f"{last['loss']:.4f}"
+        head = (
+            f"Done: {plan.steps} steps, loss {loss} (predicting each patch's mean: {last['loss of patch mean']:.4f}, "
+            f"the visible patches' mean: {last['loss of visible mean']:.4f})"
+        )
+    pictures = sorted((out / "pictures").glob("step-*.png"))
+    bad = len((out / "bad-files.jsonl").read_text().splitlines()) if (out / "bad-files.jsonl").exists() else 0
+    lines = [head, "", "Made:", f"  {out / 'model.safetensors'}  encoder and decoder"]
+    if pictures:
+        lines.append(f"  {pictures[-1]}  reconstructions")
+    lines.append(f"  {out / 'curves.png'}, {out / 'log.jsonl'}  how it learned")
+    if bad:
+        lines.append(f"  {out / 'bad-files.jsonl'}  {bad} files that could not be read, with reasons")
+    lines += [
+        "Next:",
+        f"  mae reconstruct {out} IMAGE...  look at images of your own",
+        f"  mae neighbours {out} LABELLED_FOLDER  how good are the features?",
+        f"  mae embed {out} {config.data} --out features.npz  features for your own use",
+    ]
+    return "\n".join(lines)

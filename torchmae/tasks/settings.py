@@ -1,0 +1,252 @@
+"""The settings of `mae pretrain`, what is chosen where they are left open, and the plan in words."""
+
+import os
+import platform
+import re
+from dataclasses import dataclass, replace
+from math import gcd
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+
+from torchmae.data.scan import Scan
+from torchmae.errors import UserError
+from torchmae.models.mae import MAE
+from torchmae.models.masking import masking
+from torchmae.models.vit import size_of
+from torchmae.train.distributed import World
+from torchmae.train.loop import Plan
+
+
+@dataclass(frozen=True)
+class Pretrain:
+    """Pre-train a Masked Autoencoder on images. What is left out is chosen for the data and the device, and printed."""
+
+    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
+    """Folder (nested or flat), .txt/.csv list, .tar shards, .npy/.npz array, torchvision:NAME?root=DIR, hf:NAME, digits."""
+    out: str | None = None
+    """Run folder. Default: runs/NAME-OF-DATA. If it holds this run already, the run goes on."""
+    model: str | None = None
+    """vit_micro, vit_tiny, vit_small, vit_base, vit_large or vit_huge."""
+    image_size: str | int | None = None
+    """Side in pixels, or HEIGHTxWIDTH such as 192x256."""
+    patch_size: int | None = None
+    """Side of a patch in pixels; divides the image size."""
+    channels: int | None = None
+    """3 for colour, 1 for grey. Default: what the data has (3 for image files)."""
+    epochs: float | None = None
+    """Passes over the data."""
+    batch_size: int | None = None
+    """Images per optimizer step, over all processes."""
+    base_lr: float | None = None
+    """Learning rate for 256 images a step: the peak is base_lr * batch_size / 256."""
+    warmup_epochs: float | None = None
+    """Epochs of linear warm-up. Default: a twentieth of the epochs, as in the paper."""
+    weight_decay: float = 0.05
+    """AdamW's, on all but 1-D parameters."""
+    clip_grad: float | None = None
+    """Largest gradient norm. Default: no clipping, as in the paper."""
+    mask_ratio: float = 0.75
+    """Share of hidden patches."""
+    masking: str = "random"
+    """random, block or grid."""
+    target: str = "norm-pixels"
+    """norm-pixels (each patch normalised: better features) or pixels."""
+    loss_on: str = "hidden"
+    """hidden patches, or all (the paper's worse variant)."""
+    decoder_dim: int | None = None
+    """Width of the decoder. Default: 512 from vit_base on, less for smaller encoders."""
+    decoder_depth: int | None = None
+    """Blocks of the decoder."""
+    decoder_heads: int | None = None
+    """Heads of the decoder."""
+    normalize: str = "data"
+    """Mean and deviation measured on the data, or imagenet's."""
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    """Least and largest share of the image's area that a random crop takes."""
+    flip: bool = True
+    """Mirror half of the crops (not for text or digits)."""
+    seed: int = 0
+    """Of weights, order, crops and masks."""
+    max_megapixels: float = 100.0
+    """Larger images are refused before they are decoded."""
+    white: int = 65535
+    """The value of white in images of more than 8 bits (4095 for 12-bit data)."""
+    max_bad_percent: float = 1.0
+    """Share of unreadable files (20 are always allowed) above which nothing is trained."""
+    precision: str | None = None
+    """fp32, bf16 or fp16. Default: bf16 where the device is fast at it."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    compile: bool = False
+    """Use torch.compile."""
+    shard: bool = False
+    """With several processes: cut up the parameters (FSDP2) in place of copying them (DDP)."""
+    workers: int | None = None
+    """Processes that load images."""
+    micro_batch: int | None = None
+    """Images at a time on a device. Default: all of the batch, or what fits."""
+    log_every: int = 20
+    """Steps between two lines of log.jsonl."""
+    save_minutes: float = 5.0
+    """Minutes between two checkpoints."""
+    picture_minutes: float = 3.0
+    """Minutes between two pictures."""
+    tensorboard: bool = False
+    """Write TensorBoard events too (extra "tensorboard")."""
+
+
+# What may differ when a run goes on, since the weights do not depend on it ("data": its fingerprint decides).
+FREE = {
+    *("data", "out", "max_bad_percent", "device", "compile", "shard", "workers", "micro_batch"),
+    *("log_every", "save_minutes", "picture_minutes", "tensorboard"),
+}
+
+
+SIDES = (224, 192, 160, 128, 112, 96, 80, 64, 48, 32, 28, 24, 16, 8)
+
+
+def parse_size(text: str | int) -> tuple[int, int]:
+    """`224` to (224, 224), `192x256` to (192, 256): height, width."""
+    match = re.fullmatch(r"(\d+)(?:x(\d+))?", str(text).lower())
+    if not match or not int(match[1]) or match[2] == "0":
+        raise UserError(f"--image-size {text}: a side such as 224, or HEIGHTxWIDTH such as 192x256")
+    return int(match[1]), int(match[2] or match[1])
+
+
+def check(config: Pretrain) -> None:
+    """What can be known to be wrong before any file is read."""
+    for name in ("epochs", "batch_size", "patch_size", "channels", "micro_batch", "log_every", "mask_ratio"):
+        value = getattr(config, name)
+        if value is not None and value <= 0:
+            raise UserError(f"--{name.replace('_', '-')} {value}: must be more than 0")
+    for name in ("base_lr", "weight_decay", "warmup_epochs", "workers", "seed", "max_bad_percent", "clip_grad"):
+        value = getattr(config, name)
+        if value is not None and value < 0:
+            raise UserError(f"--{name.replace('_', '-')} {value}: must not be negative")
+    if config.mask_ratio >= 1:
+        raise UserError(f"--mask-ratio {config.mask_ratio}: must be below 1, a share such as 0.75")
+    low, high = config.crop_scale
+    if not 0 < low <= high <= 1:
+        raise UserError(f"--crop-scale {low} {high}: two shares of the area, 0 < least <= largest <= 1")
+    if config.normalize not in ("data", "imagenet"):
+        raise UserError(f"--normalize {config.normalize}: data or imagenet")
+    if config.precision not in (None, "fp32", "bf16", "fp16"):
+        raise UserError(f"--precision {config.precision}: fp32, bf16 or fp16")
+    masking(config.masking)
+    if config.model is not None:
+        size_of(config.model)
+    if config.image_size is not None:
+        parse_size(config.image_size)
+
+
+def size_text(size: tuple[int, int]) -> str:
+    return str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"
+
+
+def name_of(data: str) -> str:
+    """A short name of the data for the run folder: the last part of its path, without its ending."""
+    name = Path(data.partition("?")[0].rstrip("/")).name or Path(data).resolve().name
+    stem = name.rpartition(":")[2].partition(".")[0] if not Path(data).is_dir() else name
+    return re.sub(r"[^\w.-]+", "-", stem or Path(data).resolve().name).strip("-.") or "run"
+
+
+def patch_size(size: tuple[int, int]) -> int:
+    """The smallest patch, of at most 16 px, that cuts an image into at most 144 patches; 16 for 224 px, 4 for 32 px."""
+    common = gcd(*size)
+    allowed = [p for p in range(1, 17) if common % p == 0]
+    return next((p for p in allowed if size[0] * size[1] <= 144 * p * p), allowed[-1])
+
+
+def batch_size(count: int, on_gpu: bool, processes: int) -> int:
+    """A power of two that gives at least 8 steps an epoch where there is data for it; never more than the data set."""
+    limit = min(1024 if on_gpu else 128, max(16, count // 8), count)
+    power = 1 << (limit.bit_length() - 1)
+    return max(processes, power // processes * processes)
+
+
+def epochs(count: int, on_gpu: bool) -> int:
+    """So many that the model sees 20 million crops on a GPU, 100,000 on a CPU; within bounds."""
+    return min(800, max(30, 20_000_000 // count)) if on_gpu else min(400, max(3, 100_000 // count))
+
+
+def base_lr(batch: int) -> float:
+    """The paper's 1.5e-4 at its batch of 4096; more at smaller ones, where the linear rule would give too little for a
+    short run: the peak falls with the square root of the batch."""
+    return 1.5e-4 * max(1.0, (4096 / batch) ** 0.5)
+
+
+def precision(device: torch.device, embed_dim: int) -> str:
+    """bf16 where it is fast: GPUs that have it, CPUs with AMX or AVX512-BF16 for models whose products outweigh the casts."""
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "bf16" if device.type == "cpu" and embed_dim >= 384 and cpu_has_bf16() else "fp32"
+
+
+def cpu_has_bf16() -> bool:
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "amx_bf16" in flags or "avx512_bf16" in flags
+
+
+def workers(device: torch.device, processes: int) -> int:
+    """Loading processes for each training process: half of its cores beside a GPU, a quarter (at least 1) beside a CPU."""
+    cores = max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    return max(1, min(16, cores // processes // (2 if device.type == "cuda" else 4)))
+
+
+def resolve(config: Pretrain, found: Scan, channels: int, world: World) -> Pretrain:
+    """The settings with nothing left open. `UserError` for a batch larger than the data set."""
+    on_gpu = world.device.type != "cpu"
+    side = min(found.height, found.width)
+    size = parse_size(config.image_size or next((s for s in SIDES if s <= side), SIDES[-1]))
+    model = config.model
+    if model is None:
+        large = "vit_tiny" if found.images < 10_000 else "vit_small" if found.images < 200_000 else "vit_base"
+        model = large if on_gpu else "vit_micro"
+    batch = config.batch_size or batch_size(found.images, on_gpu, world.size)
+    if batch > found.images:
+        raise UserError(
+            f"--batch-size {batch} is more than the {found.images} images of the data set: use at most {found.images}"
+        )
+    many = config.epochs or epochs(found.images, on_gpu)
+    return replace(
+        config,
+        model=model,
+        image_size=size_text(size),
+        patch_size=config.patch_size or patch_size(size),
+        channels=config.channels or channels,
+        epochs=many,
+        batch_size=batch,
+        base_lr=base_lr(batch) if config.base_lr is None else config.base_lr,
+        warmup_epochs=many / 20 if config.warmup_epochs is None else config.warmup_epochs,
+        precision=config.precision or precision(world.device, size_of(model)["embed_dim"]),
+        workers=workers(world.device, world.size) if config.workers is None else config.workers,
+    )
+
+
+def describe(config: Pretrain, plan: Plan, count: int, model: MAE, out: Path, world: World) -> str:
+    """The plan, a line each, before training starts."""
+    encoder, decoder = (sum(p.numel() for p in part.parameters()) / 1e6 for part in (model.encoder, model.decoder))
+    grid = model.encoder.grid
+    device = torch.cuda.get_device_name() if world.device.type == "cuda" else platform.processor() or "CPU"
+    seen = f"{count} images"
+    bad = out / "bad-files.jsonl"
+    if bad.exists() and (lines := len(bad.read_text().splitlines())):
+        seen += f", {lines} unreadable (see {bad})"
+    rows = {
+        "data": f"{config.data}: {seen}",
+        "model": f"{config.model}, {encoder:.1f} M parameters, decoder {decoder:.1f} M; target {config.target}",
+        "image": f"{config.image_size} px, {config.channels} channels, {grid[0]}x{grid[1]} patches of {config.patch_size} px, "
+        f"{config.mask_ratio:.0%} hidden ({config.masking})",
+        "training": f"{config.epochs:g} epochs, {plan.steps} steps of {config.batch_size} images, "
+        f"peak learning rate {plan.lr:.2g} (base {config.base_lr:.2g})",
+        "device": f"{world.device.type} ({device}), {config.precision}, {world.size} process{'es' * (world.size > 1)}, "
+        f"{config.workers} workers each",
+        "run folder": str(out),
+    }
+    return "\n".join(f"{name:>11}  {value}" for name, value in rows.items())

@@ -1,0 +1,137 @@
+"""The run folder on disk: checkpoints that survive a kill at any moment, and files that are whole or not there.
+
+    run/model.safetensors            the newest weights (a second name of the newest checkpoint's file)
+    run/state/step-00001200/         model.safetensors, optimizer.safetensors, state.json, manifest.json (SHA-256)
+
+A checkpoint is written under a temporary name, synced, renamed, and its parent synced. Only safetensors and JSON: no pickle.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from torchmae.errors import RunError, UserError
+
+KEEP = 2
+
+
+class Checkpoint(NamedTuple):
+    """All that a training needs to go on: the number of steps done, weights, optimizer tensors, a few numbers."""
+
+    step: int
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    numbers: dict[str, Any]
+
+
+def save(run: Path, checkpoint: Checkpoint) -> None:
+    """Writes a checkpoint; the older ones but one are deleted only after it stands. A full disk is a `RunError`."""
+    state = run / "state"
+    final, partial = state / f"step-{checkpoint.step:08d}", state / ".partial"
+    try:
+        state.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        save_file(checkpoint.model, partial / "model.safetensors")
+        save_file(checkpoint.optimizer, partial / "optimizer.safetensors")
+        write_text(partial / "state.json", json.dumps({"step": checkpoint.step, **checkpoint.numbers}))
+        hashes = {file.name: sha256(file) for file in sorted(partial.iterdir())}
+        write_text(partial / "manifest.json", json.dumps(hashes, indent=1))
+        for file in partial.iterdir():
+            sync(file)
+        sync(partial)
+        shutil.rmtree(final, ignore_errors=True)
+        os.rename(partial, final)
+        sync(state)
+        publish(final / "model.safetensors", run / "model.safetensors")
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise RunError(
+            f"could not save a checkpoint in {state}: {error.strerror or error}. Earlier checkpoints are untouched: "
+            "make room, and the same command goes on from the newest"
+        ) from error
+    for old in checkpoints(run)[KEEP:]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def newest(run: Path) -> Checkpoint | None:
+    """The newest checkpoint whose files match their hashes; a damaged one is set aside, with one warning each."""
+    for folder in checkpoints(run):
+        try:
+            manifest = json.loads((folder / "manifest.json").read_text())
+            wrong = [name for name, digest in manifest.items() if sha256(folder / name) != digest]
+            if wrong:
+                raise ValueError(f"{', '.join(wrong)} changed after saving")
+            numbers = json.loads((folder / "state.json").read_text())
+            model, optimizer = (load_file(folder / f"{name}.safetensors") for name in ("model", "optimizer"))
+            return Checkpoint(numbers.pop("step"), model, optimizer, numbers)
+        except (OSError, ValueError, KeyError) as error:
+            aside = folder.with_name(f"damaged-{folder.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            os.rename(folder, aside)
+            print(f"warning: checkpoint {folder} is damaged ({error}); set aside as {aside.name}", flush=True)
+    return None
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The folders of finished checkpoints, newest first."""
+    return sorted((run / "state").glob("step-*"), reverse=True)
+
+
+def publish(source: Path, target: Path) -> None:
+    """Gives a finished file a second name, atomically; a copy where the file system has no hard links."""
+    partial = target.with_name(f".{target.name}.partial")
+    partial.unlink(missing_ok=True)
+    try:
+        os.link(source, partial)
+    except OSError:
+        shutil.copyfile(source, partial)
+        sync(partial)
+    os.replace(partial, target)
+    sync(target.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file so that it is whole or not there, at any kill or crash."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    sync(partial)
+    os.replace(partial, path)
+
+
+def sync(path: Path) -> None:
+    """Waits until a file, or a folder's list of names, is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def lock(run: Path) -> Iterator[None]:
+    """Keeps a second training out of the same run folder; the lock ends with the process, however it ends."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    with (run / ".lock").open("w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process only: workers do not inherit it
+        except OSError as error:
+            raise UserError(f"another process is training in {run}: wait for it, or choose another --out") from error
+        yield

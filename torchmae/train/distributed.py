@@ -1,0 +1,136 @@
+"""Processes and devices: the only file that imports torch.distributed. One process is a World of size 1."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from torchmae.errors import UserError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among its peers."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean of a tensor over all processes."""
+        if self.size > 1:
+            value = value.clone()
+            dist.all_reduce(value)
+            value /= self.size
+        return value
+
+    def agree(self, *flags: bool) -> tuple[bool, ...]:
+        """For each flag: is it true in any process? On the host, so that a GPU's queue of work does not wait."""
+        if self.size == 1:
+            return flags
+        values = torch.tensor([float(flag) for flag in flags])
+        dist.all_reduce(values, dist.ReduceOp.MAX)
+        return tuple(bool(value) for value in values)
+
+    def on_main(self, work: Callable[[], T]) -> T:
+        """Does the work in the main process only and gives its result, or its exception, to all."""
+        if self.size == 1:
+            return work()
+        outcome: list[Any] = [None, None]
+        if self.is_main:
+            try:
+                outcome[0] = work()
+            except Exception as error:
+                outcome[1] = error
+        dist.broadcast_object_list(outcome, src=0, device=torch.device("cpu"))
+        if outcome[1] is not None:
+            raise outcome[1]
+        return outcome[0]
+
+    def wrap(self, task: nn.Module, layers: list[nn.Module], shard: bool) -> nn.Module:
+        """The task made to train with all processes: replicated (DDP) or, with `shard`, its parameters cut up (FSDP2)."""
+        if shard:
+            for layer in layers:
+                fully_shard(layer)
+            fully_shard(task)
+            return task
+        if self.size == 1:
+            return task
+        return DistributedDataParallel(task, device_ids=[self.device.index] if self.device.type == "cuda" else None)
+
+    def whole(self, value: Tensor) -> Tensor:
+        """A parameter or state tensor in full, whatever its sharding (all processes must ask)."""
+        return value.full_tensor() if isinstance(value, DTensor) else value
+
+    def fill(self, target: Tensor, value: Tensor) -> None:
+        """Copies a full tensor into a parameter or state tensor, whatever its sharding."""
+        value = value.to(target.device)
+        with torch.no_grad():
+            if isinstance(target, DTensor):
+                value = distribute_tensor(value, target.device_mesh, target.placements)
+            target.copy_(value)
+
+    def like(self, value: Tensor, example: Tensor) -> Tensor:
+        """A small tensor in the same form as `example`, so that one fused operation can use both."""
+        if not isinstance(example, DTensor):
+            return value
+        return DTensor.from_local(value, example.device_mesh, [Replicate()], run_check=False)
+
+
+@contextmanager
+def no_sync(module: nn.Module, accumulating: bool) -> Iterator[None]:
+    """While accumulating, gradients stay in their process; the last micro-batch brings them together."""
+    if isinstance(module, FSDPModule):
+        module.set_requires_gradient_sync(not accumulating)
+        yield
+    elif isinstance(module, DistributedDataParallel) and accumulating:
+        with module.no_sync():
+            yield
+    else:
+        yield
+
+
+def find_device(name: str) -> torch.device:
+    """ "auto" is the GPU if there is one; otherwise the named device, or a `UserError` if it is not there."""
+    if name == "auto":
+        return torch.device(
+            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        )
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"device '{name}' is not available here: use auto, cpu, cuda or cuda:N") from error
+    return device
+
+
+@contextmanager
+def start(device: str = "auto") -> Iterator[World]:
+    """The World of this process: several when torchrun started it, else one. Ends the process group when it is done."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    found = find_device(device)
+    if size == 1:
+        yield World(0, 1, found)
+        return
+    if found.type == "cuda":
+        found = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(found)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if found.type == "cuda" else "gloo")
+    try:
+        yield World(dist.get_rank(), size, found)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,142 @@
+"""What a person sees of a run: the progress bar, log.jsonl, TensorBoard, curves.png, bad-files.jsonl."""
+
+import json
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from torchmae.errors import missing_extra
+from torchmae.train.checkpoint import write_text
+
+
+class Log:
+    """Records of one run. In processes other than the main one it does nothing."""
+
+    def __init__(self, run: Path, steps: int, start: int, active: bool, tensorboard: bool = False):
+        self.run, self.steps, self.start, self.active = run, steps, start, active
+        self.began = self.shown = time.monotonic()
+        self.estimated = False
+        self.writer: Any = None
+        if not active:
+            return
+        # What was logged after the checkpoint that this process resumes from will be logged again.
+        path = run / "log.jsonl"
+        write_text(path, "".join(json.dumps(r) + "\n" for r in read_log(run) if r["step"] <= start))
+        self.file = path.open("a", buffering=1)
+        self.bar = tqdm(total=steps, initial=start, unit=" steps", dynamic_ncols=True, disable=None, smoothing=0.05)
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                raise missing_extra("tensorboard", "tensorboard") from error
+            self.writer = SummaryWriter(str(run), purge_step=start)
+
+    def advance(self) -> None:
+        if self.active:
+            self.bar.update()
+
+    def write(self, record: dict[str, Any]) -> None:
+        """One logged step: to the file and TensorBoard always, to the screen as a bar or, without a terminal, a line."""
+        if not self.active:
+            return
+        self.file.write(json.dumps(record) + "\n")
+        for name, value in record.items():
+            if self.writer is not None and name != "step" and value is not None:
+                self.writer.add_scalar(name, value, record["step"])
+        if record.get("loss") is not None:
+            self.show(record)
+
+    def show(self, record: dict[str, Any]) -> None:
+        """The numbers on the screen, and once the expected duration."""
+        step, speed = record["step"], f"{record['images_per_s']:.1f} images/s"
+        text = f"loss {record['loss']:.4f}  {speed}  waiting for data {record['wait']:.0%}"
+        now = time.monotonic()
+        left = (now - self.began) / (step - self.start) * (self.steps - step)
+        if not self.estimated and now - self.began > 5 and left > 0:
+            self.estimated = True
+            self.say(f"expected duration: about {duration(now - self.began + left)} ({speed})")
+        self.bar.set_postfix_str(text)
+        if self.bar.disable and (now - self.shown > 15 or step == self.steps):
+            self.shown = now
+            print(f"step {step}/{self.steps}  {text}  {duration(left)} left", flush=True)
+
+    def say(self, message: str) -> None:
+        """A line for the user that does not tear the progress bar."""
+        if self.active:
+            tqdm.write(message, file=sys.stdout)
+            sys.stdout.flush()
+
+    def __enter__(self) -> "Log":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.active:
+            self.bar.close()
+            self.file.close()
+            if self.writer is not None:
+                self.writer.close()
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: 45 s, 12 min, 3.5 h, 2.1 days."""
+    for limit, unit, name in ((90, 1, "s"), (5400, 60, "min")):
+        if seconds < limit:
+            return f"{seconds / unit:.0f} {name}"
+    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.1f} days"
+
+
+def read_log(run: Path) -> list[dict[str, Any]]:
+    """The lines of log.jsonl; a last line cut off by a kill is left out."""
+    records = []
+    path = run / "log.jsonl"
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records
+
+
+def note_bad_files(run: Path, files: Iterable[tuple[str, str]]) -> list[str]:
+    """Adds files that could not be read to bad-files.jsonl, each once in the life of the run; gives the new names."""
+    path = run / "bad-files.jsonl"
+    known = {json.loads(line)["file"] for line in path.read_text().splitlines()} if path.exists() else set()
+    new = {name: reason for name, reason in files if name not in known}
+    if new or not path.exists():
+        with path.open("a") as out:
+            out.writelines(json.dumps({"file": name, "reason": reason}) + "\n" for name, reason in new.items())
+    return list(new)
+
+
+def draw_curves(run: Path) -> Path | None:
+    """curves.png from log.jsonl: every loss in one panel, then learning rate, gradient norm, speed."""
+    records = read_log(run)
+    if not records:
+        return None
+
+    from matplotlib.figure import Figure
+
+    panels = {
+        "loss": [name for name in records[-1] if name == "loss" or name.startswith("loss of")],
+        "learning rate": ["lr"],
+        "gradient norm": ["grad_norm"],
+        "images per second": ["images_per_s"],
+    }
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    for axis, (title, names) in zip(figure.subplots(2, 2).flat, panels.items()):
+        for name in names:
+            points = [(r["step"], r[name]) for r in records if r.get(name) is not None]
+            axis.plot(*zip(*points), label=name, linewidth=1.2)
+        axis.set(title=title, xlabel="step")
+        axis.grid(alpha=0.3)
+        if len(names) > 1:
+            axis.legend()
+    path = run / "curves.png"
+    partial = run / ".curves.partial.png"
+    figure.savefig(partial, dpi=110)
+    partial.replace(path)
+    return path

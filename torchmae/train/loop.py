@@ -1,0 +1,220 @@
+"""fit(): the one loop behind every training. Step, log, save, evaluate; it knows a task only by calling it."""
+
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from torchmae.errors import RunError
+from torchmae.train import checkpoint, optim
+from torchmae.train.distributed import World
+from torchmae.train.log import Log, note_bad_files
+from torchmae.train.step import Step
+
+BAD_IN_A_ROW = 5  # steps with a loss that is not finite, after which a run gives up
+BROKEN_LOSS = 65  # the exit code then
+
+
+class Steps(Protocol):
+    """The batches of any range of steps, in order, the same in every run."""
+
+    @property
+    def batch_size(self) -> int: ...
+
+    def loader(self, start: int, stop: int, workers: int, pin_memory: bool) -> Iterable[Any]: ...
+
+
+Evaluator = Callable[[int], Iterator[tuple[str, float]]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to train. What stands above the line decides the weights; what stands below does not."""
+
+    steps: int
+    warmup_steps: int
+    lr: float
+    weight_decay: float
+    betas: tuple[float, float]
+    clip_grad: float | None
+    precision: str  # fp32, bf16 or fp16
+    # ---
+    compile: bool
+    shard: bool
+    workers: int
+    micro_batch: int | None
+    log_every: int
+    save_minutes: float
+    evaluate_minutes: float
+    tensorboard: bool
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a training ended: steps done, the signal that stopped it early (if one did), the last logged numbers."""
+
+    step: int
+    signal: int | None = None
+    last: dict[str, Any] | None = None
+
+
+def fit(
+    task: Any, batches: Steps, plan: Plan, run: Path, world: World, evaluators: Sequence[Evaluator] = ()
+) -> Outcome:
+    """Trains until `plan.steps`, from the newest checkpoint in `run` if there is one.
+
+    Raises `RunError`: code 65 when the loss stays not finite, 1 when memory or disk do not suffice.
+    """
+    task.to(world.device)
+    saved = world.on_main(lambda: checkpoint.newest(run))
+    start = saved.step if saved else 0
+    if saved and start >= plan.steps:
+        task.model.load_state_dict(saved.model)
+        return Outcome(start)
+    trainer = Step(
+        task,
+        world,
+        plan.weight_decay,
+        plan.betas,
+        plan.clip_grad,
+        plan.precision,
+        plan.compile,
+        plan.shard,
+        plan.micro_batch,
+    )
+    if saved:
+        trainer.load(saved.model, saved.optimizer, saved.numbers)
+    log = Log(run, plan.steps, start, world.is_main, plan.tensorboard)
+    meter = Meter(start, batches.batch_size)
+    saved_at = evaluated_at = time.monotonic()
+    task.train()
+    with stop_signals() as stop, log:
+        loader = iter(batches.loader(start, plan.steps, plan.workers, world.device.type == "cuda"))
+        for step in range(start, plan.steps):
+            with meter.waiting():
+                batch = next(loader).to(world.device)
+            for name in note_bad_files(run, batch.bad) if batch.bad else ():
+                log.say(f"bad file, replaced by another image: {name} (see {run / 'bad-files.jsonl'})")
+            lr = optim.lr_at(step, plan.steps, plan.warmup_steps, plan.lr)
+            meter.add(trainer(batch, lr))
+            log.advance()
+            done, last = step + 1, step + 1 == plan.steps
+
+            if last or done % plan.log_every == 0:
+                with torch.no_grad():
+                    extra = {name: float(world.mean(value)) for name, value in task.diagnose(batch).items()}
+                record, bad = meter.read()
+                log.write({**record, **extra, "lr": lr})
+                if bad:
+                    log.say(f"loss or gradient not finite, step not applied: {', '.join(map(str, bad))}")
+                if meter.streak >= BAD_IN_A_ROW:
+                    raise RunError(
+                        f"the loss was not finite for {meter.streak} steps in a row, up to step {done}. None was applied; "
+                        f"the last checkpoint in {run} stands. Try a lower --base-lr, --clip-grad 1 or --precision fp32.",
+                        BROKEN_LOSS,
+                    )
+
+            now = time.monotonic()
+            stopping, saving, evaluating = world.agree(
+                stop.number is not None,
+                world.is_main and now - saved_at > 60 * plan.save_minutes,
+                world.is_main and now - evaluated_at > 60 * plan.evaluate_minutes,
+            )
+            if last or stopping or saving:
+                everything = checkpoint.Checkpoint(done, *trainer.state())
+                world.on_main(lambda: checkpoint.save(run, everything))  # noqa: B023 - called at once
+                saved_at = time.monotonic()
+            if last or (evaluating and not stopping):
+                task.eval()
+                with torch.no_grad():
+                    for name, value in (pair for evaluator in evaluators for pair in evaluator(done)):
+                        log.write({"step": done, name: value})
+                task.train()
+                evaluated_at = time.monotonic()
+                meter.restart()
+            if stopping and not last:
+                return Outcome(done, stop.number or signal.SIGTERM)
+    return Outcome(plan.steps, None, record)
+
+
+class Meter:
+    """Losses and gradient norms between two log steps, left on the device; speed and the share of waiting for data."""
+
+    def __init__(self, step: int, batch_size: int):
+        self.step, self.batch_size, self.streak = step, batch_size, 0
+        self.values: list[Tensor] = []
+        self.restart()
+
+    def restart(self) -> None:
+        """Begins the time measurement anew, so that saving and drawing do not count as training."""
+        self.began, self.steps, self.waited = time.monotonic(), 0, 0.0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        asked = time.monotonic()
+        yield
+        self.waited += time.monotonic() - asked
+
+    def add(self, values: Tensor) -> None:
+        self.values.append(values)
+        self.steps += 1
+
+    def read(self) -> tuple[dict[str, Any], list[int]]:
+        """The record of the steps since the last reading, and which of them (1-based) were not finite."""
+        values = torch.stack(self.values).tolist()  # the one place where the host waits for the device
+        seconds = time.monotonic() - self.began
+        finite = [math.isfinite(sum(pair)) for pair in values]
+        for good in finite:
+            self.streak = 0 if good else self.streak + 1
+        bad = [self.step + 1 + i for i, good in enumerate(finite) if not good]
+        losses = [loss for (loss, _), good in zip(values, finite) if good]
+        self.step += len(values)
+        record = {
+            "step": self.step,
+            "loss": sum(losses) / len(losses) if losses else None,
+            "grad_norm": values[-1][1] if finite[-1] else None,
+            "images_per_s": self.steps * self.batch_size / seconds,
+            "wait": self.waited / seconds,
+            "skipped": len(bad),
+        }
+        self.values = []
+        self.restart()
+        return record, bad
+
+
+@dataclass
+class Stop:
+    """The signal that asked this process to stop, once it came."""
+
+    number: int | None = None
+
+
+@contextmanager
+def stop_signals() -> Iterator[Stop]:
+    """SIGTERM and SIGINT only leave a note, and the step is finished first; the second one acts at once."""
+    stop = Stop()
+    before: dict[int, Any] = {}
+
+    def note(number: int, frame: object) -> None:
+        stop.number = number
+        print(f"\n{signal.Signals(number).name}: finishing the step, then saving", file=sys.stderr, flush=True)
+        signal.signal(number, before[number])
+
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            before[number] = signal.signal(number, note)
+    except ValueError:  # not the main thread: signals are somebody else's matter
+        before = {}
+    try:
+        yield stop
+    finally:
+        for restored, handler in before.items():
+            signal.signal(restored, handler)

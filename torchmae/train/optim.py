@@ -1,0 +1,41 @@
+"""Which parameters decay, the optimizer, and the learning rate of every step as a pure function."""
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Every trainable parameter in exactly one group: matrices decay, 1-D parameters (biases, norms) do not.
+
+    The class and mask tokens are 3-D and decay, as in the reference's pre-training.
+    """
+    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    decayed = [(name, p) for name, p in trainable if p.ndim > 1]
+    plain = [(name, p) for name, p in trainable if p.ndim <= 1]
+    groups = [(decayed, weight_decay), (plain, 0.0)]
+    return [
+        {"params": [p for _, p in members], "names": [n for n, _ in members], "weight_decay": decay}
+        for members, decay in groups
+        if members
+    ]
+
+
+def adamw(groups: list[dict[str, Any]], betas: tuple[float, float]) -> torch.optim.AdamW:
+    """AdamW in its fused form, which can also skip a step on the device without asking the host (`found_inf`)."""
+    return torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
+
+
+def peak_lr(base_lr: float, batch_size: int) -> float:
+    """The linear scaling rule: `base_lr * batch_size / 256` (paper, appendix A.1)."""
+    return base_lr * batch_size / 256
+
+
+def lr_at(step: int, steps: int, warmup: int, peak: float, least: float = 0.0) -> float:
+    """The learning rate of a step (0-based): linear warm-up to the peak, then half a cosine down to `least`."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - warmup)
+    return least + (peak - least) * 0.5 * (1 + math.cos(math.pi * done))

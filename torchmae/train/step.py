@@ -1,0 +1,146 @@
+"""One optimizer step: micro-batches, mixed precision, clipping, a loss that is not finite, memory that does not suffice."""
+
+import gc
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from torchmae.errors import RunError
+from torchmae.train import optim
+from torchmae.train.distributed import World, no_sync
+
+
+class Task(Protocol):
+    """What is trained: a module whose call on a batch gives the loss, and all of whose weights are in `model`."""
+
+    model: nn.Module
+    aside: frozenset[str]  # parameters that gradient norm and clipping do not count: no other parameter hangs on them
+
+    def layers(self) -> list[nn.Module]: ...
+    def __call__(self, batch: Any) -> dict[str, Tensor]: ...
+    def diagnose(self, batch: Any) -> dict[str, Tensor]:
+        """More numbers for the log, asked for at log steps only, without gradients."""
+
+
+class Step:
+    """The moving parts of a training: call it on a batch with a learning rate, and the task's weights have moved.
+
+    `parts` is the number of micro-batches a batch is cut into (0: not known yet; the first call finds out what fits).
+    """
+
+    def __init__(
+        self,
+        task: Any,
+        world: World,
+        weight_decay: float,
+        betas: tuple[float, float],
+        clip_grad: float | None,
+        precision: str,
+        compile: bool,
+        shard: bool,
+        micro_batch: int | None,
+    ):
+        self.task, self.world, self.clip_grad, self.micro_batch, self.parts = task, world, clip_grad, micro_batch, 0
+        if compile:
+            task.compile()
+        self.module = world.wrap(task, task.layers(), shard)
+        self.optimizer = optim.adamw(optim.parameter_groups(task.model, weight_decay), betas)
+        self.parameters = {n: p for n, p in task.model.named_parameters() if p.requires_grad}
+        for parameter in self.parameters.values():  # made now, so that resuming and the search for memory find it there
+            zeros = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+            self.optimizer.state[parameter] = {"step": torch.zeros((), device=parameter.device), **zeros}
+        self.counted = [p for name, p in self.parameters.items() if name not in task.aside]
+        self.scaler = torch.amp.GradScaler(world.device.type, init_scale=4096.0, enabled=precision == "fp16")
+        dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+        self.autocast: dict[str, Any] = {
+            "device_type": world.device.type,
+            "dtype": dtype,
+            "enabled": precision != "fp32",
+        }
+
+    def __call__(self, batch: Any, lr: float) -> Tensor:
+        """Moves the weights; gives `[2]`, the loss and the gradient norm over all processes, without waiting for the device.
+
+        If either is not finite, the step is left out, on the device itself: weights and moments stay as they are.
+        """
+        self.parts = self.parts or self.find_parts(batch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.world.mean(self.accumulate(self.module, batch, self.parts))
+        self.scaler.unscale_(self.optimizer)
+        gradients = [p.grad for p in self.counted if p.grad is not None]
+        norm = self.world.whole(nn.utils.get_total_norm(gradients))
+        if self.clip_grad is not None:
+            scale = (self.clip_grad / (norm + 1e-6)).clamp(max=1.0)
+            for gradient in gradients:
+                gradient.mul_(self.world.like(scale, gradient))
+        if not self.scaler.is_enabled():  # a scaler finds this out by itself
+            found = (~torch.isfinite(loss + norm)).float()
+            self.optimizer.found_inf = self.world.like(found, self.counted[0])  # type: ignore[attr-defined]
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return torch.stack([loss, norm])
+
+    def accumulate(self, module: nn.Module, batch: Any, parts: int) -> Tensor:
+        """Forward and backward over the micro-batches; the loss of the whole batch."""
+        total = torch.zeros((), device=self.world.device)
+        for i, micro in enumerate(batch.chunks(parts)):
+            with no_sync(module, i < parts - 1), torch.autocast(**self.autocast):
+                loss = module(micro)["loss"] * (len(micro.images) / len(batch.images))
+            self.scaler.scale(loss).backward()
+            total += loss.detach()
+        return total
+
+    def find_parts(self, batch: Any) -> int:
+        """In how many parts the batch fits: as few as `micro_batch` allows, twice as many whenever memory runs out."""
+        share = len(batch.images)
+        parts = -(-share // min(self.micro_batch or share, share))
+        while True:
+            out_of_memory = False
+            try:
+                self.accumulate(self.task, next(iter(batch.chunks(parts))), 1)
+            except RuntimeError as error:  # torch.OutOfMemoryError is one too
+                if not is_out_of_memory(error):
+                    raise
+                out_of_memory = True
+            self.optimizer.zero_grad(set_to_none=True)
+            if not self.world.agree(out_of_memory)[0]:
+                return parts
+            gc.collect()
+            if self.world.device.type == "cuda":
+                torch.cuda.empty_cache()
+            if parts >= share:
+                raise RunError("out of memory even with one image at a time: choose a smaller --model or --image-size")
+            parts = min(share, 2 * parts)
+            if self.world.is_main:
+                print(f"out of memory: going on with micro-batches of {-(-share // parts)} images", flush=True)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
+        """Weights, optimizer tensors, numbers: all in full, whatever the sharding (all processes must ask)."""
+        weights = {name: self.world.whole(value).contiguous() for name, value in self.task.model.state_dict().items()}
+        moments = {
+            f"{kind}.{name}": self.world.whole(value)
+            for name, parameter in self.parameters.items()
+            for kind, value in self.optimizer.state[parameter].items()
+        }
+        return weights, moments, {"parts": self.parts, "scaler": self.scaler.state_dict()}
+
+    def load(self, weights: dict[str, Tensor], moments: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+        """Takes over what `state` gave."""
+        for name, value in self.task.model.state_dict().items():
+            self.world.fill(value, weights[name])
+        for name, parameter in self.parameters.items():
+            for kind, value in self.optimizer.state[parameter].items():
+                self.world.fill(value, moments[f"{kind}.{name}"])
+        self.parts = numbers["parts"]
+        self.scaler.load_state_dict(numbers["scaler"])
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    return (
+        isinstance(error, torch.OutOfMemoryError)
+        or "not enough memory" in str(error)
+        or "t allocate memory" in str(error)
+    )
