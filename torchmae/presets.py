@@ -14,12 +14,13 @@ def demo() -> Pretrain:
         model="vit_micro",
         image_size=32,
         patch_size=4,
-        epochs=60,
+        epochs=30,
         batch_size=128,
         base_lr=3e-3,
         crop_scale=(0.6, 1.0),
         flip=False,
-        precision="fp32",
+        decoder_dim=64,
+        decoder_depth=1,
     )
 
 

@@ -1,5 +1,6 @@
 """The Masked Autoencoder: encoder, light decoder, loss (He et al. 2021, section 3). A pure function of images and mask."""
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -39,6 +40,7 @@ class Decoder(nn.Module):
         statistics: bool,
     ):
         super().__init__()
+        self.grid = grid
         self.embed = nn.Linear(encoder_dim, dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.pos_embed = nn.Parameter(sincos_positions(grid, dim), requires_grad=False)
@@ -121,6 +123,11 @@ class MAE(nn.Module):
 
     def forward(self, images: Float[Tensor, "B C H W"], mask: Mask) -> Output:
         """Loss and prediction for normalised float images; draws nothing at random, the caller makes the mask."""
+        count = mask.keep.shape[1] + mask.hide.shape[1]
+        if self.decoder.grid != self.encoder.grid or count != math.prod(self.encoder.grid):
+            raise UserError(
+                f"encoder, decoder and mask disagree: grids {self.encoder.grid} and {self.decoder.grid}, {count} patches"
+            )
         features = self.decoder(self.encoder(images, mask.keep), mask)
         hidden = features[:, 1 + mask.keep.shape[1] :]
         exact = torch.promote_types(images.dtype, torch.float32)  # autocast's halves are too coarse for a loss

@@ -2,8 +2,9 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from torchmae.errors import UserError
 from torchmae.models.mae import MAE, build_encoder
 from torchmae.models.vit import ViT
+
+T = TypeVar("T")
 
 
 def read_config(run: str | os.PathLike[str]) -> dict[str, Any]:
@@ -57,9 +60,17 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor], source: str | os
     module.load_state_dict(weights)
 
 
+def build(maker: Callable[[dict[str, Any]], T], config: dict[str, Any], run: str | os.PathLike[str]) -> T:
+    """The module that a config describes; settings that this version does not know are a `UserError`."""
+    try:
+        return maker(config)
+    except TypeError as error:
+        raise UserError(f"{run} was made by another version of torchmae: {error}") from error
+
+
 def load_mae(run: str | os.PathLike[str]) -> MAE:
     """The whole model of a run folder, encoder and decoder, in eval mode on the CPU."""
-    model = MAE.build(read_config(run)["model"])
+    model = build(MAE.build, read_config(run)["model"], run)
     load_weights(model, read_weights(run), run)
     return model.eval()
 
@@ -69,7 +80,7 @@ def load(run: str | os.PathLike[str]) -> ViT:
 
     `encoder.normalize` turns uint8 images of `encoder.image_size` into what it takes.
     """
-    encoder = build_encoder(read_config(run)["model"]["encoder"])
+    encoder = build(build_encoder, read_config(run)["model"]["encoder"], run)
     weights = read_weights(run)
     load_weights(encoder, {n.removeprefix("encoder."): w for n, w in weights.items() if n.startswith("encoder.")}, run)
     return encoder.eval()

