@@ -2,4 +2,4 @@
 
 from jaxtyping import install_import_hook
 
-hook = install_import_hook("torchmae", "beartype.beartype")
+hook = install_import_hook("torchmae", "shape_checks.check")

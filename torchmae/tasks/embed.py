@@ -1,7 +1,7 @@
 """`mae embed`: the features of images, in a file. Nothing is ever masked here."""
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -57,10 +57,12 @@ def run(config: Embed) -> Path:
     write = choose(WRITERS, out.suffix.lower(), "kind of file")
     if out.suffix.lower() == ".parquet":
         pyarrow()
+    if config.batch_size < 1:
+        raise UserError(f"--batch-size {config.batch_size}: must be more than 0")
     encoder, source = load(config.run), open_source(config.data)
-    ids, features, bad = embed(
-        encoder, source, config.run, config.layer, config.pooling, config.batch_size, config.device
-    )
+    device = find_device(config.device)
+    embed = embedding(encoder, config.layer, config.pooling, device)
+    ids, (features,), bad = collect(source, encoder, config.run, [embed], device, config.batch_size)
     for name, reason in [*source.unusable, *bad]:
         print(f"left out: {name}: {reason}")
     partial = out.with_name(f".partial-{out.name}")
@@ -104,49 +106,45 @@ class Images(Dataset[Any]):
         return ids, torch.cat(images), bad
 
 
-def image_batches(
-    encoder: ViT, source: Source, run: str, batch_size: int, device: torch.device
-) -> Iterator[tuple[list[int], UInt8[Tensor, "B C H W"], list[BadFile]]]:
-    """All images as the encoder takes them, under the run's rules for large and 16-bit images, with a progress bar."""
+Function = Callable[[UInt8[Tensor, "B C H W"]], Float[Tensor, "B F"]]
+
+
+def embedding(encoder: ViT, layer: int | None, pooling: str, device: torch.device) -> Function:
+    """The function from uint8 images to the encoder's pooled features, float32 on the CPU."""
+    pool = choose(POOLINGS, pooling, "pooling")
+    if layer is not None and not 1 <= layer <= len(encoder.blocks):
+        raise UserError(f"--layer {layer}: 1 to {len(encoder.blocks)}")
+    encoder = encoder.eval().to(device)
+    return lambda images: pool(encoder(encoder.normalize(images.to(device)), layer=layer)).float().cpu()
+
+
+@torch.no_grad()
+def collect(
+    source: Source, like: ViT, run: str, functions: Sequence[Function], device: torch.device, batch_size: int = 64
+) -> tuple[list[int], list[Float[Tensor, "B F"]], list[BadFile]]:
+    """Indices of the readable images, what each function makes of them, and the files that could not be read.
+
+    Images come as the encoder `like` takes them, under the run's rules for large and 16-bit images.
+    """
     rules = read_config(run)["config"]
     limits = rules.get("max_megapixels", 100.0), rules.get("white", 65535)
-    images = Images(source, Whole(encoder.image_size), encoder.channels, batch_size, *limits)
+    images = Images(source, Whole(like.image_size), like.channels, batch_size, *limits)
     processes = workers(device, 1) if len(images) > 4 else 0
     loader = DataLoader(
         images, batch_size=None, num_workers=processes, worker_init_fn=start_worker if processes else None
     )
-    yield from tqdm(loader, "embed", unit=" batches", disable=None, leave=False)
-
-
-@torch.no_grad()
-def embed(
-    encoder: ViT,
-    source: Source,
-    run: str,
-    layer: int | None = None,
-    pooling: str = "mean",
-    batch_size: int = 64,
-    device: str = "auto",
-) -> tuple[list[int], Float[Tensor, "B F"], list[BadFile]]:
-    """Indices of the readable images, their float32 features on the CPU, and the files that could not be read."""
-    pool = choose(POOLINGS, pooling, "pooling")
-    if layer is not None and not 1 <= layer <= len(encoder.blocks):
-        raise UserError(f"--layer {layer}: 1 to {len(encoder.blocks)}")
-    if batch_size < 1:
-        raise UserError(f"--batch-size {batch_size}: must be more than 0")
-    place = find_device(device)
-    encoder = encoder.eval().to(place)
     ids: list[int] = []
-    features: list[Tensor] = []
     bad: list[BadFile] = []
-    for some_ids, images, some_bad in image_batches(encoder, source, run, batch_size, place):
+    rows: list[list[Tensor]] = [[] for _ in functions]
+    for some_ids, some, some_bad in tqdm(loader, "embed", unit=" batches", disable=None, leave=False):
         ids += some_ids
         bad += some_bad
         if some_ids:
-            features.append(pool(encoder(encoder.normalize(images.to(place)), layer=layer)).float().cpu())
+            for made, function in zip(rows, functions):
+                made.append(function(some))
     if not ids:
         raise UserError(f"none of the {len(source)} images can be read; the first: {bad[0].name}: {bad[0].reason}")
-    return ids, torch.cat(features), bad
+    return ids, [torch.cat(made) for made in rows], bad
 
 
 def write_npz(path: Path, names: list[str], features: Float[np.ndarray, "B F"]) -> None:

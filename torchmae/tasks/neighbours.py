@@ -18,8 +18,9 @@ from torchmae.hashing import SPLIT, hash32
 from torchmae.models.mae import build_encoder
 from torchmae.models.vit import ViT
 from torchmae.models.weights import load, read_config
-from torchmae.tasks.embed import embed
+from torchmae.tasks.embed import collect, embedding
 from torchmae.train.checkpoint import write_text
+from torchmae.train.distributed import find_device
 
 
 @dataclass(frozen=True)
@@ -52,27 +53,39 @@ def run(config: Neighbours) -> dict[str, Any]:
         raise UserError(f"--test-fraction {config.test_fraction}: must lie between 0 and 1")
     if config.k < 1:
         raise UserError(f"--k {config.k}: must be at least 1")
-    encoder = load(config.run)
-    untrained = fresh(config.run, config.seed)
+    encoder, device = load(config.run), find_device(config.device)
+    compared = {
+        "features": embedding(encoder, config.layer, config.pooling, device),
+        "untrained encoder": embedding(fresh(config.run, config.seed), config.layer, config.pooling, device),
+        "raw pixels": lambda images: images.flatten(1).float(),
+    }
     train_source, test_source = sources(config)
-    encoders = {"features": encoder, "untrained encoder": untrained, "raw pixels": RawPixels(encoder)}
+
+    def labelled(source: Source) -> tuple[list[Float[Tensor, "B F"]], list[str]]:
+        """What is compared, and the labels, of the images that have one."""
+        ids, found, _ = collect(source, encoder, config.run, list(compared.values()), device)
+        labels = [source.label(i) for i in ids]
+        have = [row for row, label in enumerate(labels) if label is not None]
+        if not have:
+            raise UserError(f"{config.data} has no labels: put the images of each class in a folder of its name")
+        return [features[have] for features in found], [label for label in labels if label is not None]
+
+    train, answers = labelled(train_source)
+    if test_source is None:
+        out = split(answers, config.test_fraction, config.seed)
+        train, test = [features[~out] for features in train], [features[out] for features in train]
+        truth = [label for label, held_out in zip(answers, out.tolist()) if held_out]
+        answers = [label for label, held_out in zip(answers, out.tolist()) if not held_out]
+    else:
+        test, truth = labelled(test_source)
+    classes = {label: i for i, label in enumerate(sorted(set(answers)))}
+    if len(classes) < 2:
+        raise UserError(f"k-NN needs at least two classes with labels, {config.data} has {len(classes)}")
+    labels = torch.tensor([classes[label] for label in answers])
     accuracy: dict[str, Any] = {}
-    for name, one in encoders.items():
-        train, train_labels = labelled(one, train_source, config)
-        if test_source is None:
-            held_out = split(train_labels, config.test_fraction, config.seed)
-            parts = train[~held_out], train[held_out]
-            answers = [label for label, out in zip(train_labels, held_out.tolist()) if not out]
-            truth = [label for label, out in zip(train_labels, held_out.tolist()) if out]
-        else:
-            test, truth = labelled(one, test_source, config)
-            parts, answers = (train, test), train_labels
-        classes = sorted(set(answers))
-        if len(classes) < 2:
-            raise UserError(f"k-NN needs at least two classes with labels, {config.data} has {len(classes)}")
-        known = {label: i for i, label in enumerate(classes)}
-        votes = knn(*parts, torch.tensor([known[label] for label in answers]), len(classes), config.k)
-        right = sum(guess == known.get(label, -1) for guess, label in zip(votes.tolist(), truth))
+    for name, train_rows, test_rows in zip(compared, train, test):
+        guesses = knn(train_rows, test_rows, labels, len(classes), config.k).tolist()
+        right = sum(guess == classes.get(label) for guess, label in zip(guesses, truth))
         low, high = interval(right, len(truth))
         accuracy[name] = {"accuracy": right / len(truth), "low": low, "high": high}
     result = {
@@ -92,22 +105,6 @@ def run(config: Neighbours) -> dict[str, Any]:
     return result
 
 
-class RawPixels(torch.nn.Module):
-    """An "encoder" that gives the pixels: one token of them all, behind a class token of zeros."""
-
-    def __init__(self, like: ViT):
-        super().__init__()
-        self.image_size, self.channels, self.blocks, self.normalize = (
-            like.image_size,
-            like.channels,
-            like.blocks,
-            like.normalize,
-        )
-
-    def forward(self, images: Float[Tensor, "B C H W"], layer: int | None = None) -> Float[Tensor, "B 2 X"]:
-        return torch.stack([torch.zeros_like(images), images], dim=1).flatten(2)
-
-
 def fresh(run: str, seed: int) -> ViT:
     """The run's encoder as it was before training, up to the seed."""
     with torch.random.fork_rng(devices=[]):
@@ -125,17 +122,6 @@ def sources(config: Neighbours) -> tuple[Source, Source | None]:
             if (folder / name).is_dir():
                 return open_source(folder / "train"), open_source(folder / name)
     return open_source(config.data), None
-
-
-def labelled(encoder: Any, source: Source, config: Neighbours) -> tuple[Float[Tensor, "B F"], list[str]]:
-    """Features and labels of the images that have both."""
-    pooling = "mean" if isinstance(encoder, RawPixels) else config.pooling
-    ids, features, _ = embed(encoder, source, config.run, config.layer, pooling, device=config.device)
-    labels = [source.label(i) for i in ids]
-    have = [i for i, label in enumerate(labels) if label is not None]
-    if not have:
-        raise UserError(f"{config.data} has no labels: put the images of each class in a folder of its name")
-    return features[have], [label for label in labels if label is not None]
 
 
 def split(labels: list[str], fraction: float, seed: int) -> Tensor:

@@ -57,7 +57,8 @@ def run(config: Reconstruct) -> Path:
     if config.mask is not None:
         mask = mask_from_image(config.mask, model.encoder.grid, len(pixels))
     else:
-        name, ratio = config.masking or settings["masking"], config.mask_ratio or settings["mask_ratio"]
+        name = settings["masking"] if config.masking is None else config.masking
+        ratio = settings["mask_ratio"] if config.mask_ratio is None else config.mask_ratio
         mask = draw_mask(model, name, ratio, config.seed, torch.arange(len(pixels)))
     picture = draw(model, pixels, mask, config.true_statistics)
     try:
@@ -132,7 +133,7 @@ def caption(model: MAE, true_statistics: bool) -> str:
 
 
 def draw(model: MAE, images: UInt8[Tensor, "B C H W"], mask: Mask, true_statistics: bool = False) -> Image.Image:
-    """One row an image: original, masked, reconstruction, prediction alone; a title over each column, a caption below."""
+    """One column an image: original, masked, reconstruction, prediction alone; names at the left, a caption below."""
     device = next(model.parameters()).device
     was_training = model.training
     made = predict_pixels(
@@ -140,26 +141,25 @@ def draw(model: MAE, images: UInt8[Tensor, "B C H W"], mask: Mask, true_statisti
     ).cpu()
     model.train(was_training)
     hidden = mask.hide.shape[1] / (mask.hide.shape[1] + mask.keep.shape[1])
-    titles = ("original", f"{hidden:.0%} hidden", "reconstruction", "predicted patches")
-    return sheet([images.cpu(), *made], titles, caption(model, true_statistics))
+    names = ("original", f"{hidden:.0%} hidden", "reconstruction", "prediction")
+    return sheet([images.cpu(), *made], names, caption(model, true_statistics))
 
 
-def sheet(columns: Sequence[UInt8[Tensor, "B C H W"]], titles: Sequence[str], note: str) -> Image.Image:
+def sheet(rows: Sequence[UInt8[Tensor, "B C H W"]], names: Sequence[str], note: str) -> Image.Image:
     """A contact sheet; small images are enlarged without smoothing, so that their pixels can be seen."""
-    count, channels, height, width = columns[0].shape
-    zoom = max(1, round(160 / max(height, width)))
-    height, width, gap, title, foot = height * zoom, width * zoom, 6, 20, 22
-    columns_wide = len(columns) * (width + gap) + gap
+    count, channels, height, width = rows[0].shape
+    zoom = max(1, round(128 / max(height, width)))
+    height, width, gap, margin, foot = height * zoom, width * zoom, 6, 104, 24
     font = ImageFont.load_default(13)
-    wide = max(columns_wide, int(font.getlength(note)) + 2 * gap)
-    canvas = Image.new("RGB", (wide, title + count * (height + gap) + foot), "white")
+    wide = max(margin + count * (width + gap), int(font.getlength(note)) + 2 * gap)
+    canvas = Image.new("RGB", (wide, gap + len(rows) * (height + gap) + foot), "white")
     pen = ImageDraw.Draw(canvas)
-    for i, (column, name) in enumerate(zip(columns, titles)):
-        left = gap + i * (width + gap)
-        pen.text((left, 2), name, fill="black", font=font)
-        for row, image in enumerate(column):
+    for row, (images, name) in enumerate(zip(rows, names)):
+        top = gap + row * (height + gap)
+        pen.text((gap, top + height // 2 - 8), name, fill="black", font=font)
+        for i, image in enumerate(images):
             shown = image[:3] if channels >= 3 else image[:1].expand(3, -1, -1)
             tile = Image.fromarray(shown.permute(1, 2, 0).contiguous().numpy())
-            canvas.paste(tile.resize((width, height), Image.Resampling.NEAREST), (left, title + row * (height + gap)))
+            canvas.paste(tile.resize((width, height), Image.Resampling.NEAREST), (margin + i * (width + gap), top))
     pen.text((gap, canvas.height - foot + 3), note, fill="black", font=font)
     return canvas

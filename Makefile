@@ -1,0 +1,35 @@
+# make demo | test | format | lint | types | clean. The first call makes .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.venv/demo: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "torchmae needs Python >= 3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable ".[demo]"
+	touch $@
+
+.venv/dev: .venv/demo
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+.PHONY: demo test format lint types clean
+demo: .venv/demo
+	$(BIN)/mae pretrain --preset demo
+	$(BIN)/mae neighbours runs/demo digits
+
+test: .venv/dev
+	$(BIN)/python -m pytest
+
+format: .venv/dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lint: .venv/dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: .venv/dev
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv build *.egg-info
