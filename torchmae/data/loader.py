@@ -79,10 +79,10 @@ class Batches(Dataset[Batch]):
 
     def __post_init__(self) -> None:
         if self.batch_size % self.size:
-            below = self.batch_size // self.size * self.size
+            below = max(self.size, self.batch_size // self.size * self.size)
             raise UserError(
                 f"batch size {self.batch_size} cannot be shared equally by {self.size} processes: "
-                f"use {below or self.size} or {below + self.size}"
+                f"use {below} or {below + self.size}"
             )
 
     def places(self, step: int) -> tuple[Int64[np.ndarray, "B"], Int64[np.ndarray, "B"]]:

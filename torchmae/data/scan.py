@@ -56,7 +56,7 @@ def scan(source: Source, channels: int, max_megapixels: float, white: int, quiet
             pixels = image.reshape(-1, channels).astype(np.float64) / 255
             return Look(image.shape[:2], np.stack([pixels.mean(0), np.square(pixels).mean(0)]))
         except (BadImage, OSError) as error:
-            return Look(bad=BadFile(source.name(index), str(error)))
+            return Look(bad=BadFile(source.name(index), getattr(error, "strerror", None) or str(error)))
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = pool.map(look, range(len(source)))

@@ -51,7 +51,9 @@ class Augment:
             aspect = math.exp(draw(4 * throw + 2, math.log(low), math.log(high)))
             w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
             if 0 < w <= width and 0 < h <= height:
-                top, left = int(draw(4 * throw + 3, 0, height - h + 1)), int(draw(4 * throw + 4, 0, width - w + 1))
+                top, left = (
+                    int(draw(4 * throw + 3 + i) * (room + 1)) for i, room in enumerate((height - h, width - w))
+                )
                 return Crop(top, left, h, w, flip)
         w, h = min(width, max(1, round(height * high))), min(height, max(1, round(width / low)))
         return Crop((height - h) // 2, (width - w) // 2, h, w, flip)

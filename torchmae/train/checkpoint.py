@@ -15,12 +15,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from torchmae.errors import RunError, UserError
 
 KEEP = 2
+FILES = {"model.safetensors", "optimizer.safetensors", "state.json"}  # what a manifest must list
 
 
 class Checkpoint(NamedTuple):
@@ -46,16 +48,17 @@ def save(run: Path, checkpoint: Checkpoint) -> None:
         hashes = {file.name: sha256(file) for file in sorted(partial.iterdir())}
         write_text(partial / "manifest.json", json.dumps(hashes, indent=1))
         for file in partial.iterdir():
+            shutil.copymode(partial / "state.json", file)  # safetensors makes its files for their owner only
             sync(file)
         sync(partial)
         shutil.rmtree(final, ignore_errors=True)
         os.rename(partial, final)
         sync(state)
         publish(final / "model.safetensors", run / "model.safetensors")
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # the latter is what safetensors makes of a full disk
         shutil.rmtree(partial, ignore_errors=True)
         raise RunError(
-            f"could not save a checkpoint in {state}: {error.strerror or error}. Earlier checkpoints are untouched: "
+            f"could not save a checkpoint in {state}: {getattr(error, 'strerror', None) or error}. Earlier checkpoints are untouched: "
             "make room, and the same command goes on from the newest"
         ) from error
     for old in checkpoints(run)[KEEP:]:
@@ -63,21 +66,31 @@ def save(run: Path, checkpoint: Checkpoint) -> None:
 
 
 def newest(run: Path) -> Checkpoint | None:
-    """The newest checkpoint whose files match their hashes; a damaged one is set aside, with one warning each."""
+    """The newest checkpoint whose files match their hashes; a damaged one is set aside, with one warning each.
+
+    The run shows the weights of this one then, also if a kill came before `save` could publish them.
+    """
     for folder in checkpoints(run):
         try:
             manifest = json.loads((folder / "manifest.json").read_text())
+            if not isinstance(manifest, dict) or set(manifest) != FILES:
+                raise ValueError("manifest.json does not list its files")
             wrong = [name for name, digest in manifest.items() if sha256(folder / name) != digest]
             if wrong:
                 raise ValueError(f"{', '.join(wrong)} changed after saving")
             numbers = json.loads((folder / "state.json").read_text())
             model, optimizer = (load_file(folder / f"{name}.safetensors") for name in ("model", "optimizer"))
-            return Checkpoint(numbers.pop("step"), model, optimizer, numbers)
-        except (OSError, ValueError, KeyError) as error:
+            found = Checkpoint(numbers.pop("step"), model, optimizer, numbers)
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
             aside = folder.with_name(f"damaged-{folder.name}")
             shutil.rmtree(aside, ignore_errors=True)
             os.rename(folder, aside)
             print(f"warning: checkpoint {folder} is damaged ({error}); set aside as {aside.name}", flush=True)
+            continue
+        shown = run / "model.safetensors"
+        if not shown.exists() or not shown.samefile(folder / "model.safetensors"):
+            publish(folder / "model.safetensors", shown)
+        return found
     return None
 
 

@@ -63,12 +63,12 @@ class World:
 
     def wrap(self, task: nn.Module, layers: list[nn.Module], shard: bool) -> nn.Module:
         """The task made to train with all processes: replicated (DDP) or, with `shard`, its parameters cut up (FSDP2)."""
+        if self.size == 1:
+            return task
         if shard:
             for layer in layers:
                 fully_shard(layer)
             fully_shard(task)
-            return task
-        if self.size == 1:
             return task
         return DistributedDataParallel(task, device_ids=[self.device.index] if self.device.type == "cuda" else None)
 
@@ -100,6 +100,17 @@ def no_sync(module: nn.Module, accumulating: bool) -> Iterator[None]:
     elif isinstance(module, DistributedDataParallel) and accumulating:
         with module.no_sync():
             yield
+    else:
+        yield
+
+
+@contextmanager
+def gathered(module: nn.Module) -> Iterator[None]:
+    """For evaluators, which call parts of a task: FSDP2 brings the outermost parameters together only for the whole."""
+    if isinstance(module, FSDPModule):
+        module.unshard()
+        yield
+        module.reshard()
     else:
         yield
 

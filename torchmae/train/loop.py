@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from torchmae.errors import RunError
 from torchmae.train import checkpoint, optim
-from torchmae.train.distributed import World
+from torchmae.train.distributed import World, gathered
 from torchmae.train.log import Log, note_bad_files
 from torchmae.train.step import Step
 
@@ -23,6 +23,7 @@ BAD_IN_A_ROW = 5  # steps with a loss that is not finite, after which a run give
 BROKEN_LOSS = 65  # the exit code then
 
 
+@runtime_checkable
 class Steps(Protocol):
     """The batches of any range of steps, in order, the same in every run."""
 
@@ -135,7 +136,7 @@ def fit(
                 saved_at = time.monotonic()
             if last or (evaluating and not stopping):
                 task.eval()
-                with torch.no_grad():
+                with torch.no_grad(), gathered(trainer.module):
                     for name, value in (pair for evaluator in evaluators for pair in evaluator(done)):
                         log.write({"step": done, name: value})
                 task.train()

@@ -69,6 +69,9 @@ class Step:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.world.mean(self.accumulate(self.module, batch, self.parts))
+        if self.scaler.is_enabled():  # a scaler looks at gradients only: one of them tells it of the loss
+            first = self.counted[0].grad
+            first.add_(self.world.like(loss * 0, first))  # 0, or NaN
         self.scaler.unscale_(self.optimizer)
         gradients = [p.grad for p in self.counted if p.grad is not None]
         norm = self.world.whole(nn.utils.get_total_norm(gradients))
@@ -76,7 +79,7 @@ class Step:
             scale = (self.clip_grad / (norm + 1e-6)).clamp(max=1.0)
             for gradient in gradients:
                 gradient.mul_(self.world.like(scale, gradient))
-        if not self.scaler.is_enabled():  # a scaler finds this out by itself
+        if not self.scaler.is_enabled():  # a scaler has found this out by itself
             found = (~torch.isfinite(loss + norm)).float()
             self.optimizer.found_inf = self.world.like(found, self.counted[0])  # type: ignore[attr-defined]
         self.scaler.step(self.optimizer)

@@ -1,0 +1,205 @@
+"""The look at a whole data set: numbers equal brute force, and every bad file is named."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from torchmae.data import scan as module
+from torchmae.data.scan import Scan, bad_budget
+from torchmae.data.sources import Source, open_source
+
+
+def scan(source: Source, channels: int = 3, **settings) -> Scan:
+    return module.scan(source, channels, settings.get("max_megapixels", 100.0), 65535, quiet=True)
+
+
+def plant(root: Path, sizes: list[tuple[int, int]], suffix: str = ".png") -> list[np.ndarray]:
+    """One file for each (height, width), every one with its own brightness and contrast; returns the pixels."""
+    root.mkdir(exist_ok=True)
+    images = []
+    for i, size in enumerate(sizes):
+        rng = np.random.default_rng(i)
+        top = rng.integers(60, 256, 3)
+        images.append((rng.random((*size, 3)) * top).astype(np.uint8))
+        Image.fromarray(images[-1]).save(root / f"{i:03d}{suffix}")
+    return images
+
+
+def brute(images: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation in float64, two passes; every image counts the same, whatever its size."""
+    mean = np.mean([(x / 255).mean((0, 1)) for x in images], axis=0)
+    return mean, np.sqrt(np.mean([((x / 255 - mean) ** 2).mean((0, 1)) for x in images], axis=0))
+
+
+SIZES = [(30, 41), (8, 8), (17, 100), (64, 20), (5, 5), (30, 30), (9, 77)]
+
+
+def test_numbers_are_those_of_brute_force(tmp_path):
+    images = plant(tmp_path / "set", SIZES)
+    found = scan(open_source(tmp_path / "set"))
+    mean, std = brute(images)
+    assert np.abs(np.array(found.mean) - mean).max() <= 0.500001e-4
+    assert np.abs(np.array(found.std) - std).max() <= 0.500001e-4
+    assert (found.images, found.bad, found.complete) == (7, [], True)
+    assert (found.height, found.width) == (17, 30)
+    assert len(set(found.mean)) == 3  # channels are not mixed up
+    assert all(type(x) is float and x == round(x, 4) for x in (*found.mean, *found.std))
+
+
+def test_the_median_of_an_even_number_is_between_the_middle_two(tmp_path):
+    plant(tmp_path / "set", [(10, 1), (20, 2), (31, 40), (1000, 3)])
+    found = scan(open_source(tmp_path / "set"))
+    assert (found.height, found.width) == (25, 2)  # 25.5 and 2.5, whole pixels
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_channels_are_those_that_were_asked_for(tmp_path, channels):
+    images = plant(tmp_path / "set", SIZES)
+    if channels == 1:
+        images = [np.asarray(Image.fromarray(x).convert("L"))[:, :, None] for x in images]
+    found = scan(open_source(tmp_path / "set"), channels)
+    mean, std = brute(images)
+    assert len(found.mean) == len(found.std) == channels
+    assert np.allclose(found.mean, mean, atol=0.51e-4, rtol=0) and np.allclose(found.std, std, atol=0.51e-4, rtol=0)
+
+
+@pytest.mark.parametrize("full", [20_000, 10])
+def test_arrays_are_scanned_too(tmp_path, monkeypatch, full):
+    monkeypatch.setattr(module, "FULL", full)
+    pixels = np.random.default_rng(0).integers(0, 200, (20, 6, 9, 4), dtype=np.uint8)
+    np.save(tmp_path / "set.npy", pixels)
+    found = scan(open_source(f"{tmp_path}/set.npy?layout=NHWC"), 4)
+    mean, std = brute(list(pixels))
+    assert (found.images, found.height, found.width, found.complete) == (20, 6, 9, full > 20)
+    assert np.allclose(found.mean, mean, atol=0.51e-4, rtol=0) and np.allclose(found.std, std, atol=0.51e-4, rtol=0)
+
+
+def spoil(root: Path) -> dict[str, str]:
+    """Adds bad files of several kinds; returns why each is bad."""
+    good = next(root.glob("*.jpg")).read_bytes()
+    (root / "cut.jpg").write_bytes(good[:-60])
+    (root / "empty.jpg").write_bytes(b"")
+    (root / "text.jpg").write_bytes(b"<html>404</html>")
+    Image.new("RGB", (200, 300)).save(root / "huge.png")
+    (root / "dangling.jpg").symlink_to("nowhere.jpg")
+    return {
+        "cut.jpg": "truncated JPEG: no end marker",
+        "empty.jpg": "empty",
+        "text.jpg": "not an image",
+        "huge.png": "megapixels, more than the limit of 0.01",
+        "dangling.jpg": "",
+    }
+
+
+@pytest.mark.parametrize("full", [20_000, 3])
+def test_bad_files_are_named_with_the_reason(tmp_path, monkeypatch, full):
+    monkeypatch.setattr(module, "FULL", full)
+    monkeypatch.setattr(module, "MEASURED", 2)
+    root = tmp_path / "set"
+    plant(root, SIZES, ".jpg")
+    reasons = spoil(root)
+    found = scan(open_source(root), max_megapixels=0.01)
+    assert sorted(bad.name for bad in found.bad) == sorted(reasons)
+    for name, reason in found.bad:
+        assert reasons[name] in reason and reason and "\n" not in reason
+    assert (found.height, found.width) == (17, 30)  # those of the good ones
+
+
+@pytest.mark.parametrize("full", [20_000, 3])
+def test_a_file_that_is_gone_by_now_has_a_short_reason(tmp_path, monkeypatch, full):
+    monkeypatch.setattr(module, "FULL", full)
+    monkeypatch.setattr(module, "MEASURED", 1)
+    plant(tmp_path / "set", SIZES)
+    source = open_source(tmp_path / "set")
+    (tmp_path / "set" / "005.png").unlink()
+    assert scan(source).bad == [("005.png", "No such file or directory")]
+
+
+def test_bad_files_do_not_count_for_mean_and_deviation(tmp_path):
+    images = plant(tmp_path / "set", SIZES, ".png")
+    (tmp_path / "set" / "aaa.png").write_bytes(b"no")
+    mean, std = brute(images)
+    found = scan(open_source(tmp_path / "set"))
+    assert np.allclose(found.mean, mean, atol=0.51e-4, rtol=0) and np.allclose(found.std, std, atol=0.51e-4, rtol=0)
+
+
+def test_of_a_large_set_some_are_decoded_and_all_are_inspected(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "FULL", 10)
+    monkeypatch.setattr(module, "MEASURED", 4)
+    root = tmp_path / "set"
+    images = plant(root, [(8 + i, 10) for i in range(20)], ".png")
+    for i in (3, 15, 19):  # not among those that are decoded: 0, 5, 10, 15 but for 15
+        path = root / f"{i:03d}.png"
+        path.write_bytes(path.read_bytes()[:60])
+    path = root / "011.png"  # header and end are whole, the middle is not: left for training to find
+    data = bytearray(path.read_bytes())
+    data[60:-30] = bytes(len(data) - 90)
+    path.write_bytes(bytes(data))
+    found = scan(open_source(root))
+    assert not found.complete and found.images == 20
+    assert [bad.name for bad in found.bad] == ["003.png", "015.png", "019.png"]
+    mean, std = brute([images[i] for i in (0, 5, 10)])
+    assert np.allclose(found.mean, mean, atol=0.51e-4, rtol=0) and np.allclose(found.std, std, atol=0.51e-4, rtol=0)
+    assert found.height == int(np.median([8 + i for i in range(20) if i not in (3, 15, 19)]))
+    monkeypatch.setattr(module, "FULL", 20)  # as many as are decoded whole
+    whole = scan(open_source(root))
+    assert whole.complete and [bad.name for bad in whole.bad] == ["003.png", "011.png", "015.png", "019.png"]
+    assert (whole.mean, whole.std) == (found.mean, found.std)  # from the same images
+
+
+@pytest.mark.parametrize("value", [0, 77, 255])
+def test_a_blank_data_set_is_not_divided_by_zero(tmp_path, value):
+    for i in range(5):
+        Image.new("RGB", (7, 9), (value, value, value)).save(tmp_path / f"{i}.png")
+    found = scan(open_source(tmp_path))
+    assert found.std == (0.01, 0.01, 0.01) and found.mean == (round(value / 255, 4),) * 3
+
+
+def test_all_files_bad(tmp_path):
+    for i in range(3):
+        (tmp_path / f"{i}.jpg").write_bytes(b"no")
+    found = scan(open_source(tmp_path))
+    assert [bad.name for bad in found.bad] == ["0.jpg", "1.jpg", "2.jpg"]
+    assert (found.images, found.height, found.width) == (3, 0, 0)
+    assert found.mean == (0.0, 0.0, 0.0) and found.std == (0.01, 0.01, 0.01)
+
+
+def test_threads_do_not_change_the_result(tmp_path, monkeypatch):
+    root = tmp_path / "set"
+    plant(root, [(5 + i * 7 % 40, 5 + i * 11 % 50) for i in range(60)], ".jpg")
+    spoil(root)
+    source, results = open_source(root), []
+    for threads in (1, 2, 16):
+        monkeypatch.setattr(os, "cpu_count", lambda threads=threads: threads)
+        results.append(scan(source))
+    assert results[0] == results[1] == results[2]
+    assert [bad.name for bad in results[0].bad][1:] == ["cut.jpg", "empty.jpg", "text.jpg"]  # in the source's order
+
+
+def test_the_order_of_the_files_does_not_change_the_result(tmp_path):
+    plant(tmp_path / "set", SIZES)
+    names = [f"set/{i:03d}.png" for i in range(len(SIZES))]
+    for name, lines in {"forth": names, "back": names[::-1]}.items():
+        (tmp_path / f"{name}.txt").write_text("\n".join(lines))
+    forth, back = (scan(open_source(tmp_path / f"{name}.txt")) for name in ("forth", "back"))
+    assert forth._replace(mean=(), std=()) == back._replace(mean=(), std=())
+    assert np.allclose([forth.mean, forth.std], [back.mean, back.std], atol=1.01e-4, rtol=0)  # sums round elsewhere
+
+
+@pytest.mark.parametrize(
+    ("count", "percent", "budget"),
+    [
+        (0, 1.0, 20),
+        (100, 1.0, 20),
+        (2000, 1.0, 20),
+        (2100, 1.0, 21),
+        (1_281_167, 1.0, 12811),
+        (10**6, 0.0, 20),
+        (50, 100.0, 50),
+    ],
+)
+def test_the_budget_is_a_share_and_at_least_twenty(count, percent, budget):
+    assert bad_budget(count, percent) == budget

@@ -1,0 +1,203 @@
+"""`mae pretrain` on folders as people have them: strange files, unreadable files, nested, and nothing of it is changed."""
+
+import hashlib
+import json
+import os
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small import SMALL
+
+import torchmae
+from torchmae.models.mae import MAE
+from torchmae.models.masking import MASKINGS
+from torchmae.models.targets import TARGETS
+from torchmae.models.vit import ViT
+
+FLAGS = [
+    *("--model", "vit_micro", "--image-size", "32", "--patch-size", "8", "--decoder-dim", "32", "--decoder-depth", "1"),
+    *("--epochs", "1", "--workers", "1"),
+]
+
+
+def mae(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, as a user would run it."""
+    return subprocess.run(
+        [sys.executable, "-m", "torchmae", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Everything below a folder: links as links, files by their hash and time."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink():
+            found[str(path)] = f"link to {os.readlink(path)}"
+        elif path.is_file():
+            found[str(path)] = f"{hashlib.sha256(path.read_bytes()).hexdigest()} {path.stat().st_mtime_ns}"
+    return found
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG of a few kB whose 1-bit pixels would be width * height."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = zlib.compressobj(9)
+    line = bytes(1 + width // 8)
+    body = b"".join(rows.compress(line) for _ in range(height)) + rows.flush()
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+def make_strange(folder: Path) -> None:
+    """What people's folders hold: good images of every kind, and everything that only looks like one."""
+    picture = Image.fromarray(np.random.default_rng(1).integers(0, 255, (50, 70, 3), dtype=np.uint8))
+    picture.convert("CMYK").save(folder / "cmyk.jpg")
+    Image.fromarray(np.arange(0, 65_536, 16, dtype=np.uint16).reshape(64, 64)).save(folder / "deep.png")
+    picture.convert("P", palette=Image.Palette.ADAPTIVE).save(folder / "palette.png")
+    picture.save(folder / "moving.gif", save_all=True, append_images=[picture.rotate(90)])
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    picture.save(folder / "turned.JPG", exif=turned)
+    picture.save(folder / "żółw 龟.jpeg")
+    picture.convert("RGBA").save(folder / "clear.webp")
+    (folder / "nested" / "deeper").mkdir(parents=True)
+    picture.convert("1").save(folder / "nested" / "deeper" / "bits.TIFF")
+    whole = (folder / "turned.JPG").read_bytes()
+    (folder / "zero.jpg").write_bytes(b"")
+    (folder / "cut.jpg").write_bytes(whole[: len(whole) * 2 // 3])
+    (folder / "text.jpg").write_text("this is no image")
+    (folder / "bomb.png").write_bytes(bomb(20_000, 20_000))
+    (folder / "dangling.jpg").symlink_to("nowhere.jpg")
+    (folder / "loop.jpg").symlink_to("loop.jpg")
+    (folder / "nested" / "up").symlink_to("..")
+    (folder / "notes.txt").write_text("not looked at")
+
+
+def test_a_strange_folder_trains_reports_each_file_rightly_and_stays_as_it_was(photos: Path, tmp_path: Path) -> None:
+    data = tmp_path / "photos"
+    data.mkdir()
+    for i, file in enumerate(sorted(photos.rglob("*.jpg"))):
+        (data / f"{i}.jpg").write_bytes(file.read_bytes())
+    make_strange(data)
+    before = contents(data)
+    done = mae("pretrain", data, "--out", tmp_path / "run", *FLAGS)
+    assert done.returncode == 0, done.stderr
+    assert contents(data) == before
+    assert "36 images" in done.stdout  # 24 photos, 8 strange and good, 4 bad; not the links
+    bad = [json.loads(line) for line in (tmp_path / "run" / "bad-files.jsonl").read_text().splitlines()]
+    reasons = {entry["file"]: entry["reason"] for entry in bad}
+    assert len(bad) == len(reasons) == 7
+    for name, word in {
+        "zero.jpg": "empty",
+        "cut.jpg": "runcated",
+        "text.jpg": "not an image",
+        "bomb.png": "400.0 megapixels, more than the limit of 100",
+        "dangling.jpg": "broken symlink: No such file",
+        "loop.jpg": "broken symlink: Too many levels",
+        "nested/up": "already counted",
+    }.items():
+        assert word in reasons[name], (name, reasons[name])
+    for made in ("config.json", "model.safetensors", "log.jsonl", "curves.png", "pictures"):
+        assert (tmp_path / "run" / made).exists()
+    assert "mae reconstruct" in done.stdout and "mae embed" in done.stdout
+
+
+@pytest.mark.parametrize("masking", MASKINGS)
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_masking_and_target_trains(photos: Path, tmp_path: Path, masking: str, target: str) -> None:
+    run = torchmae.pretrain(str(photos), out=str(tmp_path), masking=masking, target=target, epochs=1, **SMALL)
+    records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert np.isfinite(records[-1]["loss"]) and records[-1]["step"] == 3
+
+
+def test_the_library_and_the_command_make_the_same_run(photos: Path, tmp_path: Path) -> None:
+    settings = ["--batch-size", 8, "--workers", 0, "--device", "cpu", "--image-size", "16x32"]
+    done = mae("pretrain", photos, "--out", tmp_path / "a", *FLAGS, *settings)
+    assert done.returncode == 0, done.stderr
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    options = {**SMALL, "image_size": "16x32", "epochs": 1}
+    torchmae.pretrain(str(photos), out=str(tmp_path / "b"), **options)
+    torch.set_num_threads(threads)
+    first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in "ab")
+    assert first == second
+
+
+def test_load_gives_an_encoder_with_positions_and_the_data_s_normalisation(run: Path, photos: Path) -> None:
+    encoder = torchmae.load(run)
+    assert isinstance(encoder, ViT) and not encoder.training
+    images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    assert encoder(encoder.normalize(images)).shape == (2, 1 + 16, 128)
+    assert encoder.pos_embed[:, 1:].abs().sum() > 0
+    pixels = (
+        np.concatenate([np.asarray(Image.open(file)).reshape(-1, 3) for file in sorted(photos.rglob("*.jpg"))]) / 255
+    )
+    np.testing.assert_allclose(encoder.mean, pixels.mean(0), atol=1e-4)
+    np.testing.assert_allclose(encoder.std, pixels.std(0), atol=1e-4)
+
+
+def test_the_encoder_is_trained_as_if_there_were_no_statistics_head(photos: Path, tmp_path: Path) -> None:
+    """The head learns from detached features: one run with it, one without, and the encoders are the same bit for bit."""
+    from torchmae.data.loader import Batch
+    from torchmae.tasks.pretrain import PretrainTask
+    from torchmae.train.distributed import World
+    from torchmae.train.step import Step
+
+    def train(with_head: bool) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        model = MAE(ViT((16, 16), 4, 1, 32, 2, 2), 16, 1, 2)
+        if not with_head:
+            model.decoder.statistics = None
+        task = PretrainTask(model, "random", 0.75, 0)
+        step = Step(task, World(0, 1, torch.device("cpu")), 0.05, (0.9, 0.95), 0.1, "fp32", False, False, None)
+        generator = torch.Generator().manual_seed(1)
+        for i in range(5):
+            images = torch.randint(0, 256, (4, 1, 16, 16), generator=generator, dtype=torch.uint8)
+            step(Batch(images, torch.zeros(4, dtype=torch.int64), torch.arange(4) + 4 * i, []), 1e-3)
+        return {name: value for name, value in model.state_dict().items() if "statistics" not in name}
+
+    with_head, without = train(True), train(False)
+    assert all(torch.equal(with_head[name], without[name]) for name in without)
+
+
+def test_trivial_predictors_by_brute_force(photos: Path) -> None:
+    from torchmae.data.loader import Batch
+    from torchmae.tasks.pretrain import PretrainTask
+
+    model = MAE(ViT((16, 16), 4, 1, 32, 2, 2, mean=(0.4,), std=(0.3,)), 16, 1, 2, target="pixels")
+    task = PretrainTask(model, "random", 0.75, 0)
+    images = torch.randint(0, 256, (3, 1, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    batch = Batch(images, torch.zeros(3, dtype=torch.int64), torch.arange(3), [])
+    mask, floats = task.mask(batch), (images.double() / 255 - 0.4) / 0.3
+    patch_mean, visible_mean = [], []
+    for image, keep, hide in zip(floats[:, 0], mask.keep.tolist(), mask.hide.tolist()):
+        cut = [image[4 * (i // 4) : 4 * (i // 4) + 4, 4 * (i % 4) : 4 * (i % 4) + 4] for i in range(16)]
+        visible = sum(cut[i] for i in keep) / len(keep)
+        patch_mean += [float(((cut[i] - cut[i].mean()) ** 2).mean()) for i in hide]
+        visible_mean += [float(((cut[i] - visible) ** 2).mean()) for i in hide]
+    found = task.diagnose(batch)
+    assert float(found["loss of patch mean"]) == pytest.approx(np.mean(patch_mean), rel=1e-5)
+    assert float(found["loss of visible mean"]) == pytest.approx(np.mean(visible_mean), rel=1e-5)
+
+
+def test_tensorboard_and_imagenet_normalisation(photos: Path, tmp_path: Path) -> None:
+    run = torchmae.pretrain(str(photos), out=str(tmp_path), tensorboard=True, normalize="imagenet", epochs=1, **SMALL)
+    assert torchmae.load(run).mean == (0.485, 0.456, 0.406)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run))
+    events.Reload()
+    assert "loss" in events.Tags()["scalars"]

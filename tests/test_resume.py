@@ -1,0 +1,185 @@
+"""The same command again: after kills at any moment, with other workers, when it is finished, when something changed."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import torchmae
+from torchmae import cli
+
+ENV = os.environ | {"OMP_NUM_THREADS": "1"}
+OPTIONS = dict(
+    **dict(model="vit_micro", image_size=32, patch_size=8, decoder_dim=32, decoder_depth=1, batch_size=8),
+    **dict(epochs=12, base_lr=0.02, precision="fp32", device="cpu", workers=0, log_every=4),
+)
+STEPS = 36  # 12 epochs of 24 images, 8 a step
+KILLS = 6
+
+
+def flags(options):
+    return [text for name, value in options.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def make_photos(folder):
+    """24 small images of several sizes, nested."""
+    (folder / "nested").mkdir(parents=True)
+    draw = np.random.default_rng(0)
+    for i in range(24):
+        small = Image.fromarray(draw.integers(0, 256, (5, 6, 3), dtype=np.uint8))
+        ending = ("nested/%d.png", "%d.jpg")[i % 2] % i
+        small.resize((40 + i, 36), Image.Resampling.BICUBIC).save(folder / ending)
+    return folder
+
+
+def steps_saved(run):
+    return max((int(p.name[5:]) for p in (run / "state").glob("step-*")), default=0)
+
+
+def weights(run):
+    return (run / "model.safetensors").read_bytes()
+
+
+def contents(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    return make_photos(tmp_path_factory.mktemp("resume") / "photos")
+
+
+@pytest.fixture(scope="module")
+def whole(photos, tmp_path_factory):
+    """The uninterrupted run."""
+    return torchmae.pretrain(str(photos), out=str(tmp_path_factory.mktemp("whole") / "run"), **OPTIONS)
+
+
+def test_killed_again_and_again_the_run_ends_with_the_same_weights(whole, photos, tmp_path):
+    """SIGKILL to all its processes: first while it starts, then at random times after it has got a little further."""
+    run, dice, kills = tmp_path / "run", random.Random(0), []
+    options = OPTIONS | {"workers": 1, "save_minutes": 1e-6, "out": run}
+    command = [sys.executable, "-m", "torchmae", "pretrain", str(photos), *flags(options)]
+    for kill in range(KILLS):
+        before = steps_saved(run)
+        ahead = dice.randint(1, 4)
+        process = subprocess.Popen(
+            command, env=ENV, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        end = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < end:
+            if (run / ".lock").exists() if kill == 0 else steps_saved(run) >= before + ahead:
+                break
+            time.sleep(0.001)
+        time.sleep(dice.uniform(0, 0.1))  # anywhere in a step, a save, a start
+        os.killpg(process.pid, signal.SIGKILL)
+        said = process.communicate()[0]
+        assert process.returncode == -signal.SIGKILL, said
+        assert "Traceback" not in said
+        kills.append(steps_saved(run))
+    assert kills == sorted(kills) and 0 < kills[-1] < STEPS, kills
+    done = subprocess.run(command, env=ENV, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "damaged" not in done.stdout, "a kill must not leave a damaged checkpoint"
+    assert weights(run) == weights(whole)
+    assert {p.name for p in (run / "state").iterdir()} == {f"step-{STEPS:08d}", f"step-{STEPS - 1:08d}"}
+    drop = ("images_per_s", "wait", "loss")  # (a line's loss is of the steps since the line before or the start)
+    ours, theirs = (
+        [{k: v for k, v in json.loads(line).items() if k not in drop} for line in text.splitlines()]
+        for text in ((run / "log.jsonl").read_text(), (whole / "log.jsonl").read_text())
+    )
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_number_of_workers_does_not_change_the_weights(whole, photos, tmp_path, workers):
+    run = torchmae.pretrain(str(photos), **(OPTIONS | {"workers": workers, "out": str(tmp_path / "run")}))
+    assert weights(run) == weights(whole)
+
+
+def test_resuming_takes_the_older_checkpoint_when_the_newest_is_damaged(whole, photos, tmp_path, capfd):
+    options = OPTIONS | {"save_minutes": 1e-6, "out": str(tmp_path / "run")}
+    run = torchmae.pretrain(str(photos), **options)
+    newest = run / f"state/step-{STEPS:08d}/optimizer.safetensors"
+    os.truncate(newest, 1000)
+    capfd.readouterr()
+    torchmae.pretrain(str(photos), **options)
+    assert capfd.readouterr().out.count("is damaged") == 1
+    assert weights(run) == weights(whole)
+
+
+def test_a_finished_run_says_so_and_changes_nothing(whole, photos, capfd):
+    before = contents(whole)
+    assert cli.main(["pretrain", str(photos), *flags(OPTIONS | {"out": whole})]) == 0
+    out, err = capfd.readouterr()
+    assert f"{whole} is finished ({STEPS} steps): nothing to do" in out and "Traceback" not in err
+    assert contents(whole) == before
+
+
+CHANGES = {
+    "model": ({"model": "vit_tiny"}, ["model was vit_micro, is vit_tiny"]),
+    "ratio": ({"mask_ratio": 0.5}, ["mask_ratio was 0.75, is 0.5"]),
+    "two": ({"mask_ratio": 0.5, "seed": 3}, ["mask_ratio was 0.75, is 0.5", "seed was 0, is 3"]),
+    "image": ({"image_size": "32x64"}, ["image_size was 32, is 32x64"]),
+    "epochs": ({"epochs": 13}, ["epochs was 12", "is 13"]),
+    "batch": ({"batch_size": 4}, ["batch_size was 8, is 4"]),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_setting_is_refused_by_name_and_nothing_is_touched(whole, photos, capfd, change):
+    options, words = CHANGES[change]
+    before = contents(whole)
+    assert cli.main(["pretrain", str(photos), *flags(OPTIONS | {"out": whole} | options)]) == 2
+    out, err = capfd.readouterr()
+    assert err.startswith(f"mae: {whole} is another run: ") and all(word in err for word in words)
+    assert "another --out" in err and len(err.splitlines()) == 1 and out == ""
+    assert contents(whole) == before
+
+
+def test_changed_data_are_refused_and_nothing_is_touched(whole, photos, capfd):
+    before = contents(whole)
+    extra, command = photos / "one-more.png", ["pretrain", str(photos), *flags(OPTIONS | {"out": whole})]
+    try:
+        Image.new("RGB", (40, 40)).save(extra)
+        assert cli.main(command) == 2
+        assert "the data had 24 images, has 25" in capfd.readouterr().err
+        extra.rename(photos / "0.moved")
+        (photos / "1.jpg").rename(photos / "other-name.jpg")
+        assert cli.main(command) == 2
+        assert "24 images as before, but not the same ones" in capfd.readouterr().err
+    finally:
+        (photos / "other-name.jpg").rename(photos / "1.jpg")
+        (photos / "0.moved").unlink()
+    assert contents(whole) == before
+    assert cli.main(command) == 0  # all is as it was
+
+
+def test_what_does_not_change_the_weights_may_change(whole, photos, capfd):
+    free = {"workers": 1, "log_every": 7, "save_minutes": 3, "micro_batch": 4}
+    moved = photos.with_name("moved")
+    photos.rename(moved)
+    try:
+        assert cli.main(["pretrain", str(moved), *flags(OPTIONS | {"out": whole} | free)]) == 0
+    finally:
+        moved.rename(photos)
+
+
+def test_settings_left_open_are_those_of_the_run(whole, photos):
+    assert torchmae.pretrain(str(photos), out=str(whole)) == whole

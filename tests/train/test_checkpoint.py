@@ -1,0 +1,256 @@
+"""Checkpoints: whole or not there, verified, at most two, without pickle; and the lock of a run folder."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from torchmae.errors import UserError
+from torchmae.train import checkpoint
+from torchmae.train.checkpoint import Checkpoint
+
+FILES = {"model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"}
+ENV = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def make(step):
+    generator = torch.Generator().manual_seed(step)
+    weights = {"a.weight": torch.randn(5, 3, generator=generator), "a.bias": torch.tensor([-0.0, float("inf"), 1e-42])}
+    moments = {"exp_avg.a.weight": torch.randn(5, 3, generator=generator), "step.a.weight": torch.tensor(float(step))}
+    return Checkpoint(step, weights, moments, {"parts": 2, "scaler": {"scale": 0.1 + 0.2}})
+
+
+def assert_same(a, b):
+    assert a.step == b.step and a.numbers == b.numbers
+    for left, right in ((a.model, b.model), (a.optimizer, b.optimizer)):
+        assert left.keys() == right.keys()
+        for name in left:
+            assert left[name].dtype == right[name].dtype and left[name].shape == right[name].shape
+            assert left[name].numpy().tobytes() == right[name].numpy().tobytes()
+
+
+def names(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_round_trip_is_bit_for_bit(tmp_path):
+    checkpoint.save(tmp_path, make(7))
+    assert_same(checkpoint.newest(tmp_path), make(7))
+
+
+def test_an_empty_run_has_none(tmp_path):
+    assert checkpoint.newest(tmp_path) is None
+    (tmp_path / "state").mkdir()
+    assert checkpoint.newest(tmp_path) is None
+
+
+def test_only_safetensors_and_json_no_pickle(tmp_path):
+    checkpoint.save(tmp_path, make(1))
+    checkpoint.save(tmp_path, make(2))
+    files = [p for p in tmp_path.rglob("*") if p.is_file()]
+    assert {p.suffix for p in files} == {".safetensors", ".json"}
+    assert {p.name for p in (tmp_path / "state/step-00000001").iterdir()} == FILES
+    assert all(load_file(p) for p in files if p.suffix == ".safetensors")
+    assert all(json.loads(p.read_text()) for p in files if p.suffix == ".json")
+    assert len({p.stat().st_mode for p in files}) == 1, "weights are as readable as the other files"
+
+
+def test_the_last_two_are_kept_and_the_run_shows_the_newest_weights(tmp_path):
+    for step in (5, 10, 15, 20):
+        checkpoint.save(tmp_path, make(step))
+        newest = load_file(tmp_path / "model.safetensors")
+        assert torch.equal(newest["a.weight"], make(step).model["a.weight"])
+    assert names(tmp_path / "state") == ["step-00000015", "step-00000020"]
+    assert names(tmp_path) == ["model.safetensors", "state"]
+
+
+def test_saving_a_step_again_replaces_it(tmp_path):
+    checkpoint.save(tmp_path, make(3))
+    again = make(4)._replace(step=3)
+    checkpoint.save(tmp_path, again)
+    assert_same(checkpoint.newest(tmp_path), again)
+    assert names(tmp_path / "state") == ["step-00000003"]
+
+
+def flip_a_byte(folder):
+    data = bytearray((folder / "model.safetensors").read_bytes())
+    data[-3] ^= 1
+    (folder / "model.safetensors").write_bytes(data)
+
+
+def truncate(folder):
+    os.truncate(folder / "optimizer.safetensors", 40)
+
+
+def truncate_and_empty_manifest(folder):
+    os.truncate(folder / "model.safetensors", 40)
+    (folder / "manifest.json").write_text("{}")
+
+
+DAMAGES = {
+    "a byte flipped": flip_a_byte,
+    "truncated": truncate,
+    "emptied": lambda folder: os.truncate(folder / "model.safetensors", 0),
+    "weights deleted": lambda folder: (folder / "model.safetensors").unlink(),
+    "state deleted": lambda folder: (folder / "state.json").unlink(),
+    "state changed": lambda folder: (folder / "state.json").write_text('{"step": 1}'),
+    "manifest deleted": lambda folder: (folder / "manifest.json").unlink(),
+    "manifest cut": lambda folder: os.truncate(folder / "manifest.json", 30),
+    "manifest a list": lambda folder: (folder / "manifest.json").write_text("[]"),
+    "manifest null": lambda folder: (folder / "manifest.json").write_text("null"),
+    "manifest bytes": lambda folder: (folder / "manifest.json").write_bytes(b"\xff\xfe\x00"),
+    "manifest empty, weights cut": truncate_and_empty_manifest,
+    "everything deleted": lambda folder: [file.unlink() for file in folder.iterdir()],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_one_is_set_aside_with_one_warning_and_the_older_one_is_used(tmp_path, capfd, damage):
+    checkpoint.save(tmp_path, make(5))
+    checkpoint.save(tmp_path, make(10))
+    DAMAGES[damage](tmp_path / "state/step-00000010")
+    found = checkpoint.newest(tmp_path)
+    out, err = capfd.readouterr()
+    assert_same(found, make(5))
+    assert (out + err).count("warning") == 1 and "step-00000010" in out + err and "set aside" in out + err
+    assert names(tmp_path / "state") == ["damaged-step-00000010", "step-00000005"]
+    assert torch.equal(load_file(tmp_path / "model.safetensors")["a.weight"], make(5).model["a.weight"])
+    assert_same(checkpoint.newest(tmp_path), make(5))  # and the second look is silent
+    assert capfd.readouterr() == ("", "")
+
+
+def test_when_all_are_damaged_there_is_none(tmp_path, capfd):
+    for step in (5, 10):
+        checkpoint.save(tmp_path, make(step))
+        truncate(tmp_path / f"state/step-{step:08d}")
+    assert checkpoint.newest(tmp_path) is None
+    assert capfd.readouterr().out.count("warning") == 2
+
+
+def test_a_partial_folder_is_ignored_and_cleaned_by_the_next_save(tmp_path, capfd):
+    checkpoint.save(tmp_path, make(5))
+    shutil.copytree(tmp_path / "state/step-00000005", tmp_path / "state/.partial")
+    (tmp_path / "state/.partial/manifest.json").unlink()
+    assert_same(checkpoint.newest(tmp_path), make(5))
+    assert capfd.readouterr() == ("", "")
+    checkpoint.save(tmp_path, make(6))
+    assert names(tmp_path / "state") == ["step-00000005", "step-00000006"]
+
+
+def test_weights_that_a_kill_left_unpublished_are_published_by_newest(tmp_path):
+    """A kill can fall between the renaming of the last checkpoint and the naming of its weights."""
+    checkpoint.save(tmp_path, make(5))
+    old = (tmp_path / "model.safetensors").read_bytes()
+    checkpoint.save(tmp_path, make(6))
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "model.safetensors").write_bytes(old)
+    checkpoint.newest(tmp_path)
+    assert torch.equal(load_file(tmp_path / "model.safetensors")["a.weight"], make(6).model["a.weight"])
+    (tmp_path / "model.safetensors").unlink()
+    checkpoint.newest(tmp_path)
+    assert torch.equal(load_file(tmp_path / "model.safetensors")["a.weight"], make(6).model["a.weight"])
+
+
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+import torch
+from torchmae.errors import RunError
+from torchmae.train import checkpoint
+run, kind = Path(sys.argv[1]), sys.argv[2]
+small, large = {"w": torch.zeros(10)}, {"w": torch.zeros(200_000)}
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+checkpoint.save(run, checkpoint.Checkpoint(1, small, small, {}))
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+numbers = {"long": "x" * 200_000} if kind == "numbers" else {}
+weights, moments = large if kind == "weights" else small, large if kind == "moments" else small
+try:
+    checkpoint.save(run, checkpoint.Checkpoint(2, weights, moments, numbers))
+except RunError as error:
+    print(error)
+    sys.exit(error.exit_code)
+"""
+
+
+@pytest.mark.parametrize("kind", ["weights", "numbers"])
+def test_a_disk_that_takes_no_more_leaves_the_earlier_checkpoint_and_nothing_partial(tmp_path, kind):
+    """A real failure of write(): a limit on the size of files, EFBIG in place of ENOSPC."""
+    command = [sys.executable, "-c", FULL_DISK, str(tmp_path), kind]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENV)
+    assert done.returncode == 1, done.stderr
+    assert "could not save a checkpoint" in done.stdout and "Earlier checkpoints are untouched" in done.stdout
+    assert names(tmp_path / "state") == ["step-00000001"]
+    assert names(tmp_path) == ["model.safetensors", "state"]
+    assert checkpoint.newest(tmp_path).step == 1
+
+
+def test_a_state_folder_that_cannot_be_made_is_a_run_error(tmp_path):
+    from torchmae.errors import RunError
+
+    (tmp_path / "state").write_text("in the way")
+    with pytest.raises(RunError, match="could not save a checkpoint"):
+        checkpoint.save(tmp_path, make(1))
+    assert (tmp_path / "state").read_text() == "in the way"
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from torchmae.train.checkpoint import lock
+with lock(Path(sys.argv[1])):
+    print("locked", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_the_lock_keeps_a_second_process_out_and_ends_with_the_first_even_by_kill(tmp_path):
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True, env=ENV)
+    try:
+        assert holder.stdout.readline() == "locked\n"
+        with pytest.raises(UserError, match="another process is training"), checkpoint.lock(tmp_path):
+            pass
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+        with checkpoint.lock(tmp_path):
+            pass
+    finally:
+        holder.kill()
+        holder.wait()
+        holder.stdout.close()
+
+
+def test_write_text_is_whole_or_not_there(tmp_path):
+    path = tmp_path / "file.json"
+    checkpoint.write_text(path, "old")
+    old = path.open()  # whoever reads the old file goes on reading the old file
+    checkpoint.write_text(path, json.dumps({"umlaut": "ä", "new": "y" * 1000}, ensure_ascii=False))
+    assert old.read() == "old"
+    old.close()
+    assert json.loads(path.read_text(encoding="utf-8"))["umlaut"] == "ä"
+    assert names(tmp_path) == ["file.json"]
+    (tmp_path / ".file.json.partial").write_text("what a kill left behind")
+    checkpoint.write_text(path, "third")
+    assert path.read_text() == "third" and names(tmp_path) == ["file.json"]
+
+
+def test_publish_copies_where_there_are_no_hard_links(tmp_path):
+    source, target = tmp_path / "a", tmp_path / "b"
+    source.write_text("one")
+    target.write_text("zero")
+    checkpoint.publish(source, target)
+    assert target.read_text() == "one" and names(tmp_path) == ["a", "b"]
+    other = Path("/dev/shm")
+    if other.is_dir() and os.access(other, os.W_OK) and other.stat().st_dev != tmp_path.stat().st_dev:
+        elsewhere = other / f"torchmae-test-{os.getpid()}"  # a link across file systems fails: the copy is taken
+        try:
+            checkpoint.publish(source, elsewhere)
+            assert elsewhere.read_text() == "one"
+        finally:
+            elsewhere.unlink(missing_ok=True)

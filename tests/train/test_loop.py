@@ -1,0 +1,191 @@
+"""fit(), by way of `torchmae.pretrain` on a small folder: what is logged, a loss that breaks, signals."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import torchmae
+from torchmae import cli
+from torchmae.data.loader import Batches
+from torchmae.data.sources import open_source
+from torchmae.data.transforms import Augment
+from torchmae.errors import RunError
+from torchmae.models import masking
+from torchmae.train.optim import lr_at, peak_lr
+
+ENV = os.environ | {"OMP_NUM_THREADS": "1"}
+OPTIONS = dict(
+    **dict(model="vit_micro", image_size=32, patch_size=8, decoder_dim=32, decoder_depth=1, batch_size=8),
+    **dict(epochs=20, base_lr=0.02, precision="fp32", device="cpu", workers=0, log_every=1),
+)
+STEPS = 60  # 20 epochs of 24 images, 8 a step
+
+
+def flags(options):
+    return [text for name, value in options.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("loop") / "photos"
+    (folder / "nested").mkdir(parents=True)
+    draw = np.random.default_rng(0)
+    for i in range(24):
+        small = Image.fromarray(draw.integers(0, 256, (5, 6, 3), dtype=np.uint8))
+        ending = ("nested/%d.png", "%d.jpg")[i % 2] % i
+        small.resize((40 + i, 36), Image.Resampling.BICUBIC).save(folder / ending)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(photos, tmp_path_factory):
+    """The uninterrupted run."""
+    return torchmae.pretrain(str(photos), out=str(tmp_path_factory.mktemp("whole") / "run"), **OPTIONS)
+
+
+def records(run):
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def test_the_log_has_a_line_a_step_with_all_fields(whole):
+    lines = records(whole)
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    for line in lines:
+        assert set(line) == {
+            *("step", "loss", "grad_norm", "images_per_s", "wait", "skipped", "lr"),
+            *("loss of patch mean", "loss of visible mean"),
+        }
+        assert all(math.isfinite(value) for value in line.values())
+        assert line["skipped"] == 0 and 0 <= line["wait"] <= 1 and line["images_per_s"] > 0
+        assert line["lr"] == pytest.approx(lr_at(line["step"] - 1, STEPS, 3, peak_lr(0.02, 8)))
+
+
+def test_it_learns(whole):
+    losses = [line["loss"] for line in records(whole)]
+    assert np.mean(losses[-6:]) < 0.8 * np.mean(losses[:6])
+
+
+def test_the_run_folder_is_whole(whole):
+    names = {p.name for p in whole.iterdir()}
+    assert names == {
+        *(
+            "config.json",
+            "model.safetensors",
+            "state",
+            "log.jsonl",
+            "pictures",
+            "curves.png",
+            "bad-files.jsonl",
+            ".lock",
+        ),
+    }
+    assert (whole / f"pictures/step-{STEPS:08d}.png").is_file()
+    assert torchmae.load(whole)(torch.zeros(2, 3, 32, 32)).shape[:2] == (2, 1 + 16)
+
+
+def test_a_logged_loss_is_the_mean_of_the_steps_since_the_last_line(whole, photos, tmp_path):
+    run = torchmae.pretrain(str(photos), out=str(tmp_path / "run"), **(OPTIONS | {"log_every": 25}))
+    lines, every = records(run), [line["loss"] for line in records(whole)]
+    assert [line["step"] for line in lines] == [25, 50, 60]
+    for line, (begin, end) in zip(lines, ((0, 25), (25, 50), (50, 60))):
+        assert line["loss"] == pytest.approx(np.mean(every[begin:end]), rel=1e-6)
+    assert lines[-1]["loss of patch mean"] == records(whole)[-1]["loss of patch mean"]
+    assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def test_the_trivial_predictors_are_right_by_brute_force(whole, photos):
+    stored = json.loads((whole / "config.json").read_text())
+    encoder = stored["model"]["encoder"]
+    batches = Batches(open_source(photos), Augment((32, 32), 0, (0.2, 1.0), True), 8, 3, 0)
+    step = 40
+    batch = batches[step]
+    mask = masking.random(masking.noise(0, batch.epoch, batch.sample, 16), (4, 4), 0.75)
+    images = batch.images.numpy().astype(np.float64) / 255
+    of_patch, of_visible = [], []
+    for i in range(8):
+        normal = (images[i] - np.reshape(encoder["mean"], (3, 1, 1))) / np.reshape(encoder["std"], (3, 1, 1))
+        targets = []
+        for patch in range(16):
+            top, left = patch // 4 * 8, patch % 4 * 8
+            values = normal[:, top : top + 8, left : left + 8].transpose(1, 2, 0).flatten()
+            targets.append((values - values.mean()) / np.sqrt(values.var(ddof=1) + 1e-6))
+        visible = np.mean([targets[j] for j in mask.keep[i].tolist()], axis=0)
+        for j in mask.hide[i].tolist():
+            of_patch.append(np.mean((targets[j] - targets[j].mean()) ** 2))
+            of_visible.append(np.mean((targets[j] - visible) ** 2))
+    line = records(whole)[step]  # the line of step 41, which is the batch of index 40
+    assert line["step"] == step + 1
+    assert line["loss of patch mean"] == pytest.approx(np.mean(of_patch), rel=1e-4)
+    assert line["loss of visible mean"] == pytest.approx(np.mean(of_visible), rel=1e-4)
+
+
+def test_a_loss_that_breaks_stops_the_run_with_65_and_leaves_a_good_checkpoint(photos, tmp_path, capfd):
+    """For real: the learning rate is absurd, so that the loss overflows."""
+    run = tmp_path / "run"
+    absurd = OPTIONS | {"base_lr": 1e25, "save_minutes": 1e-6, "out": run}
+    assert cli.main(["pretrain", str(photos), *flags(absurd)]) == 65
+    out, err = capfd.readouterr()
+    lines = records(run)
+    bad = [line["step"] for line in lines if line["skipped"]]
+    assert len(bad) == 5 and bad == list(range(bad[0], bad[0] + 5)) and lines[-1]["step"] == bad[-1]
+    assert all(line["loss"] is None for line in lines if line["skipped"])
+    assert all(f"step not applied: {step}\n" in out for step in bad)
+    assert err.startswith("mae: the loss was not finite for 5 steps in a row, up to step " + str(bad[-1]))
+    assert "--base-lr" in err and "Traceback" not in err and len(err.splitlines()) == 1
+    weights = load_file(run / "model.safetensors")
+    assert all(torch.isfinite(value).all() for value in weights.values())
+    before = {p: p.read_bytes() for p in run.rglob("*.safetensors")}
+    with pytest.raises(RunError) as caught:  # the same command goes on from there, and breaks again
+        torchmae.pretrain(str(photos), **(absurd | {"out": str(run)}))
+    assert caught.value.exit_code == 65
+    assert all(torch.isfinite(value).all() for value in load_file(run / "model.safetensors").values())
+    assert {p.name for p in before} == {p.name for p in run.rglob("*.safetensors")}
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_going_on_gives_the_same_weights(whole, photos, tmp_path, number, code):
+    run = tmp_path / "run"
+    options = OPTIONS | {"workers": 1, "save_minutes": 0.001, "out": run}
+    command = [sys.executable, "-m", "torchmae", "pretrain", str(photos), *flags(options)]
+    process = subprocess.Popen(
+        command, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        end = time.monotonic() + 60
+        while not list((run / "state").glob("step-*")) and time.monotonic() < end:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        os.killpg(process.pid, number)  # as Ctrl-C in a terminal: to the workers too
+        out, err = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    assert process.returncode == code, err
+    stopped = json.loads((max((run / "state").glob("step-*")) / "state.json").read_text())["step"]
+    assert 0 < stopped < STEPS
+    assert f"stopped at step {stopped} of {STEPS} and saved; the same command goes on" in err
+    assert "Traceback" not in out + err
+    torchmae.pretrain(str(photos), **(OPTIONS | {"out": str(run)}))
+    assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    drop = ("images_per_s", "wait")
+    ours, theirs = ([{k: v for k, v in r.items() if k not in drop} for r in records(r)] for r in (run, whole))
+    assert ours == theirs

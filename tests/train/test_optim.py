@@ -1,0 +1,110 @@
+"""Which parameters decay, the learning-rate rule and schedule in numbers, and AdamW against torch's plain one."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from torchmae.models.mae import MAE
+from torchmae.models.vit import ViT
+from torchmae.train.optim import adamw, lr_at, parameter_groups, peak_lr
+
+BLOCK_DECAYED = ["attn.qkv.weight", "attn.proj.weight", "mlp.fc1.weight", "mlp.fc2.weight"]
+BLOCK_PLAIN = [
+    *("norm1.weight", "norm1.bias", "attn.qkv.bias", "attn.proj.bias"),
+    *("norm2.weight", "norm2.bias", "mlp.fc1.bias", "mlp.fc2.bias"),
+]
+DECAYED = {
+    *("encoder.cls_token", "encoder.patch_embed.proj.weight"),
+    *(f"encoder.blocks.0.{name}" for name in BLOCK_DECAYED),
+    *("decoder.mask_token", "decoder.embed.weight", "decoder.pred.weight", "decoder.statistics.weight"),
+    *(f"decoder.blocks.0.{name}" for name in BLOCK_DECAYED),
+}
+PLAIN = {
+    *("encoder.patch_embed.proj.bias", "encoder.norm.weight", "encoder.norm.bias"),
+    *(f"encoder.blocks.0.{name}" for name in BLOCK_PLAIN),
+    *("decoder.embed.bias", "decoder.norm.weight", "decoder.norm.bias", "decoder.pred.bias", "decoder.statistics.bias"),
+    *(f"decoder.blocks.0.{name}" for name in BLOCK_PLAIN),
+}
+FROZEN = {"encoder.pos_embed", "decoder.pos_embed"}
+
+
+def tiny():
+    return MAE(ViT((16, 16), 8, 3, embed_dim=32, depth=1, num_heads=2), 16, 1, 2)
+
+
+def test_every_parameter_is_in_the_group_of_the_table():
+    model = tiny()
+    decayed, plain = parameter_groups(model, 0.05)
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.05, 0.0)
+    assert set(decayed["names"]) == DECAYED
+    assert set(plain["names"]) == PLAIN
+    assert {n for n, _ in model.named_parameters()} == DECAYED | PLAIN | FROZEN
+    names = decayed["names"] + plain["names"]
+    parameters = dict(model.named_parameters())
+    assert len(names) == len(set(names)), "a parameter stands in two groups"
+    assert all(parameters[n] is p for g in (decayed, plain) for n, p in zip(g["names"], g["params"]))
+    assert all(p.ndim == 1 for p in plain["params"]) and all(p.ndim > 1 for p in decayed["params"])
+
+
+def test_a_group_without_members_is_left_out():
+    assert [g["names"] for g in parameter_groups(nn.Linear(2, 2, bias=False), 0.1)] == [["weight"]]
+    frozen = nn.Linear(2, 2).requires_grad_(False)
+    assert parameter_groups(frozen, 0.1) == []
+
+
+def test_the_learning_rate_rule_in_numbers():
+    assert peak_lr(1.5e-4, 4096) == pytest.approx(2.4e-3)  # the paper's pre-training, not /4096
+    assert peak_lr(1e-3, 256) == 1e-3
+    assert peak_lr(1e-3, 8) == pytest.approx(3.125e-5)
+
+
+def test_the_schedule_in_numbers():
+    steps, warmup, peak = 110, 10, 2.0
+    assert lr_at(0, steps, warmup, peak) == pytest.approx(0.2)
+    assert lr_at(4, steps, warmup, peak) == pytest.approx(1.0)
+    assert lr_at(9, steps, warmup, peak) == pytest.approx(2.0)  # the last step of the warm-up
+    assert lr_at(10, steps, warmup, peak) == pytest.approx(2.0)  # the first of the cosine
+    assert lr_at(35, steps, warmup, peak) == pytest.approx(1 + math.sqrt(0.5))
+    assert lr_at(60, steps, warmup, peak) == pytest.approx(1.0)
+    assert 0 < lr_at(109, steps, warmup, peak) < 0.001
+    assert lr_at(110, steps, warmup, peak) == pytest.approx(0.0, abs=1e-12)
+    assert lr_at(60, steps, warmup, peak, least=0.5) == pytest.approx(1.25)
+    assert lr_at(110, steps, warmup, peak, least=0.5) == pytest.approx(0.5)
+
+
+def test_the_schedule_rises_then_falls_and_has_no_edge_cases():
+    rates = [lr_at(step, 50, 7, 1.0) for step in range(50)]
+    assert rates[:7] == sorted(rates[:7]) and rates[6:] == sorted(rates[6:], reverse=True)
+    assert all(0 < rate <= 1 for rate in rates)
+    assert lr_at(0, 5, 0, 1.0) == 1.0  # no warm-up
+    assert lr_at(0, 1, 1, 1.0) == 1.0 and lr_at(0, 1, 0, 1.0) == 1.0  # one step
+    assert lr_at(4, 5, 5, 1.0) == 1.0  # nothing but warm-up
+
+
+def test_fused_adamw_equals_torchs_plain_adamw():
+    torch.manual_seed(0)
+    ours = nn.Sequential(nn.Linear(6, 5), nn.LayerNorm(5), nn.GELU(), nn.Linear(5, 3))
+    theirs = copy.deepcopy(ours)
+    plain = torch.optim.AdamW(
+        [
+            {"params": [p for p in theirs.parameters() if p.ndim > 1], "weight_decay": 0.05},
+            {"params": [p for p in theirs.parameters() if p.ndim == 1], "weight_decay": 0.0},
+        ],
+        betas=(0.9, 0.95),
+        fused=False,
+        foreach=False,
+    )
+    fused = adamw(parameter_groups(ours, 0.05), (0.9, 0.95))
+    for step in range(8):
+        data = torch.randn(4, 6)
+        for model, optimizer in ((ours, fused), (theirs, plain)):
+            for group in optimizer.param_groups:
+                group["lr"] = lr_at(step, 8, 2, 1e-2)
+            optimizer.zero_grad()
+            model(data).square().sum().backward()
+            optimizer.step()
+    for a, b in zip(ours.parameters(), theirs.parameters()):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
