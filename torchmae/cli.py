@@ -16,6 +16,8 @@ VERBS = {
     "reconstruct": ("torchmae.tasks.reconstruct", "Reconstruct", "draw what a model makes of hidden patches"),
     "neighbours": ("torchmae.tasks.neighbours", "Neighbours", "k-NN accuracy of frozen features, beside raw pixels"),
     "embed": ("torchmae.tasks.embed", "Embed", "write the features of images to a file"),
+    "import": ("torchmae.tasks.import_weights", "Import", "pull weights of other libraries into a run folder"),
+    "export": ("torchmae.tasks.export", "Export", "write a run's model for timm, transformers, torchvision, ONNX, ..."),
 }
 
 EXAMPLES = """examples:
@@ -52,7 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
         if debug:
             raise
         if int(os.environ.get("RANK", "0")) == 0:
-            print(f"mae: {error}", file=sys.stderr)
+            text = str(error).strip()  # a loading process hands on its error with a traceback around it
+            print(f"mae: {text.splitlines()[-1] if 'DataLoader worker' in text else text}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("mae: interrupted", file=sys.stderr)
@@ -89,7 +92,10 @@ def parse(config: type[Any], verb: str, arguments: list[str]) -> Any:
             raise
         lines = [line.strip("│╭╮╰╯─ ") for line in boxes.getvalue().splitlines()]
         said = [line for line in lines if line and "full helptext" not in line]
-        raise UserError(f"{'; '.join(said[1:4])}. mae {verb} --help lists the flags") from None
+        if "Got errors:" in said:  # tyro tells of each type that it tried
+            said = said[: said.index("Got errors:")]
+        text = " ".join(said[1:4]).replace("{None}|", "").rstrip(". ")
+        raise UserError(f"{text}. mae {verb} --help lists the flags") from None
 
 
 def preset(name: str, config: type[Any]) -> Any:

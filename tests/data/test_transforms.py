@@ -94,16 +94,16 @@ def test_windows_are_distributed_as_those_of_torchvision():
 
 
 def test_area_is_uniform_and_aspect_log_uniform_where_every_throw_fits():
-    found = crops(Augment((64, 64), scale=(0.1, 0.5)), 1000, 1000, 1000).astype(float)
+    found = crops(Augment((64, 64), scale=(0.1, 0.5)), 1000, 1000, 600).astype(float)
     area, aspect = found[:, 2] * found[:, 3] / 1e6, np.log(found[:, 3] / found[:, 2])
     even = (np.arange(100_000) + 0.5) / 100_000
     assert distance(area, 0.1 + 0.4 * even) < 1
     assert distance(aspect, np.log(4 / 3) * (2 * even - 1)) < 1
-    assert abs(np.corrcoef(area, aspect)[0, 1]) < 0.1
+    assert abs(np.corrcoef(area, aspect)[0, 1]) < 0.13
 
 
 def test_aspect_is_relative_to_that_of_the_target():
-    found = crops(Augment((192, 256), scale=(0.05, 0.3)), 2000, 2000, 500)
+    found = crops(Augment((192, 256), scale=(0.05, 0.3)), 2000, 2000, 400)
     aspect = np.log(found[:, 3] / found[:, 2] / (256 / 192))
     even = (np.arange(100_000) + 0.5) / 100_000
     assert distance(aspect, np.log(4 / 3) * (2 * even - 1)) < 1

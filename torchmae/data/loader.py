@@ -5,7 +5,9 @@ billion samples need no array. Step `s` takes the places `s * batch_size ... (s 
 each process an equal share of them; a batch may straddle two epochs. Resuming needs the step number and nothing else.
 """
 
+import os
 import signal
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -26,22 +28,24 @@ Transform = Callable[[Pixels, int, int], Tensor]
 
 
 class Batch(NamedTuple):
-    """Images and what their randomness depends on. `bad` names files that could not be read and were replaced."""
+    """Images and what their randomness depends on: the step, and each image's epoch and number in the source. `bad` names
+    files that could not be read; another image, under its own number, has taken the place of each."""
 
     images: UInt8[Tensor, "B C H W"]
     epoch: Int64[Tensor, "B"]
     sample: Int64[Tensor, "B"]
     bad: list[BadFile]
+    step: int = 0
 
     def chunks(self, parts: int) -> "list[Batch]":
-        """Splits into `parts` micro-batches of nearly equal size."""
+        """Splits into `parts` micro-batches of nearly equal size (which do not repeat what was bad)."""
         split = zip(*(torch.tensor_split(x, parts) for x in (self.images, self.epoch, self.sample)))
-        return [Batch(images, epoch, sample, []) for images, epoch, sample in split]
+        return [Batch(images, epoch, sample, [], self.step) for images, epoch, sample in split]
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device; the copy overlaps with work there."""
         images, epoch, sample = (x.to(device, non_blocking=True) for x in (self.images, self.epoch, self.sample))
-        return Batch(images, epoch, sample, self.bad)
+        return Batch(images, epoch, sample, self.bad, self.step)
 
 
 def permute(
@@ -94,16 +98,20 @@ class Batches(Dataset[Batch]):
 
     def __getitem__(self, step: int) -> Batch:
         bad: list[BadFile] = []
-        epoch, sample = self.places(step)
-        images = [self.transform(self.read(int(i), bad), int(e), int(i)) for e, i in zip(epoch, sample)]
-        return Batch(torch.stack(images), torch.from_numpy(epoch), torch.from_numpy(sample), bad)
+        images, shown = [], []
+        epochs, samples = self.places(step)
+        for epoch, sample in zip(epochs.tolist(), samples.tolist()):
+            index, pixels = self.read(sample, bad)
+            images.append(self.transform(pixels, epoch, index))
+            shown.append(index)
+        return Batch(torch.stack(images), torch.from_numpy(epochs), torch.tensor(shown), bad, step)
 
-    def read(self, sample: int, bad: list[BadFile]) -> Pixels:
-        """The pixels of a sample, or of its replacement, which is the same in every epoch, process and run."""
+    def read(self, sample: int, bad: list[BadFile]) -> tuple[int, Pixels]:
+        """A sample and its pixels, or its replacement, which is the same in every epoch, process and run."""
         index = sample
         for attempt in range(100):
             try:
-                return read(self.source, index, self.channels, self.max_megapixels, self.white)
+                return index, read(self.source, index, self.channels, self.max_megapixels, self.white)
             except BadImage as error:
                 bad.append(BadFile(self.source.name(index), str(error)))
                 index = hash32(self.seed, REPLACE, sample, attempt) % len(self.source)
@@ -122,10 +130,20 @@ class Batches(Dataset[Batch]):
 
 
 def start_worker(worker: int) -> None:
-    """Workers leave signals to the main process, which finishes its step first, and do not fight over cores."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """Workers leave Ctrl-C and a SIGTERM to the whole group to the main process, which finishes its step first; they end
+    when the main process itself terminates them. And they do not fight over cores."""
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # Linux; elsewhere a SIGTERM ends a worker at once
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=obey_parent, daemon=True).start()
+
+
+def obey_parent() -> None:
+    """Ends this process at a SIGTERM from its parent; those from others are dropped."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def read(source: Source, index: int, channels: int, max_megapixels: float, white: int) -> Pixels:

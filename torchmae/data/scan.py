@@ -17,7 +17,8 @@ MEASURED = 2_000  # images behind mean and deviation
 
 
 class Scan(NamedTuple):
-    """What a scan found. `mean` and `std` are per channel, of pixels in 0..1; `height` and `width` are medians."""
+    """What a scan found. `mean` and `std` are per channel, of pixels in 0..1, every image weighing the same; `height` and
+    `width` are medians."""
 
     images: int
     bad: Sequence[BadFile]

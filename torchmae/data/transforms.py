@@ -76,7 +76,7 @@ class Whole:
 
 
 def cut(image: Pixels, crop: Crop, size: tuple[int, int]) -> UInt8[Tensor, "C h w"]:
-    """The window, resized with an antialiased bicubic filter on uint8 (PIL's filter to a rounding), mirrored if asked."""
+    """The window, resized with an antialiased bicubic filter on uint8 (PIL's filter), mirrored if asked."""
     window = image[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
     pixels = torch.from_numpy(np.ascontiguousarray(window)).permute(2, 0, 1)
     if pixels.shape[1:] != size:

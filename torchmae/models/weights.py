@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from torchmae.errors import UserError
+from torchmae.models.heads import Classifier
 from torchmae.models.mae import MAE, build_encoder
 from torchmae.models.vit import ViT
 
@@ -68,19 +69,46 @@ def build(maker: Callable[[dict[str, Any]], T], config: dict[str, Any], run: str
         raise UserError(f"{run} was made by another version of torchmae: {error}") from error
 
 
+def kind_of(config: dict[str, Any]) -> str:
+    """What a run folder's `config.json` describes: "mae" (encoder and decoder), "classifier" or "encoder"."""
+    model = config["model"]
+    return "mae" if "decoder_dim" in model else "classifier" if "classes" in model else "encoder"
+
+
 def load_mae(run: str | os.PathLike[str]) -> MAE:
     """The whole model of a run folder, encoder and decoder, in eval mode on the CPU."""
-    model = build(MAE.build, read_config(run)["model"], run)
+    config = read_config(run)
+    if kind_of(config) != "mae":
+        raise UserError(
+            f"{run} holds {'a classifier' if kind_of(config) == 'classifier' else 'an encoder only'}, no decoder: import a "
+            "file that has one (mae_visualize_*), or pre-train"
+        )
+    model = build(MAE.build, config["model"], run)
+    load_weights(model, read_weights(run), run)
+    return model.eval()
+
+
+def load_classifier(run: str | os.PathLike[str]) -> Classifier:
+    """The classifier of a run folder, in eval mode on the CPU: `classifier(images)` gives logits `[B, classes]`."""
+    config = read_config(run)
+    if kind_of(config) != "classifier":
+        raise UserError(f"{run} holds no classifier: make one with mae finetune {run} LABELLED --out OUT")
+    model = build(Classifier.build, config["model"], run)
     load_weights(model, read_weights(run), run)
     return model.eval()
 
 
 def load(run: str | os.PathLike[str]) -> ViT:
-    """The encoder of a run folder, in eval mode on the CPU: `encoder(images)` gives `[B, 1 + N, D]`.
+    """The encoder of any run folder, in eval mode on the CPU: `encoder(images)` gives `[B, 1 + N, D]`.
 
-    `encoder.normalize` turns uint8 images of `encoder.image_size` into what it takes.
+    `encoder.normalize` turns uint8 images of `encoder.image_size` into what it takes. The encoder of a classifier that
+    pools the mean has no last norm (an `nn.Identity`): it was trained without, and its `fc_norm` is made for the mean of
+    the tokens, not for each. The mean of these tokens is what `fc_norm` gets.
     """
-    encoder = build(build_encoder, read_config(run)["model"]["encoder"], run)
+    config = read_config(run)
+    encoder = build(build_encoder, config["model"]["encoder"], run)
+    if config["model"].get("pool") == "mean":
+        encoder.norm = nn.Identity()  # type: ignore[assignment]
     weights = read_weights(run)
     load_weights(encoder, {n.removeprefix("encoder."): w for n, w in weights.items() if n.startswith("encoder.")}, run)
     return encoder.eval()

@@ -3,7 +3,7 @@
 import json
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -114,18 +114,25 @@ def scan_and_report(config: Pretrain, source: Source, out: Path) -> Scan:
     return found
 
 
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Random numbers of a seed; the caller's random state is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def build(config: Pretrain, found: Scan) -> MAE:
-    """The model with the weights of its seed; the caller's random state is left as it was."""
+    """The model with the weights of its seed."""
     assert config.model and config.patch_size and config.channels and config.image_size
     if config.normalize == "imagenet" and config.channels != 3:
         raise UserError(f"--normalize imagenet needs 3 channels, not {config.channels}: use --normalize data")
     mean, std = IMAGENET if config.normalize == "imagenet" else (found.mean, found.std)
     size = settings.parse_size(config.image_size)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+    with seeded(config.seed):
         encoder = ViT(size, config.patch_size, config.channels, **size_of(config.model), mean=mean, std=std)
         dims = (config.decoder_dim, config.decoder_depth, config.decoder_heads)
         return MAE(encoder, *dims, target=config.target, loss_on=config.loss_on)
@@ -173,7 +180,8 @@ def resumed(config: Pretrain, source: Source, out: Path) -> tuple[Pretrain, MAE]
     merged: dict[str, Any] = {name: before[name] if name not in FREE else value for name, value in asked.items()}
     if merged["workers"] is None:
         merged["workers"] = before["workers"]
-    return Pretrain(**merged), MAE.build(stored["model"])
+    with seeded(merged["seed"]):  # a kill may have come before the first checkpoint: the weights are those of then
+        return Pretrain(**merged), MAE.build(stored["model"])
 
 
 def train(config: Pretrain, source: Source, model: MAE, out: Path, world: World) -> Path:
@@ -232,7 +240,7 @@ class Pictures:
         count = len(batches.source)
         self.samples = torch.arange(min(8, count)) * count // min(8, count)
         whole = Whole(model.encoder.image_size)
-        self.images = torch.stack([whole(batches.read(int(i), [])) for i in self.samples])
+        self.images = torch.stack([whole(batches.read(int(i), [])[1]) for i in self.samples])
 
     def __call__(self, step: int) -> Iterator[tuple[str, float]]:
         config = self.config

@@ -1,10 +1,10 @@
 """The settings of `mae pretrain`, what is chosen where they are left open, and the plan in words."""
 
+import math
 import os
 import platform
 import re
 from dataclasses import dataclass, replace
-from math import gcd
 from pathlib import Path
 from typing import Annotated
 
@@ -121,6 +121,9 @@ def parse_size(text: str | int) -> tuple[int, int]:
 
 def check(config: Pretrain) -> None:
     """What can be known to be wrong before any file is read."""
+    for name, value in vars(config).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"--{name.replace('_', '-')} {value}: must be a finite number")
     for name in ("epochs", "batch_size", "patch_size", "channels", "micro_batch", "log_every", "mask_ratio"):
         value = getattr(config, name)
         if value is not None and value <= 0:
@@ -158,7 +161,7 @@ def name_of(data: str) -> str:
 
 def patch_size(size: tuple[int, int]) -> int:
     """The smallest patch, of at most 16 px, that cuts an image into at most 144 patches; 16 for 224 px, 4 for 32 px."""
-    common = gcd(*size)
+    common = math.gcd(*size)
     allowed = [p for p in range(1, 17) if common % p == 0]
     return next((p for p in allowed if size[0] * size[1] <= 144 * p * p), allowed[-1])
 

@@ -57,9 +57,10 @@ def save(run: Path, checkpoint: Checkpoint) -> None:
         publish(final / "model.safetensors", run / "model.safetensors")
     except (OSError, SafetensorError) as error:  # the latter is what safetensors makes of a full disk
         shutil.rmtree(partial, ignore_errors=True)
+        reason = getattr(error, "strerror", None) or error
         raise RunError(
-            f"could not save a checkpoint in {state}: {getattr(error, 'strerror', None) or error}. Earlier checkpoints are untouched: "
-            "make room, and the same command goes on from the newest"
+            f"could not save a checkpoint in {state}: {reason}. Earlier checkpoints are untouched: make "
+            "room, and the same command goes on from the newest"
         ) from error
     for old in checkpoints(run)[KEEP:]:
         shutil.rmtree(old, ignore_errors=True)

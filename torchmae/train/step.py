@@ -26,7 +26,7 @@ class Task(Protocol):
 class Step:
     """The moving parts of a training: call it on a batch with a learning rate, and the task's weights have moved.
 
-    `parts` is the number of micro-batches a batch is cut into (0: not known yet; the first call finds out what fits).
+    `micro` is how many images a device takes at a time (None: not known yet; the first call finds out what fits).
     """
 
     def __init__(
@@ -41,7 +41,8 @@ class Step:
         shard: bool,
         micro_batch: int | None,
     ):
-        self.task, self.world, self.clip_grad, self.micro_batch, self.parts = task, world, clip_grad, micro_batch, 0
+        self.task, self.world, self.clip_grad, self.wanted = task, world, clip_grad, micro_batch
+        self.micro: int | None = None
         if compile:
             task.compile()
         self.module = world.wrap(task, task.layers(), shard)
@@ -64,11 +65,12 @@ class Step:
 
         If either is not finite, the step is left out, on the device itself: weights and moments stay as they are.
         """
-        self.parts = self.parts or self.find_parts(batch)
+        self.micro = self.micro or self.find_micro(batch)
+        parts = -(-len(batch.images) // self.micro)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.world.mean(self.accumulate(self.module, batch, self.parts))
+        loss = self.world.mean(self.accumulate(self.module, batch, parts))
         if self.scaler.is_enabled():  # a scaler looks at gradients only: one of them tells it of the loss
             first = self.counted[0].grad
             first.add_(self.world.like(loss * 0, first))  # 0, or NaN
@@ -96,10 +98,10 @@ class Step:
             total += loss.detach()
         return total
 
-    def find_parts(self, batch: Any) -> int:
-        """In how many parts the batch fits: as few as `micro_batch` allows, twice as many whenever memory runs out."""
+    def find_micro(self, batch: Any) -> int:
+        """How many images fit at a time: as many as were wanted, half as many whenever memory runs out."""
         share = len(batch.images)
-        parts = -(-share // min(self.micro_batch or share, share))
+        parts = -(-share // min(self.wanted or share, share))
         while True:
             out_of_memory = False
             try:
@@ -110,7 +112,7 @@ class Step:
                 out_of_memory = True
             self.optimizer.zero_grad(set_to_none=True)
             if not self.world.agree(out_of_memory)[0]:
-                return parts
+                return -(-share // parts)
             gc.collect()
             if self.world.device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -128,7 +130,7 @@ class Step:
             for name, parameter in self.parameters.items()
             for kind, value in self.optimizer.state[parameter].items()
         }
-        return weights, moments, {"parts": self.parts, "scaler": self.scaler.state_dict()}
+        return weights, moments, {"micro": self.micro, "scaler": self.scaler.state_dict()}
 
     def load(self, weights: dict[str, Tensor], moments: dict[str, Tensor], numbers: dict[str, Any]) -> None:
         """Takes over what `state` gave."""
@@ -137,7 +139,7 @@ class Step:
         for name, parameter in self.parameters.items():
             for kind, value in self.optimizer.state[parameter].items():
                 self.world.fill(value, moments[f"{kind}.{name}"])
-        self.parts = numbers["parts"]
+        self.micro = None if self.wanted else numbers["micro"]
         self.scaler.load_state_dict(numbers["scaler"])
 
 

@@ -1,0 +1,260 @@
+"""Exports give the same outputs in their own library, load by the lines of their card, and come back bit for bit."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+from torchmae.cli import main
+from torchmae.errors import RunError, UserError
+from torchmae.models.heads import Classifier
+from torchmae.models.mae import MAE
+from torchmae.models.masking import Mask
+from torchmae.models.vit import ViT
+from torchmae.models.weights import load, load_classifier, load_mae, read_config
+from torchmae.tasks import export
+from torchmae.tasks.export import EXPORTS, Export
+from torchmae.tasks.import_weights import Import
+from torchmae.tasks.import_weights import run as bring
+from torchmae.train.checkpoint import sha256
+
+
+def vit(size=(16, 16), channels=3, heads=4):
+    mean, std = (0.4, 0.5, 0.6)[:channels], (0.2, 0.2, 0.3)[:channels]
+    return ViT(size, 8, channels, embed_dim=64, depth=2, num_heads=heads, mlp_ratio=3.0, mean=mean, std=std)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Run folders of every kind, with weights that are far from their initial values."""
+    folder = tmp_path_factory.mktemp("runs")
+    models = {
+        "mae": MAE(vit(), 32, 1, 2),
+        "pixels": MAE(vit(), 32, 1, 2, target="pixels"),
+        "wide": vit((16, 24)),
+        "grey": vit(channels=1),
+        "encoder": vit(),
+        "mean": Classifier(vit(), ("ant", "bee", "cat")),
+        "token": Classifier(vit(), ("ant", "bee", "cat"), "token"),
+        "probe": Classifier(vit(), ("ant", "bee", "cat"), "token", batch_norm=True),
+    }
+    torch.manual_seed(0)
+    for name, model in models.items():
+        with torch.no_grad():
+            for value in [*model.parameters(), *(b for b in model.buffers() if b.is_floating_point())]:
+                value.add_(torch.rand_like(value) * 0.1)
+        prefix = "encoder." if isinstance(model, ViT) else ""
+        about = {"torchmae": "0.1.0", "commit": None, "verb": "pretrain", "config": {"mask_ratio": 0.5, "epochs": 7}}
+        about |= {"data": {"count": 123, "fingerprint": "f00d"}}
+        about |= {"model": {"encoder": model.config()} if prefix else model.config()}
+        (folder / name).mkdir()
+        (folder / name / "config.json").write_text(json.dumps(about))
+        save_file({f"{prefix}{n}": v for n, v in model.state_dict().items()}, folder / name / "model.safetensors")
+    return folder
+
+
+def send(run, to, out, **options):
+    return export.run(Export(str(run), to, str(out), **options))
+
+
+def answer(lines, images):
+    """What the lines of a card give for `images`: the value of the last variable."""
+    scope = {"images": images}
+    with torch.no_grad():
+        exec("\n".join(lines), scope)
+    value = scope[lines[-1].partition(" = ")[0]]
+    return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+
+
+def lines_of(folder):
+    return re.search(r"```python\n(.*?)\n```", (folder / "README.md").read_text(), re.S)[1].splitlines()
+
+
+GRAPHS = [("wide", "onnx"), ("mean", "onnx"), ("wide", "torch-export"), ("probe", "torch-export")]
+GOOD = [
+    (kind, to)
+    for kind in ("encoder", "wide", "mean", "probe", "grey")
+    for to in ("timm", "transformers", "torchvision")
+]
+BAD = {
+    ("wide", "torchvision"): "takes square images only, not 16x24",
+    ("grey", "torchvision"): "has 3 channels",
+    ("mean", "torchvision"): "the class token's head, and this one pools the mean",
+    ("mean", "transformers"): "this one pools the mean of the patches",
+}
+
+
+@pytest.fixture(scope="module")
+def graphs(runs, tmp_path_factory):
+    """Graphs are made in a process of its own: what is traced must not have the tests' checks of shapes in it."""
+    folder = tmp_path_factory.mktemp("graphs")
+    code = "import sys\nfrom torchmae.cli import main\n"
+    for kind, to in GRAPHS:
+        arguments = ["export", str(runs / kind), "--to", to, "--out", str(folder / f"{kind}-{to}")]
+        code += f"assert main({arguments}) == 0\n"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+@pytest.mark.parametrize("kind, to", [pair for pair in GOOD if pair not in BAD] + GRAPHS)
+def test_the_lines_of_the_card_give_the_same(runs, tmp_path, capsys, request, kind, to):
+    if (kind, to) in GRAPHS:
+        folder, said = request.getfixturevalue("graphs")
+        out = folder / f"{kind}-{to}"
+    else:
+        out = send(runs / kind, to, tmp_path / "out")
+        said = capsys.readouterr().out
+    lines = lines_of(out)
+    assert all(f"  {line}" in said for line in lines)
+    model = load(runs / kind) if kind in ("encoder", "wide", "grey") else load_classifier(runs / kind)
+    for batch in (1, 3, 16):
+        size = (batch, load(runs / kind).channels, *load(runs / kind).image_size)
+        images = torch.randn(size, generator=torch.Generator().manual_seed(batch))
+        expected, given = model(images), answer(lines, images)
+        if to == "torchvision" and kind == "encoder":
+            expected = expected[:, 0]
+        assert given.shape == expected.shape
+        assert float((given - expected).abs().max()) <= (1e-4 if to == "onnx" else 1e-5)
+
+
+@pytest.mark.parametrize("kind, to", BAD)
+def test_what_another_library_cannot_be_is_refused(runs, tmp_path, kind, to):
+    with pytest.raises(UserError, match=BAD[kind, to]):
+        send(runs / kind, to, tmp_path / "out")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("to", ["timm", "torchvision", "onnx", "torch-export"])
+def test_a_decoder_has_no_place_there(runs, tmp_path, to):
+    with pytest.raises(UserError, match=r"has no masked autoencoder: add --only encoder, or use --to transformers"):
+        send(runs / "mae", to, tmp_path / "out")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("kind", ["mae", "pixels"])
+def test_the_whole_mae_in_transformers(runs, tmp_path, kind):
+    from transformers import ViTMAEForPreTraining
+
+    out = send(runs / kind, "transformers", tmp_path / "out")
+    theirs, ours = ViTMAEForPreTraining.from_pretrained(out).eval(), load_mae(runs / kind)
+    images, noise = torch.randn(3, 3, 16, 16), torch.rand(3, 4)
+    order = noise.argsort(1)
+    mine, other = ours(images, Mask(order[:, :2], order[:, 2:])), theirs(images, noise=noise)
+    torch.testing.assert_close(mine.loss, other.loss, rtol=1e-5, atol=1e-5)
+    expected = other.logits[torch.arange(3).unsqueeze(1), order[:, 2:]]
+    torch.testing.assert_close(mine.prediction, expected, rtol=0, atol=1e-5)
+    assert theirs.config.norm_pix_loss == (kind == "mae") and theirs.config.mask_ratio == 0.5
+    names = set(load_file(out / "model.safetensors"))  # those of the hub, which old versions read too
+    assert "decoder.decoder_layers.0.attention.attention.query.weight" in names
+    assert "vit.encoder.layer.0.attention.output.dense.weight" in names
+    assert answer(lines_of(out), images).shape == (3, 4, 192)
+
+
+@pytest.mark.parametrize("kind", ["mae", "mean", "probe"])
+def test_only_the_encoder(runs, tmp_path, kind):
+    out = send(runs / kind, "timm", tmp_path / "out", only="encoder")
+    images = torch.randn(3, 3, 16, 16)
+    torch.testing.assert_close(answer(lines_of(out), images), load(runs / kind)(images), rtol=0, atol=1e-5)
+    again = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
+    if kind != "mae":
+        pooled = load_classifier(runs / kind).features(images)
+        torch.testing.assert_close(again(images), pooled, rtol=0, atol=1e-5)
+    with pytest.raises(UserError, match="--only head: encoder is all"):
+        send(runs / kind, "timm", tmp_path / "other", only="head")
+
+
+ROUNDS = [("mae", "transformers"), ("pixels", "transformers"), ("token", "transformers"), ("encoder", "transformers")]
+ROUNDS += [("mean", "timm"), ("token", "timm"), ("wide", "timm"), ("grey", "timm")]
+ROUNDS += [(kind, "safetensors") for kind in ("mae", "pixels", "wide", "mean", "probe", "grey")]
+
+
+@pytest.mark.parametrize("kind, to", ROUNDS)
+def test_import_export_import_is_identical(runs, tmp_path, kind, to):
+    def source(folder):
+        return str(folder / "model.safetensors" if to == "safetensors" else folder)
+
+    first = bring(Import(source(send(runs / kind, to, tmp_path / "a")), str(tmp_path / "first")))
+    second = bring(Import(source(send(first, to, tmp_path / "b")), str(tmp_path / "second")))
+    assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
+    assert read_config(first)["model"] == read_config(second)["model"]
+    original, found = load_file(runs / kind / "model.safetensors"), load_file(first / "model.safetensors")
+    for name, value in original.items():
+        if name.startswith("decoder.statistics."):
+            assert not found[name].any()  # no other library has this head
+        else:
+            assert torch.equal(value, found[name])
+    assert found.keys() == original.keys()
+    assert read_config(first)["model"] == read_config(runs / kind)["model"]
+
+
+def test_a_run_that_was_trained(run, tmp_path):
+    out = send(run, "timm", tmp_path / "out", only="encoder")
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(answer(lines_of(out), images), load(run)(images), rtol=0, atol=1e-5)
+    card = (out / "README.md").read_text()
+    assert "images: 24" in card and "* epochs: 3" in card and "None were measured." in card
+
+
+def test_the_card(runs, tmp_path):
+    (runs / "token" / "results.json").write_text('{"top1": 87.5}')
+    out = send(runs / "token", "safetensors", tmp_path / "out")
+    (runs / "token" / "results.json").unlink()
+    card = (out / "README.md").read_text()
+    for words in ("images: 123", "f00d", "* epochs: 7", '{"top1": 87.5}', "Classes: ant, bee, cat.", "Licence", "0.4"):
+        assert words in card
+    assert f"* model.safetensors: `{sha256(out / 'model.safetensors')}`" in card
+    assert os.stat(out / "model.safetensors").st_mode & 0o777 == os.stat(out / "README.md").st_mode & 0o777
+
+
+@pytest.mark.parametrize("to", [to for to in EXPORTS if to not in ("onnx", "torch-export")])
+def test_an_export_that_differs_leaves_nothing(runs, tmp_path, monkeypatch, to):
+    """The file is spoilt on its way: what is reloaded is another model."""
+    save = export.save
+
+    def spoil(weights, *rest):
+        name = next(n for n in weights if n.endswith(("norm.bias", "layernorm.bias", "ln.bias")))
+        save({**weights, name: weights[name] + 1e-3}, *rest)
+
+    monkeypatch.setattr(export, "save", spoil)
+    with pytest.raises(RunError, match=r"reloaded, the export differs by .*e-0\d .*: nothing written"):
+        send(runs / "encoder", to, tmp_path / "out")
+    assert os.listdir(tmp_path) == []
+
+
+def test_mistakes(runs, tmp_path):
+    with pytest.raises(UserError, match=r"unknown form 'onx'; one of: .* Did you mean onnx"):
+        send(runs / "encoder", "onx", tmp_path / "out")
+    with pytest.raises(UserError, match="is not a run folder"):
+        send(tmp_path / "none", "timm", tmp_path / "out")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/thing").touch()
+    with pytest.raises(UserError, match="is not an empty folder"):
+        send(runs / "encoder", "timm", tmp_path / "full")
+    with pytest.raises(UserError, match="is not an empty folder"):
+        send(runs / "encoder", "timm", tmp_path / "full/thing")
+    assert main(["export", str(runs / "encoder"), "--to", "safetensors", "--out", str(tmp_path / "out")]) == 0
+    with pytest.raises(UserError, match="the norm of this encoder belongs to its classifier's pooling"):
+        send(runs / "mean", "safetensors", tmp_path / "other", only="encoder")
+
+
+def test_a_missing_library_is_one_line(runs, tmp_path):
+    needs = {"timm": "timm", "transformers": "transformers", "torchvision": "torchvision", "onnx": "onnxruntime"}
+    code = "import sys\n"
+    for package in needs.values():
+        code += f"sys.modules['{package}'] = None\n"
+    code += "from torchmae.cli import main\n"
+    for to in needs:
+        arguments = ["export", str(runs / "encoder"), "--to", to, "--out", str(tmp_path / "out")]
+        code += f"assert main({arguments}) == 2\n"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    hints = [f'mae: this needs the package "{p}": pip install "torchmae[{to}]"' for to, p in needs.items()]
+    assert done.stderr.splitlines() == hints and done.returncode == 0
+    assert os.listdir(tmp_path) == []

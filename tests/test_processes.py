@@ -1,0 +1,164 @@
+"""Several processes, by torchrun: the same run as with one; FSDP2; errors; kills."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_resume import ENV, contents, flags, make_photos, steps_saved
+
+import torchmae
+from torchmae.data.loader import Batches
+from torchmae.data.sources import open_source
+from torchmae.data.transforms import Augment
+from torchmae.models.masking import noise
+from torchmae.train.distributed import World
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "torchmae"]
+OPTIONS = dict(
+    **dict(model="vit_micro", image_size=16, patch_size=8, decoder_dim=32, decoder_depth=1, batch_size=8),
+    **dict(epochs=3, base_lr=0.02, precision="fp32", device="cpu", workers=0, log_every=1, clip_grad=1.0),
+)
+STEPS = 9  # 3 epochs of 24 images, 8 a step
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    return make_photos(tmp_path_factory.mktemp("processes") / "photos")
+
+
+@pytest.fixture(scope="module")
+def one(photos, tmp_path_factory):
+    """The run with one process. Its last two checkpoints are those of the last steps."""
+    run = tmp_path_factory.mktemp("one") / "run"
+    return torchmae.pretrain(str(photos), **(OPTIONS | {"out": str(run), "save_minutes": 1e-6}))
+
+
+def torchrun(photos, run, *more, **options):
+    command = [*TORCHRUN, "pretrain", str(photos), *flags(OPTIONS | {"out": run} | options), *more]
+    return subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=120)
+
+
+def back_to_the_last_but_one(run, copy):
+    """A copy of a run as if it had been killed one step before its end."""
+    shutil.copytree(run, copy)
+    shutil.rmtree(copy / f"state/step-{STEPS:08d}")
+    assert steps_saved(copy) == STEPS - 1
+    return copy
+
+
+def assert_same_run(run, one):
+    ours, theirs = (load_file(r / "model.safetensors") for r in (run, one))
+    assert ours.keys() == theirs.keys()
+    for name in theirs:
+        a, b = ours[name], theirs[name]
+        if name.endswith(
+            "qkv.bias"
+        ):  # softmax does not see the keys' bias: its gradient is rounding, Adam makes steps of it
+            a, b = (torch.cat([x.chunk(3)[0], x.chunk(3)[2]]) for x in (a, b))
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-5, msg=lambda text, name=name: f"{name}: {text}")
+    ours, theirs = ([json.loads(line) for line in (r / "log.jsonl").read_text().splitlines()] for r in (run, one))
+    assert [line["step"] for line in ours] == [line["step"] for line in theirs] == list(range(1, STEPS + 1))
+    for a, b in zip(ours, theirs):
+        for name in ("loss", "grad_norm", "lr", "loss of patch mean", "loss of visible mean"):
+            assert a[name] == pytest.approx(b[name], rel=1e-4), (a["step"], name)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_images_and_masks_are_those_of_one_process(photos, size):
+    source, augment = open_source(str(photos)), Augment((16, 16), 5, (0.2, 1.0), True)
+    alone = Batches(source, augment, 8, 3, 5)
+    together = [Batches(source, augment, 8, 3, 5, rank, size) for rank in range(size)]
+    for step in range(7):  # over two ends of epochs
+        whole, parts = alone[step], [batches[step] for batches in together]
+        for i, values in enumerate(whole[:3]):
+            assert torch.equal(values, torch.cat([part[i] for part in parts]))
+        masks = torch.cat([noise(5, part.epoch, part.sample, 4) for part in parts])
+        assert torch.equal(noise(5, whole.epoch, whole.sample, 4), masks)
+
+
+def test_two_processes_killed_go_on_to_the_weights_of_one(one, photos, tmp_path):
+    run = tmp_path / "run"
+    command = [*TORCHRUN, "pretrain", str(photos), *flags(OPTIONS | {"out": run, "save_minutes": 1e-6})]
+    process = subprocess.Popen(
+        command, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    end = time.monotonic() + 90
+    while steps_saved(run) < 3 and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.005)
+    kill_all(process)
+    said = process.communicate()[0].decode()
+    assert process.returncode == -signal.SIGKILL and 3 <= steps_saved(run) < STEPS, said
+    done = torchrun(photos, run)
+    assert done.returncode == 0, done.stderr
+    assert "2 processes" in done.stdout and done.stdout.count("Done:") == 1, "the main process alone speaks"
+    assert_same_run(run, one)
+
+
+def kill_all(process):
+    """SIGKILL to torchrun and to the processes that it started (these are in sessions of their own)."""
+    listed = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True).stdout.split()
+    children = [int(pid) for pid, parent in zip(listed[::2], listed[1::2]) if int(parent) == process.pid]
+    for pid in (process.pid, *children):
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    process.wait()
+
+
+def test_sharded_processes_give_the_same_and_one_process_goes_on_from_their_checkpoint(one, photos, tmp_path):
+    run = tmp_path / "run"
+    done = torchrun(photos, run, "--shard", save_minutes=1e-6, micro_batch=2)
+    assert done.returncode == 0, done.stderr
+    assert_same_run(run, one)
+    assert (run / f"pictures/step-{STEPS:08d}.png").is_file()
+    shapes = [{n: v.shape for n, v in load_file(r / "model.safetensors").items()} for r in (run, one)]
+    assert shapes[0] == shapes[1], "a checkpoint holds whole tensors, whatever the sharding"
+    alone = back_to_the_last_but_one(run, tmp_path / "alone")
+    torchmae.pretrain(str(photos), **(OPTIONS | {"out": str(alone)}))
+    assert_same_run(alone, one)
+
+
+def test_sharded_processes_go_on_from_the_checkpoint_of_one(one, photos, tmp_path):
+    run = back_to_the_last_but_one(one, tmp_path / "run")
+    done = torchrun(photos, run, "--shard")
+    assert done.returncode == 0, done.stderr
+    assert_same_run(run, one)
+
+
+def test_shard_with_one_process_changes_nothing():
+    task = torch.nn.Linear(2, 2)
+    assert World(0, 1, torch.device("cpu")).wrap(task, [task], shard=True) is task
+    assert type(task) is torch.nn.Linear
+
+
+def test_a_mistake_is_said_once_and_nothing_hangs(tmp_path):
+    done = torchrun(tmp_path / "nowhere", tmp_path / "run")
+    assert done.returncode != 0
+    said = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("mae:")]
+    assert len(said) == 1 and "no such folder or file" in said[0]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_mistake_that_the_main_process_finds_is_said_once_too(one, photos, tmp_path):
+    """The run folder is looked at by the main process alone; the others hear of it."""
+    before = contents(one)
+    done = torchrun(photos, one, mask_ratio=0.5)
+    assert done.returncode != 0
+    said = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("mae:")]
+    assert len(said) == 1 and "mask_ratio was 0.75, is 0.5" in said[0]
+    assert contents(one) == before
+
+
+def test_a_batch_that_cannot_be_shared_is_a_user_error(photos):
+    from torchmae.errors import UserError
+
+    with pytest.raises(UserError, match="batch size 9 cannot be shared equally by 2 processes: use 8 or 10"):
+        Batches(open_source(str(photos)), Augment((16, 16), 0, (0.2, 1.0), True), 9, 3, 0, 0, 2)

@@ -1,0 +1,114 @@
+"""The strong augmentation of fine-tuning (paper Table 9): random crop and flip, RandAugment, random erasing.
+
+Everything is drawn from a generator that is keyed by (seed, epoch, sample), so that workers and resumes change nothing.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image, ImageEnhance, ImageOps
+from torch import Tensor
+
+from torchmae.data.transforms import Augment, Pixels, cut
+from torchmae.hashing import AUGMENT, hash32
+
+Op = Callable[[Image.Image, float, "Fill"], Image.Image]
+Fill = tuple[int, ...] | int
+
+
+def warp(matrix: Callable[[Image.Image, float], tuple[float, ...]]) -> Op:
+    """A geometric operation from its affine matrix (output to input) at a signed strength of -1..1."""
+    return lambda image, level, fill: image.transform(
+        image.size, Image.Transform.AFFINE, matrix(image, level), Image.Resampling.BICUBIC, fillcolor=fill
+    )
+
+
+def enhance(kind: Callable[[Image.Image], ImageEnhance._Enhance]) -> Op:
+    """Colour, contrast, brightness or sharpness times 1 + 0.9 * level, at least 0.1."""
+    return lambda image, level, fill: kind(image).enhance(max(0.1, 1 + 0.9 * level))
+
+
+def solarize_add(image: Image.Image, level: float, fill: Fill) -> Image.Image:
+    """Adds up to 110 to what is darker than 128."""
+    return image.point(
+        [min(255, i + int(110 * abs(level))) if i < 128 else i for i in range(256)] * len(image.getbands())
+    )
+
+
+# The 15 operations of RandAugment (Cubuk et al. 2019) in the variant whose strength grows with the level everywhere
+# ("inc1" in timm, which the reference uses). The level is -1..1, its sign random; operations without a sign take its size.
+OPS: dict[str, Op] = {
+    "auto contrast": lambda image, level, fill: ImageOps.autocontrast(image),
+    "equalize": lambda image, level, fill: ImageOps.equalize(image),
+    "invert": lambda image, level, fill: ImageOps.invert(image),
+    "rotate": lambda image, level, fill: image.rotate(30 * level, Image.Resampling.BICUBIC, fillcolor=fill),
+    "posterize": lambda image, level, fill: ImageOps.posterize(image, max(1, 4 - int(4 * abs(level)))),
+    "solarize": lambda image, level, fill: ImageOps.solarize(image, 256 - int(256 * abs(level))),
+    "solarize add": solarize_add,
+    "color": enhance(ImageEnhance.Color),
+    "contrast": enhance(ImageEnhance.Contrast),
+    "brightness": enhance(ImageEnhance.Brightness),
+    "sharpness": enhance(ImageEnhance.Sharpness),
+    "shear x": warp(lambda image, level: (1, 0.3 * level, 0, 0, 1, 0)),
+    "shear y": warp(lambda image, level: (1, 0, 0, 0.3 * level, 1, 0)),
+    "translate x": warp(lambda image, level: (1, 0, 0.45 * level * image.width, 0, 1, 0)),
+    "translate y": warp(lambda image, level: (1, 0, 0, 0, 1, 0.45 * level * image.height)),
+}
+
+
+@dataclass(frozen=True)
+class StrongAugment:
+    """Crop and flip, two RandAugment operations each with probability 1/2, erasing; 1- and 3-channel images.
+
+    `magnitude` is 0..10 (0: no RandAugment), its noise normal with deviation 0.5; `erase` the probability that a rectangle
+    becomes noise (Zhong et al. 2017; area 0.02..1/3, aspect 0.3..1/0.3). `mean` and `std` (0..1, per channel) colour what
+    geometric operations uncover, and the noise.
+    """
+
+    crop: Augment
+    magnitude: float
+    erase: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, image: Pixels, epoch: int, sample: int) -> UInt8[Tensor, "C h w"]:
+        pixels = cut(image, self.crop.crop(image.shape[0], image.shape[1], epoch, sample), self.crop.size)
+        words = [hash32(self.crop.seed, AUGMENT, epoch, sample, i) for i in range(2)]
+        generator = np.random.Generator(np.random.Philox(key=words[0] << 32 | words[1]))
+        if self.magnitude and len(pixels) in (1, 3):
+            pixels = self.rand_augment(pixels, generator)
+        return self.erased(pixels, generator) if generator.uniform() < self.erase else pixels
+
+    def rand_augment(self, pixels: UInt8[Tensor, "C h w"], generator: np.random.Generator) -> UInt8[Tensor, "C h w"]:
+        array = pixels.permute(1, 2, 0).numpy()
+        grey = array.shape[2] == 1
+        image = Image.fromarray(array[:, :, 0] if grey else np.ascontiguousarray(array))
+        fill = tuple(round(255 * value) for value in self.mean)
+        names = list(OPS)
+        for index in generator.integers(0, len(names), 2):
+            level = min(10.0, max(0.0, generator.normal(self.magnitude, 0.5))) / 10
+            sign = -1 if generator.uniform() < 0.5 else 1
+            if generator.uniform() < 0.5:
+                image = OPS[names[index]](image, sign * level, fill[0] if grey else fill)
+        made = np.array(image)
+        return torch.from_numpy(made[None] if grey else np.ascontiguousarray(made.transpose(2, 0, 1)))
+
+    def erased(self, pixels: UInt8[Tensor, "C h w"], generator: np.random.Generator) -> UInt8[Tensor, "C h w"]:
+        channels, height, width = pixels.shape
+        for _ in range(10):
+            area = height * width * generator.uniform(0.02, 1 / 3)
+            aspect = np.exp(generator.uniform(np.log(0.3), -np.log(0.3)))
+            h, w = round(np.sqrt(area * aspect)), round(np.sqrt(area / aspect))
+            if 0 < h < height and 0 < w < width:
+                top, left = generator.integers(0, height - h + 1), generator.integers(0, width - w + 1)
+                colour = [np.array(values).reshape(-1, 1, 1) for values in (self.mean, self.std)]
+                noise = (colour[0] + colour[1] * generator.standard_normal((channels, h, w))) * 255
+                pixels = pixels.clone()
+                pixels[:, top : top + h, left : left + w] = torch.from_numpy(
+                    noise.round().clip(0, 255).astype(np.uint8)
+                )
+                break
+        return pixels

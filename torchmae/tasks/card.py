@@ -1,0 +1,53 @@
+"""The model card of an export: what it is, from which data and recipe, how good, which files, whose licence, how to load it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torchmae.models.vit import ViT
+from torchmae.models.weights import kind_of, read_config
+from torchmae.train.checkpoint import sha256
+
+
+def card(run: str, encoder: ViT, classes: Sequence[str], lines: Sequence[str], note: str, folder: Path) -> str:
+    """The README.md of the files in `folder`, made from a run; `lines` of Python load them, `note` says how well."""
+    described, results = read_config(run), Path(run) / "results.json"
+    data: dict[str, Any] = described.get("data") or {}
+    recipe = {name: value for name, value in described.get("config", {}).items() if value is not None}
+    height, width = encoder.image_size
+    text = f"""# A Vision Transformer ({kind_of(described)}) made with torchmae {described.get("torchmae", "")}
+
+{encoder.depth} blocks, {encoder.embed_dim} wide, {encoder.num_heads} heads, patches of {encoder.patch_size} px.
+
+Images: {encoder.channels} x {height} x {width}, floats `(pixels / 255 - mean) / std` with mean {list(encoder.mean)}
+and std {list(encoder.std)}.
+{"Classes: " + ", ".join(classes) + "." if classes else ""}
+
+## Load
+
+```python
+{chr(10).join(lines)}
+```
+
+{note}
+
+## Data and recipe
+
+Made by `mae {described.get("verb", "?")}`; images: {data.get("count", "not known")}; fingerprint of their list:
+{data.get("fingerprint", "none")}; commit of torchmae: {described.get("commit") or "not known"}.
+
+{chr(10).join(f"* {name}: {value}" for name, value in recipe.items())}
+
+## Figures
+
+{f"```json{chr(10)}{results.read_text().strip()}{chr(10)}```" if results.is_file() else "None were measured."}
+
+## Files (SHA-256)
+
+{chr(10).join(f"* {file.name}: `{sha256(file)}`" for file in sorted(folder.iterdir()))}
+
+## Licence
+
+TODO: the licence of these weights is yours to choose; imported weights keep that of their source.
+"""
+    return text
