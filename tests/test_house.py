@@ -37,7 +37,7 @@ MODELS = {
     "convert": {"patches", "vit"},
     "weights": {"patches", "masking", "targets", "vit", "mae", "heads", "convert"},
 }
-LONGEST_FILE, PACKAGE_LINES = 400, 8000
+LONGEST_FILE, PACKAGE_LINES = 400, 7000
 
 
 def name_of(path):
@@ -220,6 +220,41 @@ FLAGS = {
         "picture_minutes": 3.0,
         "tensorboard": False,
     },
+    "finetune": {
+        "run": "required",
+        "data": "required",
+        "out": None,
+        "val": None,
+        "val_fraction": 0.2,
+        "labels_per_class": None,
+        "train": "all",
+        "pool": "mean",
+        "model": "vit_micro",
+        "image_size": None,
+        "patch_size": None,
+        "epochs": None,
+        "batch_size": None,
+        "base_lr": None,
+        "min_lr": 1e-06,
+        "warmup_epochs": None,
+        "weight_decay": None,
+        "layer_decay": None,
+        "drop_path": 0.1,
+        "magnitude": None,
+        "erase": None,
+        "mixup": None,
+        "cutmix": None,
+        "smoothing": 0.1,
+        "ema": None,
+        "clip_grad": None,
+        "crop_scale": (0.08, 1.0),
+        "flip": True,
+        "seed": 0,
+        "precision": None,
+        "device": "auto",
+        "workers": None,
+        "save_minutes": 5.0,
+    },
     "reconstruct": {
         "run": "required",
         "images": "required",
@@ -250,6 +285,18 @@ FLAGS = {
         "batch_size": 64,
         "device": "auto",
     },
+    "import": {
+        "source": "required",
+        "out": "required",
+        "image_size": None,
+        "heads": None,
+        "decoder_heads": None,
+        "target": None,
+        "mean": None,
+        "std": None,
+        "classes": None,
+    },
+    "export": {"run": "required", "to": "required", "out": "required", "only": None},
 }
 
 

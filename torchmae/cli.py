@@ -13,6 +13,7 @@ from torchmae.errors import RunError, UserError, choose
 # verb: (module, its config class, one line of help). Nothing heavy is imported before a verb is chosen.
 VERBS = {
     "pretrain": ("torchmae.tasks.pretrain", "Pretrain", "pre-train an encoder on unlabelled images"),
+    "finetune": ("torchmae.tasks.classify", "Finetune", "make a classifier from a run and labelled images"),
     "reconstruct": ("torchmae.tasks.reconstruct", "Reconstruct", "draw what a model makes of hidden patches"),
     "neighbours": ("torchmae.tasks.neighbours", "Neighbours", "k-NN accuracy of frozen features, beside raw pixels"),
     "embed": ("torchmae.tasks.embed", "Embed", "write the features of images to a file"),

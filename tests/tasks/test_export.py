@@ -35,6 +35,7 @@ def vit(size=(16, 16), channels=3, heads=4):
 def runs(tmp_path_factory):
     """Run folders of every kind, with weights that are far from their initial values."""
     folder = tmp_path_factory.mktemp("runs")
+    torch.manual_seed(0)
     models = {
         "mae": MAE(vit(), 32, 1, 2),
         "pixels": MAE(vit(), 32, 1, 2, target="pixels"),
@@ -45,11 +46,13 @@ def runs(tmp_path_factory):
         "token": Classifier(vit(), ("ant", "bee", "cat"), "token"),
         "probe": Classifier(vit(), ("ant", "bee", "cat"), "token", batch_norm=True),
     }
-    torch.manual_seed(0)
     for name, model in models.items():
         with torch.no_grad():
-            for value in [*model.parameters(), *(b for b in model.buffers() if b.is_floating_point())]:
-                value.add_(torch.rand_like(value) * 0.1)
+            for value in model.parameters():  # both signs: with a common offset float32 itself is coarser than 1e-5
+                value.add_(torch.randn_like(value) * 0.05)
+            for value in model.buffers():
+                if value.is_floating_point():
+                    value.add_(torch.rand_like(value))
         prefix = "encoder." if isinstance(model, ViT) else ""
         about = {"torchmae": "0.1.0", "commit": None, "verb": "pretrain", "config": {"mask_ratio": 0.5, "epochs": 7}}
         about |= {"data": {"count": 123, "fingerprint": "f00d"}}
@@ -201,6 +204,7 @@ def test_a_run_that_was_trained(run, tmp_path):
     torch.testing.assert_close(answer(lines_of(out), images), load(run)(images), rtol=0, atol=1e-5)
     card = (out / "README.md").read_text()
     assert "images: 24" in card and "* epochs: 3" in card and "None were measured." in card
+    assert "(encoder)" in card and str(run.parent) not in card  # no private paths
 
 
 def test_the_card(runs, tmp_path):

@@ -4,12 +4,15 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import torchmae
+from torchmae.data.labels import hold_out
 from torchmae.errors import UserError
-from torchmae.tasks.neighbours import interval, knn, split
+from torchmae.tasks.metrics import interval
+from torchmae.tasks.neighbours import knn
 
 
 def test_votes_equal_brute_force() -> None:
@@ -31,12 +34,12 @@ def test_votes_equal_brute_force() -> None:
 
 def test_the_split_is_stratified_seeded_and_never_empties_a_class() -> None:
     labels = ["a"] * 50 + ["b"] * 10 + ["c"] * 2 + ["d"]
-    held_out = split(labels, 0.2, 0)
+    held_out = hold_out(labels, 0.2, 0)
     counts = {name: sum(out for out, label in zip(held_out.tolist(), labels) if label == name) for name in "abcd"}
     assert counts == {"a": 10, "b": 2, "c": 1, "d": 0}
-    assert torch.equal(held_out, split(labels, 0.2, 0)) and not torch.equal(held_out, split(labels, 0.2, 1))
+    assert np.array_equal(held_out, hold_out(labels, 0.2, 0)) and not np.array_equal(held_out, hold_out(labels, 0.2, 1))
     with pytest.raises(UserError, match="only one image"):
-        split(["a", "b"], 0.5, 0)
+        hold_out(["a", "b"], 0.5, 0)
 
 
 def test_the_interval_is_wilson_s() -> None:

@@ -1,7 +1,6 @@
 """Labelled images: which set is for training and which for testing, class numbers, seeded subsets."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
@@ -14,35 +13,28 @@ from torchmae.errors import UserError
 from torchmae.hashing import SPLIT, hash32
 
 
-@dataclass(frozen=True)
 class Subset:
     """Some images of a source: itself a source."""
 
-    source: Source
-    ids: tuple[int, ...]
-
-    @property
-    def channels(self) -> int:
-        return self.source.channels
-
-    @property
-    def unusable(self) -> Sequence[BadFile]:
-        return self.source.unusable
+    def __init__(self, source: Source, ids: Sequence[int] | np.ndarray):
+        self.source, self.ids = source, np.array(ids, dtype=np.int64)
+        self.channels: int = source.channels
+        self.unusable: Sequence[BadFile] = source.unusable
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def name(self, i: int) -> str:
-        return self.source.name(self.ids[i])
+        return self.source.name(int(self.ids[i]))
 
     def label(self, i: int) -> str | None:
-        return self.source.label(self.ids[i])
+        return self.source.label(int(self.ids[i]))
 
     def read(self, i: int) -> bytes | Pixels:
-        return self.source.read(self.ids[i])
+        return self.source.read(int(self.ids[i]))
 
     def fingerprint(self) -> str:
-        return sha256(repr((self.source.fingerprint(), self.ids)).encode()).hexdigest()
+        return sha256(self.source.fingerprint().encode() + self.ids.tobytes()).hexdigest()
 
 
 def open_pair(data: str, test: str | None) -> tuple[Source, Source | None]:

@@ -24,7 +24,7 @@ SIZES: dict[str, dict[str, int]] = {
 class DropPath(nn.Module):
     """Leaves out a residual branch for whole images at the given rate, while training (stochastic depth)."""
 
-    def __init__(self, rate: float):
+    def __init__(self, rate: float = 0.0):
         super().__init__()
         self.rate = rate
 
@@ -78,13 +78,13 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """Pre-LN transformer block; LayerNorm eps 1e-6."""
 
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float = 4.0, drop_path: float = 0.0):
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float = 4.0):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = Attention(dim, num_heads)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
-        self.drop_path = DropPath(drop_path)
+        self.drop_path = DropPath()
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         x = x + self.drop_path(self.attn(self.norm1(x)))
@@ -138,8 +138,8 @@ class ViT(nn.Module):
         self.patch_embed = PatchEmbed(patch_size, channels, embed_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(sincos_positions(self.grid, embed_dim), requires_grad=False)
-        rates = [drop_path * i / max(1, depth - 1) for i in range(depth)]
-        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio, rate) for rate in rates)
+        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio) for _ in range(depth))
+        self.set_drop_path(drop_path)
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
         initialize(self)
 
@@ -178,6 +178,11 @@ class ViT(nn.Module):
         for block in self.blocks[:layer]:
             x = block(x)
         return self.norm(x)
+
+    def set_drop_path(self, rate: float) -> None:
+        """Stochastic depth: `rate` in the last block, growing linearly from 0 in the first."""
+        for i, block in enumerate(self.blocks):
+            block.drop_path.rate = rate * i / max(1, self.depth - 1)  # type: ignore[union-attr]
 
     def resize(self, image_size: tuple[int, int]) -> None:
         """Makes the encoder take images of another size; the positions are resized (bicubic)."""

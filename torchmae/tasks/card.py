@@ -5,23 +5,28 @@ from pathlib import Path
 from typing import Any
 
 from torchmae.models.vit import ViT
-from torchmae.models.weights import kind_of, read_config
+from torchmae.models.weights import read_config
 from torchmae.train.checkpoint import sha256
 
 
-def card(run: str, encoder: ViT, classes: Sequence[str], lines: Sequence[str], note: str, folder: Path) -> str:
-    """The README.md of the files in `folder`, made from a run; `lines` of Python load them, `note` says how well."""
+def card(
+    run: str, what: str, encoder: ViT, classes: Sequence[str], lines: Sequence[str], note: str, folder: Path
+) -> str:
+    """The README.md of the files in `folder`, `what` of a run; `lines` of Python load them, `note` says how well.
+
+    Cards are made to be published: of absolute paths only the last name is told.
+    """
     described, results = read_config(run), Path(run) / "results.json"
     data: dict[str, Any] = described.get("data") or {}
-    recipe = {name: value for name, value in described.get("config", {}).items() if value is not None}
+    recipe = {n: v for n, v in described.get("config", {}).items() if v is not None and n != "out"}
+    recipe |= {n: Path(v).name for n, v in recipe.items() if isinstance(v, str) and Path(v).is_absolute()}
     height, width = encoder.image_size
-    text = f"""# A Vision Transformer ({kind_of(described)}) made with torchmae {described.get("torchmae", "")}
+    text = f"""# A Vision Transformer ({what}) made with torchmae {described.get("torchmae", "")}
 
 {encoder.depth} blocks, {encoder.embed_dim} wide, {encoder.num_heads} heads, patches of {encoder.patch_size} px.
 
 Images: {encoder.channels} x {height} x {width}, floats `(pixels / 255 - mean) / std` with mean {list(encoder.mean)}
-and std {list(encoder.std)}.
-{"Classes: " + ", ".join(classes) + "." if classes else ""}
+and std {list(encoder.std)}.{f"{chr(10)}{chr(10)}Classes: {', '.join(classes)}." if classes else ""}
 
 ## Load
 

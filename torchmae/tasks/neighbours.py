@@ -1,7 +1,6 @@
 """`mae neighbours`: k-NN accuracy on frozen features, beside the same k-NN on raw pixels and on an untrained encoder."""
 
 import json
-import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,13 +11,14 @@ import tyro
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from torchmae.data.sources import Source, open_source
+from torchmae.data.labels import hold_out, labelled, open_pair
+from torchmae.data.sources import Source
 from torchmae.errors import UserError
-from torchmae.hashing import SPLIT, hash32
 from torchmae.models.mae import build_encoder
 from torchmae.models.vit import ViT
 from torchmae.models.weights import load, read_config
 from torchmae.tasks.embed import collect, embedding
+from torchmae.tasks.metrics import interval
 from torchmae.train.checkpoint import write_text
 from torchmae.train.distributed import find_device
 
@@ -59,25 +59,22 @@ def run(config: Neighbours) -> dict[str, Any]:
         "untrained encoder": embedding(fresh(config.run, config.seed), config.layer, config.pooling, device),
         "raw pixels": lambda images: images.flatten(1).float(),
     }
-    train_source, test_source = sources(config)
+    train_source, test_source = open_pair(config.data, config.test)
 
-    def labelled(source: Source) -> tuple[list[Float[Tensor, "B F"]], list[str]]:
-        """What is compared, and the labels, of the images that have one."""
-        ids, found, _ = collect(source, encoder, config.run, list(compared.values()), device)
-        labels = [source.label(i) for i in ids]
-        have = [row for row, label in enumerate(labels) if label is not None]
-        if not have:
-            raise UserError(f"{config.data} has no labels: put the images of each class in a folder of its name")
-        return [features[have] for features in found], [label for label in labels if label is not None]
+    def look(source: Source, what: str) -> tuple[list[Float[Tensor, "B F"]], list[str]]:
+        """What is compared, and the labels, of the readable images that have one."""
+        images, labels = labelled(source, what)
+        ids, found, _ = collect(images, encoder, config.run, list(compared.values()), device)
+        return found, [labels[i] for i in ids]
 
-    train, answers = labelled(train_source)
+    train, answers = look(train_source, config.data)
     if test_source is None:
-        out = split(answers, config.test_fraction, config.seed)
+        out = torch.from_numpy(hold_out(answers, config.test_fraction, config.seed))
         train, test = [features[~out] for features in train], [features[out] for features in train]
         truth = [label for label, held_out in zip(answers, out.tolist()) if held_out]
         answers = [label for label, held_out in zip(answers, out.tolist()) if not held_out]
     else:
-        test, truth = labelled(test_source)
+        test, truth = look(test_source, config.test or config.data)
     classes = {label: i for i, label in enumerate(sorted(set(answers)))}
     if len(classes) < 2:
         raise UserError(f"k-NN needs at least two classes with labels, {config.data} has {len(classes)}")
@@ -112,30 +109,6 @@ def fresh(run: str, seed: int) -> ViT:
         return build_encoder(read_config(run)["model"]["encoder"]).eval()
 
 
-def sources(config: Neighbours) -> tuple[Source, Source | None]:
-    """Training and test images; a folder that holds train/ and val/ (or test/) brings its own split."""
-    folder = Path(config.data)
-    if config.test is not None:
-        return open_source(config.data), open_source(config.test)
-    if (folder / "train").is_dir():
-        for name in ("val", "test"):
-            if (folder / name).is_dir():
-                return open_source(folder / "train"), open_source(folder / name)
-    return open_source(config.data), None
-
-
-def split(labels: list[str], fraction: float, seed: int) -> Tensor:
-    """True for the images held out: in each class the share with the smallest hashes, at least one, but not all."""
-    held_out = torch.zeros(len(labels), dtype=torch.bool)
-    for label in sorted(set(labels)):
-        members = [i for i, other in enumerate(labels) if other == label]
-        count = min(len(members) - 1, max(1, round(fraction * len(members))))
-        held_out[sorted(members, key=lambda i: hash32(seed, SPLIT, i))[:count]] = True
-    if not held_out.any():
-        raise UserError("every class has only one image: nothing is left to test on")
-    return held_out
-
-
 def knn(
     train: Float[Tensor, "A F"], test: Float[Tensor, "B F"], labels: Int64[Tensor, "A"], classes: int, k: int
 ) -> Int64[Tensor, "B"]:
@@ -149,14 +122,6 @@ def knn(
         votes = torch.zeros(len(rows), classes).scatter_add_(1, labels[nearest], (similarity / 0.07).exp())
         guesses.append(votes.argmax(1))
     return torch.cat(guesses)
-
-
-def interval(right: int, count: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share."""
-    z, share = 1.959964, right / count
-    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def add_result(run: Path, name: str, result: dict[str, Any]) -> Path:

@@ -1,9 +1,7 @@
 """`mae pretrain`: any folder of images to a run folder with an encoder, pictures and curves."""
 
-import json
-import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,22 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import torchmae
 from torchmae.data.loader import Batch, Batches
-from torchmae.data.scan import Scan, bad_budget, scan
+from torchmae.data.scan import Scan
 from torchmae.data.sources import Source, open_source
 from torchmae.data.transforms import Augment, Whole
 from torchmae.errors import RunError, UserError
 from torchmae.models.mae import MAE
 from torchmae.models.masking import Mask, masking, noise
 from torchmae.models.vit import ViT, size_of
-from torchmae.models.weights import read_config
-from torchmae.tasks import settings
+from torchmae.tasks import runs, settings
 from torchmae.tasks.reconstruct import draw, draw_mask
 from torchmae.tasks.settings import FREE, Pretrain
 from torchmae.train import checkpoint
 from torchmae.train.distributed import World, start
-from torchmae.train.log import draw_curves, note_bad_files
+from torchmae.train.log import draw_curves
 from torchmae.train.loop import Outcome, Plan, fit
 from torchmae.train.optim import peak_lr
 
@@ -70,59 +66,25 @@ def run(config: Pretrain) -> Path:
     with start(config.device) as world, ExitStack() as stack:
         source = open_source(config.data)
         out = Path(config.out or Path("runs") / settings.name_of(config.data))
-        prepare_folder(out, world)
+        runs.prepare(out, world)
         world.on_main(lambda: stack.enter_context(checkpoint.lock(out)))
         if (out / "config.json").exists():
-            config, model = resumed(config, source, out)
+            asked = asdict(config)
+            if config.image_size is not None:
+                asked["image_size"] = settings.size_text(settings.parse_size(config.image_size))
+            merged, described = runs.resume(out, "pretrain", asked, FREE, runs.identity(source))
+            config = Pretrain(**merged)
+            with runs.seeded(config.seed):  # a kill may have come before the first checkpoint
+                model = MAE.build(described)
         else:
-            found = world.on_main(lambda: scan_and_report(config, source, out))
+            channels, limits = config.channels or source.channels, (config.max_megapixels, config.white)
+            found = world.on_main(lambda: runs.scan_and_report(source, channels, out, *limits, config.max_bad_percent))
             config = settings.resolve(config, found, source.channels, world)
             model = build(config, found)
-            world.on_main(lambda: write_config(out, config, source, model))
+            world.on_main(
+                lambda: runs.write_config(out, "pretrain", asdict(config), runs.identity(source), model.config())
+            )
         return train(config, source, model, out, world)
-
-
-def prepare_folder(out: Path, world: World) -> None:
-    """Makes the run folder; one that holds something else is not touched."""
-
-    def make() -> None:
-        if out.exists() and not out.is_dir():
-            raise UserError(f"--out {out} is a file: name a folder")
-        if out.is_dir() and not (out / "config.json").exists():
-            strange = [p.name for p in out.iterdir() if p.name not in (".lock", "bad-files.jsonl")]
-            if strange:
-                raise UserError(f"--out {out} holds other things ({strange[0]}, ...): name a new folder or a run")
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--out {out} cannot be made: {error.strerror or error}") from error
-
-    world.on_main(make)
-
-
-def scan_and_report(config: Pretrain, source: Source, out: Path) -> Scan:
-    """Scans the data; bad files are named once in bad-files.jsonl, too many of them are a `UserError`."""
-    found = scan(source, config.channels or source.channels, config.max_megapixels, config.white)
-    (out / "bad-files.jsonl").unlink(missing_ok=True)
-    note_bad_files(out, found.bad)
-    if len(found.bad) > bad_budget(found.images, config.max_bad_percent) or found.height == 0:
-        examples = "; ".join(f"{name}: {reason}" for name, reason in found.bad[:3])
-        raise UserError(
-            f"{len(found.bad)} of {found.images} images cannot be read, more than --max-bad-percent {config.max_bad_percent:g} "
-            f"and 20 files allow. {examples}. All are listed in {out / 'bad-files.jsonl'}"
-        )
-    return found
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Random numbers of a seed; the caller's random state is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield
-
-
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def build(config: Pretrain, found: Scan) -> MAE:
@@ -130,58 +92,12 @@ def build(config: Pretrain, found: Scan) -> MAE:
     assert config.model and config.patch_size and config.channels and config.image_size
     if config.normalize == "imagenet" and config.channels != 3:
         raise UserError(f"--normalize imagenet needs 3 channels, not {config.channels}: use --normalize data")
-    mean, std = IMAGENET if config.normalize == "imagenet" else (found.mean, found.std)
+    mean, std = settings.IMAGENET if config.normalize == "imagenet" else (found.mean, found.std)
     size = settings.parse_size(config.image_size)
-    with seeded(config.seed):
+    with runs.seeded(config.seed):
         encoder = ViT(size, config.patch_size, config.channels, **size_of(config.model), mean=mean, std=std)
         dims = (config.decoder_dim, config.decoder_depth, config.decoder_heads)
         return MAE(encoder, *dims, target=config.target, loss_on=config.loss_on)
-
-
-def write_config(out: Path, config: Pretrain, source: Source, model: MAE) -> None:
-    package = Path(torchmae.__file__).parent
-    commit = None
-    if (package.parent / ".git").exists():
-        answer = subprocess.run(["git", "-C", str(package), "rev-parse", "HEAD"], capture_output=True, text=True)
-        commit = answer.stdout.strip() or None
-    everything = {
-        "torchmae": torchmae.__version__,
-        "commit": commit,
-        "verb": "pretrain",
-        "config": asdict(config),
-        "data": {"count": len(source), "fingerprint": source.fingerprint()},
-        "model": model.config(),
-    }
-    checkpoint.write_text(out / "config.json", json.dumps(everything, indent=1))
-
-
-def resumed(config: Pretrain, source: Source, out: Path) -> tuple[Pretrain, MAE]:
-    """The settings of the run in `out`, if what is asked now and the data agree with it; else a `UserError` naming all
-    differences. What was left open (None) is as it was then."""
-    stored = read_config(out)
-    before = {name: tuple(v) if isinstance(v, list) else v for name, v in stored["config"].items()}
-    asked = asdict(config)
-    if asked["image_size"] is not None:
-        asked["image_size"] = settings.size_text(settings.parse_size(asked["image_size"]))
-    wrong = [
-        f"{name} was {before.get(name)}, is {value}"
-        for name, value in asked.items()
-        if name not in FREE and value is not None and value != before.get(name)
-    ]
-    data = stored["data"]
-    if data["count"] != len(source):
-        wrong.append(f"the data had {data['count']} images, has {len(source)}")
-    elif data["fingerprint"] != source.fingerprint():
-        wrong.append(f"the data has {len(source)} images as before, but not the same ones (names or sizes differ)")
-    if wrong:
-        raise UserError(
-            f"{out} is another run: {'; '.join(wrong)}. Repeat its command to go on, or choose another --out"
-        )
-    merged: dict[str, Any] = {name: before[name] if name not in FREE else value for name, value in asked.items()}
-    if merged["workers"] is None:
-        merged["workers"] = before["workers"]
-    with seeded(merged["seed"]):  # a kill may have come before the first checkpoint: the weights are those of then
-        return Pretrain(**merged), MAE.build(stored["model"])
 
 
 def train(config: Pretrain, source: Source, model: MAE, out: Path, world: World) -> Path:

@@ -4,9 +4,10 @@ import math
 import os
 import platform
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import tyro
@@ -108,6 +109,7 @@ FREE = {
 }
 
 
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation of its pixels, a value a channel
 SIDES = (224, 192, 160, 128, 112, 96, 80, 64, 48, 32, 28, 24, 16, 8)
 
 
@@ -119,19 +121,24 @@ def parse_size(text: str | int) -> tuple[int, int]:
     return int(match[1]), int(match[2] or match[1])
 
 
-def check(config: Pretrain) -> None:
-    """What can be known to be wrong before any file is read."""
+def check_numbers(config: Any, positive: Sequence[str], not_negative: Sequence[str]) -> None:
+    """Every number finite, and of the sign it must have."""
     for name, value in vars(config).items():
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"--{name.replace('_', '-')} {value}: must be a finite number")
-    for name in ("epochs", "batch_size", "patch_size", "channels", "micro_batch", "log_every", "mask_ratio"):
-        value = getattr(config, name)
-        if value is not None and value <= 0:
+        if name in positive and value is not None and value <= 0:
             raise UserError(f"--{name.replace('_', '-')} {value}: must be more than 0")
-    for name in ("base_lr", "weight_decay", "warmup_epochs", "workers", "seed", "max_bad_percent", "clip_grad"):
-        value = getattr(config, name)
-        if value is not None and value < 0:
+        if name in not_negative and value is not None and value < 0:
             raise UserError(f"--{name.replace('_', '-')} {value}: must not be negative")
+
+
+def check(config: Pretrain) -> None:
+    """What can be known to be wrong before any file is read."""
+    check_numbers(
+        config,
+        ("epochs", "batch_size", "patch_size", "channels", "micro_batch", "log_every", "mask_ratio"),
+        ("base_lr", "weight_decay", "warmup_epochs", "workers", "seed", "max_bad_percent", "clip_grad"),
+    )
     if config.mask_ratio >= 1:
         raise UserError(f"--mask-ratio {config.mask_ratio}: must be below 1, a share such as 0.75")
     low, high = config.crop_scale
@@ -164,6 +171,11 @@ def patch_size(size: tuple[int, int]) -> int:
     common = math.gcd(*size)
     allowed = [p for p in range(1, 17) if common % p == 0]
     return next((p for p in allowed if size[0] * size[1] <= 144 * p * p), allowed[-1])
+
+
+def side_of(found: Scan) -> int:
+    """The largest usual side that the median image has."""
+    return next((side for side in SIDES if side <= min(found.height, found.width)), SIDES[-1])
 
 
 def batch_size(count: int, on_gpu: bool, processes: int) -> int:
@@ -209,8 +221,7 @@ def workers(device: torch.device, processes: int) -> int:
 def resolve(config: Pretrain, found: Scan, channels: int, world: World) -> Pretrain:
     """The settings with nothing left open. `UserError` for a batch larger than the data set."""
     on_gpu = world.device.type != "cpu"
-    side = min(found.height, found.width)
-    size = parse_size(config.image_size or next((s for s in SIDES if s <= side), SIDES[-1]))
+    size = parse_size(config.image_size or side_of(found))
     model = config.model
     if model is None:
         large = "vit_tiny" if found.images < 10_000 else "vit_small" if found.images < 200_000 else "vit_base"

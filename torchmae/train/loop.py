@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from torchmae.errors import RunError
+from torchmae.hashing import STEP, hash32
 from torchmae.train import checkpoint, optim
 from torchmae.train.distributed import World, gathered
 from torchmae.train.log import Log, note_bad_files
@@ -38,7 +39,7 @@ Evaluator = Callable[[int], Iterator[tuple[str, float]]]
 
 @dataclass(frozen=True)
 class Plan:
-    """How to train. What stands above the line decides the weights; what stands below does not."""
+    """How to train. What stands between the lines does not decide the weights."""
 
     steps: int
     warmup_steps: int
@@ -56,6 +57,11 @@ class Plan:
     save_minutes: float
     evaluate_minutes: float
     tensorboard: bool
+    evaluate_steps: int | None = None  # between two evaluations, in place of minutes
+    # ---
+    least_lr: float = 0.0
+    layer_decay: float | None = None  # None: every layer learns at the same rate (pre-training)
+    seed: int | None = None  # of what modules draw while training, such as drop path (pre-training: nothing)
 
 
 @dataclass(frozen=True)
@@ -104,7 +110,9 @@ def fit(
                 batch = next(loader).to(world.device)
             for name in note_bad_files(run, batch.bad) if batch.bad else ():
                 log.say(f"bad file, replaced by another image: {name} (see {run / 'bad-files.jsonl'})")
-            lr = optim.lr_at(step, plan.steps, plan.warmup_steps, plan.lr)
+            lr = optim.lr_at(step, plan.steps, plan.warmup_steps, plan.lr, plan.least_lr)
+            if plan.seed is not None:
+                torch.manual_seed(hash32(plan.seed, STEP, step, world.rank))
             meter.add(trainer(batch, lr))
             log.advance()
             done, last = step + 1, step + 1 == plan.steps
@@ -128,7 +136,9 @@ def fit(
             stopping, saving, evaluating = world.agree(
                 stop.number is not None,
                 world.is_main and now - saved_at > 60 * plan.save_minutes,
-                world.is_main and now - evaluated_at > 60 * plan.evaluate_minutes,
+                world.is_main and now - evaluated_at > 60 * plan.evaluate_minutes
+                if plan.evaluate_steps is None
+                else done % plan.evaluate_steps == 0,
             )
             if last or stopping or saving:
                 everything = checkpoint.Checkpoint(done, *trainer.state())

@@ -23,6 +23,30 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     ]
 
 
+def layered_groups(
+    model: nn.Module, layers: list[nn.Module], weight_decay: float, layer_decay: float
+) -> list[dict[str, Any]]:
+    """Groups of fine-tuning: the learning rate of layer i is `layer_decay ** (N + 1 - i)` times the head's, where i is 0 for
+    the patch embedding, the class token and the positions, 1..N for the blocks, N + 1 for what is behind them.
+
+    1-D parameters, the class token and the positions do not decay (the reference's fine-tuning; paper Table 9).
+    """
+    depth = {id(p): i for i, layer in enumerate(layers, 1) for p in layer.parameters()}
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        token = name.endswith(("cls_token", "pos_embed"))
+        layer = depth.get(id(parameter), 0 if token or "patch_embed." in name else len(layers) + 1)
+        decay = 0.0 if token or parameter.ndim <= 1 else weight_decay
+        scale = layer_decay ** (len(layers) + 1 - layer)
+        fresh: dict[str, Any] = {"params": [], "names": [], "weight_decay": decay, "lr_scale": scale}
+        group = groups.setdefault((scale, decay), fresh)
+        group["params"].append(parameter)
+        group["names"].append(name)
+    return list(groups.values())
+
+
 def adamw(groups: list[dict[str, Any]], betas: tuple[float, float]) -> torch.optim.AdamW:
     """AdamW in its fused form, which can also skip a step on the device without asking the host (`found_inf`)."""
     return torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)

@@ -40,13 +40,18 @@ class Step:
         compile: bool,
         shard: bool,
         micro_batch: int | None,
+        layer_decay: float | None = None,
     ):
         self.task, self.world, self.clip_grad, self.wanted = task, world, clip_grad, micro_batch
         self.micro: int | None = None
         if compile:
             task.compile()
         self.module = world.wrap(task, task.layers(), shard)
-        self.optimizer = optim.adamw(optim.parameter_groups(task.model, weight_decay), betas)
+        if layer_decay is None:
+            groups = optim.parameter_groups(task.model, weight_decay)
+        else:
+            groups = optim.layered_groups(task.model, task.layers(), weight_decay, layer_decay)
+        self.optimizer = optim.adamw(groups, betas)
         self.parameters = {n: p for n, p in task.model.named_parameters() if p.requires_grad}
         for parameter in self.parameters.values():  # made now, so that resuming and the search for memory find it there
             zeros = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
@@ -68,7 +73,7 @@ class Step:
         self.micro = self.micro or self.find_micro(batch)
         parts = -(-len(batch.images) // self.micro)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.world.mean(self.accumulate(self.module, batch, parts))
         if self.scaler.is_enabled():  # a scaler looks at gradients only: one of them tells it of the loss

@@ -1,0 +1,185 @@
+"""Fine-tuning: what moves and how fast, mixing, defaults, mistakes before compute, resume."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from small import make_photos
+
+from torchmae.data.scan import Scan
+from torchmae.errors import UserError
+from torchmae.models.heads import Classifier, trainable
+from torchmae.models.vit import ViT
+from torchmae.tasks.classify import ClassifyTask, Data, Finetune, mix, resolve
+from torchmae.tasks.classify import run as finetune
+from torchmae.train.distributed import World
+from torchmae.train.optim import layered_groups, peak_lr
+
+CPU = World(0, 1, torch.device("cpu"))
+FOUND = Scan(24, [], 40, 48, (0.5,) * 3, (0.2,) * 3, True)
+QUICK = dict(epochs=2, batch_size=6, workers=0, device="cpu", precision="fp32")
+
+
+def small_classifier(pool: str = "mean") -> Classifier:
+    torch.manual_seed(0)
+    return Classifier(ViT((8, 8), 4, 1, 16, 3, 2), ["a", "b"], pool)
+
+
+def test_every_parameter_is_in_one_group_with_the_expected_scale_and_decay() -> None:
+    """The table by hand for three blocks, layer decay 0.5 and weight decay 0.1: head 1, blocks 1/2, 1/4, 1/8, below 1/16."""
+    model = small_classifier()
+    model.encoder.pos_embed.requires_grad_(True)
+    table = {}
+    for group in layered_groups(model, model.encoder.layers(), 0.1, 0.5):
+        for name in group["names"]:
+            assert name not in table
+            table[name] = (group["lr_scale"], group["weight_decay"])
+    expected = {
+        "encoder.cls_token": (1 / 16, 0),
+        "encoder.pos_embed": (1 / 16, 0),
+        "encoder.patch_embed.proj.weight": (1 / 16, 0.1),
+        "encoder.patch_embed.proj.bias": (1 / 16, 0),
+        "fc_norm.weight": (1, 0),
+        "fc_norm.bias": (1, 0),
+        "head.weight": (1, 0.1),
+        "head.bias": (1, 0),
+    }
+    for i, scale in enumerate((1 / 8, 1 / 4, 1 / 2)):
+        for part in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"):
+            expected[f"encoder.blocks.{i}.{part}.weight"] = (scale, 0.1)
+            expected[f"encoder.blocks.{i}.{part}.bias"] = (scale, 0)
+        for part in ("norm1", "norm2"):
+            expected[f"encoder.blocks.{i}.{part}.weight"] = expected[f"encoder.blocks.{i}.{part}.bias"] = (scale, 0)
+    assert table == expected
+
+
+def test_what_each_kind_of_training_moves() -> None:
+    model = small_classifier("token")
+    everything = [name for name, _ in model.named_parameters()]
+    behind = {"encoder.norm.weight", "encoder.norm.bias", "head.weight", "head.bias"}
+    last = {n for n in everything if n.startswith("encoder.blocks.2.")}
+    assert set(trainable(model, "all")) == set(everything)
+    assert set(trainable(model, "head")) == {"head.weight", "head.bias"}
+    assert set(trainable(model, "0")) == behind
+    assert set(trainable(model, "1")) == behind | last
+    assert set(trainable(model, "0.5")) == behind | {n for n in last if ".mlp." in n or ".norm2." in n}
+    assert {n for n in everything if n.startswith("encoder.blocks.0.")} <= set(trainable(model, "3"))
+    for wrong in ("4", "-1", "1.5", "heads", "nan"):
+        with pytest.raises(UserError, match="number of blocks from 0 to 3"):
+            trainable(model, wrong)
+
+
+@pytest.mark.parametrize("train", ["head", "0.5", "2", "all"])
+def test_frozen_means_unchanged_bit_for_bit(run: Path, photos: Path, tmp_path: Path, train: str) -> None:
+    from torchmae.models.weights import read_weights
+
+    out = finetune(Finetune(str(run), str(photos), out=str(tmp_path / "ft"), train=train, **QUICK))
+    before, after = read_weights(run), read_weights(out)
+    config = json.loads((out / "config.json").read_text())
+    moving = set(trainable(Classifier.build(config["model"]), train))
+    for name, value in after.items():
+        if name in before and name not in moving:
+            assert torch.equal(value, before[name]), name
+        elif name in before:
+            assert not torch.equal(value, before[name]), name
+    results = json.loads((out / "results.json").read_text())["validation"]
+    assert results["best"]["top1"] >= results["last"]["top1"] >= 0 and results["last"]["count"] == 6
+
+
+def test_parts_that_do_not_move_stay_in_eval_mode() -> None:
+    model = small_classifier()
+    model.encoder.set_drop_path(0.5)
+    labels = torch.zeros(2, dtype=torch.int64)
+    task = ClassifyTask(model, labels, Finetune("x", "y", train="1")).train()
+    assert [block.training for block in model.encoder.blocks] == [False, False, True] and model.head.training
+    head = ClassifyTask(small_classifier(), labels, Finetune("x", "y", train="head")).train()
+    assert not any(module.training for module in head.model.encoder.modules()) and head.model.head.training
+    assert task.eval().model.encoder.blocks[2].training is False
+
+
+def test_mixing_is_a_function_of_the_step_and_keeps_the_shares_of_pixels_and_labels_alike() -> None:
+    images = torch.stack([torch.zeros(1, 32, 32), torch.ones(1, 32, 32)])
+    targets = torch.eye(2)
+    config = Finetune("x", "y", mixup=0.8, cutmix=1.0, seed=3)
+    kinds = set()
+    for step in range(40):
+        mixed, soft = mix(images, targets, config, step)
+        assert torch.equal(mixed, mix(images, targets, config, step)[0])
+        torch.testing.assert_close(soft.sum(1), torch.ones(2))
+        torch.testing.assert_close(mixed.mean((1, 2, 3)), soft[:, 1], atol=1e-5, rtol=0)
+        kinds.add("cutmix" if set(mixed.unique().tolist()) <= {0.0, 1.0} else "mixup")
+    assert kinds == {"mixup", "cutmix"}
+    assert mix(images, targets, replace(config, mixup=0.0, cutmix=0.0), 0)[0] is images
+
+
+def test_defaults_follow_the_number_of_labels(run: Path) -> None:
+    few, many = (resolve(Finetune(str(run), "x"), n, FOUND, CPU) for n in (100, 5000))
+    assert few.epochs == 100 and many.epochs == 20 and few.mixup == 0 < many.mixup
+    assert few.layer_decay == 0.75 and few.weight_decay == 0.05 and few.image_size == "32"
+    head = resolve(Finetune(str(run), "x", train="head"), 100, FOUND, CPU)
+    assert (head.weight_decay, head.magnitude, head.erase, head.mixup) == (0, 0, 0, 0)
+    assert peak_lr(1e-3, 1024) == 4e-3
+
+
+def test_splits_and_subsets_are_stratified_and_seeded(photos: Path) -> None:
+    data = Data(Finetune("none", str(photos), val_fraction=0.25, labels_per_class=3))
+    assert data.classes == ("across", "blob", "down") and len(data.train) == 9 and len(data.val) == 6
+    assert data.train_labels.bincount().tolist() == [3, 3, 3] and data.val_labels.bincount().tolist() == [2, 2, 2]
+    names = [{some.name(i) for i in range(len(some))} for some in (data.train, data.val)]
+    assert not names[0] & names[1]
+    for i in range(len(data.train)):
+        assert data.train.label(i) == data.classes[data.train_labels[i]]
+    other = Data(Finetune("none", str(photos), val_fraction=0.25, labels_per_class=3, seed=1))
+    assert {other.train.name(i) for i in range(9)} != names[0]
+
+
+def test_another_resolution_resizes_the_positions(run: Path, photos: Path, tmp_path: Path) -> None:
+    out = finetune(
+        Finetune(str(run), str(photos), out=str(tmp_path / "ft"), image_size="48x32", **{**QUICK, "epochs": 1})
+    )
+    assert json.loads((out / "config.json").read_text())["model"]["encoder"]["image_size"] == [48, 32]
+
+
+def test_from_scratch_and_resume_is_finished(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = Finetune(
+        "none", str(photos), out=str(tmp_path / "s"), image_size=16, patch_size=8, **{**QUICK, "epochs": 1}
+    )
+    out = finetune(config)
+    weights = (out / "model.safetensors").read_bytes()
+    assert finetune(config) == out and (out / "model.safetensors").read_bytes() == weights
+    with pytest.raises(UserError, match=r"smoothing was 0.1, is 0.2"):
+        finetune(replace(config, smoothing=0.2))
+
+
+def test_mistakes_come_before_compute(run: Path, photos: Path, tmp_path: Path) -> None:
+    alone = make_photos(tmp_path / "alone", 1)
+    uneven = make_photos(tmp_path / "uneven", 3)
+    shutil.rmtree(uneven / "blob")
+    (tmp_path / "val" / "other").mkdir(parents=True)
+    shutil.copy(photos / "blob" / "0.jpg", tmp_path / "val" / "other" / "0.jpg")
+    (tmp_path / "one" / "class").mkdir(parents=True)
+    for i in range(3):
+        shutil.copy(photos / "blob" / f"{i}.jpg", tmp_path / "one" / "class" / f"{i}.jpg")
+    asked = Finetune(str(run), str(photos), out=str(tmp_path / "out"))
+    for config, message in [
+        (replace(asked, data=str(alone)), "every class has only one image"),
+        (
+            replace(asked, val=str(tmp_path / "val")),
+            "class 'other' is in the validation images, but not in the training",
+        ),
+        (replace(asked, data=str(photos / "blob")), "has no labels"),
+        (replace(asked, data=str(tmp_path / "one")), "at least two classes, .* has 1"),
+        (replace(asked, labels_per_class=100), "has only 6 images"),
+        (replace(asked, run=str(tmp_path)), "is not a run folder"),
+        (replace(asked, train="9"), "number of blocks from 0 to 6"),
+        (replace(asked, pool="max"), "--pool max: mean or token"),
+        (replace(asked, smoothing=1.0), "--smoothing 1.0"),
+        (replace(asked, epochs=float("nan")), "--epochs nan: must be a finite number"),
+        (replace(asked, run="none", train="head"), "from scratch .* everything has to be trained"),
+        (replace(asked, batch_size=1000), "--batch-size 1000 is more than the 18 labelled images"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            finetune(config)
