@@ -53,7 +53,7 @@ def mae(place, capfd, monkeypatch):
 
 MISTAKES = {
     # what is typed: words of the message (regular expressions)
-    "frobnicate": ["unknown verb 'frobnicate'", "pretrain, reconstruct, neighbours, embed"],
+    "frobnicate": ["unknown verb 'frobnicate'", "pretrain, finetune, reconstruct, neighbours, embed"],
     "pretran photos": ["Did you mean pretrain\\?"],
     "pretrain": ["DATA"],
     "pretrain photos --mask-rato 0.5": ["--mask-rato", "--mask-ratio"],
@@ -147,7 +147,7 @@ LATER = {
     "neighbours run empty": ["no images"],
     "neighbours run photos --k 0": ["--k 0"],
     "neighbours run photos --test-fraction 2": ["--test-fraction 2"],
-    "neighbours run bad": ["none of the 25 images can be read"],
+    "neighbours run bad": ["has no labels"],
     "embed run empty": ["no images"],
     "embed run bad --out f.npz": ["none of the 25 images can be read"],
     "embed run photos --layer 9": ["--layer 9", "1 to"],

@@ -32,6 +32,7 @@ MODELS = {
     "masking": {"patches"},
     "targets": {"patches"},
     "vit": {"patches"},
+    "mixing": set(),
     "mae": {"patches", "masking", "targets", "vit"},
     "heads": {"patches", "vit", "mae"},
     "convert": {"patches", "vit"},

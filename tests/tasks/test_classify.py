@@ -12,8 +12,9 @@ from small import make_photos
 from torchmae.data.scan import Scan
 from torchmae.errors import UserError
 from torchmae.models.heads import Classifier, trainable
+from torchmae.models.mixing import mix
 from torchmae.models.vit import ViT
-from torchmae.tasks.classify import ClassifyTask, Data, Finetune, mix, resolve
+from torchmae.tasks.classify import ClassifyTask, Data, Finetune, resolve
 from torchmae.tasks.classify import run as finetune
 from torchmae.train.distributed import World
 from torchmae.train.optim import layered_groups, peak_lr
@@ -103,16 +104,15 @@ def test_parts_that_do_not_move_stay_in_eval_mode() -> None:
 def test_mixing_is_a_function_of_the_step_and_keeps_the_shares_of_pixels_and_labels_alike() -> None:
     images = torch.stack([torch.zeros(1, 32, 32), torch.ones(1, 32, 32)])
     targets = torch.eye(2)
-    config = Finetune("x", "y", mixup=0.8, cutmix=1.0, seed=3)
     kinds = set()
     for step in range(40):
-        mixed, soft = mix(images, targets, config, step)
-        assert torch.equal(mixed, mix(images, targets, config, step)[0])
+        mixed, soft = mix(images, targets, 0.8, 1.0, 3, step)
+        assert torch.equal(mixed, mix(images, targets, 0.8, 1.0, 3, step)[0])
         torch.testing.assert_close(soft.sum(1), torch.ones(2))
         torch.testing.assert_close(mixed.mean((1, 2, 3)), soft[:, 1], atol=1e-5, rtol=0)
         kinds.add("cutmix" if set(mixed.unique().tolist()) <= {0.0, 1.0} else "mixup")
     assert kinds == {"mixup", "cutmix"}
-    assert mix(images, targets, replace(config, mixup=0.0, cutmix=0.0), 0)[0] is images
+    assert mix(images, targets, 0.0, 0.0, 3, 0)[0] is images
 
 
 def test_defaults_follow_the_number_of_labels(run: Path) -> None:

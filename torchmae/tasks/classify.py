@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
-from jaxtyping import Float, Int64
+from jaxtyping import Int64
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -21,9 +21,9 @@ from torchmae.data.loader import Batch, Batches
 from torchmae.data.scan import Scan
 from torchmae.data.transforms import Augment
 from torchmae.errors import RunError, UserError
-from torchmae.hashing import MIX, hash32
 from torchmae.models.heads import POOLS, Classifier, trainable
 from torchmae.models.mae import build_encoder
+from torchmae.models.mixing import mix
 from torchmae.models.vit import ViT, size_of
 from torchmae.models.weights import load, read_config
 from torchmae.tasks import runs, settings
@@ -140,37 +140,12 @@ class ClassifyTask(nn.Module):
         images, count = self.model.encoder.normalize(batch.images), len(self.model.classes)
         smooth = self.config.smoothing
         targets = F.one_hot(self.labels[batch.sample], count).float() * (1 - smooth) + smooth / count
-        images, targets = mix(images, targets, self.config, batch.step)
+        config = self.config
+        images, targets = mix(images, targets, config.mixup or 0.0, config.cutmix or 0.0, config.seed, batch.step)
         return {"loss": F.cross_entropy(self.model(images).float(), targets)}
 
     def diagnose(self, batch: Batch) -> dict[str, Tensor]:
         return {}
-
-
-def mix(
-    images: Float[Tensor, "B C H W"], targets: Float[Tensor, "B classes"], config: Finetune, step: int
-) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B classes"]]:
-    """Mixup (Zhang et al. 2017) or CutMix (Yun et al. 2019) with the batch in reverse; one of the two at even chances where
-    both are on. The share of a step is a function of (seed, step)."""
-    kinds = [(kind, alpha) for kind, alpha in (("mixup", config.mixup), ("cutmix", config.cutmix)) if alpha]
-    if not kinds:
-        return images, targets
-    generator = np.random.Generator(np.random.Philox(key=hash32(config.seed, MIX, step)))
-    kind, alpha = kinds[int(generator.integers(len(kinds)))]
-    share = float(generator.beta(alpha, alpha))
-    other = images.flip(0)
-    if kind == "mixup":
-        images = share * images + (1 - share) * other
-    else:
-        height, width = images.shape[2:]
-        h, w = round(height * (1 - share) ** 0.5), round(width * (1 - share) ** 0.5)
-        middle, centre = int(generator.integers(height)), int(generator.integers(width))
-        rows = slice(max(0, middle - h // 2), min(height, middle - h // 2 + h))
-        columns = slice(max(0, centre - w // 2), min(width, centre - w // 2 + w))
-        images = images.clone()
-        images[:, :, rows, columns] = other[:, :, rows, columns]
-        share = 1 - (rows.stop - rows.start) * (columns.stop - columns.start) / (height * width)
-    return images, share * targets + (1 - share) * targets.flip(0)
 
 
 class Data:
