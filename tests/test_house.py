@@ -256,6 +256,8 @@ FLAGS = {
         "workers": None,
         "save_minutes": 5.0,
     },
+    "evaluate": {"run": "required", "data": "required", "class_map": None, "among": False, "device": "auto"},
+    "predict": {"run": "required", "data": "required", "out": "predictions.csv", "device": "auto"},
     "reconstruct": {
         "run": "required",
         "images": "required",

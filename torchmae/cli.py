@@ -14,6 +14,8 @@ from torchmae.errors import RunError, UserError, choose
 VERBS = {
     "pretrain": ("torchmae.tasks.pretrain", "Pretrain", "pre-train an encoder on unlabelled images"),
     "finetune": ("torchmae.tasks.classify", "Finetune", "make a classifier from a run and labelled images"),
+    "evaluate": ("torchmae.tasks.evaluate", "Evaluate", "accuracy, calibration and confusion of a classifier"),
+    "predict": ("torchmae.tasks.predict", "Predict", "write the classes of images to a file"),
     "reconstruct": ("torchmae.tasks.reconstruct", "Reconstruct", "draw what a model makes of hidden patches"),
     "neighbours": ("torchmae.tasks.neighbours", "Neighbours", "k-NN accuracy of frozen features, beside raw pixels"),
     "embed": ("torchmae.tasks.embed", "Embed", "write the features of images to a file"),

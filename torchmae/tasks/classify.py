@@ -28,6 +28,7 @@ from torchmae.models.vit import ViT, size_of
 from torchmae.models.weights import load, read_config
 from torchmae.tasks import runs, settings
 from torchmae.tasks.embed import collect
+from torchmae.tasks.evaluate import logits_of
 from torchmae.tasks.metrics import scores
 from torchmae.train import checkpoint
 from torchmae.train.distributed import World, start
@@ -340,7 +341,9 @@ def train(config: Finetune, data: Data, model: Classifier, out: Path, world: Wor
     if world.is_main:
         draw_curves(out)
         best, last = (json.loads((out / f"{name}.json").read_text()) for name in ("best", "last"))
-        checkpoint.write_text(out / "results.json", json.dumps({"validation": {"best": best, "last": last}}, indent=1))
+        results = json.loads((out / "results.json").read_text()) if (out / "results.json").exists() else {}
+        results["validation"] = {"best": best, "last": last}
+        checkpoint.write_text(out / "results.json", json.dumps(results, indent=1))
         print(
             f"Done: {plan.steps} steps. Accuracy on {len(data.val)} validation images: last epoch {last['top1']:.1%} "
             f"(95 % interval {last['low']:.1%} to {last['high']:.1%}), best epoch {best['top1']:.1%} (step {best['step']}; "
@@ -359,11 +362,7 @@ class Validation:
 
     def __call__(self, step: int) -> Iterator[tuple[str, float]]:
         model, device = self.model, self.world.device
-
-        def logits(images: Tensor) -> Tensor:
-            return model(model.encoder.normalize(images.to(device))).float().cpu()
-
-        ids, (found,), _ = collect(self.data.val, model.encoder, str(self.out), [logits], device)
+        ids, (found,), _ = collect(self.data.val, model.encoder, str(self.out), [logits_of(model, device)], device)
         result = scores(found, self.data.val_labels[ids], model.classes)
         if self.world.is_main:
             text = json.dumps({"step": step, **result.summary()}, indent=1)

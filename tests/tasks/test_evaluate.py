@@ -1,0 +1,76 @@
+"""Scores by hand, and the verbs evaluate and predict on a classifier that was really trained."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from torchmae.errors import UserError
+from torchmae.tasks.classify import Finetune
+from torchmae.tasks.classify import run as finetune
+from torchmae.tasks.evaluate import Evaluate
+from torchmae.tasks.evaluate import run as evaluate
+from torchmae.tasks.metrics import scores
+from torchmae.tasks.predict import Predict
+from torchmae.tasks.predict import run as predict
+
+
+@pytest.fixture(scope="module")
+def classifier(run: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("classifier") / "run"
+    quick = dict(epochs=3, batch_size=6, workers=0, device="cpu", precision="fp32")
+    return finetune(Finetune(str(run), str(photos), out=str(out), **quick))
+
+
+def test_scores_by_hand() -> None:
+    logits = torch.tensor([[2.0, 0, 0], [0, 2, 0], [0, 2, 0], [0, 0, 2]]).log_softmax(1)
+    found = scores(logits, torch.tensor([0, 1, 0, 2]), ("a", "b", "c"))
+    assert (found.count, found.top1, found.top5) == (4, 0.75, 1.0)
+    assert found.per_class == {"a": 0.5, "b": 1.0, "c": 1.0}
+    assert found.confusion == [[1, 1, 0], [0, 1, 0], [0, 0, 1]]
+    confidence = float(logits.exp().max())
+    assert found.calibration_error == pytest.approx(abs(0.75 - confidence), abs=1e-6)
+    assert found.low < 0.75 < found.high
+
+
+def test_evaluate_agrees_with_predict(classifier: Path, photos: Path, tmp_path: Path) -> None:
+    result = evaluate(Evaluate(str(classifier), str(photos)))
+    out = predict(Predict(str(classifier), str(photos), out=str(tmp_path / "p.csv")))
+    with out.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == result["count"] == 24
+    right = sum(row["path"].startswith(f"{row['class']}/") for row in rows)
+    assert right / 24 == pytest.approx(result["top1"])
+    for row in rows:
+        shares = [float(row[name]) for name in ("across", "blob", "down")]
+        assert sum(shares) == pytest.approx(1, abs=1e-4) and max(shares) == pytest.approx(float(row["probability"]))
+    stored = json.loads((classifier / "results.json").read_text())
+    assert stored["evaluate"][-1]["top1"] == result["top1"] and "validation" in stored
+    assert (classifier / "confusion.png").stat().st_size > 5000
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table(predict(Predict(str(classifier), str(photos), out=str(tmp_path / "p.parquet"))))
+    assert table.column("class").to_pylist() == [row["class"] for row in rows]
+
+
+def test_some_of_the_classes_under_other_names(classifier: Path, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "stripes").symlink_to(photos / "across")
+    with pytest.raises(UserError, match="class 'stripes' .* is not one of the classifier's 3"):
+        evaluate(Evaluate(str(classifier), str(tmp_path / "data")))
+    (tmp_path / "map.json").write_text('{"stripes": "across"}')
+    found = evaluate(Evaluate(str(classifier), str(tmp_path / "data"), class_map=str(tmp_path / "map.json")))
+    assert found["count"] == 8 and set(found["per_class"]) == {"across"}
+    alone = Evaluate(str(classifier), str(tmp_path / "data"), class_map=str(tmp_path / "map.json"), among=True)
+    assert evaluate(alone)["top1"] == 1.0  # only one class to choose from
+
+
+def test_mistakes(classifier: Path, run: Path, photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError):
+        evaluate(Evaluate(str(run), str(photos)))  # a MAE is no classifier
+    with pytest.raises(UserError, match="unknown kind of file '.txt'"):
+        predict(Predict(str(classifier), str(photos), out=str(tmp_path / "p.txt")))
+    with pytest.raises(UserError, match="--class-map"):
+        evaluate(Evaluate(str(classifier), str(photos), class_map=str(tmp_path / "none.json")))

@@ -1,0 +1,86 @@
+"""`mae evaluate`: how good a fine-tuned classifier is on labelled images."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+
+from torchmae.data.labels import labelled
+from torchmae.data.sources import open_source
+from torchmae.errors import UserError
+from torchmae.models.heads import Classifier
+from torchmae.models.weights import load_classifier
+from torchmae.tasks.embed import Function, collect
+from torchmae.tasks.metrics import draw_confusion, scores
+from torchmae.tasks.neighbours import add_result
+from torchmae.train.distributed import find_device
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Accuracy, each class, calibration and confusion of a fine-tuned classifier on labelled images."""
+
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """A run folder that mae finetune or mae import made."""
+    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="LABELLED")]
+    """Labelled images; their classes may be some of the classifier's."""
+    class_map: str | None = None
+    """A JSON file {class name in the data: class name of the classifier}, where they differ."""
+    among: bool = False
+    """Let the classifier choose among the classes of the data only (as ImageNet-A and -R are scored)."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+
+def run(config: Evaluate) -> dict[str, Any]:
+    """Prints the scores, adds them to `results.json` of the run, draws `confusion.png`, and gives the scores."""
+    model, device = load_classifier(config.run), find_device(config.device)
+    images, names = labelled(open_source(config.data), config.data)
+    names = mapped(names, config.class_map)
+    number = {name: i for i, name in enumerate(model.classes)}
+    strange = sorted(set(names) - set(number))
+    if strange:
+        raise UserError(
+            f"class '{strange[0]}' ({len(strange)} in all) is not one of the classifier's {len(number)}: "
+            f"{', '.join(model.classes[:5])}, ...; name the pairs in a JSON file for --class-map"
+        )
+    ids, (logits,), bad = collect(images, model.encoder, config.run, [logits_of(model, device)], device)
+    for name, reason in bad:
+        print(f"left out: {name}: {reason}")
+    labels = torch.tensor([number[names[i]] for i in ids])
+    if config.among:
+        absent = torch.tensor([name not in set(names) for name in model.classes])
+        logits = logits.masked_fill(absent, -torch.inf)
+    found = scores(logits, labels, model.classes)
+    out = Path(config.run)
+    draw_confusion(found.confusion, model.classes, out / "confusion.png")
+    result = {**asdict(config), **found.summary()}
+    path = add_result(out, "evaluate", result)
+    worst = sorted(found.per_class.items(), key=lambda pair: pair[1])[:3]
+    print(
+        f"{found.count} images: top 1 {found.top1:.1%} (95 % interval {found.low:.1%} to {found.high:.1%}), "
+        f"top 5 {found.top5:.1%}, calibration error {found.calibration_error:.3f}\n"
+        f"weakest classes: {', '.join(f'{name} {share:.1%}' for name, share in worst)}\n"
+        f"Written to {path} and {out / 'confusion.png'}"
+    )
+    return result
+
+
+def logits_of(model: Classifier, device: torch.device) -> Function:
+    """The function from uint8 images to logits, float32 on the CPU."""
+    model = model.eval().to(device)
+    return lambda images: model(model.encoder.normalize(images.to(device))).float().cpu()
+
+
+def mapped(names: list[str], path: str | None) -> list[str]:
+    """Class names of the data as those of the classifier."""
+    if path is None:
+        return names
+    try:
+        pairs = json.loads(Path(path).read_text())
+        return [str(pairs.get(name, name)) for name in names]
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"--class-map {path}: a JSON object of names is needed ({error})") from error

@@ -1,0 +1,73 @@
+"""`mae predict`: the classes of images, with probabilities, in a file."""
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+from jaxtyping import Float
+from torch import Tensor
+
+from torchmae.data.sources import open_source
+from torchmae.errors import RunError, choose
+from torchmae.models.weights import load_classifier
+from torchmae.tasks.embed import collect, pyarrow
+from torchmae.tasks.evaluate import logits_of
+from torchmae.train.distributed import find_device
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Write the predicted class of every image, and the probability of each class, to a file."""
+
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """A run folder that mae finetune or mae import made."""
+    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
+    """Images, as for mae pretrain; no labels are needed."""
+    out: str = "predictions.csv"
+    """.csv or .parquet (extra "parquet")."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+
+def run(config: Predict) -> Path:
+    """Classifies all images and writes the file; images that cannot be read are named and left out."""
+    out = Path(config.out)
+    write = choose(WRITERS, out.suffix.lower(), "kind of file")
+    if out.suffix.lower() == ".parquet":
+        pyarrow()
+    model, device, source = load_classifier(config.run), find_device(config.device), open_source(config.data)
+    ids, (logits,), bad = collect(source, model.encoder, config.run, [logits_of(model, device)], device)
+    for name, reason in [*source.unusable, *bad]:
+        print(f"left out: {name}: {reason}")
+    partial = out.with_name(f".partial-{out.name}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write(partial, [source.name(i) for i in ids], logits.softmax(1), model.classes)
+        partial.replace(out)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise RunError(f"could not write {out}: {error.strerror or error}") from error
+    print(f"{out}: {len(ids)} images, {len(model.classes)} classes")
+    return out
+
+
+def write_csv(path: Path, names: list[str], shares: Float[Tensor, "N classes"], classes: tuple[str, ...]) -> None:
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        table = csv.writer(file)
+        table.writerow(["path", "class", "probability", *classes])
+        for name, row in zip(names, shares.tolist()):
+            best = max(range(len(row)), key=row.__getitem__)
+            table.writerow([name, classes[best], f"{row[best]:.6g}", *(f"{value:.6g}" for value in row)])
+
+
+def write_parquet(path: Path, names: list[str], shares: Float[Tensor, "N classes"], classes: tuple[str, ...]) -> None:
+    arrow, parquet = pyarrow()
+    top, best = torch.max(shares, dim=1)
+    columns = {"path": names, "class": [classes[i] for i in best.tolist()], "probability": top.numpy()}
+    parquet.write_table(arrow.table({**columns, **dict(zip(classes, shares.T.contiguous().numpy()))}), path)
+
+
+WRITERS = {".csv": write_csv, ".parquet": write_parquet}
