@@ -91,7 +91,7 @@ MISTAKES = {
     "pretrain photos --out file": ["--out file is a file"],
     "pretrain photos --out file/run": ["--out file/run"],
     "pretrain photos --out others": ["others holds other things", "thesis.doc"],
-    "pretrain bad --out bad-run": ["25 of 25 images cannot be read", "bad00.jpg|00.jpg", "bad-files.jsonl"],
+    "pretrain bad --out bad-run": ["none of 25 images can be read", "bad00.jpg|00.jpg", "bad-files.jsonl"],
     "pretrain mixed --out mixed-run": ["25 of 50 images cannot be read", "--max-bad-percent", "bad-files.jsonl"],
     "reconstruct photos photos/1.jpg": ["photos is not a run folder", "mae pretrain"],
     "reconstruct nowhere photos/1.jpg": ["nowhere is not a run folder"],

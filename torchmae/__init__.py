@@ -52,29 +52,35 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'torchmae' has no attribute '{name}'")
 
 
+def plain(options: dict[str, Any]) -> dict[str, Any]:
+    """Options as the command line would give them: paths as text, lists as tuples."""
+    plainer = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in plainer.items()}
+
+
 def pretrain(data: str | Path, **options: Any) -> Path:
     """Pre-trains on images and gives the run folder; the options are the fields of `torchmae.tasks.pretrain.Pretrain`."""
     from torchmae.tasks.pretrain import Pretrain, run
 
-    return run(Pretrain(str(data), **options))
+    return run(Pretrain(str(data), **plain(options)))
 
 
 def reconstruct(run: str | Path, images: Sequence[str | Path], **options: Any) -> Path:
     """Draws reconstructions and gives the picture's path; the options are those of `torchmae.tasks.reconstruct.Reconstruct`."""
     from torchmae.tasks import reconstruct as task
 
-    return task.run(task.Reconstruct(str(run), tuple(map(str, images)), **options))
+    return task.run(task.Reconstruct(str(run), tuple(map(str, images)), **plain(options)))
 
 
 def embed(run: str | Path, data: str | Path, **options: Any) -> Path:
     """Writes features and gives the file's path; the options are those of `torchmae.tasks.embed.Embed`."""
     from torchmae.tasks import embed as task
 
-    return task.run(task.Embed(str(run), str(data), **options))
+    return task.run(task.Embed(str(run), str(data), **plain(options)))
 
 
 def neighbours(run: str | Path, data: str | Path, **options: Any) -> dict[str, Any]:
     """k-NN accuracies and their intervals; the options are those of `torchmae.tasks.neighbours.Neighbours`."""
     from torchmae.tasks import neighbours as task
 
-    return task.run(task.Neighbours(str(run), str(data), **options))
+    return task.run(task.Neighbours(str(run), str(data), **plain(options)))

@@ -39,6 +39,9 @@ def usage() -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one verb; the exit code: 0, 2 for a mistake of the user, 1 for a failed run (65: a broken loss), 130, 143."""
+    for stream in (sys.stdout, sys.stderr):  # file names can be anything: what cannot be printed is shown as \\x..
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
@@ -56,9 +59,11 @@ def main(arguments: list[str] | None = None) -> int:
     except (UserError, RunError) as error:
         if debug:
             raise
-        if int(os.environ.get("RANK", "0")) == 0:
+        rank = int(os.environ.get("RANK", "0"))
+        if rank == 0 or not isinstance(error, UserError):  # a user's mistake is the same in every process
             text = str(error).strip()  # a loading process hands on its error with a traceback around it
-            print(f"mae: {text.splitlines()[-1] if 'DataLoader worker' in text else text}", file=sys.stderr)
+            text = text.splitlines()[-1] if "DataLoader worker" in text else text
+            print(f"mae: {f'process {rank}: ' if rank else ''}{text}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("mae: interrupted", file=sys.stderr)

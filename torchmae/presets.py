@@ -13,10 +13,10 @@ from torchmae.tasks.settings import Pretrain
 
 
 def demo() -> Pretrain:
-    """`make demo`: scikit-learn's 1,797 handwritten digits at 32x32, in one to two minutes on two CPU cores.
+    """`make demo`: scikit-learn's 1,797 handwritten digits at 32x32, in a minute or two on two CPU cores.
 
-    Expect (seeds 0 to 2, docs/results.md): a loss of about 0.27 where predicting each patch's mean gives 0.81, and a k-NN
-    accuracy of about 97 %, against 80 % for the untrained encoder.
+    Expect (three seeds, docs/results.md): a loss of 0.27 to 0.31 where predicting each patch's mean gives 0.81, and a k-NN
+    accuracy of 96 to 97 %, against 80 to 82 % for the untrained encoder.
 
         mae pretrain --preset demo
     """

@@ -13,7 +13,7 @@ from torchmae.data.sources import Source, open_source
 
 
 def scan(source: Source, channels: int = 3, **settings) -> Scan:
-    return module.scan(source, channels, settings.get("max_megapixels", 100.0), 65535, quiet=True)
+    return module.scan(source, channels, settings.get("max_megapixels", 100.0), 65535)
 
 
 def plant(root: Path, sizes: list[tuple[int, int]], suffix: str = ".png") -> list[np.ndarray]:

@@ -16,6 +16,7 @@ from PIL import Image
 from small import SMALL
 
 import torchmae
+from torchmae.errors import UserError
 from torchmae.models.mae import MAE
 from torchmae.models.masking import MASKINGS
 from torchmae.models.targets import TARGETS
@@ -201,3 +202,55 @@ def test_tensorboard_and_imagenet_normalisation(photos: Path, tmp_path: Path) ->
     events = EventAccumulator(str(run))
     events.Reload()
     assert "loss" in events.Tags()["scalars"]
+
+
+def test_a_wrong_setting_leaves_the_run_folder_free(photos: Path, tmp_path: Path) -> None:
+    """Regression: config.json was written first, and the corrected command was then refused as another run."""
+    out = str(tmp_path / "run")
+    with pytest.raises(UserError, match=r"mask ratio 0.999 leaves 0 of 16 patches"):
+        torchmae.pretrain(photos, out=out, mask_ratio=0.999, epochs=1, **SMALL)
+    run = torchmae.pretrain(photos, out=Path(out), crop_scale=[0.5, 1.0], epochs=1, **SMALL)
+    assert torchmae.pretrain(photos, out=out, crop_scale=[0.5, 1.0], epochs=1, **SMALL) == run
+
+
+def test_no_run_folder_inside_the_data(photos: Path) -> None:
+    """Regression: the pictures of a run became images of the next."""
+    before = contents(photos)
+    with pytest.raises(UserError, match=r"lies inside the data .* such as --out \.\./runs/photos"):
+        torchmae.pretrain(photos, out=str(photos / "runs" / "x"), epochs=1, **SMALL)
+    assert contents(photos) == before
+
+
+def test_weights_without_their_checkpoints_are_not_overwritten(photos: Path, tmp_path: Path) -> None:
+    """Regression: with state/ gone the same command trained again from step 0."""
+    import shutil
+
+    run = torchmae.pretrain(photos, out=str(tmp_path / "run"), epochs=1, **SMALL)
+    weights = (run / "model.safetensors").read_bytes()
+    shutil.rmtree(run / "state")
+    with pytest.raises(UserError, match="no checkpoint to go on from"):
+        torchmae.pretrain(photos, out=str(run), epochs=1, **SMALL)
+    assert (run / "model.safetensors").read_bytes() == weights
+
+
+def test_torn_lines_and_leftovers_do_not_stop_a_resume(photos: Path, tmp_path: Path) -> None:
+    """Regression: what a kill leaves behind (half a line, a partial file) made every later start fail."""
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / ".config.json.partial").write_text("{")
+    run = torchmae.pretrain(photos, out=str(out), epochs=1, **SMALL)
+    with (run / "bad-files.jsonl").open("a") as file:
+        file.write('{"file": "x.jpg", "rea')
+    from torchmae.train.log import note_bad_files
+
+    assert note_bad_files(run, [("y.jpg", "empty file")]) == ["y.jpg"]
+    assert torchmae.pretrain(photos, out=str(out), epochs=1, **SMALL) == run
+
+
+def test_tiny_grey_images_train_by_default(tmp_path: Path) -> None:
+    """Regression: patches of one value, whose deviation is not a number."""
+    np.save(tmp_path / "d8.npy", np.random.default_rng(0).integers(0, 255, (24, 8, 8), dtype=np.uint8))
+    run = torchmae.pretrain(tmp_path / "d8.npy", out=str(tmp_path / "run"), epochs=1, workers=0, device="cpu")
+    assert torchmae.load(run).patch_size == 2
+    with pytest.raises(UserError, match="patches of one value"):
+        torchmae.pretrain(tmp_path / "d8.npy", out=str(tmp_path / "other"), patch_size=1, epochs=1, device="cpu")

@@ -9,7 +9,7 @@ from torchmae.tasks import settings
 from torchmae.tasks.settings import Pretrain
 from torchmae.train.distributed import World
 
-CPU, GPU = World(0, 1, torch.device("cpu")), World(0, 1, torch.device("mps"))
+CPU, GPU = World(0, 1, torch.device("cpu")), World(0, 1, torch.device("cuda"))
 
 
 def found(images: int, height: int = 500, width: int = 375) -> Scan:
@@ -85,3 +85,10 @@ def test_the_run_folder_is_named_after_the_data(data: str, name: str) -> None:
 def test_a_batch_larger_than_the_data_is_refused() -> None:
     with pytest.raises(UserError, match="--batch-size 64 is more than the 20 images"):
         settings.resolve(Pretrain("x", batch_size=64), found(20), 3, CPU)
+
+
+def test_no_automatic_patch_makes_a_senseless_grid() -> None:
+    assert settings.patch_size((512, 512)) == 16
+    for size in ((97, 97), (31, 31), (94, 94)):
+        with pytest.raises(UserError, match="use --image-size"):
+            settings.patch_size(size)

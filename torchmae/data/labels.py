@@ -39,7 +39,7 @@ class Subset:
 
 def open_pair(data: str, test: str | None) -> tuple[Source, Source | None]:
     """Training and test images. A folder that holds train/ and val/ (or test/) brings its own split; None: none is given."""
-    folder = Path(data)
+    folder = Path(data).expanduser()
     if test is not None:
         return open_source(data), open_source(test)
     if (folder / "train").is_dir():

@@ -109,13 +109,15 @@ class Batches(Dataset[Batch]):
     def read(self, sample: int, bad: list[BadFile]) -> tuple[int, Pixels]:
         """A sample and its pixels, or its replacement, which is the same in every epoch, process and run."""
         index = sample
-        for attempt in range(100):
+        for attempt in range(100 + len(self.source)):
             try:
                 return index, read(self.source, index, self.channels, self.max_megapixels, self.white)
             except BadImage as error:
                 bad.append(BadFile(self.source.name(index), str(error)))
-                index = hash32(self.seed, REPLACE, sample, attempt) % len(self.source)
-        raise RunError(f"100 files drawn in a row cannot be read; the last: {bad[-1].name}: {bad[-1].reason}")
+                # A hundred throws, and then one after the other: a set that is nearly all bad still trains.
+                thrown = hash32(self.seed, REPLACE, sample, attempt)
+                index = (thrown if attempt < 100 else index + 1) % len(self.source)
+        raise RunError(f"none of the {len(self.source)} files can be read; the last: {bad[-1].name}: {bad[-1].reason}")
 
     def loader(self, start: int, stop: int, workers: int, pin_memory: bool = False) -> "DataLoader[Batch]":
         """The batches of the steps `start..stop-1`, prepared by `workers` processes (0: by this one)."""

@@ -1,6 +1,7 @@
 """A look at the whole data set before training: which files are bad, how large images are, their mean and deviation."""
 
 import os
+from array import array
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -37,7 +38,7 @@ class Look(NamedTuple):
     bad: BadFile | None = None
 
 
-def scan(source: Source, channels: int, max_megapixels: float, white: int, quiet: bool = False) -> Scan:
+def scan(source: Source, channels: int, max_megapixels: float, white: int) -> Scan:
     """Looks at every file, in threads (decoders release the interpreter's lock), with a progress bar.
 
     Sets of more than `FULL` images are not decoded whole: headers and ends are checked, `MEASURED` images are decoded; what
@@ -59,15 +60,23 @@ def scan(source: Source, channels: int, max_megapixels: float, white: int, quiet
         except (BadImage, OSError) as error:
             return Look(bad=BadFile(source.name(index), getattr(error, "strerror", None) or str(error)))
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(look, range(len(source)))
-        looks = list(tqdm(found, "scan", len(source), unit=" images", disable=quiet or None, leave=False))
-    bad = [*source.unusable, *(one.bad for one in looks if one.bad)]
-    moments = [one.moments for one in looks if one.moments is not None]
-    sizes = np.array([one.size for one in looks if one.size] or [(0, 0)])
+    bad, sizes, moments = [*source.unusable], array("l"), []
+    with (
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+        tqdm(desc="scan", total=len(source), unit=" images", disable=None, leave=False) as bar,
+    ):
+        for first in range(0, len(source), 4096):  # not all at once: a million waiting tasks need gigabytes
+            for one in pool.map(look, range(first, min(first + 4096, len(source)))):
+                bar.update()
+                if one.bad:
+                    bad.append(one.bad)
+                if one.size:
+                    sizes.extend(one.size)
+                if one.moments is not None:
+                    moments.append(one.moments)
     mean, square = np.mean(moments, axis=0) if moments else np.zeros((2, channels))
     std = np.sqrt(np.maximum(square - mean**2, 1e-4))  # at least 0.01: a blank data set is not divided by zero
-    height, width = (int(x) for x in np.median(sizes, axis=0))
+    height, width = (int(x) for x in np.median(np.array(sizes or [0, 0]).reshape(-1, 2), axis=0))
     return Scan(len(source), bad, height, width, tuple(mean.round(4).tolist()), tuple(std.round(4).tolist()), complete)
 
 

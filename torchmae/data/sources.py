@@ -24,12 +24,13 @@ def open_source(spec: str | os.PathLike) -> Source:
     """The source that `spec` names: a folder, list (.txt, .csv), tar shards, array (.npy, .npz), or "kind:what"."""
     spec = os.fspath(spec)
     kind, colon, rest = spec.partition(":")
-    if kind in SOURCES and (colon or kind == "digits"):
+    if kind in SOURCES and (colon or (kind == "digits" and not os.path.exists(spec))):
         return SOURCES[kind](rest)
     path = os.path.expanduser(spec)
     if os.path.isdir(path):
         return open_folder(path)
-    suffix = os.path.splitext(path if os.path.exists(path) else path.partition("?")[0])[1].lower()
+    whole = os.path.exists(path) or path.lower().endswith(".tar")  # "?" may also be a wildcard of a tar's name
+    suffix = os.path.splitext(path if whole else path.partition("?")[0])[1].lower()
     by_suffix = {".txt": "list", ".csv": "list", ".tar": "tar", ".npy": "array", ".npz": "array"}
     if suffix in by_suffix:
         return SOURCES[by_suffix[suffix]](path)

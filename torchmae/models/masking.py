@@ -62,7 +62,7 @@ def block(noise: Int64[Tensor, "B N"], grid: tuple[int, int], ratio: float) -> M
     """
     rows, columns = grid
     batch, patches = noise.shape
-    shapes = torch.tensor(block_shapes(rows, columns), device=noise.device)
+    shapes = block_table(rows, columns, noise.device)
     throws = torch.arange(BLOCKS, device=noise.device)
 
     def draw(purpose: int) -> Int64[Tensor, "B Blocks"]:
@@ -99,12 +99,18 @@ def block_shapes(rows: int, columns: int) -> list[tuple[int, int]]:
     return table
 
 
+@cache
+def block_table(rows: int, columns: int, device: torch.device) -> Int64[Tensor, "256 2"]:
+    """`block_shapes` on a device, copied there once."""
+    return torch.tensor(block_shapes(rows, columns), device=device)
+
+
 def grid(noise: Int64[Tensor, "B N"], grid: tuple[int, int], ratio: float) -> Mask:
     """Regular (paper Table 1f): at 75 % the upper left of every 2x2 stays. Other ratios take corners in a fixed turn:
     upper left, lower right, upper right, lower left; the corner that is only partly taken, by noise."""
     place = torch.arange(noise.shape[1], device=noise.device)
     row, column = place // grid[1] % 2, place % grid[1] % 2
-    turn = torch.tensor([[0, 2], [3, 1]], device=noise.device)[row, column]
+    turn = 3 * row + 2 * column - 4 * row * column  # 0 upper left, 1 lower right, 2 upper right, 3 lower left
     rank = noise.argsort(dim=1).argsort(dim=1)
     return split((turn * noise.shape[1] + rank).argsort(dim=1), ratio)
 

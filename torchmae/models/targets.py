@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from torchmae.errors import UserError
 from torchmae.models.patches import patchify, take
 
 
@@ -53,6 +54,11 @@ class NormalizedPixels(Pixels):
     """Each patch less its mean, over its deviation (paper section 3, "pixel, w/ norm": better features; the default)."""
 
     loses_statistics = True
+
+    def __init__(self, patch_size: int, channels: int) -> None:
+        super().__init__(patch_size, channels)
+        if self.width < 2:
+            raise UserError("patches of one value have no deviation: use a larger patch, or --target pixels")
 
     def __call__(self, images: Float[Tensor, "B C H W"], ids: Int64[Tensor, "B M"]) -> Float[Tensor, "B M P"]:
         """`[B, M, P]`: the normalised values of the patches `ids`."""

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from torchmae.errors import UserError, choose
-from torchmae.models.patches import grid_of, normalize, patchify, resize_positions, sincos_positions, take
+from torchmae.models.patches import grid_of, patchify, resize_positions, sincos_positions, take
 
 SIZES: dict[str, dict[str, int]] = {
     "vit_micro": dict(embed_dim=128, depth=6, num_heads=4),
@@ -134,6 +134,9 @@ class ViT(nn.Module):
         self.mean, self.std = mean or (0.5,) * channels, std or (0.5,) * channels
         if len(self.mean) != channels or len(self.std) != channels:
             raise UserError(f"mean {self.mean} and std {self.std} need one value for each of {channels} channels")
+        statistics = torch.tensor([self.mean, self.std]).view(2, -1, 1, 1)
+        self.pixel_statistics: Tensor
+        self.register_buffer("pixel_statistics", statistics, persistent=False)  # not among the weights
         self.grid = grid_of(image_size, patch_size)
         self.patch_embed = PatchEmbed(patch_size, channels, embed_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
@@ -150,7 +153,8 @@ class ViT(nn.Module):
 
     def normalize(self, images: UInt8[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         """uint8 pixels to what `forward` takes: `(pixels / 255 - mean) / std`."""
-        return normalize(images, self.mean, self.std)
+        mean, std = self.pixel_statistics  # on the device already: nothing is copied there at each step
+        return (images.float() / 255 - mean) / std
 
     def layers(self) -> list[nn.Module]:
         """The blocks in order: the one list behind layer decay, partial fine-tuning, sharding and checkpointing."""

@@ -186,10 +186,10 @@ def run(config: Finetune) -> Path:
             Path("runs") / f"{settings.name_of(config.data)}-scratch" if scratch else Path(f"{config.run}-finetune")
         )
         out = Path(config.out or default)
-        runs.prepare(out, world)
+        goes_on = runs.prepare(out, config.data, world)
         world.on_main(lambda: stack.enter_context(checkpoint.lock(out)))
         identity = runs.identity(data.train) | {"val": runs.identity(data.val)}
-        if (out / "config.json").exists():
+        if goes_on:
             asked = asdict(config)
             if config.image_size is not None:
                 asked["image_size"] = settings.size_text(settings.parse_size(config.image_size))
@@ -204,7 +204,7 @@ def run(config: Finetune) -> Path:
             encoder |= {"mean": found.mean, "std": found.std, **size_of(config.model)}
         model = build(config, encoder, data.classes)
         trainable(model, config.train)  # a mistake there is said before the run folder is described
-        if not (out / "config.json").exists():
+        if not goes_on:
             world.on_main(lambda: runs.write_config(out, "finetune", asdict(config), identity, model.config()))
         return train(config, data, model, out, world)
 

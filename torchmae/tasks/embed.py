@@ -55,6 +55,10 @@ def run(config: Embed) -> Path:
     """Embeds all images and writes the file; images that cannot be read are named and left out."""
     out = Path(config.out)
     write = choose(WRITERS, out.suffix.lower(), "kind of file")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written: {error.strerror or error}") from error
     if out.suffix.lower() == ".parquet":
         pyarrow()
     if config.batch_size < 1:
@@ -63,16 +67,15 @@ def run(config: Embed) -> Path:
     device = find_device(config.device)
     embed = embedding(encoder, config.layer, config.pooling, device)
     ids, (features,), bad = collect(source, encoder, config.run, [embed], device, config.batch_size)
-    for name, reason in [*source.unusable, *bad]:
-        print(f"left out: {name}: {reason}")
     partial = out.with_name(f".partial-{out.name}")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
         write(partial, [source.name(int(i)) for i in ids], features.numpy())
         partial.replace(out)
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise RunError(f"could not write {out}: {error.strerror or error}") from error
+    for name, reason in [*source.unusable, *bad]:
+        print(f"left out: {name}: {reason}")
     print(
         f"{out}: {len(features)} images, {features.shape[1]} features each ({config.pooling} of layer {config.layer or 'last'})"
     )

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import torch
 import torch.nn.functional as F
 import tyro
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from torchmae.data.labels import hold_out, labelled, open_pair
@@ -57,7 +57,7 @@ def run(config: Neighbours) -> dict[str, Any]:
     compared = {
         "features": embedding(encoder, config.layer, config.pooling, device),
         "untrained encoder": embedding(fresh(config.run, config.seed), config.layer, config.pooling, device),
-        "raw pixels": lambda images: images.flatten(1).float(),
+        "raw pixels": raw_pixels,
     }
     train_source, test_source = open_pair(config.data, config.test)
 
@@ -100,6 +100,12 @@ def run(config: Neighbours) -> dict[str, Any]:
         print(f"  {name:<18} {found['accuracy']:6.1%}  (95 % interval {found['low']:.1%} to {found['high']:.1%})")
     print(f"Written to {add_result(Path(config.run), 'neighbours', result)}")
     return result
+
+
+def raw_pixels(images: UInt8[Tensor, "B C H W"]) -> Float[Tensor, "B F"]:
+    """The pixels themselves, of images shrunk to at most 32 px a side (more would not fit in memory for large sets)."""
+    size = [min(32, side) for side in images.shape[2:]]
+    return F.interpolate(images.float(), size, mode="area").flatten(1)
 
 
 def fresh(run: str, seed: int) -> ViT:

@@ -1,5 +1,7 @@
 """`mae pretrain`: any folder of images to a run folder with an encoder, pictures and curves."""
 
+import math
+import shlex
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -15,7 +17,7 @@ from torchmae.data.sources import Source, open_source
 from torchmae.data.transforms import Augment, Whole
 from torchmae.errors import RunError, UserError
 from torchmae.models.mae import MAE
-from torchmae.models.masking import Mask, masking, noise
+from torchmae.models.masking import Mask, kept, masking, noise
 from torchmae.models.vit import ViT, size_of
 from torchmae.tasks import runs, settings
 from torchmae.tasks.reconstruct import draw, draw_mask
@@ -66,25 +68,26 @@ def run(config: Pretrain) -> Path:
     with start(config.device) as world, ExitStack() as stack:
         source = open_source(config.data)
         out = Path(config.out or Path("runs") / settings.name_of(config.data))
-        runs.prepare(out, world)
+        goes_on = runs.prepare(out, config.data, world)
         world.on_main(lambda: stack.enter_context(checkpoint.lock(out)))
-        if (out / "config.json").exists():
+        if goes_on:
             asked = asdict(config)
             if config.image_size is not None:
                 asked["image_size"] = settings.size_text(settings.parse_size(config.image_size))
             merged, described = runs.resume(out, "pretrain", asked, FREE, runs.identity(source))
             config = Pretrain(**merged)
-            with runs.seeded(config.seed):  # a kill may have come before the first checkpoint
-                model = MAE.build(described)
+            model = MAE.build(described)
         else:
             channels, limits = config.channels or source.channels, (config.max_megapixels, config.white)
             found = world.on_main(lambda: runs.scan_and_report(source, channels, out, *limits, config.max_bad_percent))
             config = settings.resolve(config, found, source.channels, world)
             model = build(config, found)
-            world.on_main(
-                lambda: runs.write_config(out, "pretrain", asdict(config), runs.identity(source), model.config())
-            )
-        return train(config, source, model, out, world)
+        kept(math.prod(model.encoder.grid), config.mask_ratio)
+        batches = make_batches(config, source, world)
+        if not goes_on:  # all that can be wrong with the settings has been said by now
+            identity = runs.identity(source)
+            world.on_main(lambda: runs.write_config(out, "pretrain", asdict(config), identity, model.config()))
+        return train(config, batches, model, out, world)
 
 
 def build(config: Pretrain, found: Scan) -> MAE:
@@ -100,14 +103,12 @@ def build(config: Pretrain, found: Scan) -> MAE:
         return MAE(encoder, *dims, target=config.target, loss_on=config.loss_on)
 
 
-def train(config: Pretrain, source: Source, model: MAE, out: Path, world: World) -> Path:
-    """fit() with this task, its pictures, and the words before and after."""
-    assert config.epochs and config.batch_size and config.base_lr is not None and config.warmup_epochs is not None
-    assert config.image_size and config.channels and config.precision and config.workers is not None
-    size = settings.parse_size(config.image_size)
-    batches = Batches(
+def make_batches(config: Pretrain, source: Source, world: World) -> Batches:
+    """The batches of this process."""
+    assert config.image_size and config.batch_size and config.channels
+    return Batches(
         source,
-        Augment(size, config.seed, config.crop_scale, config.flip),
+        Augment(settings.parse_size(config.image_size), config.seed, config.crop_scale, config.flip),
         config.batch_size,
         config.channels,
         config.seed,
@@ -116,7 +117,13 @@ def train(config: Pretrain, source: Source, model: MAE, out: Path, world: World)
         config.max_megapixels,
         config.white,
     )
-    steps_per_epoch = len(source) / config.batch_size
+
+
+def train(config: Pretrain, batches: Batches, model: MAE, out: Path, world: World) -> Path:
+    """fit() with this task, its pictures, and the words before and after."""
+    assert config.epochs and config.batch_size and config.base_lr is not None and config.warmup_epochs is not None
+    assert config.precision and config.workers is not None
+    steps_per_epoch = len(batches.source) / config.batch_size
     plan = Plan(
         steps=max(1, round(config.epochs * steps_per_epoch)),
         warmup_steps=round(config.warmup_epochs * steps_per_epoch),
@@ -135,7 +142,7 @@ def train(config: Pretrain, source: Source, model: MAE, out: Path, world: World)
         tensorboard=config.tensorboard,
     )
     if world.is_main:
-        print(settings.describe(config, plan, len(source), model, out, world), flush=True)
+        print(settings.describe(config, plan, len(batches.source), model, out, world), flush=True)
     task = PretrainTask(model, config.masking, config.mask_ratio, config.seed)
     outcome = fit(task, batches, plan, out, world, [Pictures(model, batches, config, out, world)])
     if outcome.signal is not None:
@@ -163,10 +170,13 @@ class Pictures:
         mask = draw_mask(self.model, config.masking, config.mask_ratio, config.seed, self.samples)
         picture = draw(self.model, self.images, mask)
         if self.is_main:
-            self.folder.mkdir(exist_ok=True)
+            self.folder.mkdir(exist_ok=True, parents=False)
             partial = self.folder / ".partial.png"
-            picture.save(partial)
-            partial.replace(self.folder / f"step-{step:08d}.png")
+            try:
+                picture.save(partial)
+                partial.replace(self.folder / f"step-{step:08d}.png")
+            except OSError as error:  # no reason to lose a training
+                print(f"could not draw {self.folder}: {error.strerror or error}", flush=True)
         yield from ()
 
 
@@ -189,10 +199,11 @@ def summary(out: Path, outcome: Outcome, plan: Plan, config: Pretrain) -> str:
     lines.append(f"  {out / 'curves.png'}, {out / 'log.jsonl'}  how it learned")
     if bad:
         lines.append(f"  {out / 'bad-files.jsonl'}  {bad} files that could not be read, with reasons")
+    run, data = shlex.quote(str(out)), shlex.quote(config.data)
     lines += [
         "Next:",
-        f"  mae reconstruct {out} IMAGE...  look at images of your own",
-        f"  mae neighbours {out} LABELLED_FOLDER  how good are the features?",
-        f"  mae embed {out} {config.data} --out features.npz  features for your own use",
+        f"  mae reconstruct {run} IMAGE...  look at images of your own",
+        f"  mae neighbours {run} LABELLED_FOLDER  how good are the features?",
+        f"  mae embed {run} {data} --out features.npz  features for your own use",
     ]
     return "\n".join(lines)

@@ -53,7 +53,8 @@ def run(config: Reconstruct) -> Path:
         raise UserError(f"the picture must be a .png or .jpg file, not '{config.out}'")
     settings = read_config(config.run)["config"]
     model = load_mae(config.run)
-    pixels = torch.stack([read_image(path, model) for path in config.images])
+    limits = settings.get("max_megapixels", 100.0), settings.get("white", 65535)
+    pixels = torch.stack([read_image(path, model, *limits) for path in config.images])
     if config.mask is not None:
         mask = mask_from_image(config.mask, model.encoder.grid, len(pixels))
     else:
@@ -70,10 +71,11 @@ def run(config: Reconstruct) -> Path:
     return out
 
 
-def read_image(path: str, model: MAE) -> UInt8[Tensor, "C H W"]:
+def read_image(path: str, model: MAE, max_megapixels: float = 100.0, white: int = 65535) -> UInt8[Tensor, "C H W"]:
     """A file as uint8 pixels of the model's size: the largest centred window of the right shape."""
     try:
-        return Whole(model.encoder.image_size)(decode(Path(path).read_bytes(), model.encoder.channels))
+        pixels = decode(Path(path).read_bytes(), model.encoder.channels, max_megapixels, white)
+        return Whole(model.encoder.image_size)(pixels)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except BadImage as error:
@@ -89,10 +91,10 @@ def draw_mask(model: MAE, name: str, ratio: float, seed: int, sample: Tensor) ->
 def mask_from_image(path: str, grid: tuple[int, int], count: int) -> Mask:
     """One mask for all images: a patch is hidden where the mask image, shrunk to the grid, is more white than black."""
     try:
-        with Image.open(path) as file:
-            shrunk = file.convert("L").resize((grid[1], grid[0]), Image.Resampling.BOX)
-    except OSError as error:
+        picture = Image.fromarray(decode(Path(path).read_bytes(), 1)[:, :, 0])
+    except (OSError, BadImage) as error:
         raise UserError(f"cannot read the mask {path}: {error}") from error
+    shrunk = picture.resize((grid[1], grid[0]), Image.Resampling.BOX)
     hidden = torch.from_numpy(np.array(shrunk)).flatten() > 127
     return given(hidden.expand(count, -1))
 

@@ -3,7 +3,7 @@
 import json
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +19,35 @@ from torchmae.train.distributed import World
 from torchmae.train.log import note_bad_files
 
 
-def prepare(out: Path, world: World) -> None:
-    """Makes the run folder; one that holds something else is not touched."""
+def prepare(out: Path, data: str, world: World) -> bool:
+    """Makes the run folder; True if it holds a run to go on with. One that holds something else is not touched, and none is
+    made inside the data: its pictures would be trained on next time."""
 
-    def make() -> None:
+    def make() -> bool:
+        folder = Path(data).expanduser()
+        if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
+            better = Path("..") / "runs" / folder.resolve().name
+            raise UserError(f"--out {out} lies inside the data ({data}): name a folder outside, such as --out {better}")
         if out.exists() and not out.is_dir():
             raise UserError(f"--out {out} is a file: name a folder")
         if out.is_dir() and not (out / "config.json").exists():
-            strange = [p.name for p in out.iterdir() if p.name not in (".lock", "bad-files.jsonl")]
+            ours = (".lock", "bad-files.jsonl", ".config.json.partial")
+            strange = [p.name for p in out.iterdir() if p.name not in ours]
             if strange:
                 raise UserError(f"--out {out} holds other things ({strange[0]}, ...): name a new folder or a run")
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"--out {out} cannot be made: {error.strerror or error}") from error
+        if checkpoint.checkpoints(out):
+            return True
+        if (out / "model.safetensors").exists():
+            raise UserError(
+                f"{out} holds weights, but no checkpoint to go on from (state/ is gone): choose another --out"
+            )
+        return False  # nothing was trained there yet: the settings may still change
 
-    world.on_main(make)
+    return world.on_main(make)
 
 
 def scan_and_report(
@@ -49,7 +62,11 @@ def scan_and_report(
     found = scan(source, channels, max_megapixels, white)
     (out / "bad-files.jsonl").unlink(missing_ok=True)
     note_bad_files(out, found.bad)
-    if len(found.bad) > bad_budget(found.images, max_bad_percent) or found.height == 0:
+    if found.height == 0:
+        raise UserError(
+            f"none of {found.images} images can be read; the first: {found.bad[0].name}: {found.bad[0].reason}"
+        )
+    if len(found.bad) > bad_budget(found.images, max_bad_percent):
         examples = "; ".join(f"{name}: {reason}" for name, reason in found.bad[:3])
         raise UserError(
             f"{len(found.bad)} of {found.images} images cannot be read, more than --max-bad-percent {max_bad_percent:g} "
@@ -78,8 +95,9 @@ def write_config(
     package = Path(torchmae.__file__).parent
     commit = None
     if (package.parent / ".git").exists():
-        answer = subprocess.run(["git", "-C", str(package), "rev-parse", "HEAD"], capture_output=True, text=True)
-        commit = answer.stdout.strip() or None
+        with suppress(OSError):  # no git there
+            answer = subprocess.run(["git", "-C", str(package), "rev-parse", "HEAD"], capture_output=True, text=True)
+            commit = answer.stdout.strip() or None
     everything = {
         "torchmae": torchmae.__version__,
         "commit": commit,
@@ -102,11 +120,12 @@ def resume(
     if stored.get("verb") != verb:
         raise UserError(f"{out} was made by mae {stored.get('verb')}, not by mae {verb}: choose another --out")
     before = {name: tuple(value) if isinstance(value, list) else value for name, value in stored["config"].items()}
-    merged = {name: value if name in free and value is not None else before.get(name) for name, value in asked.items()}
+    before = {**asked, **before}  # a setting that a later version brought is as it is now
+    merged = {name: value if name in free and value is not None else before[name] for name, value in asked.items()}
     wrong = [
-        f"{name} was {before.get(name)}, is {value}"
+        f"{name} was {before[name]}, is {value}"
         for name, value in asked.items()
-        if name not in free and value is not None and value != before.get(name)
+        if name not in free and value is not None and value != before[name]
     ]
     was = stored["data"]
     if was["count"] != data["count"]:

@@ -6,6 +6,7 @@ import platform
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,9 +14,11 @@ import torch
 import tyro
 
 from torchmae.data.scan import Scan
-from torchmae.errors import UserError
-from torchmae.models.mae import MAE
+from torchmae.errors import UserError, choose, missing_extra
+from torchmae.models.mae import LOSSES, MAE
 from torchmae.models.masking import masking
+from torchmae.models.patches import grid_of
+from torchmae.models.targets import TARGETS
 from torchmae.models.vit import size_of
 from torchmae.train.distributed import World
 from torchmae.train.loop import Plan
@@ -136,7 +139,10 @@ def check(config: Pretrain) -> None:
     """What can be known to be wrong before any file is read."""
     check_numbers(
         config,
-        ("epochs", "batch_size", "patch_size", "channels", "micro_batch", "log_every", "mask_ratio"),
+        (
+            *("epochs", "batch_size", "patch_size", "channels", "micro_batch", "log_every", "mask_ratio"),
+            *("decoder_dim", "decoder_depth", "decoder_heads", "max_megapixels", "white"),
+        ),
         ("base_lr", "weight_decay", "warmup_epochs", "workers", "seed", "max_bad_percent", "clip_grad"),
     )
     if config.mask_ratio >= 1:
@@ -148,11 +154,19 @@ def check(config: Pretrain) -> None:
         raise UserError(f"--normalize {config.normalize}: data or imagenet")
     if config.precision not in (None, "fp32", "bf16", "fp16"):
         raise UserError(f"--precision {config.precision}: fp32, bf16 or fp16")
+    if config.seed >= 1 << 62:
+        raise UserError(f"--seed {config.seed}: must be below 2**62")
     masking(config.masking)
+    choose(TARGETS, config.target, "target")
+    choose(LOSSES, config.loss_on, "loss")
+    if config.tensorboard and find_spec("tensorboard") is None:
+        raise missing_extra("tensorboard", "tensorboard")
     if config.model is not None:
         size_of(config.model)
     if config.image_size is not None:
-        parse_size(config.image_size)
+        size = parse_size(config.image_size)
+        if config.patch_size is not None:
+            grid_of(size, config.patch_size)
 
 
 def size_text(size: tuple[int, int]) -> str:
@@ -169,8 +183,15 @@ def name_of(data: str) -> str:
 def patch_size(size: tuple[int, int]) -> int:
     """The smallest patch, of at most 16 px, that cuts an image into at most 144 patches; 16 for 224 px, 4 for 32 px."""
     common = math.gcd(*size)
-    allowed = [p for p in range(1, 17) if common % p == 0]
-    return next((p for p in allowed if size[0] * size[1] <= 144 * p * p), allowed[-1])
+    allowed = [p for p in range(2, 17) if common % p == 0]
+    patch = next((p for p in allowed if size[0] * size[1] <= 144 * p * p), max(allowed, default=1))
+    if patch < 16 and size[0] * size[1] > 400 * patch * patch:
+        near = size_text((max(16, round(size[0] / 16) * 16), max(16, round(size[1] / 16) * 16)))
+        raise UserError(
+            f"--image-size {size_text(size)} is divisible by no patch of 2 to 16 px that makes a grid of a sensible size: "
+            f"use --image-size {near}, or name a --patch-size"
+        )
+    return patch
 
 
 def side_of(found: Scan) -> int:
@@ -188,7 +209,7 @@ def batch_size(count: int, on_gpu: bool, processes: int) -> int:
 
 def epochs(count: int, on_gpu: bool) -> int:
     """So many that the model sees 20 million crops on a GPU, 100,000 on a CPU; within bounds."""
-    return min(800, max(30, 20_000_000 // count)) if on_gpu else min(400, max(3, 100_000 // count))
+    return min(400, max(30, 20_000_000 // count)) if on_gpu else min(400, max(3, 100_000 // count))
 
 
 def base_lr(batch: int, embed_dim: int) -> float:
@@ -215,12 +236,13 @@ def cpu_has_bf16() -> bool:
 def workers(device: torch.device, processes: int) -> int:
     """Loading processes for each training process: half of its cores beside a GPU, a quarter (at least 1) beside a CPU."""
     cores = max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    return max(1, min(16, cores // processes // (2 if device.type == "cuda" else 4)))
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))  # of several machines, those on this one
+    return max(1, min(16, cores // here // (2 if device.type == "cuda" else 4)))
 
 
 def resolve(config: Pretrain, found: Scan, channels: int, world: World) -> Pretrain:
     """The settings with nothing left open. `UserError` for a batch larger than the data set."""
-    on_gpu = world.device.type != "cpu"
+    on_gpu = world.device.type == "cuda"
     size = parse_size(config.image_size or side_of(found))
     model = config.model
     if model is None:

@@ -39,7 +39,7 @@ def save(run: Path, checkpoint: Checkpoint) -> None:
     state = run / "state"
     final, partial = state / f"step-{checkpoint.step:08d}", state / ".partial"
     try:
-        state.mkdir(parents=True, exist_ok=True)
+        state.mkdir(exist_ok=True)  # a run folder that was deleted meanwhile is not made again
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         save_file(checkpoint.model, partial / "model.safetensors")
@@ -146,6 +146,6 @@ def lock(run: Path) -> Iterator[None]:
     with (run / ".lock").open("w") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process only: workers do not inherit it
-        except OSError as error:
+        except (BlockingIOError, PermissionError) as error:
             raise UserError(f"another process is training in {run}: wait for it, or choose another --out") from error
         yield

@@ -4,6 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -90,21 +91,23 @@ def duration(seconds: float) -> str:
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
-    """The lines of log.jsonl; a last line cut off by a kill is left out."""
+    """The lines of log.jsonl."""
+    return read_lines(run / "log.jsonl")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a .jsonl file; one that a kill cut off is left out."""
     records = []
-    path = run / "log.jsonl"
     for line in path.read_text().splitlines() if path.exists() else []:
-        try:
+        with suppress(json.JSONDecodeError):
             records.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
     return records
 
 
 def note_bad_files(run: Path, files: Iterable[tuple[str, str]]) -> list[str]:
     """Adds files that could not be read to bad-files.jsonl, each once in the life of the run; gives the new names."""
     path = run / "bad-files.jsonl"
-    known = {json.loads(line)["file"] for line in path.read_text().splitlines()} if path.exists() else set()
+    known = {entry["file"] for entry in read_lines(path)}
     new = {name: reason for name, reason in files if name not in known}
     if new or not path.exists():
         with path.open("a") as out:

@@ -128,7 +128,8 @@ def fit(
                 if meter.streak >= BAD_IN_A_ROW:
                     raise RunError(
                         f"the loss was not finite for {meter.streak} steps in a row, up to step {done}. None was applied; "
-                        f"the last checkpoint in {run} stands. Try a lower --base-lr, --clip-grad 1 or --precision fp32.",
+                        f"the last checkpoint in {run} stands. With a new --out, try a lower --base-lr, "
+                        "--clip-grad 1 or --precision fp32.",
                         BROKEN_LOSS,
                     )
 
@@ -144,6 +145,7 @@ def fit(
                 everything = checkpoint.Checkpoint(done, *trainer.state())
                 world.on_main(lambda: checkpoint.save(run, everything))  # noqa: B023 - called at once
                 saved_at = time.monotonic()
+                meter.restart()
             if last or (evaluating and not stopping):
                 task.eval()
                 with torch.no_grad(), gathered(trainer.module):

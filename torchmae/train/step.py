@@ -122,7 +122,9 @@ class Step:
             if self.world.device.type == "cuda":
                 torch.cuda.empty_cache()
             if parts >= share:
-                raise RunError("out of memory even with one image at a time: choose a smaller --model or --image-size")
+                raise RunError(
+                    "out of memory even with one image at a time: choose a smaller --model or --image-size, with a new --out"
+                )
             parts = min(share, 2 * parts)
             if self.world.is_main:
                 print(f"out of memory: going on with micro-batches of {-(-share // parts)} images", flush=True)
@@ -135,7 +137,11 @@ class Step:
             for name, parameter in self.parameters.items()
             for kind, value in self.optimizer.state[parameter].items()
         }
-        return weights, moments, {"micro": self.micro, "scaler": self.scaler.state_dict()}
+        return (
+            weights,
+            moments,
+            {"micro": self.micro, "place": place_of(self.world.device), "scaler": self.scaler.state_dict()},
+        )
 
     def load(self, weights: dict[str, Tensor], moments: dict[str, Tensor], numbers: dict[str, Any]) -> None:
         """Takes over what `state` gave."""
@@ -144,8 +150,14 @@ class Step:
         for name, parameter in self.parameters.items():
             for kind, value in self.optimizer.state[parameter].items():
                 self.world.fill(value, moments[f"{kind}.{name}"])
-        self.micro = None if self.wanted else numbers["micro"]
+        same = not self.wanted and numbers["place"] == place_of(self.world.device)
+        self.micro = numbers["micro"] if same else None  # found anew elsewhere
         self.scaler.load_state_dict(numbers["scaler"])
+
+
+def place_of(device: torch.device) -> str:
+    """What kind of device it is: memory that sufficed on one need not on another."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
