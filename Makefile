@@ -5,6 +5,7 @@ BIN := .venv/bin
 .venv/demo: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "torchmae needs Python >= 3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "Installing torchmae with PyTorch into .venv: some minutes, without a word"
 	$(BIN)/python -m pip install --quiet --editable ".[demo]"
 	touch $@
 
@@ -16,6 +17,9 @@ BIN := .venv/bin
 demo: .venv/demo
 	$(BIN)/mae pretrain --preset demo
 	$(BIN)/mae neighbours runs/demo digits
+	@echo "(Raw pixels do as well here, since these digits are all centred and of one size; photos are another matter.)"
+	@echo
+	@echo "Look at the newest picture in runs/demo/pictures/, then try your own images:  $(BIN)/mae pretrain FOLDER"
 
 test: .venv/dev
 	$(BIN)/python -m pytest

@@ -17,14 +17,13 @@ def blocks(file: Path, language: str) -> list[str]:
 def test_the_readme_s_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (code,) = blocks(ROOT / "README.md", "python")
     make_photos(tmp_path / "photos", 3)
-    (tmp_path / "photos" / "cat.jpg").write_bytes((tmp_path / "photos" / "blob" / "0.jpg").read_bytes())
     monkeypatch.chdir(tmp_path)
     small = ", ".join(f"{name}={value!r}" for name, value in SMALL.items())
     code = code.replace("epochs=50", f"epochs=1, {small}")
     names: dict[str, object] = {}
     exec(compile(code, "README.md", "exec"), names)
     assert names["tokens"].shape == (2, 1 + 16, 128)  # type: ignore[attr-defined]
-    assert (tmp_path / "cat.png").exists() and (tmp_path / "features.npz").exists()
+    assert (tmp_path / "four.png").exists() and (tmp_path / "features.npz").exists()
 
 
 def test_the_example_of_a_new_masking_works() -> None:

@@ -39,6 +39,8 @@ def usage() -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one verb; the exit code: 0, 2 for a mistake of the user, 1 for a failed run (65: a broken loss), 130, 143."""
+    # Before torch is loaded: threads that wait for work must not burn the cores that loading images needs.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for stream in (sys.stdout, sys.stderr):  # file names can be anything: what cannot be printed is shown as \\x..
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -102,6 +104,8 @@ def parse(config: type[Any], verb: str, arguments: list[str]) -> Any:
         said = [line for line in lines if line and "full helptext" not in line]
         if "Got errors:" in said:  # tyro tells of each type that it tried
             said = said[: said.index("Got errors:")]
+        if said and said[1:2] == [f"Missing from mae {verb}:"]:
+            raise UserError(f"{said[2]} is missing: mae {verb} --help says what goes there") from None
         text = " ".join(said[1:4]).replace("{None}|", "").rstrip(". ")
         raise UserError(f"{text}. mae {verb} --help lists the flags") from None
 

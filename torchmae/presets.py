@@ -26,7 +26,7 @@ def demo() -> Pretrain:
         model="vit_micro",
         image_size=32,
         patch_size=4,
-        epochs=30,
+        epochs=20,
         batch_size=32,
         base_lr=8e-3,
         decoder_dim=64,

@@ -193,17 +193,22 @@ def summary(out: Path, outcome: Outcome, plan: Plan, config: Pretrain) -> str:
         )
     pictures = sorted((out / "pictures").glob("step-*.png"))
     bad = len((out / "bad-files.jsonl").read_text().splitlines()) if (out / "bad-files.jsonl").exists() else 0
+    trivial = [last[name] for name in last if name.startswith("loss of ")]
+    if last and (last["loss"] is None or last["loss"] >= min(trivial)):
+        head += (
+            "\nIt is not better than these yet: it has learned nothing to speak of. Train longer (--epochs, new --out)."
+        )
     lines = [head, "", "Made:", f"  {out / 'model.safetensors'}  encoder and decoder"]
     if pictures:
         lines.append(f"  {pictures[-1]}  reconstructions")
     lines.append(f"  {out / 'curves.png'}, {out / 'log.jsonl'}  how it learned")
     if bad:
         lines.append(f"  {out / 'bad-files.jsonl'}  {bad} files that could not be read, with reasons")
-    run, data = shlex.quote(str(out)), shlex.quote(config.data)
+    run, data, mae = shlex.quote(str(out)), shlex.quote(config.data), runs.command()
     lines += [
         "Next:",
-        f"  mae reconstruct {run} IMAGE...  look at images of your own",
-        f"  mae neighbours {run} LABELLED_FOLDER  how good are the features?",
-        f"  mae embed {run} {data} --out features.npz  features for your own use",
+        f"  {mae} reconstruct {run} IMAGE...  look at images of your own",
+        f"  {mae} neighbours {run} LABELLED_FOLDER  how good are the features?",
+        f"  {mae} embed {run} {data} --out features.npz  features for your own use",
     ]
     return "\n".join(lines)

@@ -76,6 +76,8 @@ def read_image(path: str, model: MAE, max_megapixels: float = 100.0, white: int 
     try:
         pixels = decode(Path(path).read_bytes(), model.encoder.channels, max_megapixels, white)
         return Whole(model.encoder.image_size)(pixels)
+    except IsADirectoryError as error:
+        raise UserError(f"{path} is a folder: name image files, such as {path.rstrip('/')}/*.jpg") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except BadImage as error:
@@ -104,7 +106,7 @@ def predict_pixels(
     model: MAE, images: UInt8[Tensor, "B C H W"], mask: Mask, true_statistics: bool = False
 ) -> UInt8[Tensor, "3 B C H W"]:
     """Three pictures of each image, uint8: the masked input (hidden patches grey), the input with its hidden patches
-    predicted, and the prediction where the visible patches are left grey.
+    predicted, and the prediction alone (visible patches white).
 
     Normalised targets have no brightness or contrast: these come from the model's own statistics head, or, if
     `true_statistics`, from the image itself, which leaks part of the answer.
@@ -116,11 +118,11 @@ def predict_pixels(
     truth = take(patches, mask.hide)
     statistics = patch_statistics(truth) if true_statistics else output.statistics
     predicted = model.target.to_pixels(output.prediction, statistics)
-    grey = torch.zeros_like(patches)
+    grey, white = (patchify(encoder.normalize(torch.full_like(images, value)), size) for value in (128, 255))
     rows = [
-        put(patches, mask.hide, torch.zeros_like(truth)),
+        put(patches, mask.hide, take(grey, mask.hide)),
         put(patches, mask.hide, predicted),
-        put(grey, mask.hide, predicted),
+        put(white, mask.hide, predicted),
     ]
     return torch.stack([denormalize(unpatchify(row, size, encoder.grid), encoder.mean, encoder.std) for row in rows])
 

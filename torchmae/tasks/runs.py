@@ -1,7 +1,10 @@
 """The life of a run folder: made, described in config.json, recognised when the same command comes again."""
 
 import json
+import shlex
+import shutil
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -62,9 +65,10 @@ def scan_and_report(
     found = scan(source, channels, max_megapixels, white)
     (out / "bad-files.jsonl").unlink(missing_ok=True)
     note_bad_files(out, found.bad)
-    if found.height == 0:
+    if found.height == 0:  # no image had a size
         raise UserError(
-            f"none of {found.images} images can be read; the first: {found.bad[0].name}: {found.bad[0].reason}"
+            f"none of {found.images} images can be read; the first: {found.bad[0].name}: {found.bad[0].reason}. "
+            f"All are listed in {out / 'bad-files.jsonl'}"
         )
     if len(found.bad) > bad_budget(found.images, max_bad_percent):
         examples = "; ".join(f"{name}: {reason}" for name, reason in found.bad[:3])
@@ -73,6 +77,14 @@ def scan_and_report(
             f"and 20 files allow. {examples}. All are listed in {out / 'bad-files.jsonl'}"
         )
     return found
+
+
+def command() -> str:
+    """How to call `mae` again from the same shell: what was typed, where a plain `mae` is not this one."""
+    typed, found = Path(sys.argv[0]), shutil.which("mae")
+    if typed.name != "mae":
+        return "python -m torchmae"
+    return "mae" if found and Path(found).resolve() == typed.resolve() else shlex.quote(sys.argv[0])
 
 
 @contextmanager

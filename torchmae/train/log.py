@@ -59,7 +59,7 @@ class Log:
         left = (now - self.began) / (step - self.start) * (self.steps - step)
         if not self.estimated and now - self.began > 5 and left > 0:
             self.estimated = True
-            self.say(f"expected duration: about {duration(now - self.began + left)} ({speed})")
+            self.say(f"expected duration from here: about {duration(left)} ({speed})")
         self.bar.set_postfix_str(text)
         if self.bar.disable and (now - self.shown > 15 or step == self.steps):
             self.shown = now
@@ -133,7 +133,7 @@ def draw_curves(run: Path) -> Path | None:
     for axis, (title, names) in zip(figure.subplots(2, 2).flat, panels.items()):
         for name in names:
             points = [(r["step"], r[name]) for r in records if r.get(name) is not None]
-            axis.plot(*zip(*points), label=name, linewidth=1.2)
+            axis.plot(*zip(*points), label=name, linewidth=1.2, marker="o" if len(points) < 10 else None, markersize=4)
         axis.set(title=title, xlabel="step")
         axis.grid(alpha=0.3)
         if len(names) > 1:

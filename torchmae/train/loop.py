@@ -99,6 +99,8 @@ def fit(
     )
     if saved:
         trainer.load(saved.model, saved.optimizer, saved.numbers)
+    if saved and world.is_main:
+        print(f"going on from step {start} of {plan.steps}", flush=True)
     log = Log(run, plan.steps, start, world.is_main, plan.tensorboard)
     meter = Meter(start, batches.batch_size)
     saved_at = evaluated_at = time.monotonic()
