@@ -15,7 +15,7 @@ BIN := .venv/bin
 
 .PHONY: demo test format lint types clean
 demo: .venv/demo
-	$(BIN)/mae pretrain --preset demo
+	OMP_NUM_THREADS=1 $(BIN)/mae pretrain --preset demo  # a model this small is faster on one thread, the loader has the other core
 	$(BIN)/mae neighbours runs/demo digits
 	@echo "(Raw pixels do as well here, since these digits are all centred and of one size; photos are another matter.)"
 	@echo
