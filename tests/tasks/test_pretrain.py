@@ -155,7 +155,7 @@ def test_the_encoder_is_trained_as_if_there_were_no_statistics_head(photos: Path
     from torchmae.data.loader import Batch
     from torchmae.tasks.pretrain import PretrainTask
     from torchmae.train.distributed import World
-    from torchmae.train.step import Step
+    from torchmae.train.step import Plan, Step
 
     def train(with_head: bool) -> dict[str, torch.Tensor]:
         torch.manual_seed(0)
@@ -163,7 +163,8 @@ def test_the_encoder_is_trained_as_if_there_were_no_statistics_head(photos: Path
         if not with_head:
             model.decoder.statistics = None
         task = PretrainTask(model, "random", 0.75, 0)
-        step = Step(task, World(0, 1, torch.device("cpu")), 0.05, (0.9, 0.95), 0.1, "fp32", False, False, None)
+        plan = Plan(5, 0, 1e-3, 0.05, (0.9, 0.95), 0.1, "fp32")
+        step = Step(task, World(0, 1, torch.device("cpu")), plan)
         generator = torch.Generator().manual_seed(1)
         for i in range(5):
             images = torch.randint(0, 256, (4, 1, 16, 16), generator=generator, dtype=torch.uint8)

@@ -9,7 +9,7 @@ from torch import nn
 
 from torchmae.models.mae import MAE
 from torchmae.models.vit import ViT
-from torchmae.train.optim import adamw, lr_at, parameter_groups, peak_lr
+from torchmae.train.optim import adamw, ema_at, fresh_state, lars, lr_at, parameter_groups, peak_lr, sgd
 
 BLOCK_DECAYED = ["attn.qkv.weight", "attn.proj.weight", "mlp.fc1.weight", "mlp.fc2.weight"]
 BLOCK_PLAIN = [
@@ -108,3 +108,70 @@ def test_fused_adamw_equals_torchs_plain_adamw():
             optimizer.step()
     for a, b in zip(ours.parameters(), theirs.parameters()):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+def train(optimizer, model, steps=6):
+    torch.manual_seed(1)
+    for _ in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.05
+        optimizer.zero_grad()
+        model(torch.randn(4, 6)).square().sum().backward()
+        optimizer.step()
+
+
+def two_alike():
+    torch.manual_seed(0)
+    ours = nn.Sequential(nn.Linear(6, 5), nn.GELU(), nn.Linear(5, 3))
+    return ours, copy.deepcopy(ours)
+
+
+def test_sgd_equals_torchs_plain_sgd():
+    ours, theirs = two_alike()
+    fused = sgd(parameter_groups(ours, 0.0), (0.9, 0.999))
+    fused.state.update({p: fresh_state("sgd", p) for p in ours.parameters()})
+    train(fused, ours)
+    train(torch.optim.SGD(theirs.parameters(), lr=0.0, momentum=0.9, foreach=False), theirs)
+    for a, b in zip(ours.parameters(), theirs.parameters()):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_lars_by_hand(weight_decay):
+    """By the formulas of You et al. 2017: the trust ratio on matrices, plain momentum on vectors."""
+    ours, theirs = two_alike()
+    ours, theirs = ours.double(), theirs.double()
+    optimizer = lars(parameter_groups(ours, weight_decay), (0.9, 0.999))
+    optimizer.state.update({p: fresh_state("lars", p) for p in ours.parameters()})
+    speeds = [torch.zeros_like(p) for p in theirs.parameters()]
+    torch.manual_seed(1)
+    for _ in range(6):
+        data = torch.randn(4, 6, dtype=torch.float64)
+        for model in (ours, theirs):
+            model.zero_grad()
+            model(data).square().mean().backward()
+        for group in optimizer.param_groups:
+            group["lr"] = 0.5
+        optimizer.step()
+        with torch.no_grad():
+            for p, speed in zip(theirs.parameters(), speeds):
+                g = p.grad + (weight_decay * p if p.ndim > 1 else 0)
+                if p.ndim > 1:
+                    g = g * 0.001 * math.sqrt((p**2).sum()) / math.sqrt((g**2).sum())
+                speed.mul_(0.9).add_(g)
+                p -= 0.5 * speed
+    for a, b in zip(ours.parameters(), theirs.parameters()):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+    zero = nn.Linear(2, 2, bias=False)  # all-zero weights have no size: the gradient is taken as it is
+    nn.init.zeros_(zero.weight)
+    optimizer = lars(parameter_groups(zero, 0.0), (0.9, 0.999))
+    optimizer.state[zero.weight] = fresh_state("lars", zero.weight)
+    optimizer.param_groups[0]["lr"] = 1.0
+    zero.weight.grad = torch.ones(2, 2)
+    optimizer.step()
+    assert torch.equal(zero.weight, -torch.ones(2, 2))
+
+
+def test_the_average_forgets_the_start():
+    assert ema_at(0, None) == 0.0 and ema_at(0, 0.9999) == 0.1 and ema_at(90, 0.9999) == 0.91
+    assert ema_at(10**6, 0.9999) == 0.9999 and ema_at(50, 0.5) == 0.5

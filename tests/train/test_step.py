@@ -13,7 +13,8 @@ from torchmae.models.mae import MAE
 from torchmae.models.vit import ViT
 from torchmae.tasks.pretrain import PretrainTask
 from torchmae.train.distributed import World
-from torchmae.train.step import Step
+from torchmae.train.optim import ema_at
+from torchmae.train.step import Plan, Step
 
 WORLD = World(0, 1, torch.device("cpu"))
 GOOD, NAN, INF, GRADIENT = 0, 1, 2, 3  # what a batch does to the loss of `Small`, by its "epoch"
@@ -57,8 +58,9 @@ def spoil(good, kind):
     return good._replace(epoch=epoch)
 
 
-def make(task=None, clip_grad=None, precision="fp32", micro_batch=None):
-    return Step(task or Small(), WORLD, 0.05, (0.9, 0.95), clip_grad, precision, False, False, micro_batch)
+def make(task=None, clip_grad=None, precision="fp32", micro_batch=None, **more):
+    plan = Plan(100, 0, 1e-3, 0.05, (0.9, 0.95), clip_grad, precision, micro_batch=micro_batch, **more)
+    return Step(task or Small(), WORLD, plan)
 
 
 def bits(step):
@@ -226,7 +228,8 @@ import torch
 from torch import nn
 from torchmae.data.loader import Batch
 from torchmae.train.distributed import World
-from torchmae.train.step import Step
+from torchmae.train.optim import ema_at
+from torchmae.train.step import Plan, Step
 
 class Large(nn.Module):
     def __init__(self):
@@ -244,7 +247,7 @@ def batch(count):
     return Batch(images, torch.zeros(count, dtype=torch.long), torch.arange(count), [])
 
 def make():
-    return Step(Large(), World(0, 1, torch.device("cpu")), 0.0, (0.9, 0.95), None, "fp32", False, False, None)
+    return Step(Large(), World(0, 1, torch.device("cpu")), Plan(9, 0, 1e-3, 0.0, (0.9, 0.95), None, "fp32"))
 
 torch.set_num_threads(1)
 make()(batch(1), 1e-3)  # threads and arenas are there
@@ -284,3 +287,61 @@ def test_what_is_not_out_of_memory_is_not_swallowed():
 
     with pytest.raises(RuntimeError, match="something else"):
         make(Broken())(batch(), 1e-2)
+
+
+def test_the_plan_reaches_the_optimizer():
+    """Layer decay, once forgotten on the way from the plan to the optimizer, where it changed nothing at all."""
+    step = make(layer_decay=0.5)
+    before = [parameter.detach().clone() for parameter in step.parameters.values()]
+    step(batch(), 1e-2)
+    rates = {name: group["lr"] for group in step.optimizer.param_groups for name in group["names"]}
+    assert rates["0.weight"] == rates["0.bias"] == 0.5e-2 and rates["3.weight"] == rates["1.bias"] == 1e-2
+    moved = [(a.detach() - b).abs().max() for a, b in zip(step.parameters.values(), before)]
+    for name, size in zip(step.parameters, moved):  # the first step of Adam moves everything by its learning rate
+        torch.testing.assert_close(size.item(), rates[name], rtol=0.1, atol=0)
+    assert {group["lr"] for group in stepped().optimizer.param_groups} == {1e-2}
+
+
+def stepped():
+    step = make()
+    step(batch(), 1e-2)
+    return step
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "lars"])
+def test_other_optimizers_leave_out_a_step_that_is_not_finite(optimizer):
+    step = make(optimizer=optimizer)
+    step(batch(), 1e-2)
+    before = bits(step)
+    step(batch(kind=NAN), 1e-2)
+    assert bits(step) == before
+    step(batch(seed=1), 1e-2)
+    assert bits(step) != before
+
+
+def test_the_average_of_the_weights_by_brute_force_and_taken_up_again():
+    step = make(ema=0.9)
+    expected = {name: parameter.detach().clone() for name, parameter in step.parameters.items()}
+    halfway = None
+    for i in range(8):
+        if i == 5:
+            halfway = step.state()
+            halfway = [{name: value.clone() for name, value in part.items()} for part in halfway[:2]] + [halfway[2]]
+        decay = ema_at(i, 0.9)
+        step(batch(seed=i), 1e-2, decay)
+        for name, parameter in step.parameters.items():
+            expected[name] = decay * expected[name] + (1 - decay) * parameter.detach()
+    torch.testing.assert_close(step.average, expected, rtol=1e-5, atol=1e-6)
+    weights, moving, _ = step.state()
+    for name, parameter in step.parameters.items():
+        assert torch.equal(weights[name], step.average[name]) and torch.equal(moving[f"raw.{name}"], parameter)
+        assert not torch.equal(weights[name], parameter)
+    with step.averaged():
+        assert torch.equal(step.task.model[0].weight, weights["0.weight"])
+    assert torch.equal(step.task.model[0].weight, moving["raw.0.weight"])
+
+    other = make(Small(seed=1), ema=0.9)
+    other.load(*halfway)
+    for i in range(5, 8):
+        other(batch(seed=i), 1e-2, ema_at(i, 0.9))
+    assert bits(other) == bits(step)

@@ -18,7 +18,7 @@ from torchmae.hashing import STEP, hash32
 from torchmae.train import checkpoint, optim
 from torchmae.train.distributed import World, gathered
 from torchmae.train.log import Log, note_bad_files
-from torchmae.train.step import Step
+from torchmae.train.step import Plan, Step
 
 BAD_IN_A_ROW = 5  # steps with a loss that is not finite, after which a run gives up
 BROKEN_LOSS = 65  # the exit code then
@@ -35,33 +35,6 @@ class Steps(Protocol):
 
 
 Evaluator = Callable[[int], Iterator[tuple[str, float]]]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How to train. What stands between the lines does not decide the weights."""
-
-    steps: int
-    warmup_steps: int
-    lr: float
-    weight_decay: float
-    betas: tuple[float, float]
-    clip_grad: float | None
-    precision: str  # fp32, bf16 or fp16
-    # ---
-    compile: bool
-    shard: bool
-    workers: int
-    micro_batch: int | None
-    log_every: int
-    save_minutes: float
-    evaluate_minutes: float
-    tensorboard: bool
-    evaluate_steps: int | None = None  # between two evaluations, in place of minutes
-    # ---
-    least_lr: float = 0.0
-    layer_decay: float | None = None  # None: every layer learns at the same rate (pre-training)
-    seed: int | None = None  # of what modules draw while training, such as drop path (pre-training: nothing)
 
 
 @dataclass(frozen=True)
@@ -86,17 +59,7 @@ def fit(
     if saved and start >= plan.steps:
         task.model.load_state_dict(saved.model)
         return Outcome(start)
-    trainer = Step(
-        task,
-        world,
-        plan.weight_decay,
-        plan.betas,
-        plan.clip_grad,
-        plan.precision,
-        plan.compile,
-        plan.shard,
-        plan.micro_batch,
-    )
+    trainer = Step(task, world, plan)
     if saved:
         trainer.load(saved.model, saved.optimizer, saved.numbers)
     if saved and world.is_main:
@@ -115,7 +78,7 @@ def fit(
             lr = optim.lr_at(step, plan.steps, plan.warmup_steps, plan.lr, plan.least_lr)
             if plan.seed is not None:
                 torch.manual_seed(hash32(plan.seed, STEP, step, world.rank))
-            meter.add(trainer(batch, lr))
+            meter.add(trainer(batch, lr, optim.ema_at(step, plan.ema)))
             log.advance()
             done, last = step + 1, step + 1 == plan.steps
 
@@ -150,7 +113,7 @@ def fit(
                 meter.restart()
             if last or (evaluating and not stopping):
                 task.eval()
-                with torch.no_grad(), gathered(trainer.module):
+                with torch.no_grad(), trainer.averaged(), gathered(trainer.module):
                     for name, value in (pair for evaluator in evaluators for pair in evaluator(done)):
                         log.write({"step": done, name: value})
                 task.train()

@@ -1,10 +1,13 @@
 """Which parameters decay, the optimizer, and the learning rate of every step as a pure function."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from torchmae.errors import choose
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -52,6 +55,62 @@ def adamw(groups: list[dict[str, Any]], betas: tuple[float, float]) -> torch.opt
     return torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
 
 
+def sgd(groups: list[dict[str, Any]], betas: tuple[float, float]) -> torch.optim.SGD:
+    """Gradient descent with momentum, fused as `adamw` is."""
+    return torch.optim.SGD(groups, lr=0.0, momentum=betas[0], fused=True)
+
+
+class LARS(torch.optim.Optimizer):
+    """Gradient descent with momentum whose steps are scaled, matrix by matrix, to 0.001 of the size of the weights (You et
+    al. 2017); vectors are moved as by SGD. The optimizer of the paper's linear probe (Table 10), for very large batches."""
+
+    TRUST = 0.001
+    found_inf: Tensor | None = None  # 1: leave the step out, decided on the device as in the fused optimizers
+
+    def __init__(self, groups: list[dict[str, Any]], momentum: float):
+        super().__init__(groups, dict(lr=0.0, momentum=momentum, weight_decay=0.0))
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                gradient, momentum = parameter.grad, self.state[parameter]["momentum_buffer"]
+                if parameter.ndim > 1:
+                    gradient = gradient + group["weight_decay"] * parameter
+                    sizes = parameter.norm(), gradient.norm()
+                    scale = torch.where((sizes[0] > 0) & (sizes[1] > 0), self.TRUST * sizes[0] / sizes[1], 1.0)
+                    gradient = gradient * scale
+                moved = group["momentum"] * momentum + gradient
+                if self.found_inf is not None:
+                    gone = self.found_inf > 0
+                    momentum.copy_(torch.where(gone, momentum, moved))
+                    parameter.sub_(torch.where(gone, torch.zeros_like(moved), group["lr"] * moved))
+                else:
+                    momentum.copy_(moved)
+                    parameter.sub_(group["lr"] * moved)
+
+
+def lars(groups: list[dict[str, Any]], betas: tuple[float, float]) -> LARS:
+    """LARS with the first of the betas as momentum."""
+    return LARS(groups, betas[0])
+
+
+OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], tuple[float, float]], torch.optim.Optimizer]] = {
+    "adamw": adamw,
+    "lars": lars,
+    "sgd": sgd,
+}
+
+
+def fresh_state(optimizer: str, parameter: Tensor) -> dict[str, Tensor]:
+    """What the named optimizer keeps for a parameter, before its first step."""
+    choose(OPTIMIZERS, optimizer, "optimizer")
+    if optimizer == "adamw":
+        zeros = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+        return {"step": torch.zeros((), device=parameter.device), **zeros}
+    return {"momentum_buffer": torch.zeros_like(parameter)}
+
+
 def peak_lr(base_lr: float, batch_size: int) -> float:
     """The linear scaling rule: `base_lr * batch_size / 256` (paper, appendix A.1)."""
     return base_lr * batch_size / 256
@@ -63,3 +122,9 @@ def lr_at(step: int, steps: int, warmup: int, peak: float, least: float = 0.0) -
         return peak * (step + 1) / warmup
     done = (step - warmup) / max(1, steps - warmup)
     return least + (peak - least) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def ema_at(step: int, decay: float | None) -> float:
+    """The share of itself that the average of the weights keeps at a step (0-based): `decay` in the end, but less at first,
+    so that a short training does not average its start: (1 + step) / (10 + step), a window of about a tenth of the past."""
+    return 0.0 if decay is None else min(decay, (1 + step) / (10 + step))

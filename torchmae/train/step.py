@@ -1,6 +1,9 @@
 """One optimizer step: micro-batches, mixed precision, clipping, a loss that is not finite, memory that does not suffice."""
 
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -9,6 +12,35 @@ from torch import Tensor, nn
 from torchmae.errors import RunError
 from torchmae.train import optim
 from torchmae.train.distributed import World, no_sync
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to train. What stands between the lines does not decide the weights."""
+
+    steps: int
+    warmup_steps: int
+    lr: float
+    weight_decay: float
+    betas: tuple[float, float]
+    clip_grad: float | None
+    precision: str  # fp32, bf16 or fp16
+    # ---
+    compile: bool = False
+    shard: bool = False
+    workers: int = 0
+    micro_batch: int | None = None
+    log_every: int = 20
+    save_minutes: float = 5.0
+    evaluate_minutes: float = 3.0
+    tensorboard: bool = False
+    evaluate_steps: int | None = None  # between two evaluations, in place of minutes
+    # ---
+    least_lr: float = 0.0
+    optimizer: str = "adamw"  # a name in optim.OPTIMIZERS
+    layer_decay: float | None = None  # None: every layer learns at the same rate (pre-training)
+    ema: float | None = None  # decay of an average of the weights, which is what is evaluated and kept
+    seed: int | None = None  # of what modules draw while training, such as drop path (pre-training: nothing)
 
 
 class Task(Protocol):
@@ -29,44 +61,34 @@ class Step:
     `micro` is how many images a device takes at a time (None: not known yet; the first call finds out what fits).
     """
 
-    def __init__(
-        self,
-        task: Any,
-        world: World,
-        weight_decay: float,
-        betas: tuple[float, float],
-        clip_grad: float | None,
-        precision: str,
-        compile: bool,
-        shard: bool,
-        micro_batch: int | None,
-        layer_decay: float | None = None,
-    ):
-        self.task, self.world, self.clip_grad, self.wanted = task, world, clip_grad, micro_batch
+    def __init__(self, task: Any, world: World, plan: Plan):
+        self.task, self.world, self.clip_grad, self.wanted = task, world, plan.clip_grad, plan.micro_batch
         self.micro: int | None = None
-        if compile:
+        if plan.compile:
             task.compile()
-        self.module = world.wrap(task, task.layers(), shard)
-        if layer_decay is None:
-            groups = optim.parameter_groups(task.model, weight_decay)
+        self.module = world.wrap(task, task.layers(), plan.shard)
+        if plan.layer_decay is None:
+            groups = optim.parameter_groups(task.model, plan.weight_decay)
         else:
-            groups = optim.layered_groups(task.model, task.layers(), weight_decay, layer_decay)
-        self.optimizer = optim.adamw(groups, betas)
+            groups = optim.layered_groups(task.model, task.layers(), plan.weight_decay, plan.layer_decay)
+        self.optimizer = optim.OPTIMIZERS[plan.optimizer](groups, plan.betas)
         self.parameters = {n: p for n, p in task.model.named_parameters() if p.requires_grad}
         for parameter in self.parameters.values():  # made now, so that resuming and the search for memory find it there
-            zeros = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
-            self.optimizer.state[parameter] = {"step": torch.zeros((), device=parameter.device), **zeros}
+            self.optimizer.state[parameter] = optim.fresh_state(plan.optimizer, parameter)
+        kept = self.parameters if plan.ema is not None else {}
+        self.average = {name: parameter.detach().clone() for name, parameter in kept.items()}
         self.counted = [p for name, p in self.parameters.items() if name not in task.aside]
-        self.scaler = torch.amp.GradScaler(world.device.type, init_scale=4096.0, enabled=precision == "fp16")
-        dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+        self.scaler = torch.amp.GradScaler(world.device.type, init_scale=4096.0, enabled=plan.precision == "fp16")
+        dtype = torch.float16 if plan.precision == "fp16" else torch.bfloat16
         self.autocast: dict[str, Any] = {
             "device_type": world.device.type,
             "dtype": dtype,
-            "enabled": precision != "fp32",
+            "enabled": plan.precision != "fp32",
         }
 
-    def __call__(self, batch: Any, lr: float) -> Tensor:
-        """Moves the weights; gives `[2]`, the loss and the gradient norm over all processes, without waiting for the device.
+    def __call__(self, batch: Any, lr: float, ema: float = 0.0) -> Tensor:
+        """Moves the weights, and their average (if there is one, which keeps the share `ema` of itself); gives `[2]`, the loss
+        and the gradient norm over all processes, without waiting for the device.
 
         If either is not finite, the step is left out, on the device itself: weights and moments stay as they are.
         """
@@ -91,6 +113,9 @@ class Step:
             self.optimizer.found_inf = self.world.like(found, self.counted[0])  # type: ignore[attr-defined]
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self.average:
+            weights = [parameter.detach() for parameter in self.parameters.values()]
+            torch._foreach_lerp_(list(self.average.values()), weights, 1 - ema)
         return torch.stack([loss, norm])
 
     def accumulate(self, module: nn.Module, batch: Any, parts: int) -> Tensor:
@@ -129,30 +154,54 @@ class Step:
             if self.world.is_main:
                 print(f"out of memory: going on with micro-batches of {-(-share // parts)} images", flush=True)
 
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within it the task has the averaged weights, if there is an average: what is evaluated, and what a run shows."""
+        pairs = [(parameter, self.average[name]) for name, parameter in self.parameters.items() if self.average]
+        swap(pairs)
+        try:
+            yield
+        finally:
+            swap(pairs)
+
     def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
-        """Weights, optimizer tensors, numbers: all in full, whatever the sharding (all processes must ask)."""
-        weights = {name: self.world.whole(value).contiguous() for name, value in self.task.model.state_dict().items()}
-        moments = {
+        """Weights (the averaged ones, if there is an average), tensors to go on with, numbers: all in full, whatever the
+        sharding (all processes must ask)."""
+        with self.averaged():
+            weights = {
+                name: self.world.whole(value).contiguous() for name, value in self.task.model.state_dict().items()
+            }
+        moving = {
             f"{kind}.{name}": self.world.whole(value)
             for name, parameter in self.parameters.items()
             for kind, value in self.optimizer.state[parameter].items()
         }
+        moving |= {f"raw.{name}": self.world.whole(self.parameters[name].detach()) for name in self.average}
         return (
             weights,
-            moments,
+            moving,
             {"micro": self.micro, "place": place_of(self.world.device), "scaler": self.scaler.state_dict()},
         )
 
-    def load(self, weights: dict[str, Tensor], moments: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+    def load(self, weights: dict[str, Tensor], moving: dict[str, Tensor], numbers: dict[str, Any]) -> None:
         """Takes over what `state` gave."""
         for name, value in self.task.model.state_dict().items():
             self.world.fill(value, weights[name])
+        for name, average in self.average.items():
+            self.world.fill(average, weights[name])
+            self.world.fill(self.parameters[name], moving[f"raw.{name}"])
         for name, parameter in self.parameters.items():
             for kind, value in self.optimizer.state[parameter].items():
-                self.world.fill(value, moments[f"{kind}.{name}"])
+                self.world.fill(value, moving[f"{kind}.{name}"])
         same = not self.wanted and numbers["place"] == place_of(self.world.device)
         self.micro = numbers["micro"] if same else None  # found anew elsewhere
         self.scaler.load_state_dict(numbers["scaler"])
+
+
+def swap(pairs: list[tuple[Tensor, Tensor]]) -> None:
+    """Exchanges the values of each pair, without copying them."""
+    for one, other in pairs:
+        one.data, other.data = other.data, one.data
 
 
 def place_of(device: torch.device) -> str:
