@@ -15,10 +15,14 @@ from torchmae.data.sources import SOURCES, Source, Strings, open_source
 from torchmae.errors import UserError
 
 
-def png(value: int = 0, size: int = 6) -> bytes:
+def picture(colour: tuple[int, int, int], size: int = 6) -> bytes:
     out = io.BytesIO()
-    Image.new("RGB", (size, size + 1), (value, 20, 30)).save(out, "PNG")
+    Image.new("RGB", (size, size + 1), colour).save(out, "PNG")
     return out.getvalue()
+
+
+def png(value: int = 0) -> bytes:
+    return picture((value, 20, 30))
 
 
 def plant(root: Path, *names: str) -> Path:

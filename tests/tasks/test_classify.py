@@ -9,18 +9,18 @@ import pytest
 import torch
 from small import make_photos
 
-from torchmae.data.scan import Scan
+from torchmae.data.labels import labelled_sets
 from torchmae.errors import UserError
 from torchmae.models.heads import Classifier, trainable
 from torchmae.models.mixing import mix
 from torchmae.models.vit import ViT
-from torchmae.tasks.classify import ClassifyTask, Data, Finetune, resolve
+from torchmae.tasks.classify import ClassifyTask, Finetune
 from torchmae.tasks.classify import run as finetune
+from torchmae.tasks.recipe import choices, resolve
 from torchmae.train.distributed import World
-from torchmae.train.optim import layered_groups, peak_lr
+from torchmae.train.optim import layered_groups
 
 CPU = World(0, 1, torch.device("cpu"))
-FOUND = Scan(24, [], 40, 48, (0.5,) * 3, (0.2,) * 3, True)
 QUICK = dict(epochs=2, batch_size=6, workers=0, device="cpu", precision="fp32")
 
 
@@ -115,24 +115,43 @@ def test_mixing_is_a_function_of_the_step_and_keeps_the_shares_of_pixels_and_lab
     assert mix(images, targets, 0.0, 0.0, 3, 0)[0] is images
 
 
-def test_defaults_follow_the_number_of_labels(run: Path) -> None:
-    few, many = (resolve(Finetune(str(run), "x"), n, FOUND, CPU) for n in (100, 5000))
+def resolved(config: Finetune, images: int) -> Finetune:
+    return resolve(config, choices(config, images, (32, 32), CPU), images)
+
+
+def test_defaults_follow_the_number_of_labels_and_say_why() -> None:
+    few, many = (resolved(Finetune("run", "x"), n) for n in (100, 5000))
     assert few.epochs == 100 and many.epochs == 20 and few.mixup == 0 < many.mixup
-    assert few.layer_decay == 0.75 and few.weight_decay == 0.05 and few.image_size == "32"
-    head = resolve(Finetune(str(run), "x", train="head"), 100, FOUND, CPU)
-    assert (head.weight_decay, head.magnitude, head.erase, head.mixup) == (0, 0, 0, 0)
-    assert peak_lr(1e-3, 1024) == 4e-3
+    assert (few.layer_decay, few.weight_decay, few.image_size, few.beta2, few.ema) == (0.75, 0.05, "32", 0.999, 0)
+    head = resolved(Finetune("run", "x", train="head"), 100)
+    assert (head.weight_decay, head.magnitude, head.erase, head.mixup, head.smoothing) == (0, 0, 0, 0, 0)
+    assert (head.pool, head.optimizer, head.base_lr) == ("token", "sgd", 0.1)
+    assert resolved(Finetune("run", "x", train="head", batch_size=4096), 9000).optimizer == "lars"
+    scratch = resolved(Finetune("none", "x"), 100)
+    assert (scratch.weight_decay, scratch.beta2, scratch.ema, scratch.layer_decay) == (0.3, 0.95, 0.9999, 1)
+    asked = Finetune("run", "x", epochs=3, drop_path=0.0, magnitude=5)
+    given = choices(asked, 100, (32, 32), CPU)
+    assert not {"epochs", "drop_path", "magnitude"} & set(given) and all(choice.why for choice in given.values())
+    kept = resolve(asked, given, 100)
+    assert (kept.epochs, kept.drop_path, kept.magnitude) == (3, 0, 5)
+    with pytest.raises(UserError, match="--batch-size 1000 is more than the 18 labelled images"):
+        resolved(Finetune("run", "x", batch_size=1000), 18)
+    for one in (few, many, head, scratch):
+        assert not [n for n, value in vars(one).items() if value is None and n not in UNSET]
+
+
+UNSET = {"out", "val", "labels_per_class", "patch_size", "channels", "clip_grad", "micro_batch"}
 
 
 def test_splits_and_subsets_are_stratified_and_seeded(photos: Path) -> None:
-    data = Data(Finetune("none", str(photos), val_fraction=0.25, labels_per_class=3))
+    data = labelled_sets(str(photos), None, 0.25, 3, 0)
     assert data.classes == ("across", "blob", "down") and len(data.train) == 9 and len(data.val) == 6
     assert data.train_labels.bincount().tolist() == [3, 3, 3] and data.val_labels.bincount().tolist() == [2, 2, 2]
     names = [{some.name(i) for i in range(len(some))} for some in (data.train, data.val)]
     assert not names[0] & names[1]
     for i in range(len(data.train)):
         assert data.train.label(i) == data.classes[data.train_labels[i]]
-    other = Data(Finetune("none", str(photos), val_fraction=0.25, labels_per_class=3, seed=1))
+    other = labelled_sets(str(photos), None, 0.25, 3, 1)
     assert {other.train.name(i) for i in range(9)} != names[0]
 
 

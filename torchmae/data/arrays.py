@@ -101,13 +101,27 @@ def _choose_array(path: str, key: str | None) -> tuple[str, list[str] | None]:
     return key, None
 
 
-def open_digits(_: str = "") -> Source:
-    """scikit-learn's 1797 handwritten digits of 8 x 8 pixels, enlarged to 32 x 32: a data set without a download."""
-    return Arrays(_load_digits, "digits", map(str, _sklearn_digits().target.tolist()))
+DIGITS = {"all": slice(0, 1797), "train": slice(0, 1438), "test": slice(1438, 1797)}
 
 
-def _load_digits() -> UInt8[np.ndarray, "N H W 1"]:
-    small = np.rint(_sklearn_digits().images * (255 / 16)).astype(np.uint8)
+def open_digits(spec: str = "") -> Source:
+    """scikit-learn's 1797 handwritten digits of 8 x 8 pixels, enlarged to 32 x 32: a data set without a download.
+
+    "?part=train" is the first 1438 of them, "?part=test" the last 359, which other people wrote.
+    """
+    name, options = options_of(spec, ("part",))
+    if name:
+        raise UserError(
+            f"digits:{name}: there is one set of digits, and parts of it: digits?part=train, digits?part=test"
+        )
+    part = options.get("part", "all")
+    which = choose(DIGITS, part, "part of the digits")
+    prefix = "digits" if part == "all" else f"digits-{part}"
+    return Arrays(partial(_load_digits, part), prefix, map(str, _sklearn_digits().target[which].tolist()))
+
+
+def _load_digits(part: str) -> UInt8[np.ndarray, "N H W 1"]:
+    small = np.rint(_sklearn_digits().images[DIGITS[part]] * (255 / 16)).astype(np.uint8)
     large = [np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BICUBIC)) for image in small]
     return np.stack(large)[..., None]
 

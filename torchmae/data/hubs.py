@@ -119,6 +119,29 @@ class HuggingFace:
 
 def open_hf(spec: str) -> Source:
     """A data set of the Hugging Face hub, or a folder of `save_to_disk`: "NAME?split=train&config=..&column=image"."""
+    name, options, data = _load_hf(spec)
+    import datasets
+
+    if isinstance(data, dict):
+        split = options.get("split", "train" if "train" in data else next(iter(data)))
+        data = choose(data, split, f"split of '{name}'")
+    columns = {column: kind for column, kind in data.features.items() if isinstance(kind, datasets.Image)}
+    if not columns or len(data) == 0:
+        raise UserError(f"hf:{spec}: no images; {len(data)} rows with the columns {', '.join(data.features)}")
+    image = options.get("column", next(iter(columns)))
+    choose(columns, image, f"image column of '{name}'")
+    label = next((column for column, kind in data.features.items() if isinstance(kind, datasets.ClassLabel)), None)
+    return HuggingFace(data, os.path.basename(name.rstrip("/")), image, label)
+
+
+def hf_splits(spec: str) -> list[str]:
+    """The splits among which `spec` leaves the choice open; none where it names one."""
+    data = _load_hf(spec)[2]
+    return list(data) if isinstance(data, dict) and "split" not in options_of(spec, None)[1] else []
+
+
+def _load_hf(spec: str) -> tuple[str, dict[str, str], Any]:
+    """The name and options of `spec`, and its data set, or the dictionary of its splits."""
     try:
         import datasets
     except ImportError as error:
@@ -133,17 +156,9 @@ def open_hf(spec: str) -> Source:
     except Exception as error:  # the hub, the disk and the format fail in their own ways
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"hf:{spec}: {reason}") from error
-    if isinstance(data, dict):
-        data = choose(data, split or ("train" if "train" in data else next(iter(data))), f"split of '{name}'")
-    elif saved and split and data.split is not None and str(data.split) != split:
+    if saved and split and not isinstance(data, dict) and data.split is not None and str(data.split) != split:
         raise UserError(f"hf:{spec}: the folder holds the split '{data.split}', not '{split}'")
-    columns = {column: kind for column, kind in data.features.items() if isinstance(kind, datasets.Image)}
-    if not columns or len(data) == 0:
-        raise UserError(f"hf:{spec}: no images; {len(data)} rows with the columns {', '.join(data.features)}")
-    image = options.get("column", next(iter(columns)))
-    choose(columns, image, f"image column of '{name}'")
-    label = next((column for column, kind in data.features.items() if isinstance(kind, datasets.ClassLabel)), None)
-    return HuggingFace(data, os.path.basename(name.rstrip("/")), image, label)
+    return name, options, data
 
 
 def _literal(text: str) -> Any:

@@ -1,14 +1,21 @@
 """Labelled images: which set is for training and which for testing, class numbers, seeded subsets."""
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Collection, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool
+import torch
+from jaxtyping import Bool, Int64
+from torch import Tensor
 
-from torchmae.data.source import BadFile, Pixels, Source
+from torchmae.data.files import Files
+from torchmae.data.hubs import hf_splits
+from torchmae.data.source import BadFile, Pixels, Source, suffix_of
 from torchmae.data.sources import open_source
+from torchmae.data.tars import Tars
 from torchmae.errors import UserError
 from torchmae.hashing import SPLIT, hash32
 
@@ -37,25 +44,148 @@ class Subset:
         return sha256(self.source.fingerprint().encode() + self.ids.tobytes()).hexdigest()
 
 
+class LabelledSets(NamedTuple):
+    """What a classifier is trained and validated on; labels are numbers of `classes`."""
+
+    train: Source
+    val: Source
+    classes: tuple[str, ...]
+    train_labels: Int64[Tensor, "N"]
+    val_labels: Int64[Tensor, "M"]
+
+
+def labelled_sets(
+    data: str, val: str | None, val_fraction: float, labels_per_class: int | None, seed: int
+) -> LabelledSets:
+    """The labelled images of `data` to train on; and those of `val`, else its own val/ or test/, else a seeded share of it.
+
+    `labels_per_class` takes images away from training only: every such subset is measured on the same validation images.
+    """
+    train_source, val_source = open_pair(data, val)
+    train, names = labelled(train_source, data)
+    classes = tuple(sorted(set(names)))
+    if len(classes) < 2:
+        raise UserError(f"a classifier needs at least two classes, {data} has 1: '{classes[0]}'")
+    if val_source is None:
+        out = hold_out(names, val_fraction, seed)
+        kept, held = np.flatnonzero(~out), np.flatnonzero(out)
+        test, test_names = Subset(train, held), [names[i] for i in held]
+        train, names = Subset(train, kept), [names[i] for i in kept]
+    else:
+        test, test_names = labelled(val_source, val or f"the validation part of {data}")
+    strange, absent = sorted(set(test_names) - set(classes)), sorted(set(classes) - set(test_names))
+    if strange:
+        raise UserError(
+            f"class {_first(strange)} is in the validation images, but not in the training images: train on it too, or leave "
+            "it out of both"
+        )
+    if absent and val_source is None:
+        raise UserError(
+            f"class {_first(absent)} has only one image, so that nothing of it is left to validate on: add images, leave it "
+            "out, or name other images with --val"
+        )
+    if absent:
+        raise UserError(
+            f"class {_first(absent)} is in the training images, but not in the validation images: leave it out, or give "
+            "images of it to validate on (mae evaluate measures on some of the classes)"
+        )
+    if labels_per_class is not None:
+        ids = few(names, labels_per_class, seed)
+        train, names = Subset(train, ids), [names[i] for i in ids]
+    number = {name: i for i, name in enumerate(classes)}
+    train_labels, val_labels = (torch.tensor([number[name] for name in some]) for some in (names, test_names))
+    return LabelledSets(train, test, classes, train_labels, val_labels)
+
+
+def _first(names: Sequence[str]) -> str:
+    return f"'{names[0]}'" + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")
+
+
 def open_pair(data: str, test: str | None) -> tuple[Source, Source | None]:
-    """Training and test images. A folder that holds train/ and val/ (or test/) brings its own split; None: none is given."""
+    """Training and test images. Data that is divided brings its own split; None: no test images are given."""
+    given = open_source(test) if test is not None else None
+    specs = divided(data)
+    if specs:
+        return open_source(specs[0]), given or open_source(specs[1])
+    source = open_source(data)
+    own = tar_split(source, data) if isinstance(source, Tars) else None
+    return (own[0], given or own[1]) if own else (source, given)
+
+
+def divided(data: str) -> tuple[str, str] | None:
+    """What to open to train and to validate on, for a folder of train/ and val/ and for the splits of Hugging Face."""
     folder = Path(data).expanduser()
-    if test is not None:
-        return open_source(data), open_source(test)
-    if (folder / "train").is_dir():
-        for name in ("val", "test"):
-            if (folder / name).is_dir():
-                return open_source(str(folder / "train")), open_source(str(folder / name))
-    return open_source(data), None
+    if folder.is_dir():
+        there = [part for part in PARTS if (folder / part).is_dir()]
+        before = f"{folder}/"
+    elif data.startswith("hf:"):
+        there = hf_splits(data.removeprefix("hf:"))
+        before = f"{data}{'&' if '?' in data else '?'}split="
+    else:
+        return None
+    found = train_and_val(there)
+    return (before + found[0], before + found[1]) if found else None
+
+
+PARTS = ("train", "val", "validation", "valid", "test")
+
+
+def train_and_val(there: Collection[str]) -> tuple[str, str] | None:
+    """What to train and what to validate on, of the parts that are there."""
+    held = [part for part in PARTS[1:] if part in there]
+    return ("train", held[0]) if "train" in there and held else None
+
+
+def tar_split(source: Tars, data: str) -> tuple[Source, Source] | None:
+    """The images below train/ and below val/, in tars whose every image lies below such a folder."""
+    members: dict[str, list[int]] = {}
+    for i in range(len(source)):
+        part = next((folder for folder in source.member(i).split("/")[:-1] if folder in PARTS), None)
+        if part is None:
+            return None
+        members.setdefault(part, []).append(i)
+    found = train_and_val(members)
+    if found is None:
+        return None
+    for part in found:
+        if {source.label(i) for i in members[part]} == {part}:
+            raise UserError(f"{data} has no labels in {part}/: give each image a folder of its class, or a .cls member")
+    return Subset(source, members[found[0]]), Subset(source, members[found[1]])
 
 
 def labelled(source: Source, what: str) -> tuple[Subset, list[str]]:
-    """The images of a source that have labels, and these; `UserError` if none has."""
+    """The images of a source that have labels, and these; `UserError` if none has, or if some of them are not there.
+
+    A set of images may be what is found; a labelled one is what somebody says it is, and a class or a file that is missing
+    would silently make it another.
+    """
     pairs = [(i, label) for i in range(len(source)) if (label := source.label(i)) is not None]
     if not pairs:
-        raise UserError(f"{what} has no labels: put the images of each class in a folder of its name")
+        raise UserError(
+            f"{what} has no labels: put the images of each class in a folder of its name, or list them in a CSV of path,label"
+        )
     ids, labels = zip(*pairs)
+    if isinstance(source, Files):
+        if source.labels and source.unusable:
+            name, reason = source.unusable[0]
+            raise UserError(
+                f"{len(source.unusable)} of the images that {what} labels cannot be had, the first: '{name}' ({reason}); "
+                f"mend or remove these lines (paths are relative to '{source.root}')"
+            )
+        empty = [] if source.labels else empty_classes(source, set(labels))
+        if empty:
+            raise UserError(
+                f"class folder {_first(empty)} of {what} has no image of its own: fill it, or remove it if it is no class"
+            )
     return Subset(source, ids), list(labels)
+
+
+def empty_classes(source: Files, classes: Collection[str]) -> list[str]:
+    """The folders (and broken links to such) right below the source's that gave no image. Hidden ones are no classes."""
+    with os.scandir(source.root) as entries:
+        folders = {entry.name for entry in entries if entry.is_dir()}
+    folders |= {bad.name for bad in source.unusable if "/" not in bad.name and not suffix_of(bad.name)}
+    return sorted(name for name in folders - set(classes) if not name.startswith("."))
 
 
 def by_class(labels: Sequence[str], seed: int) -> Iterator[tuple[str, list[int]]]:
@@ -82,6 +212,8 @@ def few(labels: Sequence[str], per_class: int, seed: int) -> list[int]:
     chosen: list[int] = []
     for label, members in by_class(labels, seed):
         if len(members) < per_class:
-            raise UserError(f"--labels-per-class {per_class}: class '{label}' has only {len(members)} images")
+            raise UserError(
+                f"--labels-per-class {per_class}: class '{label}' has only {len(members)} images to train on"
+            )
         chosen += members[:per_class]
     return sorted(chosen)

@@ -24,8 +24,10 @@ def open_source(spec: str | os.PathLike) -> Source:
     """The source that `spec` names: a folder, list (.txt, .csv), tar shards, array (.npy, .npz), or "kind:what"."""
     spec = os.fspath(spec)
     kind, colon, rest = spec.partition(":")
-    if kind in SOURCES and (colon or (kind == "digits" and not os.path.exists(spec))):
+    if kind in SOURCES and colon:
         return SOURCES[kind](rest)
+    if spec.partition("?")[0] == "digits" and not os.path.exists(spec):
+        return open_digits(spec.removeprefix("digits"))
     path = os.path.expanduser(spec)
     if os.path.isdir(path):
         return open_folder(path)

@@ -40,13 +40,14 @@ class Tars:
         self.unusable = unusable
         self.handles: dict[int, _Handle] = {}
         root = os.path.commonpath([os.path.dirname(path) for path in self.paths])
+        self.shard_names = [os.path.relpath(path, root) for path in self.paths]
         wanted = image_extensions()
         names, labels, places = [], [], array("q")
         for shard, path in enumerate(self.paths):
             images, classes = _members(path, wanted)
             for member, offset, size in images:
                 folder, _, base = member.rpartition("/")
-                names.append(f"{os.path.relpath(path, root)}/{member}")
+                names.append(f"{self.shard_names[shard]}/{member}")
                 labels.append(classes.get(f"{folder}/{base.partition('.')[0]}", folder.rpartition("/")[2]))
                 places.extend((shard, offset, size))
         if not names:
@@ -62,6 +63,10 @@ class Tars:
 
     def name(self, i: int) -> str:
         return self.names[i]
+
+    def member(self, i: int) -> str:
+        """The name inside its tar file."""
+        return self.names[i][len(self.shard_names[int(self.places[i, 0])]) + 1 :]
 
     def label(self, i: int) -> str | None:
         return self.labels[i] or None

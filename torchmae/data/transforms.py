@@ -64,13 +64,17 @@ class Augment:
 
 @dataclass(frozen=True)
 class Whole:
-    """For looking at an image as it is: the largest centred window of the right aspect, resized; nothing random."""
+    """For looking at an image as it is: the largest centred window of the right aspect, resized; nothing random.
+
+    `share` is that of the window's sides which is seen: 0.875 is what "resize to 256, take the middle 224" sees.
+    """
 
     size: tuple[int, int]
+    share: float = 1.0
 
     def __call__(self, image: Pixels, epoch: int = 0, sample: int = 0) -> UInt8[Tensor, "C h w"]:
         height, width = image.shape[:2]
-        ratio = min(height / self.size[0], width / self.size[1])
+        ratio = min(height / self.size[0], width / self.size[1]) * self.share
         h, w = (max(1, min(side, round(ratio * wanted))) for side, wanted in zip((height, width), self.size))
         return cut(image, Crop((height - h) // 2, (width - w) // 2, h, w, False), self.size)
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import tyro
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -109,7 +109,7 @@ class Images(Dataset[Any]):
         return ids, torch.cat(images), bad
 
 
-Function = Callable[[UInt8[Tensor, "B C H W"]], Float[Tensor, "B F"]]
+Function = Callable[[UInt8[Tensor, "B C H W"]], Shaped[Tensor, "B ..."]]
 
 
 def embedding(encoder: ViT, layer: int | None, pooling: str, device: torch.device) -> Function:
@@ -124,14 +124,14 @@ def embedding(encoder: ViT, layer: int | None, pooling: str, device: torch.devic
 @torch.no_grad()
 def collect(
     source: Source, like: ViT, run: str, functions: Sequence[Function], device: torch.device, batch_size: int = 64
-) -> tuple[list[int], list[Float[Tensor, "B F"]], list[BadFile]]:
+) -> tuple[list[int], list[Shaped[Tensor, "N ..."]], list[BadFile]]:
     """Indices of the readable images, what each function makes of them, and the files that could not be read.
 
     Images come as the encoder `like` takes them, under the run's rules for large and 16-bit images.
     """
     rules = read_config(run)["config"]
     limits = rules.get("max_megapixels", 100.0), rules.get("white", 65535)
-    images = Images(source, Whole(like.image_size), like.channels, batch_size, *limits)
+    images = Images(source, Whole(like.image_size, rules.get("eval_crop", 1.0)), like.channels, batch_size, *limits)
     processes = workers(device, 1) if len(images) > 4 else 0
     loader = DataLoader(
         images, batch_size=None, num_workers=processes, worker_init_fn=start_worker if processes else None

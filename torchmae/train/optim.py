@@ -71,7 +71,7 @@ class LARS(torch.optim.Optimizer):
         super().__init__(groups, dict(lr=0.0, momentum=momentum, weight_decay=0.0))
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             for parameter in group["params"]:
                 gradient, momentum = parameter.grad, self.state[parameter]["momentum_buffer"]
