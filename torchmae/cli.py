@@ -5,6 +5,7 @@ import io
 import os
 import sys
 from contextlib import redirect_stderr
+from dataclasses import MISSING, fields
 from typing import Any
 
 from torchmae import __version__
@@ -14,6 +15,13 @@ from torchmae.errors import RunError, UserError, choose
 VERBS = {
     "pretrain": ("torchmae.tasks.pretrain", "Pretrain", "pre-train an encoder on unlabelled images"),
     "finetune": ("torchmae.tasks.classify", "Finetune", "make a classifier from a run and labelled images"),
+    "probe": ("torchmae.tasks.probe", "Probe", "linear probe: what a linear map makes of the frozen features"),
+    "partial": (
+        "torchmae.tasks.partial",
+        "Partial",
+        "fine-tune more and more blocks: the paper's Figure 9 on your data",
+    ),
+    "compare": ("torchmae.tasks.compare", "Compare", "a run against the same encoder from scratch, over several seeds"),
     "evaluate": ("torchmae.tasks.evaluate", "Evaluate", "accuracy, calibration and confusion of a classifier"),
     "predict": ("torchmae.tasks.predict", "Predict", "write the classes of images to a file"),
     "reconstruct": ("torchmae.tasks.reconstruct", "Reconstruct", "draw what a model makes of hidden patches"),
@@ -94,7 +102,7 @@ def parse(config: type[Any], verb: str, arguments: list[str]) -> Any:
     boxes = io.StringIO()
     try:
         with redirect_stderr(boxes):
-            return tyro.cli(
+            given = tyro.cli(
                 config, prog=f"mae {verb}", args=arguments, default=default, config=(tyro.conf.FlagCreatePairsOff,)
             )
     except SystemExit as error:
@@ -108,6 +116,10 @@ def parse(config: type[Any], verb: str, arguments: list[str]) -> Any:
             raise UserError(f"{said[2]} is missing: mae {verb} --help says what goes there") from None
         text = " ".join(said[1:4]).replace("{None}|", "").rstrip(". ")
         raise UserError(f"{text}. mae {verb} --help lists the flags") from None
+    for field in fields(config):
+        if field.default is MISSING and getattr(given, field.name) == "":  # a preset leaves it to be named
+            raise UserError(f"{field.name.upper()} is missing: mae {verb} --help says what goes there")
+    return given
 
 
 def preset(name: str, config: type[Any]) -> Any:

@@ -116,7 +116,7 @@ def test_mixing_is_a_function_of_the_step_and_keeps_the_shares_of_pixels_and_lab
 
 
 def resolved(config: Finetune, images: int) -> Finetune:
-    return resolve(config, choices(config, images, (32, 32), CPU), images)
+    return resolve(config, choices(config, images, 50, (32, 32), CPU), images)
 
 
 def test_defaults_follow_the_number_of_labels_and_say_why() -> None:
@@ -130,7 +130,7 @@ def test_defaults_follow_the_number_of_labels_and_say_why() -> None:
     scratch = resolved(Finetune("none", "x"), 100)
     assert (scratch.weight_decay, scratch.beta2, scratch.ema, scratch.layer_decay) == (0.3, 0.95, 0.9999, 1)
     asked = Finetune("run", "x", epochs=3, drop_path=0.0, magnitude=5)
-    given = choices(asked, 100, (32, 32), CPU)
+    given = choices(asked, 100, 50, (32, 32), CPU)
     assert not {"epochs", "drop_path", "magnitude"} & set(given) and all(choice.why for choice in given.values())
     kept = resolve(asked, given, 100)
     assert (kept.epochs, kept.drop_path, kept.magnitude) == (3, 0, 5)

@@ -67,6 +67,17 @@ def test_some_of_the_classes_under_other_names(classifier: Path, photos: Path, t
     assert evaluate(alone)["top1"] == 1.0  # only one class to choose from
 
 
+def test_of_data_with_a_split_the_validation_part_is_measured(
+    classifier: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for part, name in (("train", "across"), ("train", "down"), ("val", "blob")):
+        (tmp_path / part).mkdir(exist_ok=True)
+        (tmp_path / part / name).symlink_to(photos / name)
+    found = evaluate(Evaluate(str(classifier), str(tmp_path)))
+    assert found["count"] == 8 and set(found["per_class"]) == {"blob"}
+    assert "brings its own split: measured on its validation part" in capsys.readouterr().out
+
+
 def test_mistakes(classifier: Path, run: Path, photos: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError):
         evaluate(Evaluate(str(run), str(photos)))  # a MAE is no classifier

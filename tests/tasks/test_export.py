@@ -45,6 +45,8 @@ def runs(tmp_path_factory):
         "mean": Classifier(vit(), ("ant", "bee", "cat")),
         "token": Classifier(vit(), ("ant", "bee", "cat"), "token"),
         "probe": Classifier(vit(), ("ant", "bee", "cat"), "token", batch_norm=True),
+        "loud": Classifier(vit(), ("ant", "bee", "cat"), "token"),
+        "everywhere": MAE(vit(), 32, 1, 2, encode_all=True),
     }
     for name, model in models.items():
         with torch.no_grad():
@@ -53,6 +55,8 @@ def runs(tmp_path_factory):
             for value in model.buffers():
                 if value.is_floating_point():
                     value.add_(torch.rand_like(value))
+            if name == "loud":
+                model.head.weight.mul_(1000)
         prefix = "encoder." if isinstance(model, ViT) else ""
         about = {"torchmae": "0.1.0", "commit": None, "verb": "pretrain", "config": {"mask_ratio": 0.5, "epochs": 7}}
         about |= {"data": {"count": 123, "fingerprint": "f00d"}}
@@ -99,7 +103,7 @@ def graphs(runs, tmp_path_factory):
     """Graphs are made in a process of its own: what is traced must not have the tests' checks of shapes in it."""
     folder = tmp_path_factory.mktemp("graphs")
     code = "import sys\nfrom torchmae.cli import main\n"
-    for kind, to in GRAPHS:
+    for kind, to in [*GRAPHS, ("loud", "torch-export")]:
         arguments = ["export", str(runs / kind), "--to", to, "--out", str(folder / f"{kind}-{to}")]
         code += f"assert main({arguments}) == 0\n"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -198,6 +202,21 @@ def test_import_export_import_is_identical(runs, tmp_path, kind, to):
     assert read_config(first)["model"] == read_config(runs / kind)["model"]
 
 
+@pytest.mark.parametrize("kind", ["encoder", "token"])
+def test_torchvision_comes_back_too(runs, tmp_path, kind):
+    """Its files say neither heads nor pixels nor the names of classes."""
+    names = tmp_path / "names.txt"
+    names.write_text("ant\nbee\ncat\n")
+    said = dict(heads=4, mean=(0.4, 0.5, 0.6), std=(0.2, 0.2, 0.3), classes=str(names))
+    first, second = runs / kind, None
+    for step in ("first", "second"):
+        file = send(first if second is None else second, "torchvision", tmp_path / f"{step}-out") / "model.safetensors"
+        second = bring(Import(str(file), str(tmp_path / step), **said))
+        original, found = load_file(first / "model.safetensors"), load_file(second / "model.safetensors")
+        assert found.keys() == original.keys() and all(torch.equal(value, found[n]) for n, value in original.items())
+        assert read_config(second)["model"] == read_config(first)["model"]
+
+
 def test_a_run_that_was_trained(run, tmp_path):
     out = send(run, "timm", tmp_path / "out", only="encoder")
     images = torch.randn(2, 3, 32, 32)
@@ -231,6 +250,48 @@ def test_an_export_that_differs_leaves_nothing(runs, tmp_path, monkeypatch, to):
     with pytest.raises(RunError, match=r"reloaded, the export differs by .*e-0\d .*: nothing written"):
         send(runs / "encoder", to, tmp_path / "out")
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("to", ["timm", "transformers", "torchvision", "torch-export"])
+def test_the_tolerance_is_absolute_and_large_outputs_are_held_against_it_in_float64(
+    runs, tmp_path, capsys, monkeypatch, request, to
+):
+    """float32 rounds outputs of 1000 more coarsely than 1e-5, in any order of the same sums; a wrong model is still refused."""
+    if to == "torch-export":
+        said = request.getfixturevalue("graphs")[1].partition("loud-torch-export: ")[2]
+    else:
+        send(runs / "loud", to, tmp_path / "out")
+        said = capsys.readouterr().out
+    first = re.match(r".*they differ by at most (\S+?)(\.| in)", said)
+    if float(first[1]) > 1e-5:
+        words = re.search(r"(\S+) in float32 \(outputs go up to (\d+)\) and by (\S+) in float64\.", said)
+        assert int(words[2]) > 100 and float(words[1]) > 1e-5 > 1e-9 > float(words[3])
+    if to != "torch-export":
+        save = export.save
+
+        def spoil(
+            weights, *rest
+        ):  # by a millionth of what is largest, which float32 alone could not tell from rounding
+            name = next(n for n in weights if n.endswith(("head.bias", "classifier.bias", "heads.head.bias")))
+            save({**weights, name: weights[name] + 1e-3}, *rest)
+
+        monkeypatch.setattr(export, "save", spoil)
+        with pytest.raises(RunError, match=r"differs by 1\.0e-03 \(allowed: 1e-05\): nothing written"):
+            send(runs / "loud", to, tmp_path / "other")
+
+
+def test_outputs_that_are_no_numbers_are_no_match(runs, tmp_path, monkeypatch):
+    made = export.Made(lambda images: torch.full((len(images), 3), torch.nan), [], None, batches=(1, 3, 16))
+    with pytest.raises(RunError, match="differs by nan"), torch.no_grad():
+        export.compare(export.open_run(Export(str(runs / "token"), "onnx", str(tmp_path / "out"))), made)
+
+
+def test_mask_tokens_in_the_encoder_are_known_to_no_other_library(runs, tmp_path):
+    with pytest.raises(UserError, match="mask tokens in the encoder .* add --only encoder"):
+        send(runs / "everywhere", "transformers", tmp_path / "out")
+    out = send(runs / "everywhere", "timm", tmp_path / "out", only="encoder")
+    images = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(answer(lines_of(out), images), load(runs / "everywhere")(images), rtol=0, atol=1e-5)
 
 
 def test_mistakes(runs, tmp_path):

@@ -193,6 +193,20 @@ def test_timm_with_a_file(tmp_path, images, capsys):
     assert len(read_config(tmp_path / "run")["config"]["sha256"]) == 64
 
 
+def test_timm_with_its_published_weights(tmp_path, capsys, monkeypatch):
+    """timm's own way from a name to weights, but for the download: its entry for the name leads to a file here."""
+    make = timm.create_model
+    source = shaken(make("test_vit"))
+    save_file(source.state_dict(), tmp_path / "published.safetensors")
+    here = {"file": str(tmp_path / "published.safetensors"), "mean": (0.1, 0.2, 0.3)}
+    monkeypatch.setattr(timm, "create_model", lambda *given, **more: make(*given, **more, pretrained_cfg_overlay=here))
+    model = load_classifier(bring("timm:test_vit", tmp_path / "run"))
+    images = torch.randn(2, 3, 160, 160)
+    torch.testing.assert_close(model(images), source(images), rtol=0, atol=1e-5)
+    assert model.encoder.mean == (0.1, 0.2, 0.3) and len(model.classes) == 1000
+    assert "logits differ from those of timm by" in capsys.readouterr().out
+
+
 def test_timm_function_that_tensors_do_not_show(tmp_path):
     """The same names and shapes, another activation: only the comparison finds it."""
     source = timm.create_model("vit_tiny_patch16_224", num_classes=0, depth=2, act_layer="relu", img_size=32)

@@ -29,12 +29,19 @@ def grid_of(image_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
     return height // patch_size, width // patch_size
 
 
-def patchify(images: Shaped[Tensor, "B C H W"], patch_size: int) -> Shaped[Tensor, "B N P"]:
-    """Cuts images into patches, row by row; the values of a patch are ordered (row, column, channel)."""
+def patchify(
+    images: Shaped[Tensor, "B C H W"], patch_size: int, ids: Int64[Tensor, "B K"] | None = None
+) -> Shaped[Tensor, "B K P"]:
+    """Cuts images into patches, row by row; the values of a patch are ordered (row, column, channel).
+
+    With `ids` only those patches are cut out, for each image its own: `take(patchify(images, patch_size), ids)`.
+    """
     batch, channels, height, width = images.shape
     rows, columns = grid_of((height, width), patch_size)
-    cut = images.reshape(batch, channels, rows, patch_size, columns, patch_size)
-    return cut.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * columns, patch_size * patch_size * channels)
+    cut = images.reshape(batch, channels, rows, patch_size, columns, patch_size).permute(0, 2, 4, 3, 5, 1)
+    if ids is not None:
+        cut = cut[torch.arange(batch, device=ids.device).unsqueeze(1), ids // columns, ids % columns]
+    return cut.reshape(batch, -1, patch_size * patch_size * channels)
 
 
 def unpatchify(patches: Shaped[Tensor, "B N P"], patch_size: int, grid: tuple[int, int]) -> Shaped[Tensor, "B C H W"]:

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from torchmae.errors import UserError
-from torchmae.models.patches import patchify, take
+from torchmae.models.patches import patchify
 
 
 class Target(Protocol):
@@ -41,7 +41,7 @@ class Pixels:
 
     def __call__(self, images: Float[Tensor, "B C H W"], ids: Int64[Tensor, "B M"]) -> Float[Tensor, "B M P"]:
         """`[B, M, P]`: the values of the patches `ids`."""
-        return take(patchify(images, self.patch_size), ids)
+        return patchify(images, self.patch_size, ids)
 
     def to_pixels(
         self, prediction: Float[Tensor, "B M P"], statistics: Float[Tensor, "B M 2"] | None

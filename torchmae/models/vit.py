@@ -3,10 +3,13 @@
 `keep` picks patches before the embedding: a hidden patch costs nothing anywhere in the encoder (paper section 3).
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from torchmae.errors import UserError, choose
 from torchmae.models.patches import grid_of, patchify, resize_positions, sincos_positions, take
@@ -36,8 +39,8 @@ class DropPath(nn.Module):
 
 
 def attend(
-    q: Float[Tensor, "B heads T d"], k: Float[Tensor, "B heads T d"], v: Float[Tensor, "B heads T d"]
-) -> Float[Tensor, "B heads T d"]:
+    q: Float[Tensor, "B heads U d"], k: Float[Tensor, "B heads T d"], v: Float[Tensor, "B heads T d"]
+) -> Float[Tensor, "B heads U d"]:
     """Softmax attention. Training in bf16 on a CPU takes the plain products: at the lengths of MAE (17 to 257 tokens) the
     fused kernel's backward is slower there (measured: ViT-Micro at 64 patches 668 against 305 images/s)."""
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad:
@@ -45,8 +48,15 @@ def attend(
     return F.scaled_dot_product_attention(q, k, v)
 
 
+class Rows(NamedTuple):
+    """Tokens that images have in common, as rows of one table: image b has `take(table, ids)[b]`."""
+
+    table: Float[Tensor, "1 N D"]
+    ids: Int64[Tensor, "B M"]
+
+
 class Attention(nn.Module):
-    """Multi-head self-attention; queries, keys and values from one product."""
+    """Multi-head self-attention; queries, keys and values from one product. `shared` and `skip` are `Block`'s."""
 
     def __init__(self, dim: int, num_heads: int):
         super().__init__()
@@ -56,11 +66,13 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        batch, tokens, dim = x.shape
-        qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, dim // self.num_heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        return self.proj(attend(q, k, v).transpose(1, 2).reshape(batch, tokens, dim))
+    def forward(self, x: Float[Tensor, "B T D"], shared: Rows | None = None, skip: int = 0) -> Float[Tensor, "B U D"]:
+        qkv = self.qkv(x)
+        if shared is not None:
+            qkv = torch.cat([qkv, take(self.qkv(shared.table), shared.ids)], dim=1)
+        batch, tokens, width = qkv.shape
+        q, k, v = qkv.reshape(batch, tokens, 3, self.num_heads, width // 3 // self.num_heads).permute(2, 0, 3, 1, 4)
+        return self.proj(attend(q[:, :, skip:], k, v).transpose(1, 2).reshape(batch, tokens - skip, width // 3))
 
 
 class Mlp(nn.Module):
@@ -76,7 +88,12 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-LN transformer block; LayerNorm eps 1e-6."""
+    """Pre-LN transformer block; LayerNorm eps 1e-6.
+
+    Two arguments leave out work whose result is known or not wanted (all of it inside `forward`, which sharding hooks on):
+        shared: more tokens behind `x`, that images have in common: norm and qkv are computed once a row of the table.
+        skip: so many tokens at the front are attended to, but not among the results.
+    """
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float = 4.0):
         super().__init__()
@@ -85,9 +102,19 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.drop_path = DropPath()
+        self.checkpointed = False  # while training, keep the inputs only, and compute again in the backward pass
 
-    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        x = x + self.drop_path(self.attn(self.norm1(x)))
+    def forward(self, x: Float[Tensor, "B T D"], shared: Rows | None = None, skip: int = 0) -> Float[Tensor, "B U D"]:
+        if self.checkpointed and self.training:
+            return checkpoint(self.compute, x, shared, skip, use_reentrant=False)
+        return self.compute(x, shared, skip)
+
+    def compute(self, x: Float[Tensor, "B T D"], shared: Rows | None, skip: int) -> Float[Tensor, "B U D"]:
+        normed = self.norm1(x)
+        if shared is not None:
+            x = torch.cat([x, take(*shared)], dim=1)
+            shared = Rows(self.norm1(shared.table), shared.ids)
+        x = x[:, skip:] + self.drop_path(self.attn(normed, shared, skip))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
@@ -167,26 +194,39 @@ class ViT(nn.Module):
 
         `layer` stops after that many blocks (1..depth). Images are normalised floats of the model's size.
         """
+        return self.encode(self.tokens(images, keep), layer)
+
+    def tokens(
+        self, images: Float[Tensor, "B C H W"], keep: Int64[Tensor, "B K"] | None = None
+    ) -> Float[Tensor, "B T D"]:
+        """What enters the first block: the class token and the embedded patches, with their positions."""
         if images.shape[1:] != (self.channels, *self.image_size):
             given, wanted = (
                 " x ".join(map(str, shape)) for shape in (images.shape[1:], (self.channels, *self.image_size))
             )
             raise UserError(f"the encoder takes images of {wanted} (channels, height, width), not {given}")
+        positions = self.pos_embed[:, 1:] if keep is None else take(self.pos_embed[:, 1:], keep)
+        first = (self.cls_token + self.pos_embed[:, :1]).expand(len(images), -1, -1)
+        return torch.cat([first, self.patch_embed(patchify(images, self.patch_size, keep)) + positions], dim=1)
+
+    def encode(self, tokens: Float[Tensor, "B T D"], layer: int | None = None) -> Float[Tensor, "B T D"]:
+        """The blocks, all or the first `layer` of them, and the final norm."""
         if layer is not None and not 1 <= layer <= len(self.blocks):
             raise UserError(f"layer {layer} does not exist: 1 to {len(self.blocks)}")
-        patches, positions = patchify(images, self.patch_size), self.pos_embed[:, 1:]
-        if keep is not None:
-            patches, positions = take(patches, keep), take(positions, keep)
-        first = (self.cls_token + self.pos_embed[:, :1]).expand(len(images), -1, -1)
-        x = torch.cat([first, self.patch_embed(patches) + positions], dim=1)
         for block in self.blocks[:layer]:
-            x = block(x)
-        return self.norm(x)
+            tokens = block(tokens)
+        return self.norm(tokens)
 
     def set_drop_path(self, rate: float) -> None:
         """Stochastic depth: `rate` in the last block, growing linearly from 0 in the first."""
         for i, block in enumerate(self.blocks):
             block.drop_path.rate = rate * i / max(1, self.depth - 1)  # type: ignore[union-attr]
+
+    def set_checkpoint(self, on: bool) -> None:
+        """Activation checkpointing: blocks keep only what enters them and compute the rest again for the gradient, so that
+        training takes much less memory and about a third more time. A matter of the run: not in `config()`."""
+        for block in self.blocks:
+            block.checkpointed = on  # type: ignore[assignment]
 
     def resize(self, image_size: tuple[int, int]) -> None:
         """Makes the encoder take images of another size; the positions are resized (bicubic)."""
@@ -194,6 +234,22 @@ class ViT(nn.Module):
         positions = resize_positions(self.pos_embed.data, self.grid, grid)
         self.pos_embed = nn.Parameter(positions, requires_grad=self.pos_embed.requires_grad)
         self.image_size, self.grid = image_size, grid
+
+    def adapt(self, channels: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        """Makes the encoder take images of other channels, which `normalize` brings to these statistics.
+
+        Each new channel's patch weights are the mean of the old ones times old / new, so that an image whose (normalised)
+        channels are all alike gives what it gave before. With as many channels as before, only the statistics change.
+        """
+        if len(mean) != channels or len(std) != channels:
+            raise UserError(f"mean {mean} and std {std} need one value for each of {channels} channels")
+        proj = self.patch_embed.proj
+        if channels != self.channels:
+            each = proj.weight.data.sum(1, keepdim=True) / channels
+            weight = each.expand(-1, channels, -1, -1).contiguous()
+            proj.weight, proj.in_channels = nn.Parameter(weight, proj.weight.requires_grad), channels
+        self.channels, self.mean, self.std = channels, mean, std
+        self.pixel_statistics = self.pixel_statistics.new_tensor([mean, std]).view(2, -1, 1, 1)
 
 
 def initialize(module: nn.Module) -> None:

@@ -33,9 +33,11 @@ def read_config(run: str | os.PathLike[str]) -> dict[str, Any]:
     return config
 
 
-def read_weights(run: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """`model.safetensors` of a run folder, on the CPU."""
-    path = Path(run) / "model.safetensors"
+def read_weights(run: str | os.PathLike[str], name: str = "model.safetensors") -> dict[str, Tensor]:
+    """`model.safetensors` of a run folder, or another of its files, on the CPU."""
+    path = Path(run) / name
+    if not path.is_file() and name != "model.safetensors":
+        raise UserError(f"{run} has no {name}: only mae finetune keeps the weights of the best epoch")
     if not path.is_file():
         raise UserError(f"{run} holds no weights yet (no model.safetensors): let its training reach a checkpoint first")
     try:
@@ -88,13 +90,16 @@ def load_mae(run: str | os.PathLike[str]) -> MAE:
     return model.eval()
 
 
-def load_classifier(run: str | os.PathLike[str]) -> Classifier:
-    """The classifier of a run folder, in eval mode on the CPU: `classifier(images)` gives logits `[B, classes]`."""
+def load_classifier(run: str | os.PathLike[str], best: bool = False) -> Classifier:
+    """The classifier of a run folder, in eval mode on the CPU: `classifier(images)` gives logits `[B, classes]`.
+
+    Its last weights, or those of the epoch that was best on the validation images.
+    """
     config = read_config(run)
     if kind_of(config) != "classifier":
         raise UserError(f"{run} holds no classifier: make one with mae finetune {run} LABELLED --out OUT")
     model = build(Classifier.build, config["model"], run)
-    load_weights(model, read_weights(run), run)
+    load_weights(model, read_weights(run, "best.safetensors" if best else "model.safetensors"), run)
     return model.eval()
 
 

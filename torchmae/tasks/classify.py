@@ -19,8 +19,9 @@ from torchmae.data.loader import Batch, Batches
 from torchmae.data.transforms import Augment
 from torchmae.errors import RunError, UserError
 from torchmae.models.heads import Classifier, trainable
+from torchmae.models.mae import build_encoder
 from torchmae.models.mixing import mix
-from torchmae.models.vit import ViT, size_of
+from torchmae.models.vit import ViT
 from torchmae.models.weights import load
 from torchmae.tasks import recipe, runs, settings
 from torchmae.tasks.embed import collect
@@ -95,11 +96,10 @@ def run(config: Finetune) -> Path:
             pretrained = None if config.run == "none" else load(config.run)
             channels = channels_of(config, data, pretrained)
             found = world.on_main(lambda: runs.scan_and_report(data.train, channels, out))
-            size = settings.parse_size(
-                config.image_size
-                or (settings.size_text(pretrained.image_size) if pretrained else settings.side_of(found))
-            )
-            chosen = recipe.choices(config, len(data.train), size, world)
+            known = pretrained.image_size if pretrained else recipe.architecture(config.model).get("image_size")
+            default_size = settings.size_text(known) if known else settings.side_of(found)
+            size = settings.parse_size(config.image_size or default_size)
+            chosen = recipe.choices(config, len(data.train), len(data.val), size, world)
             config = recipe.resolve(config, chosen, len(data.train))
             with runs.seeded(config.seed):
                 encoder = pretrained or fresh(config, channels)
@@ -136,9 +136,13 @@ def channels_of(config: Finetune, data: LabelledSets, pretrained: ViT | None) ->
 
 
 def fresh(config: Finetune, channels: int) -> ViT:
-    """An untrained encoder."""
-    size: dict[str, Any] = {"image_size": settings.parse_size(config.image_size or 0), **size_of(config.model)}
-    return ViT(patch_size=config.patch_size or 16, channels=channels, **size)
+    """An untrained encoder of the size that --model names, or with the architecture of the run folder that it names."""
+    size = {
+        "image_size": settings.parse_size(config.image_size or 0),
+        "patch_size": config.patch_size,
+        "channels": channels,
+    }
+    return build_encoder({**recipe.architecture(config.model), **size, "mean": None, "std": None})
 
 
 def build(config: Finetune, encoder: ViT, classes: tuple[str, ...]) -> Classifier:
@@ -197,7 +201,7 @@ def plan_of(config: Finetune, images: int) -> Plan:
         workers=config.workers,
         micro_batch=config.micro_batch,
         save_minutes=config.save_minutes,
-        evaluate_steps=max(1, round(steps_per_epoch)),
+        evaluate_steps=max(1, round((config.validate_epochs or 1) * steps_per_epoch)),
         least_lr=config.min_lr,
         optimizer=config.optimizer,
         layer_decay=config.layer_decay,
@@ -219,19 +223,15 @@ class Validation:
 
     def logits(self) -> tuple[list[int], Float[Tensor, "N classes"]]:
         """Of the validation images that can be read: their numbers and logits."""
-        encoder, function = self.model.encoder, logits_of(self.model, self.world.device)
-        if (
-            self.kept is None
-            and len(self.data.val) * encoder.channels * encoder.image_size[0] * encoder.image_size[1] <= IN_MEMORY
-        ):
-            ids, (images,), _ = collect(
-                self.data.val, encoder, str(self.out), [lambda images: images], self.world.device
-            )
+        encoder, look = self.model.encoder, logits_of(self.model, self.world.device)
+        size = len(self.data.val) * encoder.channels * encoder.image_size[0] * encoder.image_size[1]
+        if size > IN_MEMORY:
+            ids, (found,), _ = collect(self.data.val, encoder, str(self.out), [look], self.world.device)
+            return ids, found
+        if self.kept is None:
+            ids, (images,), _ = collect(self.data.val, encoder, str(self.out), [lambda x: x], self.world.device)
             self.kept = ids, images
-        if self.kept is not None:
-            return self.kept[0], torch.cat([function(images) for images in self.kept[1].split(64)])
-        ids, (found,), _ = collect(self.data.val, encoder, str(self.out), [function], self.world.device)
-        return ids, found
+        return self.kept[0], torch.cat([look(images) for images in self.kept[1].split(64)])
 
     def __call__(self, step: int) -> Iterator[tuple[str, float]]:
         ids, found = self.logits()

@@ -8,8 +8,7 @@ from typing import Annotated, Any
 import torch
 import tyro
 
-from torchmae.data.labels import labelled
-from torchmae.data.sources import open_source
+from torchmae.data.labels import labelled, open_pair
 from torchmae.errors import UserError
 from torchmae.models.heads import Classifier
 from torchmae.models.weights import load_classifier
@@ -26,19 +25,24 @@ class Evaluate:
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """A run folder that mae finetune or mae import made."""
     data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="LABELLED")]
-    """Labelled images; their classes may be some of the classifier's."""
+    """Labelled images (with train/ and val/: those of val/); their classes may be some of the classifier's."""
     class_map: str | None = None
     """A JSON file {class name in the data: class name of the classifier}, where they differ."""
     among: bool = False
     """Let the classifier choose among the classes of the data only (as ImageNet-A and -R are scored)."""
+    best: bool = False
+    """Take the weights of the epoch that was best on the validation images, not the last ones."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
 
 
 def run(config: Evaluate) -> dict[str, Any]:
     """Prints the scores, adds them to `results.json` of the run, draws `confusion.png`, and gives the scores."""
-    model, device = load_classifier(config.run), find_device(config.device)
-    images, names = labelled(open_source(config.data), config.data)
+    model, device = load_classifier(config.run, config.best), find_device(config.device)
+    whole, held_out = open_pair(config.data, None)
+    if held_out is not None:
+        print(f"{config.data} brings its own split: measured on its validation part")
+    images, names = labelled(held_out or whole, config.data)
     names = mapped(names, config.class_map)
     number = {name: i for i, name in enumerate(model.classes)}
     strange = sorted(set(names) - set(number))

@@ -102,7 +102,7 @@ def run(config: Import) -> Path:
         write_config(folder, "import", settings, None, model)
     print(f"{config.source}: {kind} in the layout of {layout}, {len(found.weights)} tensors, {len(plain)} mapped")
     print("\n".join(report.lines))
-    nexts = {"mae": "reconstruct {} IMAGE...", "classifier": "embed {} DATA", "encoder": "embed {} DATA"}
+    nexts = {"mae": "reconstruct {} IMAGE...", "classifier": "evaluate {} LABELLED", "encoder": "embed {} DATA"}
     print(f"Made: {out / 'model.safetensors'}\nNext:\n  mae {nexts[kind].format(out)}")
     return out
 
@@ -181,7 +181,8 @@ def describe(config: Import, plain: Weights, facts: dict[str, Any], report: Repo
     )
     if target == "norm-pixels":
         report.note("pictures", "brightness and contrast of hidden patches as the visible ones' (no head for them)")
-    return {"encoder": encoder, **decoder, "target": target, "loss_on": facts.get("loss_on", "hidden")}
+    loss_on = facts.get("loss_on", "hidden")
+    return {"encoder": encoder, **decoder, "target": target, "loss_on": loss_on, "encode_all": False}
 
 
 def read_classes(path: str) -> list[str]:

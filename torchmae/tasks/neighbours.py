@@ -5,20 +5,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Int64
 from torch import Tensor
 
-from torchmae.data.labels import hold_out, labelled, open_pair
-from torchmae.data.sources import Source
+from torchmae.data.labels import Subset, hold_out, labelled, open_pair
 from torchmae.errors import UserError
-from torchmae.models.mae import build_encoder
-from torchmae.models.vit import ViT
-from torchmae.models.weights import load, read_config
-from torchmae.tasks.embed import collect, embedding
-from torchmae.tasks.metrics import interval
+from torchmae.tasks.features import accuracy, line, looker
 from torchmae.train.checkpoint import write_text
 from torchmae.train.distributed import find_device
 
@@ -53,66 +49,38 @@ def run(config: Neighbours) -> dict[str, Any]:
         raise UserError(f"--test-fraction {config.test_fraction}: must lie between 0 and 1")
     if config.k < 1:
         raise UserError(f"--k {config.k}: must be at least 1")
-    encoder, device = load(config.run), find_device(config.device)
-    compared = {
-        "features": embedding(encoder, config.layer, config.pooling, device),
-        "untrained encoder": embedding(fresh(config.run, config.seed), config.layer, config.pooling, device),
-        "raw pixels": raw_pixels,
-    }
-    train_source, test_source = open_pair(config.data, config.test)
-
-    def look(source: Source, what: str) -> tuple[list[Float[Tensor, "B F"]], list[str]]:
-        """What is compared, and the labels, of the readable images that have one."""
-        images, labels = labelled(source, what)
-        ids, found, _ = collect(images, encoder, config.run, list(compared.values()), device)
-        return found, [labels[i] for i in ids]
-
-    train, answers = look(train_source, config.data)
+    look = looker(config.run, config.layer, config.pooling, 32, config.seed, find_device(config.device))
+    source, test_source = open_pair(config.data, config.test)
+    images, names = labelled(source, config.data)
     if test_source is None:
-        out = torch.from_numpy(hold_out(answers, config.test_fraction, config.seed))
-        train, test = [features[~out] for features in train], [features[out] for features in train]
-        truth = [label for label, held_out in zip(answers, out.tolist()) if held_out]
-        answers = [label for label, held_out in zip(answers, out.tolist()) if not held_out]
+        out = hold_out(names, config.test_fraction, config.seed)
+        kept, held_out = np.flatnonzero(~out), np.flatnonzero(out)
+        test_images, test_names = Subset(images, held_out), [names[i] for i in held_out]
+        images, names = Subset(images, kept), [names[i] for i in kept]
     else:
-        test, truth = look(test_source, config.test or config.data)
-    classes = {label: i for i, label in enumerate(sorted(set(answers)))}
+        test_images, test_names = labelled(test_source, config.test or config.data)
+    classes = {name: i for i, name in enumerate(sorted(set(names)))}
     if len(classes) < 2:
         raise UserError(f"k-NN needs at least two classes with labels, {config.data} has {len(classes)}")
-    labels = torch.tensor([classes[label] for label in answers])
-    accuracy: dict[str, Any] = {}
-    for name, train_rows, test_rows in zip(compared, train, test):
-        guesses = knn(train_rows, test_rows, labels, len(classes), config.k).tolist()
-        right = sum(guess == classes.get(label) for guess, label in zip(guesses, truth))
-        low, high = interval(right, len(truth))
-        accuracy[name] = {"accuracy": right / len(truth), "low": low, "high": high}
+    train, labels = look(images, torch.tensor([classes[name] for name in names]))
+    # -1: a class that is only among the test images, which no neighbour can name
+    test, truth = look(test_images, torch.tensor([classes.get(name, -1) for name in test_names]))
+    found = {name: accuracy(knn(train[name], test[name], labels, len(classes), config.k), truth) for name in train}
     result = {
         "data": config.data,
-        "train_images": len(answers),
+        "train_images": len(labels),
         "test_images": len(truth),
         "classes": len(classes),
         **asdict(config),
-        "knn": accuracy,
+        "knn": found,
     }
     print(
-        f"k-NN accuracy (k = {config.k}), {len(truth)} test and {len(answers)} training images, {len(classes)} classes"
+        f"k-NN accuracy (k = {config.k}), {len(truth)} test and {len(labels)} training images, {len(classes)} classes"
     )
-    for name, found in accuracy.items():
-        print(f"  {name:<18} {found['accuracy']:6.1%}  (95 % interval {found['low']:.1%} to {found['high']:.1%})")
+    for name, score in found.items():
+        print(line(name, score))
     print(f"Written to {add_result(Path(config.run), 'neighbours', result)}")
     return result
-
-
-def raw_pixels(images: UInt8[Tensor, "B C H W"]) -> Float[Tensor, "B F"]:
-    """The pixels themselves, of images shrunk to at most 32 px a side (more would not fit in memory for large sets)."""
-    size = [min(32, side) for side in images.shape[2:]]
-    return F.interpolate(images.float(), size, mode="area").flatten(1)
-
-
-def fresh(run: str, seed: int) -> ViT:
-    """The run's encoder as it was before training, up to the seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return build_encoder(read_config(run)["model"]["encoder"]).eval()
 
 
 def knn(

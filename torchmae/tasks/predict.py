@@ -28,6 +28,8 @@ class Predict:
     """Images, as for mae pretrain; no labels are needed."""
     out: str = "predictions.csv"
     """.csv or .parquet (extra "parquet")."""
+    best: bool = False
+    """Take the weights of the epoch that was best on the validation images, not the last ones."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
 
@@ -38,7 +40,11 @@ def run(config: Predict) -> Path:
     write = choose(WRITERS, out.suffix.lower(), "kind of file")
     if out.suffix.lower() == ".parquet":
         pyarrow()
-    model, device, source = load_classifier(config.run), find_device(config.device), open_source(config.data)
+    model, device, source = (
+        load_classifier(config.run, config.best),
+        find_device(config.device),
+        open_source(config.data),
+    )
     ids, (logits,), bad = collect(source, model.encoder, config.run, [logits_of(model, device)], device)
     for name, reason in [*source.unusable, *bad]:
         print(f"left out: {name}: {reason}")

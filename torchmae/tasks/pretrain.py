@@ -12,16 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from torchmae.data.loader import Batch, Batches
-from torchmae.data.scan import Scan
 from torchmae.data.sources import Source, open_source
 from torchmae.data.transforms import Augment, Whole
 from torchmae.errors import RunError, UserError
 from torchmae.models.mae import MAE
 from torchmae.models.masking import Mask, kept, masking, noise
-from torchmae.models.vit import ViT, size_of
 from torchmae.tasks import runs, settings
 from torchmae.tasks.reconstruct import draw, draw_mask
 from torchmae.tasks.settings import FREE, Pretrain
+from torchmae.tasks.start import adopt, build
 from torchmae.train import checkpoint
 from torchmae.train.distributed import World, start
 from torchmae.train.log import draw_curves
@@ -68,6 +67,8 @@ def run(config: Pretrain) -> Path:
     with start(config.device) as world, ExitStack() as stack:
         source = open_source(config.data)
         out = Path(config.out or Path("runs") / settings.name_of(config.data))
+        if config.from_run is not None and out.resolve() == Path(config.from_run).resolve():
+            raise UserError(f"the run folder {out} is that of --from, which stays as it is: name a new one with --out")
         goes_on = runs.prepare(out, config.data, world)
         world.on_main(lambda: stack.enter_context(checkpoint.lock(out)))
         if goes_on:
@@ -76,31 +77,20 @@ def run(config: Pretrain) -> Path:
                 asked["image_size"] = settings.size_text(settings.parse_size(config.image_size))
             merged, described = runs.resume(out, "pretrain", asked, FREE, runs.identity(source))
             config = Pretrain(**merged)
-            model = MAE.build(described)
+            model, origin = MAE.build(described), config.from_run or "from scratch"
         else:
+            config, parent = adopt(config, source.channels)
             channels, limits = config.channels or source.channels, (config.max_megapixels, config.white)
             found = world.on_main(lambda: runs.scan_and_report(source, channels, out, *limits, config.max_bad_percent))
-            config = settings.resolve(config, found, source.channels, world)
-            model = build(config, found)
+            width = parent.encoder.embed_dim if parent else None
+            config = settings.resolve(config, found, source.channels, world, width)
+            model, origin = build(config, found, parent)
         kept(math.prod(model.encoder.grid), config.mask_ratio)
         batches = make_batches(config, source, world)
         if not goes_on:  # all that can be wrong with the settings has been said by now
             identity = runs.identity(source)
             world.on_main(lambda: runs.write_config(out, "pretrain", asdict(config), identity, model.config()))
-        return train(config, batches, model, out, world)
-
-
-def build(config: Pretrain, found: Scan) -> MAE:
-    """The model with the weights of its seed."""
-    assert config.model and config.patch_size and config.channels and config.image_size
-    if config.normalize == "imagenet" and config.channels != 3:
-        raise UserError(f"--normalize imagenet needs 3 channels, not {config.channels}: use --normalize data")
-    mean, std = settings.IMAGENET if config.normalize == "imagenet" else (found.mean, found.std)
-    size = settings.parse_size(config.image_size)
-    with runs.seeded(config.seed):
-        encoder = ViT(size, config.patch_size, config.channels, **size_of(config.model), mean=mean, std=std)
-        dims = (config.decoder_dim, config.decoder_depth, config.decoder_heads)
-        return MAE(encoder, *dims, target=config.target, loss_on=config.loss_on)
+        return train(config, batches, model, origin, out, world)
 
 
 def make_batches(config: Pretrain, source: Source, world: World) -> Batches:
@@ -119,8 +109,8 @@ def make_batches(config: Pretrain, source: Source, world: World) -> Batches:
     )
 
 
-def train(config: Pretrain, batches: Batches, model: MAE, out: Path, world: World) -> Path:
-    """fit() with this task, its pictures, and the words before and after."""
+def train(config: Pretrain, batches: Batches, model: MAE, origin: str, out: Path, world: World) -> Path:
+    """fit() with this task, its pictures, and the words before and after; `origin` says where the weights come from."""
     assert config.epochs and config.batch_size and config.base_lr is not None and config.warmup_epochs is not None
     assert config.precision and config.workers is not None
     steps_per_epoch = len(batches.source) / config.batch_size
@@ -142,7 +132,7 @@ def train(config: Pretrain, batches: Batches, model: MAE, out: Path, world: Worl
         tensorboard=config.tensorboard,
     )
     if world.is_main:
-        print(settings.describe(config, plan, len(batches.source), model, out, world), flush=True)
+        print(settings.describe(config, plan, len(batches.source), model, origin, out, world), flush=True)
     task = PretrainTask(model, config.masking, config.mask_ratio, config.seed)
     outcome = fit(task, batches, plan, out, world, [Pictures(model, batches, config, out, world)])
     if outcome.signal is not None:

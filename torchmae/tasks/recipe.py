@@ -1,5 +1,6 @@
 """The settings of `mae finetune`, what is chosen where they are left open and why, and the plan in words."""
 
+import os
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, NamedTuple
 
@@ -8,6 +9,7 @@ import tyro
 from torchmae.errors import UserError, choose
 from torchmae.models.heads import POOLS, Classifier
 from torchmae.models.vit import size_of
+from torchmae.models.weights import read_config
 from torchmae.tasks import settings
 from torchmae.train.distributed import World
 from torchmae.train.loop import Plan
@@ -41,7 +43,7 @@ class Finetune:
     """What the head sees: mean of the patch tokens with its own norm (the reference's default), or the class token (the
     default for --train head, as in the paper)."""
     model: str = "vit_micro"
-    """Only from scratch: the size of the encoder."""
+    """Only from scratch: the size of the encoder, or a run folder that has the one to take (without its weights)."""
     image_size: str | int | None = None
     """Default: that of the run; positions are resized to another."""
     patch_size: int | None = None
@@ -88,6 +90,8 @@ class Finetune:
     """Least and largest share of the image's area that a random crop takes."""
     flip: bool = True
     """Mirror half of the crops (not for text or digits)."""
+    validate_epochs: float | None = None
+    """Epochs between two validations. Default: 1; more where there are fewer images to train on than to validate on."""
     eval_crop: float = 1.0
     """Share of the side that validation, evaluate and predict look at (the paper's recipes at 224 px: 0.875)."""
     seed: int = 0
@@ -121,7 +125,10 @@ def check(config: Finetune) -> None:
     """What can be known to be wrong before any file is read."""
     settings.check_numbers(
         config,
-        ("epochs", "batch_size", "patch_size", "channels", "labels_per_class", "layer_decay", "micro_batch"),
+        (
+            *("epochs", "batch_size", "patch_size", "channels", "labels_per_class", "layer_decay", "micro_batch"),
+            "validate_epochs",
+        ),
         (
             *("base_lr", "min_lr", "weight_decay", "warmup_epochs", "workers", "seed", "clip_grad", "mixup", "cutmix"),
             *("ema", "beta2"),
@@ -147,21 +154,33 @@ def check(config: Finetune) -> None:
     if config.optimizer is not None:
         choose(OPTIMIZERS, config.optimizer, "optimizer")
     if config.run == "none":
-        size_of(config.model)
+        architecture(config.model)
         if config.train != "all":
             raise UserError(f"--train {config.train}: from scratch (run none) everything has to be trained")
     if config.image_size is not None:
         settings.parse_size(config.image_size)
 
 
-def choices(config: Finetune, images: int, size: tuple[int, int], world: World) -> dict[str, Choice]:
+def architecture(model: str) -> dict[str, Any]:
+    """Arguments of a ViT: those of a named size, or the whole description of a run folder's encoder."""
+    if not os.path.isdir(model):
+        return dict(size_of(model))
+    described = read_config(model)["model"]["encoder"]
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in described.items()}
+
+
+def choices(config: Finetune, images: int, val_images: int, size: tuple[int, int], world: World) -> dict[str, Choice]:
     """What is taken for the settings that are left open: length, strength and learning rate follow from the number of
     labelled images; the rest is the paper's (Table 9; Table 10 for the head alone, Table 11 from scratch)."""
     open_now = {name for name, value in vars(config).items() if value is None}
-    return {name: choice for name, choice in everything(config, images, size, world).items() if name in open_now}
+    return {
+        name: choice for name, choice in everything(config, images, val_images, size, world).items() if name in open_now
+    }
 
 
-def everything(config: Finetune, images: int, size: tuple[int, int], world: World) -> dict[str, Choice]:
+def everything(
+    config: Finetune, images: int, val_images: int, size: tuple[int, int], world: World
+) -> dict[str, Choice]:
     """A choice for each setting that can be left open."""
     on_gpu = world.device.type != "cpu"
     batch = config.batch_size or settings.batch_size(images, on_gpu, world.size)
@@ -176,6 +195,10 @@ def everything(config: Finetune, images: int, size: tuple[int, int], world: Worl
         "batch_size": Choice(batch, f"for {images} images on {'a GPU' if on_gpu else 'a CPU'}"),
         "epochs": Choice(
             epochs, f"{images} images are seen {epochs:g} times: about {budget:,} crops, within 20 to 100 epochs"
+        ),
+        "validate_epochs": Choice(
+            float(max(1, round(val_images / images))),
+            f"to validate on {val_images} images should not outweigh training",
         ),
         "warmup_epochs": Choice(epochs / 10, "a tenth of the epochs"),
         "precision": Choice(settings.precision(world.device), "the device is fast at it"),
@@ -208,11 +231,13 @@ def everything(config: Finetune, images: int, size: tuple[int, int], world: Worl
         "cutmix": Choice(1.0 if many else 0.0, "the paper's" if many else few),
     }
     if config.run == "none":
+        like = architecture(config.model).get("patch_size")
+        patch = like or config.patch_size or settings.patch_size(size)
         return (
             common
             | strong
             | {
-                "patch_size": Choice(settings.patch_size(size), "at most 144 patches, or 16 px"),
+                "patch_size": Choice(patch, "that of --model" if like else "at most 144 patches, or 16 px"),
                 "weight_decay": Choice(0.3, "the paper's from scratch"),
                 "layer_decay": Choice(1.0, "nothing is pre-trained"),
                 "beta2": Choice(0.95, "the paper's from scratch"),

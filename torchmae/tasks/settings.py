@@ -35,8 +35,12 @@ class Pretrain:
     """Folder (nested or flat), .txt/.csv list, .tar shards, .npy/.npz array, torchvision:NAME?root=DIR, hf:NAME, digits."""
     out: str | None = None
     """Run folder. Default: runs/NAME-OF-DATA. If it holds this run already, the run goes on."""
+    from_run: Annotated[str | None, tyro.conf.arg(name="from", metavar="RUN")] = None
+    """Start from the weights of this run folder (of pretrain, import or finetune), at any image size and channels."""
+    new_decoder: bool = False
+    """Leave the decoder of --from behind."""
     model: str | None = None
-    """vit_micro, vit_tiny, vit_small, vit_base, vit_large or vit_huge."""
+    """vit_micro, vit_tiny, vit_small, vit_base, vit_large or vit_huge. With --from: that of the run."""
     image_size: str | int | None = None
     """Side in pixels, or HEIGHTxWIDTH such as 192x256."""
     patch_size: int | None = None
@@ -69,8 +73,8 @@ class Pretrain:
     """Blocks of the decoder."""
     decoder_heads: int | None = None
     """Heads of the decoder."""
-    normalize: str = "data"
-    """Mean and deviation measured on the data, or imagenet's."""
+    normalize: str | None = None
+    """Mean and deviation: data (measured), imagenet or (with --from) the run's. Default: run if its channels fit, else data."""
     crop_scale: tuple[float, float] = (0.2, 1.0)
     """Least and largest share of the image's area that a random crop takes."""
     flip: bool = True
@@ -150,8 +154,11 @@ def check(config: Pretrain) -> None:
     low, high = config.crop_scale
     if not 0 < low <= high <= 1:
         raise UserError(f"--crop-scale {low} {high}: two shares of the area, 0 < least <= largest <= 1")
-    if config.normalize not in ("data", "imagenet"):
-        raise UserError(f"--normalize {config.normalize}: data or imagenet")
+    if config.normalize not in (None, "data", "imagenet", "run"):
+        raise UserError(f"--normalize {config.normalize}: data or imagenet, or run with --from")
+    if config.from_run is None and (config.new_decoder or config.normalize == "run"):
+        flag = "--new-decoder" if config.new_decoder else "--normalize run"
+        raise UserError(f"{flag} says what to do with the run of --from: add --from RUN, or leave {flag} out")
     if config.precision not in (None, "fp32", "bf16", "fp16"):
         raise UserError(f"--precision {config.precision}: fp32, bf16 or fp16")
     if config.seed >= 1 << 62:
@@ -240,14 +247,18 @@ def workers(device: torch.device, processes: int) -> int:
     return max(1, min(16, cores // here // (2 if device.type == "cuda" else 4)))
 
 
-def resolve(config: Pretrain, found: Scan, channels: int, world: World) -> Pretrain:
-    """The settings with nothing left open. `UserError` for a batch larger than the data set."""
+def resolve(config: Pretrain, found: Scan, channels: int, world: World, embed_dim: int | None = None) -> Pretrain:
+    """The settings with nothing left open. `UserError` for a batch larger than the data set.
+
+    `embed_dim` is the width of an encoder that is there already (of --from); its size may have no name.
+    """
     on_gpu = world.device.type == "cuda"
     size = parse_size(config.image_size or side_of(found))
     model = config.model
-    if model is None:
+    if embed_dim is None:
         large = "vit_tiny" if found.images < 10_000 else "vit_small" if found.images < 200_000 else "vit_base"
-        model = large if on_gpu else "vit_micro"
+        model = model or (large if on_gpu else "vit_micro")
+        embed_dim = size_of(model)["embed_dim"]
     batch = config.batch_size or batch_size(found.images, on_gpu, world.size)
     if batch > found.images:
         raise UserError(
@@ -260,27 +271,30 @@ def resolve(config: Pretrain, found: Scan, channels: int, world: World) -> Pretr
         image_size=size_text(size),
         patch_size=config.patch_size or patch_size(size),
         channels=config.channels or channels,
+        normalize=config.normalize or "data",
         epochs=many,
         batch_size=batch,
-        base_lr=base_lr(batch, size_of(model)["embed_dim"]) if config.base_lr is None else config.base_lr,
+        base_lr=base_lr(batch, embed_dim) if config.base_lr is None else config.base_lr,
         warmup_epochs=many / 20 if config.warmup_epochs is None else config.warmup_epochs,
         precision=config.precision or precision(world.device),
         workers=workers(world.device, world.size) if config.workers is None else config.workers,
     )
 
 
-def describe(config: Pretrain, plan: Plan, count: int, model: MAE, out: Path, world: World) -> str:
+def describe(config: Pretrain, plan: Plan, count: int, model: MAE, origin: str, out: Path, world: World) -> str:
     """The plan, a line each, before training starts."""
     encoder, decoder = (sum(p.numel() for p in part.parameters()) / 1e6 for part in (model.encoder, model.decoder))
     grid = model.encoder.grid
     device = torch.cuda.get_device_name() if world.device.type == "cuda" else platform.processor() or "CPU"
+    name = config.model or f"{model.encoder.embed_dim} wide, {model.encoder.depth} blocks"
     seen = f"{count} images"
     bad = out / "bad-files.jsonl"
     if bad.exists() and (lines := len(bad.read_text().splitlines())):
         seen += f", {lines} unreadable (see {bad})"
     rows = {
         "data": f"{config.data}: {seen}",
-        "model": f"{config.model}, {encoder:.1f} M parameters, decoder {decoder:.1f} M; target {config.target}",
+        "start": origin,
+        "model": f"{name}, {encoder:.1f} M parameters, decoder {decoder:.1f} M; target {config.target}",
         "image": f"{config.image_size} px, {config.channels} channels, {grid[0]}x{grid[1]} patches of {config.patch_size} px, "
         f"{config.mask_ratio:.0%} hidden ({config.masking})",
         "training": f"{config.epochs:g} epochs, {plan.steps} steps of {config.batch_size} images, "
