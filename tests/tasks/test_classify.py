@@ -122,6 +122,7 @@ def resolved(config: Finetune, images: int) -> Finetune:
 def test_defaults_follow_the_number_of_labels_and_say_why() -> None:
     few, many = (resolved(Finetune("run", "x"), n) for n in (100, 5000))
     assert few.epochs == 100 and many.epochs == 20 and few.mixup == 0 < many.mixup
+    assert (few.magnitude, few.erase, many.magnitude, many.erase) == (5, 0, 9, 0.25)
     assert (few.layer_decay, few.weight_decay, few.image_size, few.beta2, few.ema) == (0.75, 0.05, "32", 0.999, 0)
     head = resolved(Finetune("run", "x", train="head"), 100)
     assert (head.weight_decay, head.magnitude, head.erase, head.mixup, head.smoothing) == (0, 0, 0, 0, 0)

@@ -72,8 +72,8 @@ def make_run(folder: Path, model: MAE | Classifier) -> Path:
     return folder
 
 
-def make_mae(folder: Path, channels: int = 3, target: str = "norm-pixels") -> Path:
-    model = MAE(ViT((32, 32), 8, channels, 128, 6, 4), 32, 1, 4, target=target)
+def make_mae(folder: Path, channels: int = 3, target: str = "norm-pixels", encode_all: bool = False) -> Path:
+    model = MAE(ViT((32, 32), 8, channels, 128, 6, 4), 32, 1, 4, target=target, encode_all=encode_all)
     shake(model)
     return make_run(folder, model)
 
@@ -207,6 +207,20 @@ def test_a_new_decoder_is_that_of_the_seed(run: Path) -> None:
     same(again, begin(run, new_decoder=True)[0])
     assert not torch.equal(again.decoder.mask_token, other.decoder.mask_token)
     assert len(again.decoder.blocks) == 2  # vit_micro's default, not the run's
+
+
+@pytest.mark.parametrize("now", [False, True])
+@pytest.mark.parametrize("was", [False, True])
+def test_mask_tokens_in_encoder_or_decoder_as_the_new_command_says(tmp_path: Path, was: bool, now: bool) -> None:
+    parent = make_mae(tmp_path / "parent", encode_all=was)
+    model, origin, _ = begin(parent, encode_all=now)
+    assert model.encode_all is now and (", were in the " in origin) == (was != now)
+    mine, theirs = model.state_dict(), load_mae(parent).state_dict()
+    assert mine.keys() ^ theirs.keys() == (set() if was == now else {"mask_token", "decoder.mask_token"})
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine.keys() & theirs.keys())
+    if was != now:
+        names = ("encoder", "decoder") if now else ("decoder", "encoder")
+        assert origin.endswith("; mask tokens in the {}, were in the {} (a new one)".format(*names))
 
 
 def test_another_target_keeps_the_decoder_and_says_so(tmp_path: Path) -> None:

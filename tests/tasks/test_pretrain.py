@@ -16,11 +16,14 @@ from PIL import Image
 from small import SMALL
 
 import torchmae
+from torchmae import cli
 from torchmae.errors import UserError
 from torchmae.models.mae import MAE
 from torchmae.models.masking import MASKINGS
 from torchmae.models.targets import TARGETS
 from torchmae.models.vit import ViT
+from torchmae.models.weights import load_mae, read_config
+from torchmae.tasks.settings import Pretrain
 
 FLAGS = [
     *("--model", "vit_micro", "--image-size", "32", "--patch-size", "8", "--decoder-dim", "32", "--decoder-depth", "1"),
@@ -122,6 +125,35 @@ def test_every_masking_and_target_trains(photos: Path, tmp_path: Path, masking: 
     run = torchmae.pretrain(str(photos), out=str(tmp_path), masking=masking, target=target, epochs=1, **SMALL)
     records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert np.isfinite(records[-1]["loss"]) and records[-1]["step"] == 3
+
+
+def test_checkpointed_blocks_give_the_same_weights_and_may_change_when_a_run_goes_on(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for name, on in (("plain", False), ("less", True)):
+        out = torchmae.pretrain(str(photos), out=tmp_path / name, checkpoint_blocks=on, epochs=2, **SMALL)
+        assert (", blocks checkpointed\n" in capsys.readouterr().out) == on
+        assert read_config(out)["config"]["checkpoint_blocks"] == on
+    assert (tmp_path / "less/model.safetensors").read_bytes() == (tmp_path / "plain/model.safetensors").read_bytes()
+    asked = dict(out=tmp_path / "less", epochs=2, **SMALL)
+    assert torchmae.pretrain(str(photos), checkpoint_blocks=False, **asked) == tmp_path / "less"
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_mask_tokens_in_the_encoder(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    words = ["--out", tmp_path / "run", "--encode-all", "--checkpoint-blocks", "--epochs", 2]
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
+    assert cli.main(["pretrain", str(photos), *map(str, words), *flags]) == 0
+    said = capsys.readouterr().out
+    assert ", mask tokens in the encoder;" in said and ", blocks checkpointed\n" in said
+    assert "Most memory at a time: " in said
+    stored, model = read_config(tmp_path / "run"), load_mae(tmp_path / "run")
+    assert stored["config"]["encode_all"] is True and stored["model"]["encode_all"] is True
+    assert model.mask_token is not None and model.decoder.mask_token is None
+    again = Pretrain(**{n: tuple(v) if isinstance(v, list) else v for n, v in stored["config"].items()})
+    assert again.encode_all and again.checkpoint_blocks
+    with pytest.raises(UserError, match="encode_all was True, is False"):
+        torchmae.pretrain(str(photos), out=tmp_path / "run", epochs=2, **SMALL)
 
 
 def test_the_library_and_the_command_make_the_same_run(photos: Path, tmp_path: Path) -> None:

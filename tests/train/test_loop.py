@@ -70,11 +70,12 @@ def test_the_log_has_a_line_a_step_with_all_fields(whole):
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
     for line in lines:
         assert set(line) == {
-            *("step", "loss", "grad_norm", "images_per_s", "wait", "skipped", "lr"),
+            *("step", "loss", "grad_norm", "images_per_s", "wait", "skipped", "lr", "peak_memory_mb"),
             *("loss of patch mean", "loss of visible mean"),
         }
         assert all(math.isfinite(value) for value in line.values())
         assert line["skipped"] == 0 and 0 <= line["wait"] <= 1 and line["images_per_s"] > 0
+        assert 50 < line["peak_memory_mb"] < 50_000  # MB, whatever the system counts in
         assert line["lr"] == pytest.approx(lr_at(line["step"] - 1, STEPS, 2, peak_lr(0.02, 8)))
 
 
@@ -186,6 +187,6 @@ def test_a_signal_saves_and_going_on_gives_the_same_weights(whole, photos, tmp_p
     assert "Traceback" not in out + err
     torchmae.pretrain(str(photos), **(OPTIONS | {"out": str(run)}))
     assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
-    drop = ("images_per_s", "wait")
+    drop = ("images_per_s", "wait", "peak_memory_mb")
     ours, theirs = ([{k: v for k, v in r.items() if k not in drop} for r in records(r)] for r in (run, whole))
     assert ours == theirs

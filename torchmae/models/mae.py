@@ -97,7 +97,7 @@ class MAE(nn.Module):
             hidden patch's mean and deviation, so that pictures need not borrow the true ones.
         loss_on: "hidden" (the paper's) or "all" patches.
         encode_all: the encoder gets mask tokens at the hidden places, and the decoder none of its own (paper Table 1c: worse
-            features, 3.3 times the work); to compare with.
+            features, for ViT-L 3.3 times the work); to compare with.
     """
 
     def __init__(

@@ -113,6 +113,7 @@ def train(config: Pretrain, batches: Batches, model: MAE, origin: str, out: Path
     """fit() with this task, its pictures, and the words before and after; `origin` says where the weights come from."""
     assert config.epochs and config.batch_size and config.base_lr is not None and config.warmup_epochs is not None
     assert config.precision and config.workers is not None
+    model.set_checkpoint(config.checkpoint_blocks)
     steps_per_epoch = len(batches.source) / config.batch_size
     plan = Plan(
         steps=max(1, round(config.epochs * steps_per_epoch)),
@@ -188,6 +189,8 @@ def summary(out: Path, outcome: Outcome, plan: Plan, config: Pretrain) -> str:
         head += (
             "\nIt is not better than these yet: it has learned nothing to speak of. Train longer (--epochs, new --out)."
         )
+    if last.get("peak_memory_mb"):
+        head += f"\nMost memory at a time: {last['peak_memory_mb']:.0f} MB."
     lines = [head, "", "Made:", f"  {out / 'model.safetensors'}  encoder and decoder"]
     if pictures:
         lines.append(f"  {pictures[-1]}  reconstructions")

@@ -72,9 +72,10 @@ class Finetune:
     drop_path: float | None = None
     """Stochastic depth of the last block, growing from 0 at the first. Default: 0.1 where blocks are trained."""
     magnitude: float | None = None
-    """Of RandAugment, 0 (off) to 10. Default: 9 (the paper's); off for the head alone."""
+    """Of RandAugment, 0 (off) to 10. Default: 9 (the paper's), 5 below 1,000 images; off for the head alone."""
     erase: float | None = None
-    """Probability of random erasing. Default: 0.25 (the reference's); off for the head alone and from scratch."""
+    """Probability of random erasing. Default: 0.25 (the reference's) from 1,000 images on, but not for the head alone, nor from
+    scratch."""
     mixup: float | None = None
     """Mixup's alpha. Default: 0.8 where 1,000 images or more are trained on, else off."""
     cutmix: float | None = None
@@ -188,6 +189,7 @@ def everything(
     epochs = config.epochs or min(100, max(20, budget // images))
     many = images >= 1000
     few = "mixing needs many images, there are fewer than 1,000"
+    mild = "milder than the paper's 9: with fewer than 1,000 images there are few steps to learn from strong changes"
     common = {
         "image_size": Choice(
             settings.size_text(size), "that of the run" if config.run != "none" else "the images' size"
@@ -225,7 +227,7 @@ def everything(
             1e-3 * (1024 / batch) ** 0.5, "the paper's 1e-3 at 1,024 a step, falling with the root of the batch"
         ),
         "drop_path": Choice(0.1, "the paper's"),
-        "magnitude": Choice(9.0, "the paper's"),
+        "magnitude": Choice(9.0 if many else 5.0, "the paper's" if many else mild),
         "smoothing": Choice(0.1, "the paper's"),
         "mixup": Choice(0.8 if many else 0.0, "the paper's" if many else few),
         "cutmix": Choice(1.0 if many else 0.0, "the paper's" if many else few),
@@ -252,7 +254,7 @@ def everything(
             "weight_decay": Choice(0.05, "the paper's"),
             "layer_decay": Choice(0.75, "the paper's"),
             "beta2": Choice(0.999, "the paper's"),
-            "erase": Choice(0.25, "the reference's"),
+            "erase": Choice(0.25 if many else 0.0, "the reference's" if many else "off below 1,000 images"),
             "ema": Choice(0.0, "the paper's"),
         }
     )

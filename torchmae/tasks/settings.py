@@ -67,6 +67,8 @@ class Pretrain:
     """norm-pixels (each patch normalised: better features) or pixels."""
     loss_on: str = "hidden"
     """hidden patches, or all (the paper's worse variant)."""
+    encode_all: bool = False
+    """Let the encoder see mask tokens in place of hidden patches (the paper's slower and worse variant, Table 1c)."""
     decoder_dim: int | None = None
     """Width of the decoder. Default: 512 from vit_base on, less for smaller encoders."""
     decoder_depth: int | None = None
@@ -93,6 +95,8 @@ class Pretrain:
     """auto, cpu, cuda or cuda:N."""
     compile: bool = False
     """Use torch.compile."""
+    checkpoint_blocks: bool = False
+    """Compute each block again for its gradient: much less memory, about a third more time, the same weights."""
     shard: bool = False
     """With several processes: cut up the parameters (FSDP2) in place of copying them (DDP)."""
     workers: int | None = None
@@ -111,7 +115,7 @@ class Pretrain:
 
 # What may differ when a run goes on, since the weights do not depend on it ("data": its fingerprint decides).
 FREE = {
-    *("data", "out", "max_bad_percent", "device", "compile", "shard", "workers", "micro_batch"),
+    *("data", "out", "max_bad_percent", "device", "compile", "checkpoint_blocks", "shard", "workers", "micro_batch"),
     *("log_every", "save_minutes", "picture_minutes", "tensorboard"),
 }
 
@@ -291,16 +295,17 @@ def describe(config: Pretrain, plan: Plan, count: int, model: MAE, origin: str, 
     bad = out / "bad-files.jsonl"
     if bad.exists() and (lines := len(bad.read_text().splitlines())):
         seen += f", {lines} unreadable (see {bad})"
+    everywhere = ", mask tokens in the encoder" if model.encode_all else ""
     rows = {
         "data": f"{config.data}: {seen}",
         "start": origin,
-        "model": f"{name}, {encoder:.1f} M parameters, decoder {decoder:.1f} M; target {config.target}",
+        "model": f"{name}, {encoder:.1f} M parameters, decoder {decoder:.1f} M{everywhere}; target {config.target}",
         "image": f"{config.image_size} px, {config.channels} channels, {grid[0]}x{grid[1]} patches of {config.patch_size} px, "
         f"{config.mask_ratio:.0%} hidden ({config.masking})",
         "training": f"{config.epochs:g} epochs, {plan.steps} steps of {config.batch_size} images, "
         f"peak learning rate {plan.lr:.2g} (base {config.base_lr:.2g})",
         "device": f"{world.device.type} ({device}), {config.precision}, {world.size} process{'es' * (world.size > 1)}, "
-        f"{config.workers} workers each",
+        f"{config.workers} workers each{', blocks checkpointed' if config.checkpoint_blocks else ''}",
         "run folder": str(out),
     }
     return "\n".join(f"{name:>11}  {value}" for name, value in rows.items())

@@ -89,7 +89,7 @@ def build(config: Pretrain, found: Scan, parent: Parent | None) -> tuple[MAE, st
 def around(config: Pretrain, encoder: ViT) -> MAE:
     """The encoder with a fresh decoder."""
     dims = (config.decoder_dim, config.decoder_depth, config.decoder_heads)
-    return MAE(encoder, *dims, target=config.target, loss_on=config.loss_on)
+    return MAE(encoder, *dims, target=config.target, loss_on=config.loss_on, encode_all=config.encode_all)
 
 
 def continued(
@@ -111,6 +111,9 @@ def continued(
         return around(config, encoder), "; ".join([f"{parent.run}: encoder, with a new decoder", *notes])
     if config.target != parent.mae.target_name:
         notes.append(f"target {config.target}, was {parent.mae.target_name} (its layer keeps its weights)")
+    if config.encode_all != parent.mae.encode_all:
+        now, was = ("encoder", "decoder") if config.encode_all else ("decoder", "encoder")
+        notes.append(f"mask tokens in the {now}, were in the {was} (a new one)")
     own = {name: value for name, value in parent.mae.config().items() if name.startswith("decoder_")}
     model = around(replace(config, **own), encoder)
     carry_decoder(parent.mae, model)

@@ -17,7 +17,7 @@ from torchmae.errors import RunError
 from torchmae.hashing import STEP, hash32
 from torchmae.train import checkpoint, optim
 from torchmae.train.distributed import World, gathered
-from torchmae.train.log import Log, note_bad_files
+from torchmae.train.log import Log, note_bad_files, peak_memory_mb
 from torchmae.train.step import Plan, Step
 
 BAD_IN_A_ROW = 5  # steps with a loss that is not finite, after which a run gives up
@@ -86,7 +86,7 @@ def fit(
                 with torch.no_grad():
                     extra = {name: float(world.mean(value)) for name, value in task.diagnose(batch).items()}
                 record, bad = meter.read()
-                record |= {**extra, "lr": lr}
+                record |= {**extra, "lr": lr, "peak_memory_mb": peak_memory_mb(world.device)}
                 log.write(record)
                 if bad:
                     log.say(f"loss or gradient not finite, step not applied: {', '.join(map(str, bad))}")
