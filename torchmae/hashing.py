@@ -10,7 +10,7 @@ from typing import Any
 WORD = 0xFFFFFFFF
 
 # Streams keep the uses of one (seed, epoch, sample) independent of each other.
-ORDER, CROP, MASK, BLOCK, REPLACE, SPLIT, AUGMENT, MIX, STEP = range(9)
+ORDER, CROP, MASK, BLOCK, REPLACE, SPLIT, AUGMENT, MIX, DROP = range(9)
 
 
 def mix(x: Any) -> Any:

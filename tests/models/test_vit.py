@@ -12,7 +12,7 @@ from torchmae.errors import UserError
 from torchmae.models import vit
 from torchmae.models.mae import MAE, build_encoder
 from torchmae.models.patches import patchify, put, sincos_positions, unpatchify
-from torchmae.models.vit import SIZES, DropPath, ViT, size_of
+from torchmae.models.vit import SIZES, ViT, drop_path, size_of
 
 TINY = dict(patch_size=4, embed_dim=32, depth=3, num_heads=4)
 
@@ -93,9 +93,9 @@ def test_drop_path_rates_equal_timms(depth, rate):
     ours = ViT((8, 8), patch_size=4, embed_dim=16, depth=depth, num_heads=2, drop_path=rate)
     theirs = timm_model(ours, rate)
     expected = [getattr(block.drop_path1, "drop_prob", 0.0) for block in theirs.blocks]
-    assert [block.drop_path.rate for block in ours.blocks] == pytest.approx(expected, abs=1e-7)
+    assert [block.drop_rate for block in ours.blocks] == pytest.approx(expected, abs=1e-7)
     if depth > 1:
-        assert ours.blocks[0].drop_path.rate == 0 and ours.blocks[-1].drop_path.rate == pytest.approx(rate)
+        assert ours.blocks[0].drop_rate == 0 and ours.blocks[-1].drop_rate == pytest.approx(rate)
 
 
 # ---------------------------------------------------------------- keep
@@ -187,20 +187,24 @@ def test_hidden_pixels_have_no_influence():
 
 
 def test_drop_path():
-    drop, x = DropPath(0.25), torch.ones(20000, 2, 3)
-    y = drop(x)
+    x = torch.ones(20000, 2, 3)
+    y = drop_path(x, torch.rand(20000), 0.25)
     assert set(y.flatten().unique().tolist()) == {0.0, x.new_tensor(1 / 0.75).item()}  # the whole branch, scaled
     assert torch.equal(y, y[:, :1, :1].expand_as(y)), "an image's branch goes or stays as a whole"
     assert y.mean().item() == pytest.approx(1, abs=4 * (0.25 / 0.75 / 20000) ** 0.5)
-    assert drop.eval()(x) is x
-    assert DropPath(0.0)(x) is x
+    assert drop_path(x.bfloat16(), torch.rand(20000), 0.25).dtype == torch.bfloat16
 
 
 def test_drop_path_is_in_the_encoder_while_training_only():
     encoder = shaken(ViT((8, 8), drop_path=0.5, **TINY))
-    images = torch.randn(8, 3, 8, 8)
-    assert not torch.equal(encoder(images), encoder(images))
-    assert torch.equal(encoder.eval()(images), encoder(images))
+    images, draws = torch.randn(8, 3, 8, 8), torch.rand(8, encoder.depth, 2)
+    whole = encoder(images)
+    assert torch.equal(encoder(images), whole), "the model draws nothing by itself"
+    dropped = encoder(images, draws=draws)
+    assert not torch.equal(dropped, whole) and torch.equal(encoder(images, draws=draws), dropped)
+    part = encoder(images[3:5], draws=draws[3:5])
+    torch.testing.assert_close(part, dropped[3:5])  # whatever else is in the batch
+    assert torch.equal(encoder.eval()(images, draws=draws), whole)
     assert "drop_path" not in encoder.config()
 
 

@@ -52,13 +52,17 @@ class Classifier(nn.Module):
         """The classifier that `config()` described, with fresh weights."""
         return cls(build_encoder(config["encoder"]), **{name: v for name, v in config.items() if name != "encoder"})
 
-    def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B classes"]:
-        """Logits for normalised float images."""
-        return self.head(self.bn(self.features(images)))
+    def forward(
+        self, images: Float[Tensor, "B C H W"], draws: Float[Tensor, "B depth 2"] | None = None
+    ) -> Float[Tensor, "B classes"]:
+        """Logits for normalised float images; `draws` are the encoder's, for stochastic depth while training."""
+        return self.head(self.bn(self.features(images, draws)))
 
-    def features(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
+    def features(
+        self, images: Float[Tensor, "B C H W"], draws: Float[Tensor, "B depth 2"] | None = None
+    ) -> Float[Tensor, "B D"]:
         """What the head sees: pooled and normed tokens."""
-        tokens = self.encoder(images)
+        tokens = self.encoder(images, draws=draws)
         return self.fc_norm(tokens[:, 1:].mean(1)) if self.pool == "mean" else tokens[:, 0]
 
 

@@ -24,18 +24,10 @@ SIZES: dict[str, dict[str, int]] = {
 }
 
 
-class DropPath(nn.Module):
-    """Leaves out a residual branch for whole images at the given rate, while training (stochastic depth)."""
-
-    def __init__(self, rate: float = 0.0):
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        if not self.training or self.rate == 0:
-            return x
-        stays = torch.rand(len(x), 1, 1, device=x.device) >= self.rate
-        return x * stays / (1 - self.rate)
+def drop_path(x: Float[Tensor, "B U D"], draws: Float[Tensor, "B"], rate: float) -> Float[Tensor, "B U D"]:
+    """Stochastic depth (Huang et al. 2016): leaves out a branch for the images whose uniform draw is below the rate, and scales
+    the others up."""
+    return x * ((draws >= rate) / (1 - rate)).to(x.dtype).view(-1, 1, 1)
 
 
 def attend(
@@ -93,6 +85,7 @@ class Block(nn.Module):
     Two arguments leave out work whose result is known or not wanted (all of it inside `forward`, which sharding hooks on):
         shared: more tokens behind `x`, that images have in common: norm and qkv are computed once a row of the table.
         skip: so many tokens at the front are attended to, but not among the results.
+    While training, `draws` (uniform, one for each of the two branches) decide what stochastic depth leaves out.
     """
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float = 4.0):
@@ -101,21 +94,32 @@ class Block(nn.Module):
         self.attn = Attention(dim, num_heads)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
-        self.drop_path = DropPath()
+        self.drop_rate = 0.0
         self.checkpointed = False  # while training, keep the inputs only, and compute again in the backward pass
 
-    def forward(self, x: Float[Tensor, "B T D"], shared: Rows | None = None, skip: int = 0) -> Float[Tensor, "B U D"]:
+    def forward(
+        self,
+        x: Float[Tensor, "B T D"],
+        shared: Rows | None = None,
+        skip: int = 0,
+        draws: Float[Tensor, "B 2"] | None = None,
+    ) -> Float[Tensor, "B U D"]:
         if self.checkpointed and self.training:
-            return checkpoint(self.compute, x, shared, skip, use_reentrant=False)
-        return self.compute(x, shared, skip)
+            return checkpoint(self.compute, x, shared, skip, draws, use_reentrant=False)
+        return self.compute(x, shared, skip, draws)
 
-    def compute(self, x: Float[Tensor, "B T D"], shared: Rows | None, skip: int) -> Float[Tensor, "B U D"]:
+    def compute(
+        self, x: Float[Tensor, "B T D"], shared: Rows | None, skip: int, draws: Float[Tensor, "B 2"] | None
+    ) -> Float[Tensor, "B U D"]:
         normed = self.norm1(x)
         if shared is not None:
             x = torch.cat([x, take(*shared)], dim=1)
             shared = Rows(self.norm1(shared.table), shared.ids)
-        x = x[:, skip:] + self.drop_path(self.attn(normed, shared, skip))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        branch = self.attn(normed, shared, skip)
+        drops = draws is not None and self.training and self.drop_rate > 0
+        x = x[:, skip:] + (drop_path(branch, draws[:, 0], self.drop_rate) if drops else branch)  # type: ignore[index]
+        branch = self.mlp(self.norm2(x))
+        return x + (drop_path(branch, draws[:, 1], self.drop_rate) if drops else branch)  # type: ignore[index]
 
 
 class PatchEmbed(nn.Module):
@@ -188,13 +192,18 @@ class ViT(nn.Module):
         return list(self.blocks)
 
     def forward(
-        self, images: Float[Tensor, "B C H W"], keep: Int64[Tensor, "B K"] | None = None, layer: int | None = None
+        self,
+        images: Float[Tensor, "B C H W"],
+        keep: Int64[Tensor, "B K"] | None = None,
+        layer: int | None = None,
+        draws: Float[Tensor, "B depth 2"] | None = None,
     ) -> Float[Tensor, "B T D"]:
         """Tokens `[B, 1 + K, D]`, the class token first, after the final norm; `keep=None` means all patches.
 
-        `layer` stops after that many blocks (1..depth). Images are normalised floats of the model's size.
+        `layer` stops after that many blocks (1..depth). Images are normalised floats of the model's size. `draws`, uniform in
+        0..1, are the caller's randomness for stochastic depth while training; without them nothing is left out.
         """
-        return self.encode(self.tokens(images, keep), layer)
+        return self.encode(self.tokens(images, keep), layer, draws)
 
     def tokens(
         self, images: Float[Tensor, "B C H W"], keep: Int64[Tensor, "B K"] | None = None
@@ -209,18 +218,23 @@ class ViT(nn.Module):
         first = (self.cls_token + self.pos_embed[:, :1]).expand(len(images), -1, -1)
         return torch.cat([first, self.patch_embed(patchify(images, self.patch_size, keep)) + positions], dim=1)
 
-    def encode(self, tokens: Float[Tensor, "B T D"], layer: int | None = None) -> Float[Tensor, "B T D"]:
+    def encode(
+        self,
+        tokens: Float[Tensor, "B T D"],
+        layer: int | None = None,
+        draws: Float[Tensor, "B depth 2"] | None = None,
+    ) -> Float[Tensor, "B T D"]:
         """The blocks, all or the first `layer` of them, and the final norm."""
         if layer is not None and not 1 <= layer <= len(self.blocks):
             raise UserError(f"layer {layer} does not exist: 1 to {len(self.blocks)}")
-        for block in self.blocks[:layer]:
-            tokens = block(tokens)
+        for i, block in enumerate(self.blocks[:layer]):
+            tokens = block(tokens, draws=None if draws is None else draws[:, i])
         return self.norm(tokens)
 
     def set_drop_path(self, rate: float) -> None:
         """Stochastic depth: `rate` in the last block, growing linearly from 0 in the first."""
         for i, block in enumerate(self.blocks):
-            block.drop_path.rate = rate * i / max(1, self.depth - 1)  # type: ignore[union-attr]
+            block.drop_rate = rate * i / max(1, self.depth - 1)  # type: ignore[assignment]
 
     def set_checkpoint(self, on: bool) -> None:
         """Activation checkpointing: blocks keep only what enters them and compute the rest again for the gradient, so that

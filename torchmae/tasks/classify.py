@@ -18,6 +18,7 @@ from torchmae.data.labels import LabelledSets, labelled_sets
 from torchmae.data.loader import Batch, Batches
 from torchmae.data.transforms import Augment
 from torchmae.errors import RunError, UserError
+from torchmae.hashing import DROP, uniform
 from torchmae.models.heads import Classifier, trainable
 from torchmae.models.mae import build_encoder
 from torchmae.models.mixing import mix
@@ -69,7 +70,13 @@ class ClassifyTask(nn.Module):
         images, smooth = self.model.encoder.normalize(batch.images), config.smoothing or 0.0
         targets = F.one_hot(self.labels[batch.sample], count).float() * (1 - smooth) + smooth / count
         images, targets = mix(images, targets, config.mixup or 0.0, config.cutmix or 0.0, config.seed, batch.step)
-        return {"loss": F.cross_entropy(self.model(images).float(), targets)}
+        return {"loss": F.cross_entropy(self.model(images, self.draws(batch)).float(), targets)}
+
+    def draws(self, batch: Batch) -> Float[Tensor, "B depth 2"]:
+        """For stochastic depth: a function of (seed, epoch, sample), as all that is drawn."""
+        places = torch.arange(2 * self.model.encoder.depth, device=batch.sample.device)
+        keys = (x.unsqueeze(1) for x in (batch.epoch, batch.sample))
+        return uniform(self.config.seed, DROP, *keys, places).unflatten(1, (-1, 2))
 
     def diagnose(self, batch: Batch) -> dict[str, Tensor]:
         return {}
@@ -206,7 +213,6 @@ def plan_of(config: Finetune, images: int) -> Plan:
         optimizer=config.optimizer,
         layer_decay=config.layer_decay,
         ema=config.ema or None,
-        seed=config.seed,
     )
 
 

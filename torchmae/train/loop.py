@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from torchmae.errors import RunError
-from torchmae.hashing import STEP, hash32
 from torchmae.train import checkpoint, optim
 from torchmae.train.distributed import World, gathered
 from torchmae.train.log import Log, note_bad_files, peak_memory_mb
@@ -76,8 +75,6 @@ def fit(
             for name in note_bad_files(run, batch.bad) if batch.bad else ():
                 log.say(f"bad file, replaced by another image: {name} (see {run / 'bad-files.jsonl'})")
             lr = optim.lr_at(step, plan.steps, plan.warmup_steps, plan.lr, plan.least_lr)
-            if plan.seed is not None:
-                torch.manual_seed(hash32(plan.seed, STEP, step, world.rank))
             meter.add(trainer(batch, lr, optim.ema_at(step, plan.ema)))
             log.advance()
             done, last = step + 1, step + 1 == plan.steps

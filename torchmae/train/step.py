@@ -40,7 +40,6 @@ class Plan:
     optimizer: str = "adamw"  # a name in optim.OPTIMIZERS
     layer_decay: float | None = None  # None: every layer learns at the same rate (pre-training)
     ema: float | None = None  # decay of an average of the weights, which is what is evaluated and kept
-    seed: int | None = None  # of what modules draw while training, such as drop path (pre-training: nothing)
 
 
 class Task(Protocol):
