@@ -99,7 +99,12 @@ def test_killed_again_and_again_the_run_ends_with_the_same_weights(whole, photos
     assert "damaged" not in done.stdout, "a kill must not leave a damaged checkpoint"
     assert weights(run) == weights(whole)
     assert {p.name for p in (run / "state").iterdir()} == {f"step-{STEPS:08d}", f"step-{STEPS - 1:08d}"}
-    drop = ("images_per_s", "wait", "peak_memory_mb", "loss")  # (a line's loss is of the steps since the line before or the start)
+    drop = (
+        "images_per_s",
+        "wait",
+        "peak_memory_mb",
+        "loss",
+    )  # (a line's loss is of the steps since the line before or the start)
     ours, theirs = (
         [{k: v for k, v in json.loads(line).items() if k not in drop} for line in text.splitlines()]
         for text in ((run / "log.jsonl").read_text(), (whole / "log.jsonl").read_text())

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from torchmae.data import packed
 from torchmae.data.decode import BadImage, decode
 from torchmae.data.sources import SOURCES, Source, Strings, open_source
 from torchmae.errors import UserError
@@ -76,11 +77,25 @@ BUILDERS = {
     "folder": lambda at, n: plant(at, *(f"c{i % 2}/{i}.png" for i in range(n))),
     "list": lambda at, n: write_list(plant(at, *(f"c/{i}.png" for i in range(n))), n),
     "tar": lambda at, n: pack(at / "s.tar", {f"c/{i}.png": png(i) for i in range(n)}),
+    "packed": lambda at, n: pack_shards(at, {f"c/{i}.png": png(i) for i in range(n)}),
     "array": lambda at, n: write_array(at, n),
     "torchvision": lambda at, n: f"torchvision:FakeData?size={n}&image_size=3,20,24&num_classes=4",
     "hf": lambda at, n: f"hf:{saved_dataset(at, n)}",
     "digits": lambda at, n: "digits",
 }
+
+
+def pack_shards(at: Path, images: dict[str, bytes], each: int = 3) -> Path:
+    """A packed set with `each` images a shard; labels are the images' folders."""
+    at.mkdir(parents=True)
+    done = []
+    for number, first in enumerate(range(0, len(images), each)):
+        shard = packed.Shard(at / packed.shard_name(number))
+        for i, (name, data) in enumerate([*images.items()][first : first + each], first):
+            shard.add(name, name.rpartition("/")[0].rpartition("/")[2], data, bytes(16), i)
+        done.append(shard.finish())
+    packed.write_index(at, done, {"settings": {}, "data": {}})
+    return at
 
 
 def write_list(at: Path, count: int) -> Path:

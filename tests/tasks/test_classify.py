@@ -126,7 +126,7 @@ def test_defaults_follow_the_number_of_labels_and_say_why() -> None:
     assert (few.layer_decay, few.weight_decay, few.image_size, few.beta2, few.ema) == (0.75, 0.05, "32", 0.999, 0)
     head = resolved(Finetune("run", "x", train="head"), 100)
     assert (head.weight_decay, head.magnitude, head.erase, head.mixup, head.smoothing) == (0, 0, 0, 0, 0)
-    assert (head.pool, head.optimizer, head.base_lr) == ("token", "sgd", 0.1)
+    assert (head.pool, head.optimizer, head.base_lr) == ("token", "sgd", 1.0)
     assert resolved(Finetune("run", "x", train="head", batch_size=4096), 9000).optimizer == "lars"
     scratch = resolved(Finetune("none", "x"), 100)
     assert (scratch.weight_decay, scratch.beta2, scratch.ema, scratch.layer_decay) == (0.3, 0.95, 0.9999, 1)

@@ -71,6 +71,14 @@ def image_extensions() -> frozenset[str]:
     return frozenset(ext for ext, name in Image.registered_extensions().items() if name in readable)
 
 
+def extension(data: bytes, max_megapixels: float = 100.0) -> str:
+    """The usual extension of encoded images of this kind, with the dot."""
+    with _pillow(max_megapixels):
+        kind = _open(data).format
+    endings = {name: ending for ending, name in reversed(Image.registered_extensions().items())}
+    return ".jpg" if kind in ("JPEG", "MPO") else endings[str(kind)]
+
+
 def decode(
     data: bytes | UInt8[np.ndarray, "H W K"], channels: int = 3, max_megapixels: float = 100.0, white: int = 65535
 ) -> UInt8[np.ndarray, "H W C"]:

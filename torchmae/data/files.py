@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from torchmae.data.decode import image_extensions
+from torchmae.data.packed import is_packed, open_packed
 from torchmae.data.source import BadFile, Source, Strings, digest, suffix_of
 from torchmae.data.tars import Tars
 from torchmae.errors import UserError
@@ -42,10 +43,12 @@ class Files:
 
 
 def open_folder(path: str) -> Source:
-    """All images below a folder, sorted by path; or its tar shards, where there are shards and no images."""
+    """A packed set; or all images below a folder, sorted by path; or its tar shards, where it has shards and no images."""
     root = os.path.abspath(os.path.expanduser(path))
     if not os.path.isdir(root):
         raise UserError(f"no such folder: '{path}'")
+    if is_packed(root):
+        return open_packed(path)
     found, unusable = walk(root)
     wanted = image_extensions()
     images = [(name, size) for name, size in found if suffix_of(name) in wanted]

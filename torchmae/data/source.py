@@ -50,6 +50,22 @@ class Strings(Sequence[str]):
             ends.append(len(blob))
         self.blob, self.ends = bytes(blob), np.array(ends, dtype=np.int64)
 
+    @classmethod
+    def of(cls, blob: bytes, ends: np.ndarray) -> "Strings":
+        """From what another one consists of."""
+        strings = cls(())
+        strings.blob, strings.ends = blob, ends
+        return strings
+
+    @classmethod
+    def joined(cls, several: "Sequence[Strings]") -> "Strings":
+        """One after the other."""
+        starts = np.cumsum([0, *(len(strings.blob) for strings in several)])
+        ends = [strings.ends[1:] + start for strings, start in zip(several, starts)]
+        return cls.of(
+            b"".join(strings.blob for strings in several), np.concatenate([np.zeros(1, dtype=np.int64), *ends])
+        )
+
     def __len__(self) -> int:
         return len(self.ends) - 1
 

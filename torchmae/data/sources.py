@@ -11,6 +11,7 @@ from collections.abc import Callable
 from torchmae.data.arrays import open_array, open_digits
 from torchmae.data.files import open_folder, open_list
 from torchmae.data.hubs import open_hf, open_torchvision
+from torchmae.data.packed import open_packed
 from torchmae.data.source import BadFile as BadFile
 from torchmae.data.source import Source as Source
 from torchmae.data.source import Strings as Strings
@@ -21,7 +22,7 @@ Opener = Callable[[str], Source]
 
 
 def open_source(spec: str | os.PathLike) -> Source:
-    """The source that `spec` names: a folder, list (.txt, .csv), tar shards, array (.npy, .npz), or "kind:what"."""
+    """The source that `spec` names: a folder, list (.txt, .csv), tar shards, packed set, array (.npy, .npz), or "kind:what"."""
     spec = os.fspath(spec)
     kind, colon, rest = spec.partition(":")
     if kind in SOURCES and colon:
@@ -51,6 +52,7 @@ SOURCES: dict[str, Opener] = {
     "folder": open_folder,
     "list": open_list,
     "tar": open_tar,
+    "packed": open_packed,
     "array": open_array,
     "torchvision": open_torchvision,
     "hf": open_hf,

@@ -207,11 +207,13 @@ def everything(
         "workers": Choice(settings.workers(world.device, world.size), "by the cores"),
     }
     if config.train == "head":
-        lars = batch >= 4096
+        lars = config.optimizer == "lars" or (config.optimizer is None and batch >= 4096)
         return common | {
             "pool": Choice("token", "the paper's linear probe"),
             "optimizer": Choice("lars" if lars else "sgd", f"{batch} images a step; LARS is for 4,096 and more"),
-            "base_lr": Choice(0.1, "the paper's"),
+            "base_lr": Choice(0.1, "the paper's")
+            if lars
+            else Choice(1.0, "SGD bears more than the paper's 0.1 for LARS"),
             "weight_decay": Choice(0.0, "the paper's"),
             "layer_decay": Choice(1.0, "there is one layer"),
             "beta2": Choice(0.999, "not used"),
@@ -294,6 +296,6 @@ def describe(
     }
     lines = [f"{name:>13}  {value}" for name, value in rows.items()]
     for name, choice in chosen.items():
-        value = f"{choice.value:.3g}" if isinstance(choice.value, float) else str(choice.value)
+        value = f"{choice.value:.4g}" if isinstance(choice.value, float) else str(choice.value)
         lines.append(f"{name.replace('_', ' '):>13}  {value:<6} {choice.why}")
     return "\n".join(lines)

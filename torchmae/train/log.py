@@ -92,8 +92,8 @@ def duration(seconds: float) -> str:
 
 
 def peak_memory_mb(device: torch.device) -> float | None:
-    """The most memory so far, in MB (10^6): on a GPU, of this process's tensors there; else all that this process held, libraries
-    and decoded images included, workers not (None on systems that do not tell)."""
+    """The most memory so far, in MB (10^6): on a GPU, of this process's tensors there; else all that this process held,
+    libraries and decoded images included, workers not (None on systems that do not tell)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     try:
