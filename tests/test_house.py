@@ -234,7 +234,7 @@ FLAGS = {
         "labels_per_class": None,
         "train": "all",
         "pool": None,
-        "model": "vit_micro",
+        "model": None,
         "image_size": None,
         "patch_size": None,
         "channels": None,
@@ -296,7 +296,7 @@ FLAGS = {
         "labels_per_class": None,
         "train": (),
         "pool": None,
-        "model": "vit_micro",
+        "model": None,
         "image_size": None,
         "patch_size": None,
         "channels": None,
@@ -338,7 +338,7 @@ FLAGS = {
         "labels_per_class": (),
         "train": "all",
         "pool": None,
-        "model": "",
+        "model": None,
         "image_size": None,
         "patch_size": None,
         "channels": None,
@@ -434,8 +434,8 @@ FLAGS = {
         "mean": None,
         "std": None,
         "classes": None,
+        "eval_crop": None,
     },
-    "export": {"run": "required", "to": "required", "out": "required", "only": None},
     "bench": {
         "what": "required",
         "model": None,
@@ -451,6 +451,7 @@ FLAGS = {
         "device": "auto",
         "out": "bench.json",
     },
+    "export": {"run": "required", "to": "required", "out": "required", "only": None, "best": False},
 }
 
 

@@ -187,3 +187,18 @@ def test_two_processes_fine_tune_as_one(tmp_path):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-5, msg=lambda text, name=name: f"{name}: {text}")
     last = [json.loads((run / "last.json").read_text()) for run in (alone, together)]
     assert last[0]["top1"] == last[1]["top1"] and last[0]["count"] == last[1]["count"]
+
+
+def test_two_processes_run_several_trainings(tmp_path):
+    """Every process goes through all of them; the main one alone writes and tells."""
+    pretrained = torchmae.pretrain(
+        "digits?part=test", **(OPTIONS | dict(out=str(tmp_path / "run"), epochs=1, batch_size=64, flip=False))
+    )
+    few = dict(
+        labels_per_class=2, batch_size=4, epochs=1, workers=0, device="cpu", precision="fp32", out=tmp_path / "p"
+    )
+    asked = ["partial", str(pretrained), "digits?part=test", *flags(few), "--train", "0", "1"]
+    done = subprocess.run([*TORCHRUN, *asked], env=ENV, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "p" / "results.json").read_text())["partial"]
+    assert [row["train"] for row in rows] == ["0", "1"] and done.stdout.count("by what was fine-tuned") == 1

@@ -129,4 +129,9 @@ def preset(name: str, config: type[Any]) -> Any:
     from torchmae import presets
 
     found = {key: make for key, make in presets.PRESETS.items() if make.__annotations__["return"] is config}
+    if name not in found and name in presets.PRESETS:
+        owner = presets.PRESETS[name].__annotations__["return"].__name__.lower()
+        raise UserError(f"preset {name} is one of mae {owner}")
+    if not found:
+        raise UserError("this verb has no presets; mae pretrain and mae finetune have")
     return choose(found, name, "preset")()

@@ -302,7 +302,20 @@ def parts_of_a_tar_without_classes(at):
     return pack(at / "s.tar", members), "has no labels in train/: give each image a folder of its class, or a .cls"
 
 
+def a_run_folder(at):
+    folder(at)
+    (at / "state").mkdir()
+    (at / "config.json").write_text('{"torchmae": "0.1.0"}')
+    return at, r"data is a run folder, not images: RUN comes first, then DATA$"
+
+
+def a_run_folder_without_pictures(at):
+    (at / "state/step-00000012").mkdir(parents=True)
+    return at, r"data is a run folder, not images: RUN comes first, then DATA$"
+
+
 BAD = [
+    *(a_run_folder, a_run_folder_without_pictures),
     *(no_labels, one_class, one_image_each, one_image_of_one_class, an_empty_class_folder),
     *(a_class_folder_that_is_a_broken_link, an_empty_folder_of_validation, a_class_missing_in_train),
     *(

@@ -12,6 +12,7 @@ from PIL import Image
 
 from torchmae.data import packed
 from torchmae.data.decode import BadImage, decode
+from torchmae.data.hubs import TorchVision
 from torchmae.data.sources import SOURCES, Source, Strings, open_source
 from torchmae.errors import UserError
 
@@ -444,6 +445,20 @@ class TestOthers:
         assert "\n" not in str(caught.value)
         plant(tmp_path / "set", "cat/1.png", "dog/2.png")
         assert labels(open_source(f"torchvision:ImageFolder?root={tmp_path}/set")) == ["cat", "dog"]
+
+    def test_torchvision_classes_of_one_name_stay_different(self):
+        class Birds:
+            classes = (("crane",), ("kite", "glede"), ("crane",), "owl")  # tuples of synonyms, as ImageNet's
+            targets = (0, 1, 2, 3, -1, 7)
+
+            def __len__(self):
+                return 6
+
+            def __getitem__(self, i):
+                return np.zeros((4, 4), np.uint8), self.targets[i]
+
+        wanted = ["crane (0)", "kite, glede", "crane (2)", "owl", None, "7"]
+        assert labels(TorchVision(Birds(), "Birds")) == wanted
 
     def test_hugging_face(self, tmp_path, monkeypatch):
         datasets = pytest.importorskip("datasets")

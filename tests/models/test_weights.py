@@ -79,7 +79,9 @@ def test_half_precision_weights_become_floats(mae, run):
 @pytest.mark.parametrize("loader", LOADERS)
 def test_not_a_run_folder(loader, tmp_path):
     for path in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(UserError, match=f"{path} is not a run folder .*no config.json.*mae pretrain"):
+        with pytest.raises(
+            UserError, match=f"{path} is not a run folder .*no config.json.*mae pretrain, finetune or import made$"
+        ):
             loader(path)
 
 

@@ -10,15 +10,18 @@ import torch
 from small import make_photos
 
 from torchmae.data.labels import labelled_sets
+from torchmae.data.loader import Batch
 from torchmae.errors import UserError
 from torchmae.models.heads import Classifier, trainable
 from torchmae.models.mixing import mix
 from torchmae.models.vit import ViT
-from torchmae.tasks.classify import ClassifyTask, Finetune
+from torchmae.tasks.classify import ClassifyTask, Finetune, plan_of
 from torchmae.tasks.classify import run as finetune
 from torchmae.tasks.recipe import choices, resolve
 from torchmae.train.distributed import World
+from torchmae.train.loop import Plan, evaluation_is_due
 from torchmae.train.optim import layered_groups
+from torchmae.train.step import Step
 
 CPU = World(0, 1, torch.device("cpu"))
 QUICK = dict(epochs=2, batch_size=6, workers=0, device="cpu", precision="fp32")
@@ -141,7 +144,7 @@ def test_defaults_follow_the_number_of_labels_and_say_why() -> None:
         assert not [n for n, value in vars(one).items() if value is None and n not in UNSET]
 
 
-UNSET = {"out", "val", "labels_per_class", "patch_size", "channels", "clip_grad", "micro_batch"}
+UNSET = {"out", "val", "model", "labels_per_class", "patch_size", "channels", "clip_grad", "micro_batch"}
 
 
 def test_splits_and_subsets_are_stratified_and_seeded(photos: Path) -> None:
@@ -200,6 +203,105 @@ def test_mistakes_come_before_compute(run: Path, photos: Path, tmp_path: Path) -
         (replace(asked, epochs=float("nan")), "--epochs nan: must be a finite number"),
         (replace(asked, run="none", train="head"), "from scratch .* everything has to be trained"),
         (replace(asked, batch_size=1000), "--batch-size 1000 is more than the 18 labelled images"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            finetune(config)
+
+
+@pytest.mark.parametrize("train", ["all", "2", "0.5"])
+def test_stochastic_depth_reaches_what_is_trained(train: str) -> None:
+    """Once it did nothing at all: the task had set its modules, which hold no parameters, to eval mode."""
+    model, labels = small_classifier(), torch.arange(8) % 2
+    torch.nn.init.normal_(model.head.weight)
+    batch = Batch(torch.randint(0, 256, (8, 1, 8, 8), dtype=torch.uint8), torch.zeros(8).long(), torch.arange(8), [])
+    losses = {}
+    for rate in (0.0, 0.9):
+        task = ClassifyTask(model, labels, Finetune("x", "y", train=train, drop_path=rate)).train()
+        losses[rate] = task(batch)["loss"].item()
+        assert task(batch)["loss"].item() == losses[rate], "drawn anew for the same batch"
+        losses[f"eval {rate}"] = task.eval()(batch)["loss"].item()
+    assert losses[0.9] != losses[0.0] == losses["eval 0.0"] == losses["eval 0.9"]
+    later = batch._replace(epoch=batch.epoch + 1)
+    assert task.train()(later)["loss"].item() != losses[0.9], "another epoch draws anew"
+
+
+def test_the_plan_of_a_classifier_reaches_its_optimizer() -> None:
+    """The table above, through plan and step, where layer decay was once lost."""
+    config = resolved(Finetune("run", "x", weight_decay=0.1, layer_decay=0.5, epochs=5, base_lr=1e-3), 100)
+    task = ClassifyTask(small_classifier(), torch.zeros(2).long(), config)
+    step = Step(task, CPU, plan_of(replace(config, precision="fp32"), 100))
+    found = {name: (g["lr_scale"], g["weight_decay"]) for g in step.optimizer.param_groups for name in g["names"]}
+    assert found["head.weight"] == (1, 0.1) and found["encoder.blocks.0.mlp.fc1.weight"] == (1 / 8, 0.1)
+    assert found["encoder.pos_embed"] == (1 / 16, 0) and found["fc_norm.bias"] == (1, 0)
+
+
+def test_validation_comes_after_every_epoch_also_where_an_epoch_is_no_whole_number_of_steps() -> None:
+    plan = plan_of(resolved(Finetune("run", "x", epochs=4, batch_size=16), 40), 40)
+    assert plan.steps == 10 and plan.evaluate_steps == pytest.approx(2.5 * 1)
+    assert [done for done in range(1, 11) if evaluation_is_due(done, plan)] == [3, 5, 8, 10]
+
+
+def without(run: Path, *names: str) -> None:
+    for name in names:
+        (run / name).unlink()
+
+
+def test_a_kill_before_the_last_validation_is_made_good(run: Path, photos: Path, tmp_path: Path) -> None:
+    config = Finetune(str(run), str(photos), out=str(tmp_path / "k"), **QUICK)
+    out = finetune(config)
+    whole = {name: (out / name).read_text() for name in ("last.json", "results.json")}
+    old = json.loads(whole["last.json"])
+    (out / "last.json").write_text(json.dumps({**old, "step": 1, "top1": 0.0}))
+    without(out, "results.json")
+    finetune(config)
+    assert {name: (out / name).read_text() for name in whole} == whole
+    without(out, "last.json")
+    finetune(config)
+    assert (out / "last.json").read_text() == whole["last.json"]
+
+
+def test_what_an_earlier_start_measured_does_not_count(run: Path, photos: Path, tmp_path: Path) -> None:
+    config = Finetune(str(run), str(photos), out=str(tmp_path / "s"), **QUICK)
+    out = finetune(config)
+    shutil.rmtree(out / "state")
+    without(out, "model.safetensors")  # as a kill before the first checkpoint leaves it
+    (out / "best.json").write_text(json.dumps({**json.loads((out / "best.json").read_text()), "top1": 2.0, "step": 77}))
+    finetune(replace(config, base_lr=1e-5))
+    assert json.loads((out / "best.json").read_text())["step"] != 77
+
+
+def test_other_labels_are_another_run(run: Path, photos: Path, tmp_path: Path) -> None:
+    rows = [f"{path},{path.parent.name}" for path in sorted(photos.rglob("*.jpg"))]
+    table = tmp_path / "labels.csv"
+    table.write_text("\n".join(["path,label", *rows]))
+    config = Finetune(str(run), str(table), out=str(tmp_path / "csv"), **{**QUICK, "epochs": 1})
+    finetune(config)
+    swap = {"across": "down", "down": "across", "blob": "blob"}
+    table.write_text("\n".join(["path,label", *(f"{r.split(',')[0]},{swap[r.split(',')[1]]}" for r in rows)]))
+    with pytest.raises(UserError, match="is another run"):
+        finetune(config)
+
+
+def test_a_probe_s_trial_does_not_count_among_its_statistics() -> None:
+    model = Classifier(ViT((8, 8), 4, 1, 16, 3, 2), ["a", "b"], "token", batch_norm=True)
+    task = ClassifyTask(model, torch.zeros(8).long(), Finetune("x", "y", train="head"))
+    step = Step(task.train(), CPU, Plan(9, 0, 1e-3, 0.0, (0.9, 0.999), None, "fp32", optimizer="sgd"))
+    batch = Batch(torch.randint(0, 256, (8, 1, 8, 8), dtype=torch.uint8), torch.zeros(8).long(), torch.arange(8), [])
+    step(batch, 1e-3)
+    assert model.bn.num_batches_tracked == 1
+
+
+def test_settings_that_could_not_arrive_are_refused(run: Path, photos: Path) -> None:
+    asked = Finetune(str(run), str(photos))
+    for config, message in [
+        (replace(asked, model="vit_huge"), "--model vit_huge is for training from scratch"),
+        (replace(asked, patch_size=7), "--patch-size 7 is for training from scratch"),
+        (replace(asked, run="none", model=str(run), patch_size=16), "--patch-size 16: that of .* is 8"),
+        (replace(asked, train="head", batch_size=1), "more than one image at a time"),
+        (replace(asked, train="head", micro_batch=4), "sees the whole batch"),
+        (replace(asked, mixup=0.8, batch_size=12, micro_batch=3), "must be even and divide the batch"),
+        (replace(asked, val=str(photos)), "is the data that is trained on"),
+        (replace(asked, run=str(photos), data=str(run)), "is not a run folder"),
     ]:
         with pytest.raises(UserError, match=message):
             finetune(config)

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from torchmae.data.source import distinct
 from torchmae.errors import UserError
 from torchmae.tasks.classify import Finetune
 from torchmae.tasks.classify import run as finetune
 from torchmae.tasks.evaluate import Evaluate
 from torchmae.tasks.evaluate import run as evaluate
 from torchmae.tasks.metrics import scores
-from torchmae.tasks.predict import Predict
+from torchmae.tasks.predict import WRITERS, Predict
 from torchmae.tasks.predict import run as predict
 
 
@@ -44,7 +45,7 @@ def test_evaluate_agrees_with_predict(classifier: Path, photos: Path, tmp_path: 
     right = sum(row["path"].startswith(f"{row['class']}/") for row in rows)
     assert right / 24 == pytest.approx(result["top1"])
     for row in rows:
-        shares = [float(row[name]) for name in ("across", "blob", "down")]
+        shares = [float(row[f"p_{name}"]) for name in ("across", "blob", "down")]
         assert sum(shares) == pytest.approx(1, abs=1e-4) and max(shares) == pytest.approx(float(row["probability"]))
     stored = json.loads((classifier / "results.json").read_text())
     assert stored["evaluate"][-1]["top1"] == result["top1"] and "validation" in stored
@@ -53,6 +54,34 @@ def test_evaluate_agrees_with_predict(classifier: Path, photos: Path, tmp_path: 
 
     table = pyarrow.parquet.read_table(predict(Predict(str(classifier), str(photos), out=str(tmp_path / "p.parquet"))))
     assert table.column("class").to_pylist() == [row["class"] for row in rows]
+
+
+def test_classes_named_like_columns(tmp_path: Path) -> None:
+    import pyarrow.parquet
+
+    names = distinct(["path", "class", "probability", "crane", "crane"])
+    shares = torch.tensor([[0.5, 0.2, 0.1, 0.1, 0.1], [0.1, 0.1, 0.1, 0.1, 0.6]])
+    for suffix, write in WRITERS.items():
+        write(tmp_path / f"p{suffix}", ["1.jpg", "2.jpg"], shares, names)
+    with (tmp_path / "p.csv").open(newline="", encoding="utf-8") as file:
+        header, *rows = csv.reader(file)
+    wanted = ["path", "class", "probability", "p_path", "p_class", "p_probability", "p_crane (3)", "p_crane (4)"]
+    assert header == wanted and [row[:3] for row in rows] == [["1.jpg", "path", "0.5"], ["2.jpg", "crane (4)", "0.6"]]
+    table = pyarrow.parquet.read_table(tmp_path / "p.parquet")
+    assert table.column_names == wanted and table.column("path").to_pylist() == ["1.jpg", "2.jpg"]
+    assert table.column("p_path").to_pylist() == pytest.approx([0.5, 0.1])
+
+
+def test_an_out_that_cannot_be_written_is_found_first(
+    classifier: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torchmae.tasks.predict.collect", lambda *_: pytest.fail("computed"))
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.csv").mkdir()
+    for name, words in (("file/p.csv", "cannot be written"), ("folder.csv", "is a folder: name a file")):
+        with pytest.raises(UserError, match=f"--out .*{name} {words}"):
+            predict(Predict(str(classifier), str(photos), out=str(tmp_path / name)))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder.csv"]
 
 
 def test_some_of_the_classes_under_other_names(classifier: Path, photos: Path, tmp_path: Path) -> None:

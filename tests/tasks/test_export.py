@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -81,7 +82,11 @@ def answer(lines, images):
 
 
 def lines_of(folder):
-    return re.search(r"```python\n(.*?)\n```", (folder / "README.md").read_text(), re.S)[1].splitlines()
+    """The lines of the card, for here: the card itself names the folder without the way to it."""
+    card = (folder / "README.md").read_text()
+    assert str(folder.parent) not in card
+    lines = re.search(r"```python\n(.*?)\n```", card, re.S)[1]
+    return re.sub(rf'(?<=[":]){folder.name}(?=["/])', str(folder), lines).splitlines()
 
 
 GRAPHS = [("wide", "onnx"), ("mean", "onnx"), ("wide", "torch-export"), ("probe", "torch-export")]
@@ -231,10 +236,78 @@ def test_the_card(runs, tmp_path):
     out = send(runs / "token", "safetensors", tmp_path / "out")
     (runs / "token" / "results.json").unlink()
     card = (out / "README.md").read_text()
-    for words in ("images: 123", "f00d", "* epochs: 7", '{"top1": 87.5}', "Classes: ant, bee, cat.", "Licence", "0.4"):
+    for words in ("images: 123", "f00d", "* epochs: 7", '"top1": 87.5', "Classes: ant, bee, cat.", "Licence", "0.4"):
         assert words in card
     assert f"* model.safetensors: `{sha256(out / 'model.safetensors')}`" in card
     assert os.stat(out / "model.safetensors").st_mode & 0o777 == os.stat(out / "README.md").st_mode & 0o777
+
+
+def test_the_card_tells_no_absolute_paths(runs, tmp_path):
+    told = {"run": "/home/me/runs/a", "data": "hf:/home/me/set?split=test", "val": "digits?part=test", "top1": 0.5}
+    told |= {"torchvision": "torchvision:CIFAR10?root=/home/me/data&train=true", "from": "https://host/home"}
+    told |= {"command": "mae evaluate /home/me/runs/a", "list": [{"map": "~me/my maps/names.json"}], "class": "n/a"}
+    (runs / "token" / "results.json").write_text(json.dumps({"evaluate": [told]}))
+    config = (runs / "token" / "config.json").read_text()
+    (runs / "token" / "config.json").write_text(config.replace('"epochs": 7', '"data": "hf:/home/me/x", "epochs": 7'))
+    try:
+        card = (send(runs / "token", "timm", tmp_path / "out") / "README.md").read_text()
+    finally:
+        (runs / "token" / "results.json").unlink()
+        (runs / "token" / "config.json").write_text(config)
+    expected = {
+        **told,
+        "run": "a",
+        "data": "hf:set?split=test",
+        "torchvision": "torchvision:CIFAR10?root=data&train=true",
+    }
+    expected |= {"command": "mae evaluate a", "list": [{"map": "names.json"}]}
+    assert json.loads(re.search(r"```json\n(.*?)\n```", card, re.S)[1]) == {"evaluate": [expected]}
+    assert "/home/me" not in card and str(tmp_path) not in card and "* data: hf:x" in card and "local-dir:out" in card
+
+
+def test_lines_of_a_relative_folder_stay(runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    send(runs / "encoder", "timm", "made/out")
+    assert '"local-dir:made/out"' in (tmp_path / "made/out/README.md").read_text()
+
+
+@pytest.fixture
+def tuned(runs, tmp_path):
+    """A fine-tuned run: its best epoch has other weights than its last, and it is measured on the middle of images."""
+    shutil.copytree(runs / "mean", tmp_path / "tuned")
+    weights = load_file(tmp_path / "tuned/model.safetensors")
+    save_file({n: w + 0.01 for n, w in weights.items()}, tmp_path / "tuned/best.safetensors")
+    about = json.loads((tmp_path / "tuned/config.json").read_text())
+    about["config"]["eval_crop"] = 0.75
+    (tmp_path / "tuned/config.json").write_text(json.dumps(about))
+    return tmp_path / "tuned"
+
+
+@pytest.mark.parametrize("only", [None, "encoder"])
+def test_the_best_epoch(tuned, tmp_path, only):
+    images = torch.randn(2, 3, 16, 16)
+    best, last = load_classifier(tuned, best=True), load_classifier(tuned)
+    expected, other = (m.encoder(images) if only else m(images) for m in (best, last))
+    out = send(tuned, "timm", tmp_path / "out", best=True, only=only)
+    given = answer(lines_of(out), images)
+    torch.testing.assert_close(given, expected, rtol=0, atol=1e-5)
+    assert not torch.allclose(given, other, atol=1e-4)
+    assert "weights of the epoch that was best" in (out / "README.md").read_text()
+
+
+def test_only_fine_tuning_keeps_a_best_epoch(runs, tmp_path):
+    with pytest.raises(UserError, match=r"has no best\.safetensors: only mae finetune"):
+        send(runs / "mae", "transformers", tmp_path / "out", best=True)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("to", ["timm", "safetensors"])
+def test_the_crop_of_evaluation_goes_along(tuned, tmp_path, to):
+    out = send(tuned, to, tmp_path / "out")
+    if to == "timm":
+        assert timm.create_model(f"local-dir:{out}", pretrained=True).pretrained_cfg["crop_pct"] == 0.75
+    again = bring(Import(str(out if to == "timm" else out / "model.safetensors"), str(tmp_path / "again")))
+    assert read_config(again)["config"]["eval_crop"] == 0.75
 
 
 @pytest.mark.parametrize("to", [to for to in EXPORTS if to not in ("onnx", "torch-export")])

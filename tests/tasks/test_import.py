@@ -177,6 +177,21 @@ def test_linear_probe_file(tmp_path, images):
     assert model.classes == ("0", "1", "2", "3", "4")
 
 
+@pytest.mark.parametrize("size, classes, share", [(16, 5, 0.875), (224, 5, 0.875), (228, 5, 1.0), (16, 0, 1.0)])
+def test_a_fine_tuned_file_is_measured_as_the_reference_does(tmp_path, capsys, size, classes, share):
+    source = vit(img_size=size, num_classes=classes, embed_dim=64, depth=1)
+    torch.save({"model": source.state_dict()}, tmp_path / "finetuned.pth")
+    out = bring(tmp_path / "finetuned.pth", tmp_path / "run", heads=4)
+    assert read_config(out)["config"]["eval_crop"] == share
+    assert f"evaluation sees {share:g} of an image's sides (assumed" in capsys.readouterr().out
+    again = bring(tmp_path / "finetuned.pth", tmp_path / "other", heads=4, eval_crop=0.9)
+    assert read_config(again)["config"]["eval_crop"] == 0.9
+    for wrong in (0.0, -1.0, 1.5, float("nan")):
+        with pytest.raises(UserError, match="--eval-crop .* a share above 0, at most 1"):
+            bring(tmp_path / "finetuned.pth", tmp_path / "third", heads=4, eval_crop=wrong)
+    assert not (tmp_path / "third").exists()
+
+
 # timm
 
 
@@ -198,12 +213,13 @@ def test_timm_with_its_published_weights(tmp_path, capsys, monkeypatch):
     make = timm.create_model
     source = shaken(make("test_vit"))
     save_file(source.state_dict(), tmp_path / "published.safetensors")
-    here = {"file": str(tmp_path / "published.safetensors"), "mean": (0.1, 0.2, 0.3)}
+    here = {"file": str(tmp_path / "published.safetensors"), "mean": (0.1, 0.2, 0.3), "crop_pct": 0.8}
     monkeypatch.setattr(timm, "create_model", lambda *given, **more: make(*given, **more, pretrained_cfg_overlay=here))
     model = load_classifier(bring("timm:test_vit", tmp_path / "run"))
     images = torch.randn(2, 3, 160, 160)
     torch.testing.assert_close(model(images), source(images), rtol=0, atol=1e-5)
     assert model.encoder.mean == (0.1, 0.2, 0.3) and len(model.classes) == 1000
+    assert read_config(tmp_path / "run")["config"]["eval_crop"] == 0.8
     assert "logits differ from those of timm by" in capsys.readouterr().out
 
 

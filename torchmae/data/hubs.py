@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from torchmae.data.decode import BadImage, from_pil
-from torchmae.data.source import BadFile, Pixels, Source, options_of, sampled
+from torchmae.data.source import BadFile, Pixels, Source, distinct, options_of, sampled
 from torchmae.errors import UserError, choose, missing_extra
 
 
@@ -21,6 +21,8 @@ class TorchVision:
 
     def __init__(self, data: Any, prefix: str):
         self.data, self.prefix = data, prefix
+        names = getattr(data, "classes", None) or []  # those of ImageNet are tuples of synonyms
+        self.classes = distinct([", ".join(n) if isinstance(n, tuple) else str(n) for n in names])
         some = np.unique(np.linspace(0, len(data) - 1, 8).astype(int))
         self.channels = max(int(self.read(int(i)).shape[2]) for i in some)  # some sets mix grey with colour
 
@@ -37,8 +39,9 @@ class TorchVision:
             target = int(self.data[i][1] if targets is None else targets[i])
         except (TypeError, ValueError, IndexError, KeyError):
             return None
-        classes = getattr(self.data, "classes", None)
-        return str(classes[target]) if classes and 0 <= target < len(classes) else str(target)
+        if target < 0:  # how torchvision's sets mark images without a label
+            return None
+        return self.classes[target] if target < len(self.classes) else str(target)
 
     def read(self, i: int) -> Pixels:
         item = self.data[i]

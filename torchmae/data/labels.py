@@ -1,5 +1,6 @@
 """Labelled images: which set is for training and which for testing, class numbers, seeded subsets."""
 
+import json
 import os
 from collections.abc import Collection, Iterator, Sequence
 from hashlib import sha256
@@ -103,6 +104,9 @@ def _first(names: Sequence[str]) -> str:
 
 def open_pair(data: str, test: str | None) -> tuple[Source, Source | None]:
     """Training and test images. Data that is divided brings its own split; None: no test images are given."""
+    for spec in (data, test):
+        if spec is not None and is_run(Path(spec).expanduser()):
+            raise UserError(f"{spec} is a run folder, not images: RUN comes first, then DATA")
     given = open_source(test) if test is not None else None
     specs = divided(data)
     if specs:
@@ -110,6 +114,15 @@ def open_pair(data: str, test: str | None) -> tuple[Source, Source | None]:
     source = open_source(data)
     own = tar_split(source, data) if isinstance(source, Tars) else None
     return (own[0], given or own[1]) if own else (source, given)
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is what training or importing made: it has our config.json, or checkpoints."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        config = None
+    return (isinstance(config, dict) and "torchmae" in config) or any(p.is_dir() for p in folder.glob("state/step-*"))
 
 
 def divided(data: str) -> tuple[str, str] | None:

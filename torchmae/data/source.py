@@ -4,6 +4,7 @@ import hashlib
 import os
 import zlib
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol, overload, runtime_checkable
 
@@ -106,3 +107,9 @@ def options_of(spec: str, allowed: Sequence[str] | None) -> tuple[str, dict[str,
 
 def suffix_of(name: str) -> str:
     return os.path.splitext(name)[1].lower()
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """The names, with the number behind each that occurs more than once: ImageNet has a "crane (134)" and a "crane (517)"."""
+    often = Counter(names)
+    return [f"{name} ({i})" if often[name] > 1 else name for i, name in enumerate(names)]

@@ -66,6 +66,18 @@ class Classifier(nn.Module):
         return self.fc_norm(tokens[:, 1:].mean(1)) if self.pool == "mean" else tokens[:, 0]
 
 
+def blocks_of(train: str, blocks: int) -> float:
+    """How many of the last blocks "all", "head", "0.5" or a number means; `UserError` for what cannot be trained."""
+    try:
+        count = {"all": float(blocks), "head": 0.0}.get(train)
+        count = float(train) if count is None else count
+    except ValueError:
+        count = -1.0
+    if count != 0.5 and count not in range(blocks + 1):
+        raise UserError(f"--train {train}: all, head, 0.5 or a number of blocks from 0 to {blocks}")
+    return count
+
+
 def trainable(classifier: Classifier, train: str) -> list[str]:
     """The names of the parameters that "all", "head" or the last K blocks ("4", or "0.5": the MLP half of the last block,
     paper section 4.3) train; norms behind the last block and the head always do."""
@@ -76,12 +88,7 @@ def trainable(classifier: Classifier, train: str) -> list[str]:
     if train == "all":
         return names
     blocks = len(classifier.encoder.layers())
-    try:
-        count = float(train)
-    except ValueError:
-        count = -1
-    if count != 0.5 and (count not in range(blocks + 1)):
-        raise UserError(f"--train {train}: all, head, 0.5 or a number of blocks from 0 to {blocks}")
+    count = blocks_of(train, blocks)
     behind = [n for n in names if n.startswith("encoder.norm.")] + behind
     if count == 0.5:
         last = f"encoder.blocks.{blocks - 1}."

@@ -23,7 +23,7 @@ def read_config(run: str | os.PathLike[str]) -> dict[str, Any]:
     path = Path(run) / "config.json"
     if not path.is_file():
         raise UserError(
-            f"{run} is not a run folder (it has no config.json): make one with mae pretrain DATA --out {run}"
+            f"{run} is not a run folder (it has no config.json): give a folder that mae pretrain, finetune or import made"
         )
     try:
         config = json.loads(path.read_text())

@@ -1,9 +1,12 @@
 """The model card of an export: what it is, from which data and recipe, how good, which files, whose licence, how to load it."""
 
+import json
+import re
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
+from torchmae.errors import UserError
 from torchmae.models.vit import ViT
 from torchmae.models.weights import read_config
 from torchmae.train.checkpoint import sha256
@@ -18,8 +21,7 @@ def card(
     """
     described, results = read_config(run), Path(run) / "results.json"
     data: dict[str, Any] = described.get("data") or {}
-    recipe = {n: v for n, v in described.get("config", {}).items() if v is not None and n != "out"}
-    recipe |= {n: Path(v).name for n, v in recipe.items() if isinstance(v, str) and Path(v).is_absolute()}
+    recipe = {n: public(v) for n, v in described.get("config", {}).items() if v is not None and n != "out"}
     height, width = encoder.image_size
     text = f"""# A Vision Transformer ({what}) made with torchmae {described.get("torchmae", "")}
 
@@ -45,7 +47,7 @@ Made by `mae {described.get("verb", "?")}`; images: {data.get("count", "not know
 
 ## Figures
 
-{f"```json{chr(10)}{results.read_text().strip()}{chr(10)}```" if results.is_file() else "None were measured."}
+{f"```json{chr(10)}{figures(results)}{chr(10)}```" if results.is_file() else "None were measured."}
 
 ## Files (SHA-256)
 
@@ -56,3 +58,28 @@ Made by `mae {described.get("verb", "?")}`; images: {data.get("count", "not know
 TODO: the licence of these weights is yours to choose; imported weights keep that of their source.
 """
     return text
+
+
+def figures(results: Path) -> str:
+    try:
+        return json.dumps(public(json.loads(results.read_text())), indent=1)
+    except ValueError as error:
+        raise UserError(f"{results} is no JSON ({error}): mend or remove it") from error
+
+
+def public(value: Any) -> Any:
+    """The value with only the last name of every absolute path in it, also behind a scheme or an option."""
+    if isinstance(value, dict):
+        return {public(name): public(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [public(inner) for inner in value]
+    return PATH.sub(last_name, value) if isinstance(value, str) else value
+
+
+PATH = re.compile(r"""(^|[\s:='"(,])((?:~[\w.-]*)?/[^?&]*)""")
+
+
+def last_name(found: re.Match[str]) -> str:
+    before, path = found.groups()
+    address = before == ":" and path.startswith("//") and not path.startswith("///")  # https://...
+    return found[0] if address else before + (PurePath(path).name or path)

@@ -1,5 +1,6 @@
 """`mae finetune`: a classifier from a run and a few labels; one task whose `train` says what may change."""
 
+import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -19,11 +20,11 @@ from torchmae.data.loader import Batch, Batches
 from torchmae.data.transforms import Augment
 from torchmae.errors import RunError, UserError
 from torchmae.hashing import DROP, uniform
-from torchmae.models.heads import Classifier, trainable
+from torchmae.models.heads import Classifier, blocks_of, trainable
 from torchmae.models.mae import build_encoder
 from torchmae.models.mixing import mix
 from torchmae.models.vit import ViT
-from torchmae.models.weights import load
+from torchmae.models.weights import load, read_config
 from torchmae.tasks import recipe, runs, settings
 from torchmae.tasks.embed import collect
 from torchmae.tasks.evaluate import logits_of
@@ -36,6 +37,7 @@ from torchmae.train.log import draw_curves
 from torchmae.train.loop import Plan, fit
 from torchmae.train.optim import peak_lr
 
+MEASURED = ("best.json", "best.safetensors", "last.json", "results.json")
 IN_MEMORY = 1 << 30  # bytes of validation pixels that are kept from one epoch to the next
 
 
@@ -84,14 +86,18 @@ class ClassifyTask(nn.Module):
 
 def run(config: Finetune) -> Path:
     """Trains a classifier, or goes on training it, and gives its run folder."""
-    config = replace(config, train="head") if config.train == "0" else config
+    config = replace(config, train="head") if config.train in ("0", "0.0") else config
     recipe.check(config)
+    out = Path(config.out or default_out(config))
+    if config.run != "none" and not checkpoint.checkpoints(out):
+        blocks_of(config.train, read_config(config.run)["model"]["encoder"]["depth"])
     with start(config.device) as world, ExitStack() as stack:
         data = labelled_sets(config.data, config.val, config.val_fraction, config.labels_per_class, config.seed)
-        out = Path(config.out or default_out(config))
         goes_on = runs.prepare(out, config.data, world)
         world.on_main(lambda: stack.enter_context(checkpoint.lock(out)))
+        labels = repr((data.classes, data.train_labels.tolist(), data.val_labels.tolist()))
         identity = runs.identity(data.train) | {"val": runs.identity(data.val)}
+        identity["labels"] = hashlib.sha256(labels.encode()).hexdigest()
         chosen: dict[str, Choice] = {}
         if goes_on:
             asked = asdict(config)
@@ -100,6 +106,7 @@ def run(config: Finetune) -> Path:
             merged, described = runs.resume(out, "finetune", asked, recipe.FREE, identity)
             config, model = Finetune(**merged), Classifier.build(described)
         else:
+            world.on_main(lambda: forget(out))
             pretrained = None if config.run == "none" else load(config.run)
             channels = channels_of(config, data, pretrained)
             found = world.on_main(lambda: runs.scan_and_report(data.train, channels, out))
@@ -113,9 +120,14 @@ def run(config: Finetune) -> Path:
                 if pretrained is None or channels != encoder.channels:
                     encoder.adapt(channels, found.mean, found.std)
                 model = build(config, encoder, data.classes)
-            trainable(model, config.train)  # a mistake there is said before the run folder is described
             world.on_main(lambda: runs.write_config(out, "finetune", asdict(config), identity, model.config()))
         return train(config, data, model, out, world, chosen)
+
+
+def forget(out: Path) -> None:
+    """Removes what an earlier start of other settings, which reached no checkpoint, may have measured."""
+    for name in MEASURED:
+        (out / name).unlink(missing_ok=True)
 
 
 def default_out(config: Finetune) -> Path:
@@ -184,9 +196,16 @@ def train(
         raise RunError(
             f"stopped at step {outcome.step} of {plan.steps} and saved; the same command goes on", 128 + outcome.signal
         )
+    if world.on_main(
+        lambda: validation.step() != plan.steps
+    ):  # a kill came between the last checkpoint and its validation
+        task.eval()
+        with torch.no_grad():
+            list(validation(plan.steps))
+    world.on_main(lambda: draw_curves(out))
+    said = world.on_main(lambda: summary(out, plan, len(data.val)))
     if world.is_main:
-        draw_curves(out)
-        print(summary(out, plan, len(data.val)), flush=True)
+        print(said, flush=True)
     return out
 
 
@@ -208,7 +227,7 @@ def plan_of(config: Finetune, images: int) -> Plan:
         workers=config.workers,
         micro_batch=config.micro_batch,
         save_minutes=config.save_minutes,
-        evaluate_steps=max(1, round((config.validate_epochs or 1) * steps_per_epoch)),
+        evaluate_steps=max(1.0, (config.validate_epochs or 1) * steps_per_epoch),
         least_lr=config.min_lr,
         optimizer=config.optimizer,
         layer_decay=config.layer_decay,
@@ -226,6 +245,11 @@ class Validation:
     def __init__(self, model: Classifier, data: LabelledSets, out: Path, world: World):
         self.model, self.data, self.out, self.world = model, data, out, world
         self.kept: tuple[list[int], Tensor] | None = None
+
+    def step(self) -> int | None:
+        """The step that was validated last."""
+        path = self.out / "last.json"
+        return json.loads(path.read_text())["step"] if path.exists() else None
 
     def logits(self) -> tuple[list[int], Float[Tensor, "N classes"]]:
         """Of the validation images that can be read: their numbers and logits."""

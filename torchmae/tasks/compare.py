@@ -15,6 +15,7 @@ from torchmae.models.weights import read_config
 from torchmae.tasks import classify
 from torchmae.tasks.recipe import Finetune
 from torchmae.train.checkpoint import write_text
+from torchmae.train.distributed import is_main
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Compare(Finetune):
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """Of split, subset, head, order and augmentation: a pair of trainings each."""
     seed: Annotated[int, tyro.conf.Suppress] = 0
-    model: Annotated[str, tyro.conf.Suppress] = ""  # that of the run
+    model: Annotated[str | None, tyro.conf.Suppress] = None  # these two are the run's
+    patch_size: Annotated[int | None, tyro.conf.Suppress] = None
 
 
 class Difference(NamedTuple):
@@ -47,6 +49,8 @@ def run(config: Compare) -> Path:
         raise UserError("mae compare needs a run: from scratch is the partner that it trains by itself")
     if len(set(config.seeds)) != len(config.seeds) or len(config.seeds) < 2:
         raise UserError(f"--seeds {' '.join(map(str, config.seeds))}: at least two, all different, for a spread")
+    if config.model or config.patch_size:
+        raise UserError("mae compare takes model and patch size from the run, for both")
     read_config(config.run)
     out = Path(config.out or f"{config.run.rstrip('/')}-compare")
     common = {field.name: getattr(config, field.name) for field in fields(Finetune)}
@@ -67,6 +71,8 @@ def run(config: Compare) -> Path:
             {"labels_per_class": labels, "seeds": list(config.seeds), **found, "images": result["last"]["count"]}
         )
         rows[-1]["difference"] = difference(found["pre-trained"], found["from scratch"])._asdict()
+    if not is_main():
+        return out
     write_text(out / "results.json", json.dumps({"compare": rows, "run": config.run, "data": config.data}, indent=1))
     draw(rows, out / "compare.png")
     print(table(rows))

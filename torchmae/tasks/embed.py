@@ -55,10 +55,7 @@ def run(config: Embed) -> Path:
     """Embeds all images and writes the file; images that cannot be read are named and left out."""
     out = Path(config.out)
     write = choose(WRITERS, out.suffix.lower(), "kind of file")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {out} cannot be written: {error.strerror or error}") from error
+    ready(out)
     if out.suffix.lower() == ".parquet":
         pyarrow()
     if config.batch_size < 1:
@@ -80,6 +77,19 @@ def run(config: Embed) -> Path:
         f"{out}: {len(features)} images, {features.shape[1]} features each ({config.pooling} of layer {config.layer or 'last'})"
     )
     return out
+
+
+def ready(out: Path) -> None:
+    """A `UserError`, before anything is computed, if the file cannot be written; its folder is made."""
+    trial = out.with_name(f".partial-{out.name}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        trial.touch()
+        trial.unlink()
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written ({error.strerror or error}): name another file") from error
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder: name a file")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import tyro
 from torchmae.data.labels import labelled, open_pair
 from torchmae.errors import UserError
 from torchmae.models.heads import Classifier
-from torchmae.models.weights import load_classifier
+from torchmae.models.weights import load_classifier, read_config
 from torchmae.tasks.embed import Function, collect
 from torchmae.tasks.metrics import draw_confusion, scores
 from torchmae.tasks.neighbours import add_result
@@ -42,6 +42,8 @@ def run(config: Evaluate) -> dict[str, Any]:
     whole, held_out = open_pair(config.data, None)
     if held_out is not None:
         print(f"{config.data} brings its own split: measured on its validation part")
+    elif read_config(config.run)["config"].get("data") == config.data:
+        print(f"note: {config.run} was trained on images of {config.data}: its own training images are among these")
     images, names = labelled(held_out or whole, config.data)
     names = mapped(names, config.class_map)
     number = {name: i for i, name in enumerate(model.classes)}

@@ -37,17 +37,20 @@ class Export:
     """Folder to make."""
     only: str | None = None
     """encoder: leave out the decoder or the head."""
+    best: bool = False
+    """Take the weights of the epoch that was best on the validation images, not the last ones."""
 
 
 class Subject(NamedTuple):
     """What is exported: the module in eval mode, its weights under plain names (see `models.convert`), its description,
-    and the folder in which it will stand at the end."""
+    the folder in which it will stand at the end, and the share of an image's sides that evaluation sees."""
 
     model: Any
     weights: Weights
     config: dict[str, Any]
     mask_ratio: float
     out: Path
+    eval_crop: float
 
     @property
     def encoder(self) -> ViT:
@@ -82,9 +85,13 @@ def run(config: Export) -> Path:
         note = f"Reloaded like this it differed from torchmae {apart_by} on 16 random images."
         if isinstance(subject.model, MAE) and subject.model.decoder.statistics is not None:
             note += " Its head for brightness and contrast (decoder.statistics) has no place there and stays behind."
-        classes = subject.config.get("classes", ())
+        if config.best:
+            note += " These are the weights of the epoch that was best on the validation images."
+        classes, lines = subject.config.get("classes", ()), made.lines
+        if out.is_absolute():  # cards are made to be published
+            lines = [line.replace(str(out), out.name) for line in lines]
         what, readme = config.only or kind_of(read_config(config.run)), folder / "README.md"
-        readme.write_text(card(config.run, what, subject.encoder, classes, made.lines, note, folder))
+        readme.write_text(card(config.run, what, subject.encoder, classes, lines, note, folder))
     print(f"{out}: compared with torchmae on 16 images: they differ {apart_by}. To load it:")
     print("\n".join(f"  {line}" for line in made.lines))
     return out
@@ -94,15 +101,21 @@ def open_run(config: Export) -> Subject:
     """The model of a run, or its encoder; a probe's BatchNorm becomes part of its head where weights are handed over."""
     described = read_config(config.run)
     kind, model = kind_of(described), described["model"]
-    loaders: dict[str, Callable[[str], nn.Module]] = {"mae": load_mae, "classifier": load_classifier, "encoder": load}
-    weights = to_plain(read_weights(config.run))[1]
+    weights = to_plain(read_weights(config.run, "best.safetensors" if config.best else "model.safetensors"))[1]
     if model.get("encode_all") and not config.only:
         raise UserError("mask tokens in the encoder are known to no other library: add --only encoder")
     if config.only:
         kind, model = "encoder", {n: v for n, v in model.items() if n in ("encoder", "pool")}
         weights = {n: w for n, w in weights.items() if not n.startswith(("decoder_", "mask_token", "head.", "bn."))}
-    ratio = described["config"].get("mask_ratio", 0.75)
-    return Subject(loaders[kind](config.run), weights, model, ratio, Path(config.out))
+    loaders: dict[str, Callable[[str], nn.Module]] = {"mae": load_mae, "classifier": load_classifier, "encoder": load}
+    if config.best:
+        best = load_classifier(config.run, best=True)
+        module: nn.Module = best.encoder if config.only else best
+    else:
+        module = loaders[kind](config.run)
+    settings = described["config"]
+    ratio, crop = settings.get("mask_ratio", 0.75), settings.get("eval_crop", 1.0)
+    return Subject(module, weights, model, ratio, Path(config.out), crop)
 
 
 @torch.no_grad()
@@ -184,7 +197,7 @@ def to_timm(subject: Subject, folder: Path) -> Made:
         input_size=[encoder.channels, *encoder.image_size], mean=encoder.mean, std=encoder.std
     )
     places = dict(first_conv="patch_embed.proj", classifier="head", num_classes=len(classes))
-    shown = dict(fixed_input_size=True, interpolation="bicubic", crop_pct=1.0)
+    shown = dict(fixed_input_size=True, interpolation="bicubic", crop_pct=subject.eval_crop)
     about: dict[str, Any] = dict(
         architecture="vit_base_patch16_224", num_classes=len(classes), num_features=encoder.embed_dim
     )
@@ -345,7 +358,7 @@ def to_safetensors(subject: Subject, folder: Path) -> Made:
     """One file in the layout of facebookresearch/mae (timm's names); its metadata lets mae import know it exactly."""
     if subject.pool == "mean" and isinstance(subject.model, ViT):
         raise UserError("the norm of this encoder belongs to its classifier's pooling: export the classifier")
-    stated = {**subject.config, "mask_ratio": subject.mask_ratio}
+    stated = {**subject.config, "mask_ratio": subject.mask_ratio, "eval_crop": subject.eval_crop}
     save(subject.weights, folder, {"torchmae": json.dumps(stated)})
     builders = {MAE: MAE.build, Classifier: Classifier.build, ViT: lambda c: build_encoder(c["encoder"])}
     again: Any = builders[type(subject.model)](subject.config)

@@ -97,9 +97,8 @@ def facts_of_model(model: dict[str, Any]) -> dict[str, Any]:
     """Facts from our own description of a model, which `mae export` leaves in its files."""
     encoder = model["encoder"]
     facts = {name: encoder[name] for name in ("image_size", "mean", "std")} | {"heads": encoder["num_heads"]}
-    return facts | {
-        name: model[name] for name in ("decoder_heads", "target", "loss_on", "classes", "mask_ratio") if name in model
-    }
+    others = ("decoder_heads", "target", "loss_on", "classes", "mask_ratio", "eval_crop")
+    return facts | {name: model[name] for name in others if name in model}
 
 
 def from_folder(folder: Path) -> Source:
@@ -118,7 +117,7 @@ def from_folder(folder: Path) -> Source:
     if "architecture" in config:
         cfg, args = config.get("pretrained_cfg", {}), config.get("model_args", {})
         facts = {"mean": cfg.get("mean"), "std": cfg.get("std"), "classes": config.get("label_names")}
-        facts |= {"heads": args.get("num_heads"), "image_size": args.get("img_size")}
+        facts |= {"heads": args.get("num_heads"), "image_size": args.get("img_size"), "eval_crop": cfg.get("crop_pct")}
         return Source(weights, stated | {n: v for n, v in facts.items() if v is not None}, sha256(file))
     if config.get("model_type") not in ("vit", "vit_mae"):
         raise UserError(f"{folder} holds a model of type {config.get('model_type')}; torchmae imports vit and vit_mae")
@@ -193,6 +192,7 @@ def from_timm(name: str, image_size: str | int | None) -> Source:
         raise UserError(f"timm:{name} could not be made: {str(error).strip().splitlines()[0]}") from error
     cfg = model.pretrained_cfg
     facts = {"mean": cfg.get("mean"), "std": cfg.get("std"), "classes": cfg.get("label_names")}
+    facts["eval_crop"] = cfg.get("crop_pct")
     if hasattr(model, "blocks") and hasattr(model, "patch_embed"):
         facts |= {"heads": getattr(model.blocks[0].attn, "num_heads", None), "image_size": model.patch_embed.img_size}
     known = {n: v for n, v in facts.items() if v is not None}

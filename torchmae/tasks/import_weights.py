@@ -53,6 +53,8 @@ class Import:
     """As mean."""
     classes: str | None = None
     """A file with a classifier's class names, one a line. Default: the source's, else 0, 1, ..."""
+    eval_crop: float | None = None
+    """Share of an image's sides that evaluation sees. Default: the source's, else as the reference measures, else 1."""
 
 
 @dataclass
@@ -74,6 +76,8 @@ def run(config: Import) -> Path:
     layout, plain, unused = to_plain(found.weights)
     model = describe(config, plain, found.facts, report)
     module = {"mae": MAE.build, "classifier": Classifier.build, "encoder": lambda c: build_encoder(c["encoder"])}
+    eval_crop, why = crop_of(config.eval_crop, found.facts, layout, model)
+    report.note("crop", f"evaluation sees {eval_crop:g} of an image's sides ({why})")
     kind = kind_of({"model": model})
     weights = to_ours(plain, model)
     made: nn.Module = build(module[kind], model, config.source)
@@ -96,6 +100,7 @@ def run(config: Import) -> Path:
         "mask_ratio": found.facts.get("mask_ratio", 0.75),
         "max_megapixels": 100.0,
         "white": 65535,
+        "eval_crop": eval_crop,
     }
     with whole_folder(out) as folder:
         save_file(weights, folder / "model.safetensors")
@@ -183,6 +188,24 @@ def describe(config: Import, plain: Weights, facts: dict[str, Any], report: Repo
         report.note("pictures", "brightness and contrast of hidden patches as the visible ones' (no head for them)")
     loss_on = facts.get("loss_on", "hidden")
     return {"encoder": encoder, **decoder, "target": target, "loss_on": loss_on, "encode_all": False}
+
+
+def crop_of(asked: float | None, facts: dict[str, Any], layout: str, model: dict[str, Any]) -> tuple[float, str]:
+    """The share of an image's sides that evaluation sees, and where that comes from.
+
+    The published figures of the reference are measured on the middle 224 px of 256 up to 224 px, on whole images above.
+    """
+    share, why = 1.0, "assumed"
+    if asked is not None:
+        share, why = asked, "as asked"
+    elif "eval_crop" in facts:
+        share, why = float(facts["eval_crop"]), "the source's"
+    elif "classes" in model and layout in ("facebookresearch/mae", "timm"):  # fine-tuned files have timm's names
+        share = 0.875 if max(model["encoder"]["image_size"]) <= 224 else 1.0
+        why = "assumed, as facebookresearch/mae measures; --eval-crop says otherwise"
+    if not 0 < share <= 1:
+        raise UserError(f"--eval-crop {share:g} ({why}): say a share above 0, at most 1")
+    return share, why
 
 
 def read_classes(path: str) -> list[str]:

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from torchmae.errors import UserError
+from torchmae.models.heads import blocks_of
 from torchmae.models.weights import load
 from torchmae.tasks import classify
 from torchmae.tasks.recipe import Finetune
 from torchmae.train.checkpoint import write_text
+from torchmae.train.distributed import is_main
 
 # Figure 9: ViT-L/16, ImageNet-1K, top-1 in % by blocks that were fine-tuned (read from the figure's labels; 24 are all).
 PAPER = {0: 73.5, 0.5: 79.1, 1: 81.0, 2: 83.1, 4: 84.2, 6: 84.4, 12: 84.6, 18: 84.7, 24: 84.9}
@@ -50,6 +52,8 @@ def run(config: Partial) -> Path:
             tried.append({"train": part, "blocks": blocks_of(part, blocks), "epochs": epochs, **last})
         rows.append(max(tried, key=lambda row: row["top1"]))
     rows.sort(key=lambda row: row["blocks"])
+    if not is_main():
+        return out
     write_text(out / "results.json", json.dumps({"partial": rows, "run": config.run, "data": config.data}, indent=1))
     draw(rows, blocks, out / "partial.png")
     print(f"Accuracy of the last epoch on {rows[0]['count']} validation images, by what was fine-tuned")
@@ -59,18 +63,6 @@ def run(config: Partial) -> Path:
         print("The number of epochs was chosen on these same images, as in the paper: that flatters all of them.")
     print(f"Written to {out / 'results.json'} and {out / 'partial.png'}")
     return out
-
-
-def blocks_of(part: str, blocks: int) -> float:
-    """ "0.5" to 0.5, "all" to the number of blocks; `UserError` for what cannot be trained."""
-    try:
-        count = {"all": float(blocks), "head": 0.0}.get(part)
-        count = float(part) if count is None else count
-    except ValueError:
-        count = -1.0
-    if count != 0.5 and count not in range(blocks + 1):
-        raise UserError(f"--train {part}: 0, 0.5, a number of blocks up to {blocks}, or all")
-    return count
 
 
 def draw(rows: list[dict[str, Any]], blocks: int, path: Path) -> None:
@@ -83,7 +75,7 @@ def draw(rows: list[dict[str, Any]], blocks: int, path: Path) -> None:
     values = [100 * row["top1"] for row in rows]
     below, above = ([100 * abs(row[side] - row["top1"]) for row in rows] for side in ("low", "high"))
     ours.errorbar(places, values, yerr=[below, above], marker="o", capsize=3)
-    ours.set_xticks(places, [f"all {blocks}" if row["blocks"] == blocks else row["train"] for row in rows])
+    ours.set_xticks(places, [f"all {blocks}" if row["train"] == "all" else row["train"] for row in rows])
     ours.set(title="your data (95 % intervals)", ylabel="accuracy of the last epoch in %")
     theirs.plot(range(len(PAPER)), list(PAPER.values()), marker="o", color="tab:gray")
     theirs.set_xticks(range(len(PAPER)), [f"{count:g}" for count in PAPER])

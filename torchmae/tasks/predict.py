@@ -10,10 +10,11 @@ import tyro
 from jaxtyping import Float
 from torch import Tensor
 
+from torchmae.data.source import distinct
 from torchmae.data.sources import open_source
 from torchmae.errors import RunError, choose
 from torchmae.models.weights import load_classifier
-from torchmae.tasks.embed import collect, pyarrow
+from torchmae.tasks.embed import collect, pyarrow, ready
 from torchmae.tasks.evaluate import logits_of
 from torchmae.train.distributed import find_device
 
@@ -40,6 +41,7 @@ def run(config: Predict) -> Path:
     write = choose(WRITERS, out.suffix.lower(), "kind of file")
     if out.suffix.lower() == ".parquet":
         pyarrow()
+    ready(out)
     model, device, source = (
         load_classifier(config.run, config.best),
         find_device(config.device),
@@ -50,8 +52,7 @@ def run(config: Predict) -> Path:
         print(f"left out: {name}: {reason}")
     partial = out.with_name(f".partial-{out.name}")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write(partial, [source.name(i) for i in ids], logits.softmax(1), model.classes)
+        write(partial, [source.name(i) for i in ids], logits.softmax(1), distinct(model.classes))
         partial.replace(out)
     except OSError as error:
         partial.unlink(missing_ok=True)
@@ -60,20 +61,21 @@ def run(config: Predict) -> Path:
     return out
 
 
-def write_csv(path: Path, names: list[str], shares: Float[Tensor, "N classes"], classes: tuple[str, ...]) -> None:
+def write_csv(path: Path, names: list[str], shares: Float[Tensor, "N classes"], classes: list[str]) -> None:
     with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         table = csv.writer(file)
-        table.writerow(["path", "class", "probability", *classes])
+        table.writerow(["path", "class", "probability", *(f"p_{name}" for name in classes)])
         for name, row in zip(names, shares.tolist()):
             best = max(range(len(row)), key=row.__getitem__)
             table.writerow([name, classes[best], f"{row[best]:.6g}", *(f"{value:.6g}" for value in row)])
 
 
-def write_parquet(path: Path, names: list[str], shares: Float[Tensor, "N classes"], classes: tuple[str, ...]) -> None:
+def write_parquet(path: Path, names: list[str], shares: Float[Tensor, "N classes"], classes: list[str]) -> None:
     arrow, parquet = pyarrow()
     top, best = torch.max(shares, dim=1)
     columns = {"path": names, "class": [classes[i] for i in best.tolist()], "probability": top.numpy()}
-    parquet.write_table(arrow.table({**columns, **dict(zip(classes, shares.T.contiguous().numpy()))}), path)
+    each = dict(zip((f"p_{name}" for name in classes), shares.T.contiguous().numpy()))
+    parquet.write_table(arrow.table({**columns, **each}), path)
 
 
 WRITERS = {".csv": write_csv, ".parquet": write_parquet}

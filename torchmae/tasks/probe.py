@@ -90,6 +90,8 @@ def run(config: Probe) -> Path | dict[str, Any]:
                 if config.fast
                 else f"{flag} belongs to the probe on stored features: add --fast, or leave it out"
             )
+    if config.run == "none":
+        raise UserError("mae probe needs a run: an untrained encoder stands beside it with --fast")
     if config.fast:
         return regress(config)
     given = {name: value for name, value in asdict(config).items() if name not in FAST_ONLY}

@@ -42,8 +42,9 @@ class Finetune:
     pool: str | None = None
     """What the head sees: mean of the patch tokens with its own norm (the reference's default), or the class token (the
     default for --train head, as in the paper)."""
-    model: str = "vit_micro"
-    """Only from scratch: the size of the encoder, or a run folder that has the one to take (without its weights)."""
+    model: str | None = None
+    """Only from scratch: the size of the encoder (vit_micro by default), or a run folder that has the one to take (without its
+    weights)."""
     image_size: str | int | None = None
     """Default: that of the run; positions are resized to another."""
     patch_size: int | None = None
@@ -141,6 +142,8 @@ def check(config: Finetune) -> None:
             raise UserError(
                 f"--{name.replace('_', '-')} {value}: a share, {'0 to 1' if whole else '0 or more, below 1'}"
             )
+    if config.val == config.data:
+        raise UserError(f"--val {config.val} is the data that is trained on: leave it out, and a share is held out")
     if config.val_fraction == 0 or config.eval_crop == 0:
         raise UserError(f"--{'val-fraction' if config.val_fraction == 0 else 'eval-crop'} 0: must be more than 0")
     if config.magnitude is not None and not 0 <= config.magnitude <= 10:
@@ -155,15 +158,25 @@ def check(config: Finetune) -> None:
     if config.optimizer is not None:
         choose(OPTIMIZERS, config.optimizer, "optimizer")
     if config.run == "none":
-        architecture(config.model)
+        like = architecture(config.model)
+        if config.patch_size and like.get("patch_size", config.patch_size) != config.patch_size:
+            raise UserError(f"--patch-size {config.patch_size}: that of {config.model} is {like['patch_size']}")
         if config.train != "all":
             raise UserError(f"--train {config.train}: from scratch (run none) everything has to be trained")
+    elif config.model is not None or config.patch_size is not None:
+        flag = f"--model {config.model}" if config.model is not None else f"--patch-size {config.patch_size}"
+        raise UserError(f"{flag} is for training from scratch (run none); {config.run} has an encoder of its own")
+    if config.train == "head" and 1 in (config.batch_size, config.micro_batch):
+        raise UserError("a probe's BatchNorm needs more than one image at a time: --batch-size 2 or more")
+    if config.train == "head" and config.micro_batch is not None:
+        raise UserError(f"--micro-batch {config.micro_batch}: a probe's BatchNorm sees the whole batch; leave it out")
     if config.image_size is not None:
         settings.parse_size(config.image_size)
 
 
-def architecture(model: str) -> dict[str, Any]:
+def architecture(model: str | None) -> dict[str, Any]:
     """Arguments of a ViT: those of a named size, or the whole description of a run folder's encoder."""
+    model = model or "vit_micro"
     if not os.path.isdir(model):
         return dict(size_of(model))
     described = read_config(model)["model"]["encoder"]
@@ -196,7 +209,7 @@ def everything(
         ),
         "batch_size": Choice(batch, f"for {images} images on {'a GPU' if on_gpu else 'a CPU'}"),
         "epochs": Choice(
-            epochs, f"{images} images are seen {epochs:g} times: about {budget:,} crops, within 20 to 100 epochs"
+            float(epochs), f"{epochs * images:,.0f} crops; {budget:,} are aimed at, within 20 to 100 epochs"
         ),
         "validate_epochs": Choice(
             float(max(1, round(val_images / images))),
@@ -266,6 +279,12 @@ def resolve(config: Finetune, chosen: dict[str, Choice], images: int) -> Finetun
     """The settings with nothing left open. `UserError` for a batch larger than the data set."""
     config = replace(config, **{name: choice.value for name, choice in chosen.items()})
     config = replace(config, image_size=settings.size_text(settings.parse_size(config.image_size or 0)))
+    mixes, micro = config.mixup or config.cutmix, config.micro_batch
+    if mixes and micro and (micro % 2 or (config.batch_size or 0) % micro):
+        raise UserError(
+            f"--micro-batch {micro}: mixup and CutMix pair neighbours, so it must be even and divide the batch of "
+            f"{config.batch_size} (or switch them off: --mixup 0 --cutmix 0)"
+        )
     if config.batch_size and config.batch_size > images:
         raise UserError(
             f"--batch-size {config.batch_size} is more than the {images} labelled images: use at most {images}"

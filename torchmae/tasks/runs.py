@@ -143,7 +143,9 @@ def resume(
     if was["count"] != data["count"]:
         wrong.append(f"the data had {was['count']} images, has {data['count']}")
     elif was != data:
-        wrong.append(f"the data has {data['count']} images as before, but not the same ones (names or sizes differ)")
+        wrong.append(
+            f"the data has {data['count']} images as before, but not the same ones (names, sizes or labels differ)"
+        )
     if wrong:
         raise UserError(
             f"{out} is another run: {'; '.join(wrong)}. Repeat its command to go on, or choose another --out"

@@ -116,6 +116,11 @@ def gathered(module: nn.Module) -> Iterator[None]:
         yield
 
 
+def is_main() -> bool:
+    """Whether this is the one process that writes results, also where no `World` is open."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 def find_device(name: str) -> torch.device:
     """ "auto" is the GPU if there is one; otherwise the named device, or a `UserError` if it is not there."""
     if name == "auto":

@@ -37,6 +37,10 @@ class Log:
                 raise missing_extra("tensorboard", "tensorboard") from error
             self.writer = SummaryWriter(str(run), purge_step=start)
 
+    def lacks_evaluation(self) -> bool:
+        """Whether nothing was logged at the step that this process resumes from but the training itself."""
+        return not any(r["step"] == self.start and "loss" not in r for r in read_log(self.run))
+
     def advance(self) -> None:
         if self.active:
             self.bar.update()

@@ -66,8 +66,18 @@ def fit(
     log = Log(run, plan.steps, start, world.is_main, plan.tensorboard)
     meter = Meter(start, batches.batch_size)
     saved_at = evaluated_at = time.monotonic()
+
+    def evaluate(done: int) -> None:
+        task.eval()
+        with torch.no_grad(), trainer.averaged(), gathered(trainer.module):
+            for name, value in (pair for evaluator in evaluators for pair in evaluator(done)):
+                log.write({"step": done, name: value})
+        task.train()
+
     task.train()
     with stop_signals() as stop, log:
+        if saved and evaluation_is_due(start, plan) and log.lacks_evaluation():  # the stop came between the two
+            evaluate(start)
         loader = iter(batches.loader(start, plan.steps, plan.workers, world.device.type == "cuda"))
         for step in range(start, plan.steps):
             with meter.waiting():
@@ -101,7 +111,7 @@ def fit(
                 world.is_main and now - saved_at > 60 * plan.save_minutes,
                 world.is_main and now - evaluated_at > 60 * plan.evaluate_minutes
                 if plan.evaluate_steps is None
-                else done % plan.evaluate_steps == 0,
+                else evaluation_is_due(done, plan),
             )
             if last or stopping or saving:
                 everything = checkpoint.Checkpoint(done, *trainer.state())
@@ -109,16 +119,18 @@ def fit(
                 saved_at = time.monotonic()
                 meter.restart()
             if last or (evaluating and not stopping):
-                task.eval()
-                with torch.no_grad(), trainer.averaged(), gathered(trainer.module):
-                    for name, value in (pair for evaluator in evaluators for pair in evaluator(done)):
-                        log.write({"step": done, name: value})
-                task.train()
+                evaluate(done)
                 evaluated_at = time.monotonic()
                 meter.restart()
             if stopping and not last:
                 return Outcome(done, stop.number or signal.SIGTERM)
     return Outcome(plan.steps, None, record)
+
+
+def evaluation_is_due(done: int, plan: Plan) -> bool:
+    """Whether step `done` is the first at or behind the end of a stretch of `evaluate_steps`, which need not be whole."""
+    every = plan.evaluate_steps
+    return every is not None and done > 0 and int(done / every + 1e-9) > int((done - 1) / every + 1e-9)
 
 
 class Meter:

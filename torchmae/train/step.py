@@ -34,7 +34,7 @@ class Plan:
     save_minutes: float = 5.0
     evaluate_minutes: float = 3.0
     tensorboard: bool = False
-    evaluate_steps: int | None = None  # between two evaluations, in place of minutes
+    evaluate_steps: float | None = None  # between two evaluations, in place of minutes
     # ---
     least_lr: float = 0.0
     optimizer: str = "adamw"  # a name in optim.OPTIMIZERS
@@ -129,7 +129,7 @@ class Step:
 
     def find_micro(self, batch: Any) -> int:
         """How many images fit at a time: as many as were wanted, half as many whenever memory runs out."""
-        share = len(batch.images)
+        share, buffers = len(batch.images), [(b, b.clone()) for b in self.task.buffers()]
         parts = -(-share // min(self.wanted or share, share))
         while True:
             out_of_memory = False
@@ -140,6 +140,8 @@ class Step:
                     raise
                 out_of_memory = True
             self.optimizer.zero_grad(set_to_none=True)
+            for buffer, before in buffers:  # a trial must not count among a BatchNorm's statistics
+                buffer.copy_(before)
             if not self.world.agree(out_of_memory)[0]:
                 return -(-share // parts)
             gc.collect()
