@@ -53,7 +53,10 @@ def mae(place, capfd, monkeypatch):
 
 MISTAKES = {
     # what is typed: words of the message (regular expressions)
-    "frobnicate": ["unknown verb 'frobnicate'", "pretrain, finetune, probe, partial, compare, evaluate, predict, reconstruct"],
+    "frobnicate": [
+        "unknown verb 'frobnicate'",
+        "pretrain, finetune, probe, partial, compare, evaluate, predict, reconstruct",
+    ],
     "pretran photos": ["Did you mean pretrain\\?"],
     "pretrain": ["DATA"],
     "pretrain photos --mask-rato 0.5": ["--mask-rato", "--mask-ratio"],

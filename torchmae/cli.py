@@ -19,7 +19,7 @@ VERBS = {
     "partial": (
         "torchmae.tasks.partial",
         "Partial",
-        "fine-tune more and more blocks: the paper's Figure 9 on your data",
+        "fine-tune more and more blocks: Figure 9 of the paper on your data",
     ),
     "compare": ("torchmae.tasks.compare", "Compare", "a run against the same encoder from scratch, over several seeds"),
     "evaluate": ("torchmae.tasks.evaluate", "Evaluate", "accuracy, calibration and confusion of a classifier"),
@@ -37,6 +37,7 @@ EXAMPLES = """examples:
   mae pretrain photos/                         a run folder from any folder of images
   mae reconstruct runs/photos cat.jpg          what the model sees in 25 % of a picture
   mae neighbours runs/photos labelled/         how good are the features?
+  mae finetune runs/photos labelled/           a classifier from a few labels
   mae embed runs/photos photos/ --out f.npz    features for your own use
 
 mae VERB --help lists the flags of a verb; --debug shows the traceback of an error."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from small import SMALL
+from small import SMALL, make_photos
 
 import torchmae
 from torchmae import cli, presets
@@ -266,11 +266,11 @@ def test_several_lengths_are_searched_as_in_the_paper(run: Path, photos: Path, t
     assert row["top1"] == max(found)
 
 
-def test_a_small_run_learns_from_few_labels(photos: Path, tmp_path: Path) -> None:
-    """Not a smoke test: three textures, four labels each, are told apart after fine-tuning."""
-    run = torchmae.pretrain(str(photos), out=str(tmp_path / "pre"), epochs=10, **SMALL)
-    out = finetune(
-        Finetune(str(run), str(photos), out=str(tmp_path / "ft"), labels_per_class=4, epochs=40, batch_size=6, workers=0,
-                 device="cpu", precision="fp32")
-    )  # fmt: skip
-    assert json.loads((out / "last.json").read_text())["top1"] >= 5 / 6
+def test_a_classifier_learns(tmp_path: Path) -> None:
+    """Not a smoke test: three textures are told apart on images that were held out."""
+    photos = make_photos(tmp_path / "photos", 24)
+    run = torchmae.pretrain(str(photos), out=str(tmp_path / "pre"), epochs=3, **SMALL)
+    options = {**QUICK, "epochs": 40, "batch_size": 8, "magnitude": 0.0}
+    out = finetune(Finetune(str(run), str(photos), out=str(tmp_path / "ft"), **options))
+    last = json.loads((out / "last.json").read_text())
+    assert last["count"] == 15 and last["top1"] >= 0.8
