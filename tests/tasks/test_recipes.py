@@ -253,7 +253,7 @@ def test_partial_fine_tuning_draws_figure_9(run: Path, photos: Path, tmp_path: P
     for row in rows:
         made = out / f"train-{row['train']}-epochs-1"
         assert json.loads((made / "last.json").read_text())["top1"] == row["top1"]
-    with pytest.raises(UserError, match="--train 7: 0, 0.5, a number of blocks up to 6, or all"):
+    with pytest.raises(UserError, match="--train 7: all, head, 0.5 or a number of blocks from 0 to 6"):
         partial.run(replace(asked, train=("0", "7")))
 
 

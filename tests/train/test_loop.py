@@ -21,6 +21,7 @@ from torchmae.data.sources import open_source
 from torchmae.data.transforms import Augment
 from torchmae.errors import RunError
 from torchmae.models import masking
+from torchmae.train.log import panels
 from torchmae.train.optim import lr_at, peak_lr
 
 ENV = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -190,3 +191,19 @@ def test_a_signal_saves_and_going_on_gives_the_same_weights(whole, photos, tmp_p
     drop = ("images_per_s", "wait", "peak_memory_mb")
     ours, theirs = ([{k: v for k, v in r.items() if k not in drop} for r in records(r)] for r in (run, whole))
     assert ours == theirs
+
+
+def test_no_panel_of_the_curves_is_empty():
+    """A classifier's last record holds no loss, and its panel was once empty."""
+    trained, measured = (
+        {"step": 1, "loss": 2.0, "loss of patch mean": 3.0, "lr": 1.0, "grad_norm": 1.0},
+        {"step": 1, "accuracy": 0.5},
+    )
+    assert panels([trained]) == {
+        "loss": ["loss", "loss of patch mean"],
+        "learning rate": ["lr"],
+        "gradient norm": ["grad_norm"],
+        "images per second": ["images_per_s"],
+    }
+    both = panels([trained, measured])
+    assert both["loss"] == ["loss", "loss of patch mean"] and both["accuracy"] == ["accuracy"] and len(both) == 4

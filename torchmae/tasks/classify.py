@@ -84,8 +84,8 @@ class ClassifyTask(nn.Module):
         return {}
 
 
-def run(config: Finetune) -> Path:
-    """Trains a classifier, or goes on training it, and gives its run folder."""
+def run(config: Finetune, quiet: bool = False) -> Path:
+    """Trains a classifier, or goes on training it, and gives its run folder; `quiet` leaves out plan and summary."""
     config = replace(config, train="head") if config.train in ("0", "0.0") else config
     recipe.check(config)
     out = Path(config.out or default_out(config))
@@ -121,7 +121,7 @@ def run(config: Finetune) -> Path:
                     encoder.adapt(channels, found.mean, found.std)
                 model = build(config, encoder, data.classes)
             world.on_main(lambda: runs.write_config(out, "finetune", asdict(config), identity, model.config()))
-        return train(config, data, model, out, world, chosen)
+        return train(config, data, model, out, world, chosen, quiet)
 
 
 def forget(out: Path) -> None:
@@ -175,12 +175,18 @@ def build(config: Finetune, encoder: ViT, classes: tuple[str, ...]) -> Classifie
 
 
 def train(
-    config: Finetune, data: LabelledSets, model: Classifier, out: Path, world: World, chosen: dict[str, Choice]
+    config: Finetune,
+    data: LabelledSets,
+    model: Classifier,
+    out: Path,
+    world: World,
+    chosen: dict[str, Choice],
+    quiet: bool = False,
 ) -> Path:
     """fit() with this task, validation after every epoch, and the words before and after."""
     plan = plan_of(config, len(data.train))
     task = ClassifyTask(model, data.train_labels, config)
-    if world.is_main:
+    if world.is_main and not quiet:
         moved = sum(p.numel() for p in task.parameters() if p.requires_grad)
         where = f"{world.device.type}, {config.precision}, {world.size} process{'es' * (world.size > 1)}, to {out}"
         counts = (len(data.train), len(data.val))
@@ -203,8 +209,8 @@ def train(
         with torch.no_grad():
             list(validation(plan.steps))
     world.on_main(lambda: draw_curves(out))
-    said = world.on_main(lambda: summary(out, plan, len(data.val)))
-    if world.is_main:
+    said = world.on_main(lambda: summary(out, plan, len(data.val)))  # writes results.json too
+    if world.is_main and not quiet:
         print(said, flush=True)
     return out
 
@@ -285,16 +291,20 @@ def summary(out: Path, plan: Plan, images: int) -> str:
     results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     results["validation"] = {"best": best, "last": last}
     checkpoint.write_text(path, json.dumps(results, indent=1))
-    mae = runs.command()
+    mae, flattering = runs.command(), ", which is the best one too"
+    if best["step"] != last["step"]:
+        flattering = (
+            f", best epoch {best['top1']:.1%} (step {best['step']}; chosen on these same images, so it flatters)"
+        )
     return "\n".join(
         [
-            f"Done: {plan.steps} steps. Accuracy on {images} validation images: last epoch {last['top1']:.1%} "
-            f"(95 % interval {last['low']:.1%} to {last['high']:.1%}), best epoch {best['top1']:.1%} (step {best['step']}; "
-            "chosen on these same images, so it flatters)",
+            f"Done: {plan.steps} steps. Accuracy{' of the averaged weights' if plan.ema else ''} on {images} validation "
+            "images: "
+            f"last epoch {last['top1']:.1%} (95 % interval {last['low']:.1%} to {last['high']:.1%}){flattering}",
             f"Made:\n  {out / 'model.safetensors'}  the last weights",
             f"  {out / 'best.safetensors'}  the best epoch's (--best in the commands below)",
             f"  {out / 'curves.png'}, {path}  how it went",
             f"Next:\n  {mae} evaluate {out} LABELLED  each class, calibration, confusion",
-            f"  {mae} predict {out} IMAGES --out predictions.csv",
+            f"  {mae} predict {out} FOLDER --out predictions.csv",
         ]
     )

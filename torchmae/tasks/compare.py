@@ -54,7 +54,7 @@ def run(config: Compare) -> Path:
     read_config(config.run)
     out = Path(config.out or f"{config.run.rstrip('/')}-compare")
     common = {field.name: getattr(config, field.name) for field in fields(Finetune)}
-    rows = []
+    rows, done = [], 0
     for labels in config.labels_per_class or (None,):
         found: dict[str, list[float]] = {"pre-trained": [], "from scratch": []}
         for seed in config.seeds:
@@ -65,7 +65,12 @@ def run(config: Compare) -> Path:
                 )
                 if start == "none":
                     asked = replace(asked, model=config.run, train="all")
-                result = json.loads((classify.run(asked) / "results.json").read_text())["validation"]
+                many = 2 * len(config.seeds) * max(1, len(config.labels_per_class))
+                done += 1
+                if is_main():
+                    print(f"[{done}/{many}] {arm}, {labels or 'all'} labels a class, seed {seed}", flush=True)
+                made = classify.run(asked, quiet=done > 2)  # one plan for each side
+                result = json.loads((made / "results.json").read_text())["validation"]
                 found[arm].append(result["last"]["top1"])
         rows.append(
             {"labels_per_class": labels, "seeds": list(config.seeds), **found, "images": result["last"]["count"]}
@@ -76,7 +81,8 @@ def run(config: Compare) -> Path:
     write_text(out / "results.json", json.dumps({"compare": rows, "run": config.run, "data": config.data}, indent=1))
     draw(rows, out / "compare.png")
     print(table(rows))
-    print(f"Written to {out / 'results.json'} and {out / 'compare.png'}")
+    print(f"Written to {out / 'results.json'} and {out / 'compare.png'}; every training is a run folder beside them.")
+    print("More --seeds narrow the intervals; trainings that are finished are kept.")
     return out
 
 
@@ -130,7 +136,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         for place, row in enumerate(rows):
             axis.plot([place] * len(row[arm]), [100 * value for value in row[arm]], "o", color=colour, alpha=0.5)
     axis.set_xticks(range(len(rows)), [str(row["labels_per_class"] or "all") for row in rows])
-    axis.set(xlabel="labels a class", ylabel="accuracy of the last epoch in %")
+    axis.set(xlabel="labels a class", ylabel="accuracy of the last epoch in %", title=f"{len(rows[0]['seeds'])} seeds")
     axis.grid(alpha=0.3)
     axis.legend()
     figure.savefig(path, dpi=110)

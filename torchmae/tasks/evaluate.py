@@ -62,12 +62,14 @@ def run(config: Evaluate) -> dict[str, Any]:
         logits = logits.masked_fill(absent, -torch.inf)
     found = scores(logits, labels, model.classes)
     out = Path(config.run)
-    draw_confusion(found.confusion, model.classes, out / "confusion.png")
+    title = f"{Path(config.data).name}: {found.count} images, {found.top1:.1%}"
+    draw_confusion(found.confusion, model.classes, out / "confusion.png", title)
     result = {**asdict(config), **found.summary()}
     path = add_result(out, "evaluate", result)
     worst = sorted(found.per_class.items(), key=lambda pair: pair[1])[:3]
     print(
-        f"{found.count} images: top 1 {found.top1:.1%} (95 % interval {found.low:.1%} to {found.high:.1%}), "
+        f"{found.count} images{', weights of the best epoch' if config.best else ''}: top 1 {found.top1:.1%} "
+        f"(95 % interval {found.low:.1%} to {found.high:.1%}), "
         f"top 5 {found.top5:.1%}, calibration error {found.calibration_error:.3f}\n"
         f"weakest classes: {', '.join(f'{name} {share:.1%}' for name, share in worst)}\n"
         f"Written to {path} and {out / 'confusion.png'}"

@@ -46,6 +46,8 @@ def open_weights(source: str, image_size: str | int | None = None) -> Source:
     if kind == "timm" and name:
         return from_timm(name, image_size)
     path = Path(download(name) if kind == "hf" and name else source)
+    if path.is_dir() and not (path / "config.json").exists() and len(alone := list(path.glob("*.safetensors"))) == 1:
+        path = alone[0]  # as mae export --to safetensors leaves it
     if path.is_dir():
         return from_folder(path)
     if not path.is_file():

@@ -63,7 +63,7 @@ def interval(right: int, count: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def draw_confusion(confusion: list[list[int]], classes: tuple[str, ...], path: Path) -> None:
+def draw_confusion(confusion: list[list[int]], classes: tuple[str, ...], path: Path, title: str = "") -> None:
     """The confusion matrix, each row as shares of its true class."""
     from matplotlib.figure import Figure
 
@@ -73,7 +73,7 @@ def draw_confusion(confusion: list[list[int]], classes: tuple[str, ...], path: P
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axis = figure.subplots()
     shown = axis.imshow(shares, vmin=0, vmax=1, cmap="Blues")
-    axis.set(xlabel="guess", ylabel="true class")
+    axis.set(xlabel="guess", ylabel="true class", title=title)
     if len(classes) <= 50:
         axis.set_xticks(range(len(classes)), classes, rotation=90)
         axis.set_yticks(range(len(classes)), classes)
@@ -82,4 +82,4 @@ def draw_confusion(confusion: list[list[int]], classes: tuple[str, ...], path: P
             colour = "white" if shares[row, column] > 0.5 else "black"
             axis.text(column, row, f"{matrix[row, column]:.0f}", ha="center", va="center", color=colour, fontsize=8)
     figure.colorbar(shown, label="share of the true class")
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, bbox_inches="tight")

@@ -43,11 +43,16 @@ def run(config: Partial) -> Path:
     out = Path(config.out or f"{config.run.rstrip('/')}-partial")
     common = {field.name: getattr(config, field.name) for field in fields(Finetune)}
     rows: list[dict[str, Any]] = []
+    done = 0
     for part in dict.fromkeys(parts):
         tried = []
         for epochs in config.epochs or (None,):
             place = out / f"train-{part}{'' if epochs is None else f'-epochs-{epochs:g}'}"
-            made = classify.run(Finetune(**{**common, "train": part, "epochs": epochs, "out": str(place)}))
+            done += 1
+            if is_main():
+                print(f"[{done}/{len(set(parts)) * max(1, len(config.epochs))}] train {part}", flush=True)
+            asked = Finetune(**{**common, "train": part, "epochs": epochs, "out": str(place)})
+            made = classify.run(asked, quiet=done > 2)  # the plan of the probe and of the first that tunes
             last = json.loads((made / "results.json").read_text())["validation"]["last"]
             tried.append({"train": part, "blocks": blocks_of(part, blocks), "epochs": epochs, **last})
         rows.append(max(tried, key=lambda row: row["top1"]))

@@ -52,12 +52,15 @@ def run(config: Predict) -> Path:
         print(f"left out: {name}: {reason}")
     partial = out.with_name(f".partial-{out.name}")
     try:
+        before = out.exists()
         write(partial, [source.name(i) for i in ids], logits.softmax(1), distinct(model.classes))
         partial.replace(out)
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise RunError(f"could not write {out}: {error.strerror or error}") from error
-    print(f"{out}: {len(ids)} images, {len(model.classes)} classes")
+    print(
+        f"Written to {out}{' (in place of an earlier one)' if before else ''}: {len(ids)} images, {len(model.classes)} classes"
+    )
     return out
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchmae.data.labels import is_run
 from torchmae.data.loader import Batch, Batches
 from torchmae.data.sources import Source, open_source
 from torchmae.data.transforms import Augment, Whole
@@ -65,6 +66,10 @@ def run(config: Pretrain) -> Path:
     """Trains, or goes on training, and gives the run folder."""
     settings.check(config)
     with start(config.device) as world, ExitStack() as stack:
+        if is_run(Path(config.data)):
+            raise UserError(
+                f"{config.data} is a run folder, not images (to start from its weights: --from {config.data})"
+            )
         source = open_source(config.data)
         out = Path(config.out or Path("runs") / settings.name_of(config.data))
         if config.from_run is not None and out.resolve() == Path(config.from_run).resolve():
@@ -202,6 +207,7 @@ def summary(out: Path, outcome: Outcome, plan: Plan, config: Pretrain) -> str:
         "Next:",
         f"  {mae} reconstruct {run} IMAGE...  look at images of your own",
         f"  {mae} neighbours {run} LABELLED_FOLDER  how good are the features?",
+        f"  {mae} finetune {run} LABELLED_FOLDER  a classifier from a few labels (mae compare: what pre-training is worth)",
         f"  {mae} embed {run} {data} --out features.npz  features for your own use",
     ]
     return "\n".join(lines)

@@ -213,7 +213,7 @@ def everything(
         ),
         "validate_epochs": Choice(
             float(max(1, round(val_images / images))),
-            f"to validate on {val_images} images should not outweigh training",
+            f"epochs between validations: {val_images} images to validate on should not outweigh the training",
         ),
         "warmup_epochs": Choice(epochs / 10, "a tenth of the epochs"),
         "precision": Choice(settings.precision(world.device), "the device is fast at it"),
@@ -307,14 +307,16 @@ def describe(
     """
     encoder = model.encoder
     rows = {
-        "data": f"{config.data}: {counts[0]} training and {counts[1]} validation images, {len(model.classes)} classes",
+        "data": f"{config.data}: {counts[0]} training images"
+        f"{f' ({config.labels_per_class} a class)' if config.labels_per_class else ''} and {counts[1]} validation images, "
+        f"{len(model.classes)} classes",
         "model": f"{encoder.embed_dim} wide, {encoder.depth} blocks, {settings.size_text(encoder.image_size)} px, "
-        f"{encoder.channels} channels; train {config.train} ({moved / 1e6:.2f} M parameters)",
+        f"{encoder.channels} channels; train {config.train} ({moved:,} parameters)",
         "training": f"{config.epochs:g} epochs, {plan.steps} steps of {config.batch_size} images, peak learning rate "
         f"{plan.lr:.2g} ({config.optimizer}), {where}",
     }
-    lines = [f"{name:>13}  {value}" for name, value in rows.items()]
+    lines = [f"{name:>15}  {value}" for name, value in rows.items()]
     for name, choice in chosen.items():
         value = f"{choice.value:.4g}" if isinstance(choice.value, float) else str(choice.value)
-        lines.append(f"{name.replace('_', ' '):>13}  {value:<6} {choice.why}")
+        lines.append(f"{name.replace('_', ' '):>15}  {value:<6} {choice.why}")
     return "\n".join(lines)

@@ -21,7 +21,7 @@ class Log:
     def __init__(self, run: Path, steps: int, start: int, active: bool, tensorboard: bool = False):
         self.run, self.steps, self.start, self.active = run, steps, start, active
         self.began = self.shown = time.monotonic()
-        self.estimated = False
+        self.estimated, self.measured = False, ""
         self.writer: Any = None
         if not active:
             return
@@ -53,13 +53,15 @@ class Log:
         for name, value in record.items():
             if self.writer is not None and name != "step" and value is not None:
                 self.writer.add_scalar(name, value, record["step"])
+        if "loss" not in record:
+            self.measured = "".join(f"  {name} {value:.4g}" for name, value in record.items() if name != "step")
         if record.get("loss") is not None:
             self.show(record)
 
     def show(self, record: dict[str, Any]) -> None:
         """The numbers on the screen, and once the expected duration."""
         step, speed = record["step"], f"{record['images_per_s']:.1f} images/s"
-        text = f"loss {record['loss']:.4f}  {speed}  waiting for data {record['wait']:.0%}"
+        text = f"loss {record['loss']:.4f}{self.measured}  {speed}  waiting for data {record['wait']:.0%}"
         now = time.monotonic()
         left = (now - self.began) / (step - self.start) * (self.steps - step)
         if not self.estimated and now - self.began > 5 and left > 0:
@@ -133,28 +135,34 @@ def note_bad_files(run: Path, files: Iterable[tuple[str, str]]) -> list[str]:
     return list(new)
 
 
+def panels(records: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """What is drawn together: every loss, the learning rate, what evaluators measured (else the gradient norm), speed."""
+    names = dict.fromkeys(name for record in records for name in record)
+    measured = [name for name in dict.fromkeys(n for r in records if "loss" not in r for n in r) if name != "step"]
+    return {
+        "loss": [name for name in names if name == "loss" or name.startswith("loss of")],
+        "learning rate": ["lr"],
+        **({", ".join(measured): measured} if measured else {"gradient norm": ["grad_norm"]}),
+        "images per second": ["images_per_s"],
+    }
+
+
 def draw_curves(run: Path) -> Path | None:
-    """curves.png from log.jsonl: every loss in one panel, then learning rate, gradient norm, speed."""
+    """curves.png from log.jsonl, four panels."""
     records = read_log(run)
     if not records:
         return None
 
     from matplotlib.figure import Figure
 
-    panels = {
-        "loss": [name for name in records[-1] if name == "loss" or name.startswith("loss of")],
-        "learning rate": ["lr"],
-        "gradient norm": ["grad_norm"],
-        "images per second": ["images_per_s"],
-    }
     figure = Figure(figsize=(11, 7), layout="constrained")
-    for axis, (title, names) in zip(figure.subplots(2, 2).flat, panels.items()):
-        for name in names:
+    for axis, (title, shown) in zip(figure.subplots(2, 2).flat, panels(records).items()):
+        for name in shown:
             points = [(r["step"], r[name]) for r in records if r.get(name) is not None]
             axis.plot(*zip(*points), label=name, linewidth=1.2, marker="o" if len(points) < 10 else None, markersize=4)
         axis.set(title=title, xlabel="step")
         axis.grid(alpha=0.3)
-        if len(names) > 1:
+        if len(shown) > 1:
             axis.legend()
     path = run / "curves.png"
     partial = run / ".curves.partial.png"
