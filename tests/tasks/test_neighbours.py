@@ -76,3 +76,14 @@ def test_mistakes(run: Path, photos: Path) -> None:
     for options, message in [({"k": 0}, "--k 0"), ({"test_fraction": 1.0}, "--test-fraction 1.0")]:
         with pytest.raises(UserError, match=message):
             torchmae.neighbours(run, str(photos), **options)
+
+
+def test_a_feature_that_is_constant_in_training_does_not_drown_the_others() -> None:
+    """It was once divided by 1e-6: a test row in which it differs resembled all others equally little."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(40) % 2
+    train = torch.randn(40, 4, generator=generator) + 6 * labels.unsqueeze(1)
+    train = torch.cat([train, torch.zeros(40, 1)], dim=1)
+    test = train.clone()
+    test[:, 4] = 0.01
+    assert torch.equal(knn(train, test, labels, 2, 40), labels)  # all rows vote: by how alike they are
