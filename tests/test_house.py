@@ -23,10 +23,11 @@ ROOMS = {
     "data": {"data"},
     "train": {"train"},
     "errors": set(),
+    "disk": set(),
     "hashing": set(),
     "__init__": {"presets", "tasks", "models"},  # the public names, each imported when it is asked for
 }
-FREE = {"errors", "hashing"}  # at the root, for all
+FREE = {"errors", "hashing", "disk"}  # at the root, for all
 MODELS = {
     "patches": set(),
     "masking": {"patches"},
@@ -182,7 +183,7 @@ def test_every_public_name_is_there():
 
 
 # The command line, as it was last agreed on. A flag that comes, goes or changes its default belongs in CHANGELOG.md.
-FLAGS = {
+FLAGS: dict[str, dict[str, object]] = {
     "pretrain": {
         "data": "required",
         "out": None,
@@ -287,91 +288,6 @@ FLAGS = {
         "device": "auto",
         "workers": None,
     },
-    "partial": {
-        "run": "required",
-        "data": "required",
-        "out": None,
-        "val": None,
-        "val_fraction": 0.2,
-        "labels_per_class": None,
-        "train": (),
-        "pool": None,
-        "model": None,
-        "image_size": None,
-        "patch_size": None,
-        "channels": None,
-        "epochs": (),
-        "batch_size": None,
-        "optimizer": None,
-        "base_lr": None,
-        "min_lr": 1e-06,
-        "warmup_epochs": None,
-        "weight_decay": None,
-        "layer_decay": None,
-        "beta2": None,
-        "drop_path": None,
-        "magnitude": None,
-        "erase": None,
-        "mixup": None,
-        "cutmix": None,
-        "smoothing": None,
-        "ema": None,
-        "clip_grad": None,
-        "crop_scale": (0.08, 1.0),
-        "flip": True,
-        "validate_epochs": None,
-        "eval_crop": 1.0,
-        "seed": 0,
-        "precision": None,
-        "device": "auto",
-        "compile": False,
-        "micro_batch": None,
-        "workers": None,
-        "save_minutes": 5.0,
-    },
-    "compare": {
-        "run": "required",
-        "data": "required",
-        "out": None,
-        "val": None,
-        "val_fraction": 0.2,
-        "labels_per_class": (),
-        "train": "all",
-        "pool": None,
-        "model": None,
-        "image_size": None,
-        "patch_size": None,
-        "channels": None,
-        "epochs": None,
-        "batch_size": None,
-        "optimizer": None,
-        "base_lr": None,
-        "min_lr": 1e-06,
-        "warmup_epochs": None,
-        "weight_decay": None,
-        "layer_decay": None,
-        "beta2": None,
-        "drop_path": None,
-        "magnitude": None,
-        "erase": None,
-        "mixup": None,
-        "cutmix": None,
-        "smoothing": None,
-        "ema": None,
-        "clip_grad": None,
-        "crop_scale": (0.08, 1.0),
-        "flip": True,
-        "validate_epochs": None,
-        "eval_crop": 1.0,
-        "seed": 0,
-        "precision": None,
-        "device": "auto",
-        "compile": False,
-        "micro_batch": None,
-        "workers": None,
-        "save_minutes": 5.0,
-        "seeds": (0, 1, 2, 3, 4),
-    },
     "evaluate": {
         "run": "required",
         "data": "required",
@@ -453,6 +369,9 @@ FLAGS = {
     },
     "export": {"run": "required", "to": "required", "out": "required", "only": None, "best": False},
 }
+# Two verbs run several fine-tunings, and have its flags.
+FLAGS["partial"] = FLAGS["finetune"] | {"train": (), "epochs": ()}
+FLAGS["compare"] = FLAGS["finetune"] | {"labels_per_class": (), "seeds": (0, 1, 2, 3, 4)}
 
 
 def surface(verb):

@@ -18,12 +18,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from torchmae import disk
 from torchmae.data.decode import BadImage
 from torchmae.data.source import Source, Strings
 from torchmae.data.tars import Tars
@@ -180,11 +181,10 @@ class Shard:
     def finish(self, **more: Any) -> Part:
         """Closes the tar and gives it its name. `more` is added to its facts."""
         self.tar.close()
-        publish(self.file, self.partial, self.path)
-        with self.path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        size = self.path.stat().st_size
-        facts = {"file": self.path.name, "images": len(self.names), "bytes": size, "sha256": sha256, **more}
+        self.file.close()
+        disk.publish(self.partial, self.path)
+        size, digest = self.path.stat().st_size, disk.sha256(self.path)
+        facts = {"file": self.path.name, "images": len(self.names), "bytes": size, "sha256": digest, **more}
         return Part(
             Strings(self.names),
             Strings(self.labels),
@@ -199,31 +199,6 @@ class Shard:
         with suppress(OSError):  # closing writes what is left, which a full disk refuses again
             self.file.close()
         self.partial.unlink(missing_ok=True)
-
-
-def publish(file: BinaryIO, partial: Path, path: Path) -> None:
-    """Gives a file that was written as `partial` its name, once it is on the disk."""
-    file.flush()
-    os.fsync(file.fileno())
-    file.close()
-    os.replace(partial, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file that is whole or not there."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            publish(file, partial, path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def packed(strings: Strings, what: str) -> dict[str, np.ndarray]:
@@ -245,7 +220,9 @@ def part_file(out: Path, number: int) -> Path:
 def write_part(out: Path, number: int, part: Part) -> None:
     facts = np.frombuffer(json.dumps(part.facts).encode(), dtype=np.uint8)
     rest = {"places": part.places, "sums": part.sums, "origins": part.origins, "digests": part.digests, "facts": facts}
-    write_whole(part_file(out, number), save({**packed(part.names, "names"), **packed(part.labels, "labels"), **rest}))
+    disk.write_whole(
+        part_file(out, number), save({**packed(part.names, "names"), **packed(part.labels, "labels"), **rest})
+    )
 
 
 def parts(out: Path) -> Iterator[Part]:
@@ -268,7 +245,7 @@ def parts(out: Path) -> Iterator[Part]:
 def write_header(folder: Path, header: dict[str, Any]) -> None:
     """index.json, whole or not there; `header` needs at least settings and data."""
     text = json.dumps({"format": FORMAT, "version": VERSION, **header}, indent=1)
-    write_whole(folder / INDEX, f"{text}\n".encode())
+    disk.write_whole(folder / INDEX, f"{text}\n".encode())
 
 
 def clear(out: Path, number: int) -> None:
@@ -289,7 +266,7 @@ def write_index(out: Path, done: Sequence[Part], header: dict[str, Any]) -> None
         "sums": np.concatenate([part.sums for part in done]),
     }
     data = save(arrays)
-    write_whole(out / ARRAYS, data)
+    disk.write_whole(out / ARRAYS, data)
     kept = ("file", "images", "bytes", "sha256")
     totals = {
         **header,

@@ -249,6 +249,13 @@ class ViT(nn.Module):
         self.pos_embed = nn.Parameter(positions, requires_grad=self.pos_embed.requires_grad)
         self.image_size, self.grid = image_size, grid
 
+    def restore_norm(self) -> bool:
+        """Puts a fresh last norm where there is none (a classifier that pools the mean has its own in its head); True if so."""
+        gone = isinstance(self.norm, nn.Identity)
+        if gone:
+            self.norm = nn.LayerNorm(self.embed_dim, eps=1e-6)
+        return gone
+
     def adapt(self, channels: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         """Makes the encoder take images of other channels, which `normalize` brings to these statistics.
 

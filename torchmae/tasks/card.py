@@ -55,7 +55,7 @@ Made by `mae {described.get("verb", "?")}`; images: {data.get("count", "not know
 
 ## Licence
 
-TODO: the licence of these weights is yours to choose; imported weights keep that of their source.
+Not stated here: whoever publishes these weights chooses it; imported weights keep that of their source.
 """
     return text
 

@@ -18,7 +18,7 @@ from torchmae.data.augment import StrongAugment
 from torchmae.data.labels import LabelledSets, labelled_sets
 from torchmae.data.loader import Batch, Batches
 from torchmae.data.transforms import Augment
-from torchmae.errors import RunError, UserError
+from torchmae.errors import UserError
 from torchmae.hashing import DROP, uniform
 from torchmae.models.heads import Classifier, blocks_of, trainable
 from torchmae.models.mae import build_encoder
@@ -100,10 +100,7 @@ def run(config: Finetune, quiet: bool = False) -> Path:
         identity["labels"] = hashlib.sha256(labels.encode()).hexdigest()
         chosen: dict[str, Choice] = {}
         if goes_on:
-            asked = asdict(config)
-            if config.image_size is not None:
-                asked["image_size"] = settings.size_text(settings.parse_size(config.image_size))
-            merged, described = runs.resume(out, "finetune", asked, recipe.FREE, identity)
+            merged, described = runs.resume(out, "finetune", settings.asked(config), recipe.FREE, identity)
             config, model = Finetune(**merged), Classifier.build(described)
         else:
             world.on_main(lambda: forget(out))
@@ -122,6 +119,11 @@ def run(config: Finetune, quiet: bool = False) -> Path:
                 model = build(config, encoder, data.classes)
             world.on_main(lambda: runs.write_config(out, "finetune", asdict(config), identity, model.config()))
         return train(config, data, model, out, world, chosen, quiet)
+
+
+def last_scores(run: Path) -> dict[str, Any]:
+    """What a finished classifier's last weights reach on its validation images."""
+    return json.loads((run / "results.json").read_text())["validation"]["last"]
 
 
 def forget(out: Path) -> None:
@@ -169,8 +171,7 @@ def build(config: Finetune, encoder: ViT, classes: tuple[str, ...]) -> Classifie
     size = settings.parse_size(config.image_size or 0)
     if size != encoder.image_size:
         encoder.resize(size)
-    if isinstance(encoder.norm, nn.Identity):  # the encoder of a mean-pooling classifier: the norm was in its head
-        encoder.norm = nn.LayerNorm(encoder.embed_dim, eps=1e-6)
+    encoder.restore_norm()
     return Classifier(encoder, classes, config.pool or "mean", batch_norm=config.train == "head")
 
 
@@ -197,14 +198,8 @@ def train(
     assert config.batch_size
     batches = Batches(data.train, augment, config.batch_size, encoder.channels, config.seed, world.rank, world.size)
     validation = Validation(model, data, out, world)
-    outcome = fit(task, batches, plan, out, world, [validation])
-    if outcome.signal is not None:
-        raise RunError(
-            f"stopped at step {outcome.step} of {plan.steps} and saved; the same command goes on", 128 + outcome.signal
-        )
-    if world.on_main(
-        lambda: validation.step() != plan.steps
-    ):  # a kill came between the last checkpoint and its validation
+    fit(task, batches, plan, out, world, [validation])
+    if world.on_main(lambda: validation.step() != plan.steps):  # a kill came between the last save and its validation
         task.eval()
         with torch.no_grad():
             list(validation(plan.steps))

@@ -4,7 +4,7 @@ import json
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -13,7 +13,7 @@ import tyro
 from torchmae.errors import UserError
 from torchmae.models.weights import read_config
 from torchmae.tasks import classify
-from torchmae.tasks.recipe import Finetune
+from torchmae.tasks.recipe import Finetune, plain
 from torchmae.train.checkpoint import write_text
 from torchmae.train.distributed import is_main
 
@@ -53,28 +53,22 @@ def run(config: Compare) -> Path:
         raise UserError("mae compare takes model and patch size from the run, for both")
     read_config(config.run)
     out = Path(config.out or f"{config.run.rstrip('/')}-compare")
-    common = {field.name: getattr(config, field.name) for field in fields(Finetune)}
     rows, done = [], 0
     for labels in config.labels_per_class or (None,):
         found: dict[str, list[float]] = {"pre-trained": [], "from scratch": []}
         for seed in config.seeds:
             for arm, start in (("pre-trained", config.run), ("from scratch", "none")):
                 place = out / f"{arm.replace(' ', '-')}-{labels or 'all'}-labels-seed-{seed}"
-                asked = Finetune(
-                    **{**common, "labels_per_class": labels, "seed": seed, "out": str(place), "run": start}
-                )
+                asked = plain(config, labels_per_class=labels, seed=seed, out=str(place), run=start)
                 if start == "none":
                     asked = replace(asked, model=config.run, train="all")
                 many = 2 * len(config.seeds) * max(1, len(config.labels_per_class))
                 done += 1
                 if is_main():
                     print(f"[{done}/{many}] {arm}, {labels or 'all'} labels a class, seed {seed}", flush=True)
-                made = classify.run(asked, quiet=done > 2)  # one plan for each side
-                result = json.loads((made / "results.json").read_text())["validation"]
-                found[arm].append(result["last"]["top1"])
-        rows.append(
-            {"labels_per_class": labels, "seeds": list(config.seeds), **found, "images": result["last"]["count"]}
-        )
+                last = classify.last_scores(classify.run(asked, quiet=done > 2))  # one plan for each side
+                found[arm].append(last["top1"])
+        rows.append({"labels_per_class": labels, "seeds": list(config.seeds), **found, "images": last["count"]})
         rows[-1]["difference"] = difference(found["pre-trained"], found["from scratch"])._asdict()
     if not is_main():
         return out

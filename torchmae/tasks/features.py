@@ -11,6 +11,7 @@ from torchmae.data.source import Source
 from torchmae.models.mae import build_encoder
 from torchmae.models.vit import ViT
 from torchmae.models.weights import load, read_config
+from torchmae.tasks import runs
 from torchmae.tasks.embed import Function, collect, embedding
 from torchmae.tasks.metrics import interval
 
@@ -46,8 +47,7 @@ def raw_pixels(images: UInt8[Tensor, "B C H W"], side: int) -> Float[Tensor, "B 
 
 def fresh(run: str, seed: int) -> ViT:
     """The run's encoder as it was before training, up to the seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with runs.seeded(seed):
         return build_encoder(read_config(run)["model"]["encoder"]).eval()
 
 

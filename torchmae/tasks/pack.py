@@ -334,7 +334,7 @@ def finish(source: Source, config: Pack, out: Path, done: list[dict[str, Any]], 
         (out / f"{name}.jsonl").unlink(missing_ok=True)
         if rows:
             text = "".join(json.dumps(dict(zip(keys, row))) + "\n" for row in rows)
-            packed.write_whole(out / f"{name}.jsonl", text.encode())
+            checkpoint.write_text(out / f"{name}.jsonl", text)
     counts = {"original_bytes": original, "bad_files": len(bad), "duplicates": len(duplicates)}
     packed.write_index(out, list(packed.parts(out)), {**header, **counts})
     images, size = (sum(facts[what] for facts in shards) for what in ("images", "bytes"))

@@ -1,7 +1,7 @@
 """`mae partial`: the paper's partial fine-tuning (section 4.3, Figure 9) on your data: how much of the encoder has to move?"""
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ from torchmae.errors import UserError
 from torchmae.models.heads import blocks_of
 from torchmae.models.weights import load
 from torchmae.tasks import classify
-from torchmae.tasks.recipe import Finetune
+from torchmae.tasks.recipe import Finetune, plain
 from torchmae.train.checkpoint import write_text
 from torchmae.train.distributed import is_main
 
@@ -41,7 +41,6 @@ def run(config: Partial) -> Path:
     for part in parts:
         blocks_of(part, blocks)
     out = Path(config.out or f"{config.run.rstrip('/')}-partial")
-    common = {field.name: getattr(config, field.name) for field in fields(Finetune)}
     rows: list[dict[str, Any]] = []
     done = 0
     for part in dict.fromkeys(parts):
@@ -51,9 +50,10 @@ def run(config: Partial) -> Path:
             done += 1
             if is_main():
                 print(f"[{done}/{len(set(parts)) * max(1, len(config.epochs))}] train {part}", flush=True)
-            asked = Finetune(**{**common, "train": part, "epochs": epochs, "out": str(place)})
-            made = classify.run(asked, quiet=done > 2)  # the plan of the probe and of the first that tunes
-            last = json.loads((made / "results.json").read_text())["validation"]["last"]
+            asked = plain(config, train=part, epochs=epochs, out=str(place))
+            last = classify.last_scores(
+                classify.run(asked, quiet=done > 2)
+            )  # plans of the probe, of the first that tunes
             tried.append({"train": part, "blocks": blocks_of(part, blocks), "epochs": epochs, **last})
         rows.append(max(tried, key=lambda row: row["top1"]))
     rows.sort(key=lambda row: row["blocks"])

@@ -15,7 +15,7 @@ from torchmae.data.labels import is_run
 from torchmae.data.loader import Batch, Batches
 from torchmae.data.sources import Source, open_source
 from torchmae.data.transforms import Augment, Whole
-from torchmae.errors import RunError, UserError
+from torchmae.errors import UserError
 from torchmae.models.mae import MAE
 from torchmae.models.masking import Mask, kept, masking, noise
 from torchmae.tasks import runs, settings
@@ -77,10 +77,7 @@ def run(config: Pretrain) -> Path:
         goes_on = runs.prepare(out, config.data, world)
         world.on_main(lambda: stack.enter_context(checkpoint.lock(out)))
         if goes_on:
-            asked = asdict(config)
-            if config.image_size is not None:
-                asked["image_size"] = settings.size_text(settings.parse_size(config.image_size))
-            merged, described = runs.resume(out, "pretrain", asked, FREE, runs.identity(source))
+            merged, described = runs.resume(out, "pretrain", settings.asked(config), FREE, runs.identity(source))
             config = Pretrain(**merged)
             model, origin = MAE.build(described), config.from_run or "from scratch"
         else:
@@ -141,10 +138,6 @@ def train(config: Pretrain, batches: Batches, model: MAE, origin: str, out: Path
         print(settings.describe(config, plan, len(batches.source), model, origin, out, world), flush=True)
     task = PretrainTask(model, config.masking, config.mask_ratio, config.seed)
     outcome = fit(task, batches, plan, out, world, [Pictures(model, batches, config, out, world)])
-    if outcome.signal is not None:
-        raise RunError(
-            f"stopped at step {outcome.step} of {plan.steps} and saved; the same command goes on", 128 + outcome.signal
-        )
     if world.is_main:
         draw_curves(out)
         print(summary(out, outcome, plan, config), flush=True)

@@ -1,7 +1,7 @@
 """The settings of `mae finetune`, what is chosen where they are left open and why, and the plan in words."""
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, NamedTuple
 
 import tyro
@@ -148,13 +148,9 @@ def check(config: Finetune) -> None:
         raise UserError(f"--{'val-fraction' if config.val_fraction == 0 else 'eval-crop'} 0: must be more than 0")
     if config.magnitude is not None and not 0 <= config.magnitude <= 10:
         raise UserError(f"--magnitude {config.magnitude}: 0 (off) to 10")
-    low, high = config.crop_scale
-    if not 0 < low <= high <= 1:
-        raise UserError(f"--crop-scale {low} {high}: two shares of the area, 0 < least <= largest <= 1")
+    settings.check_training(config)
     if config.pool is not None and config.pool not in POOLS:
         raise UserError(f"--pool {config.pool}: {' or '.join(POOLS)}")
-    if config.precision not in (None, "fp32", "bf16", "fp16"):
-        raise UserError(f"--precision {config.precision}: fp32, bf16 or fp16")
     if config.optimizer is not None:
         choose(OPTIMIZERS, config.optimizer, "optimizer")
     if config.run == "none":
@@ -172,6 +168,11 @@ def check(config: Finetune) -> None:
         raise UserError(f"--micro-batch {config.micro_batch}: a probe's BatchNorm sees the whole batch; leave it out")
     if config.image_size is not None:
         settings.parse_size(config.image_size)
+
+
+def plain(config: Finetune, **changes: Any) -> Finetune:
+    """One fine-tuning of a verb that runs several: of its settings those of `Finetune`, with changes."""
+    return Finetune(**{**{field.name: getattr(config, field.name) for field in fields(Finetune)}, **changes})
 
 
 def architecture(model: str | None) -> dict[str, Any]:

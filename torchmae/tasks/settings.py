@@ -5,7 +5,7 @@ import os
 import platform
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -155,18 +155,12 @@ def check(config: Pretrain) -> None:
     )
     if config.mask_ratio >= 1:
         raise UserError(f"--mask-ratio {config.mask_ratio}: must be below 1, a share such as 0.75")
-    low, high = config.crop_scale
-    if not 0 < low <= high <= 1:
-        raise UserError(f"--crop-scale {low} {high}: two shares of the area, 0 < least <= largest <= 1")
+    check_training(config)
     if config.normalize not in (None, "data", "imagenet", "run"):
         raise UserError(f"--normalize {config.normalize}: data or imagenet, or run with --from")
     if config.from_run is None and (config.new_decoder or config.normalize == "run"):
         flag = "--new-decoder" if config.new_decoder else "--normalize run"
         raise UserError(f"{flag} says what to do with the run of --from: add --from RUN, or leave {flag} out")
-    if config.precision not in (None, "fp32", "bf16", "fp16"):
-        raise UserError(f"--precision {config.precision}: fp32, bf16 or fp16")
-    if config.seed >= 1 << 62:
-        raise UserError(f"--seed {config.seed}: must be below 2**62")
     masking(config.masking)
     choose(TARGETS, config.target, "target")
     choose(LOSSES, config.loss_on, "loss")
@@ -178,6 +172,23 @@ def check(config: Pretrain) -> None:
         size = parse_size(config.image_size)
         if config.patch_size is not None:
             grid_of(size, config.patch_size)
+
+
+def asked(config: Any) -> dict[str, Any]:
+    """The settings as they were asked for, the size of images in its one spelling."""
+    size = config.image_size
+    return asdict(config) | {"image_size": None if size is None else size_text(parse_size(size))}
+
+
+def check_training(config: Any) -> None:
+    """What pre-training and fine-tuning have in common."""
+    low, high = config.crop_scale
+    if not 0 < low <= high <= 1:
+        raise UserError(f"--crop-scale {low} {high}: two shares of the area, 0 < least <= largest <= 1")
+    if config.precision not in (None, "fp32", "bf16", "fp16"):
+        raise UserError(f"--precision {config.precision}: fp32, bf16 or fp16")
+    if config.seed >= 1 << 62:
+        raise UserError(f"--seed {config.seed}: must be below 2**62")
 
 
 def size_text(size: tuple[int, int]) -> str:

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from torchmae.data.scan import Scan
 from torchmae.errors import UserError
@@ -97,8 +97,7 @@ def continued(
 ) -> tuple[MAE, str]:
     """The model with the weights of another run, made to fit these images; what was changed in words."""
     encoder, notes = parent.encoder, []
-    if isinstance(encoder.norm, nn.Identity):
-        encoder.norm = nn.LayerNorm(encoder.embed_dim, eps=1e-6)
+    if encoder.restore_norm():
         notes.append("new last norm (the classifier's was its own)")
     if size != encoder.image_size:
         old = "{}x{}".format(*encoder.grid)

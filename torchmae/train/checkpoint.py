@@ -6,7 +6,6 @@
 A checkpoint is written under a temporary name, synced, renamed, and its parent synced. Only safetensors and JSON: no pickle.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -19,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from torchmae.disk import sha256, sync, write_whole
 from torchmae.errors import RunError, UserError
 
 KEEP = 2
@@ -114,25 +114,8 @@ def publish(source: Path, target: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file so that it is whole or not there, at any kill or crash."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    sync(partial)
-    os.replace(partial, path)
-
-
-def sync(path: Path) -> None:
-    """Waits until a file, or a folder's list of names, is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Writes a text file so that it is whole or not there, at any kill or crash."""
+    write_whole(path, text.encode())
 
 
 @contextmanager

@@ -38,10 +38,9 @@ Evaluator = Callable[[int], Iterator[tuple[str, float]]]
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a training ended: steps done, the signal that stopped it early (if one did), the last logged numbers."""
+    """How a training ended: steps done, and the last logged numbers (None if it had been finished before)."""
 
     step: int
-    signal: int | None = None
     last: dict[str, Any] | None = None
 
 
@@ -50,7 +49,8 @@ def fit(
 ) -> Outcome:
     """Trains until `plan.steps`, from the newest checkpoint in `run` if there is one.
 
-    Raises `RunError`: code 65 when the loss stays not finite, 1 when memory or disk do not suffice.
+    Raises `RunError`: code 65 when the loss stays not finite, 1 when memory or disk do not suffice, 128 + its number when a
+    signal stopped it (the step is finished and saved first).
     """
     task.to(world.device)
     saved = world.on_main(lambda: checkpoint.newest(run))
@@ -123,8 +123,9 @@ def fit(
                 evaluated_at = time.monotonic()
                 meter.restart()
             if stopping and not last:
-                return Outcome(done, stop.number or signal.SIGTERM)
-    return Outcome(plan.steps, None, record)
+                code = 128 + (stop.number or signal.SIGTERM)
+                raise RunError(f"stopped at step {done} of {plan.steps} and saved; the same command goes on", code)
+    return Outcome(plan.steps, record)
 
 
 def evaluation_is_due(done: int, plan: Plan) -> bool:
