@@ -9,12 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 from test_sources import labels, names, pack_shards, plant, png
 
+from torchmae import disk
 from torchmae.data import packed
+from torchmae.data import scan as module
 from torchmae.data.decode import BadImage
-from torchmae.data.labels import open_pair
+from torchmae.data.labels import Subset, open_pair
 from torchmae.data.packed import ARRAYS, INDEX, PROGRESS, Packed, Part, Shard
+from torchmae.data.scan import Scan
 from torchmae.data.sources import Source, Strings, open_source
 from torchmae.errors import UserError
 
@@ -50,7 +54,7 @@ def test_the_shards_are_plain_tars_for_others(shards: Path) -> None:
 def test_labels_that_are_no_folders_are_told_to_other_readers_too(tmp_path: Path) -> None:
     shard = Shard(tmp_path / "shard-000000.tar")
     for name, label in [("a/1.png", "dog"), ("a/2.png", ""), ("3.png", "cat"), ("b/c/4.png", "b"), ("d/5.png", "d")]:
-        shard.add(name, label, png(), bytes(16), 0)
+        shard.add(name, label, png(), (7, 6), bytes(16), 0)
     packed.write_index(tmp_path, [shard.finish()], {"settings": {}, "data": {}})
     for spec in (tmp_path, tmp_path / "shard-000000.tar"):
         assert labels(open_source(spec)) == ["dog", None, "cat", "b", "d"]
@@ -169,12 +173,47 @@ def test_a_packed_set_brings_its_own_split(tmp_path: Path) -> None:
     assert val is not None and labels(train) == labels(val) == ["a", "a", "b", "b"]
 
 
+def scan(source: Source, channels: int = 3, max_megapixels: float = 100.0, white: int = 65535) -> Scan:
+    return module.scan(source, channels, max_megapixels, white)
+
+
+def refuse(self: Source, i: int) -> bytes:
+    raise AssertionError("read")
+
+
+def test_a_set_of_an_older_version_is_scanned(shards: Path) -> None:
+    arrays = load_file(shards / ARRAYS)
+    assert arrays.pop("sizes").tolist() == [[7, 6]] * 8
+    save_file(arrays, shards / ARRAYS)
+    change(shards / INDEX, index_sha256=disk.sha256(shards / ARRAYS))
+    source = open_source(shards)
+    assert isinstance(source, Packed) and source.scanned(3, 100.0, 65535) is None
+    assert items(source) == [(name, name[0], data) for name, data in IMAGES.items()]
+    assert scan(source).sizes.tolist() == [[7, 6]] * 8
+
+
+def test_a_set_knows_its_scan_by_its_own_rules_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shard = Shard(tmp_path / "shard-000000.tar")
+    for i, (name, data) in enumerate(IMAGES.items()):
+        shard.add(name, name[0], data, (7, 6), bytes(16), i)
+    settings = {"settings": {"white": 4095, "max_megapixels": 50.0}, "data": {}}
+    packed.write_index(tmp_path, [shard.finish()], settings, lambda source: module.measure(source, 3, 50.0, 4095))
+    source = open_source(tmp_path)
+    assert isinstance(source, Packed)
+    for rules in [(1, 50.0, 4095), (3, 49.0, 4095), (3, 50.0, 65535)]:
+        assert source.scanned(*rules) is None and scan(source, *rules).sizes.tolist() == [[7, 6]] * 8
+    fresh = scan(Subset(source, range(8)), 3, 60.0, 4095)
+    monkeypatch.setattr(Packed, "read", refuse)
+    found = scan(source, 3, 60.0, 4095)
+    assert found[:-1] == fresh[:-1] and np.array_equal(found.sizes, fresh.sizes)
+
+
 def test_parts_end_at_the_first_that_is_not_whole(tmp_path: Path) -> None:
     (tmp_path / PROGRESS).mkdir()
 
     def write(number: int) -> Part:
         shard = Shard(tmp_path / packed.shard_name(number))
-        shard.add(f"{number}/\udcff.png", str(number), png(number), bytes([number] * 16), number)
+        shard.add(f"{number}/\udcff.png", str(number), png(number), (7, number), bytes([number] * 16), number)
         part = shard.finish(bad=[["x", "why"]])
         packed.write_part(tmp_path, number, part)
         return part

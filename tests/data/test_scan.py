@@ -6,14 +6,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from test_sources import BUILDERS
 
 from torchmae.data import scan as module
+from torchmae.data.caches import cache_folder
+from torchmae.data.files import Files
 from torchmae.data.scan import Scan, bad_budget
-from torchmae.data.sources import Source, open_source
+from torchmae.data.sources import BadFile, Source, open_source
 
 
 def scan(source: Source, channels: int = 3, **settings) -> Scan:
     return module.scan(source, channels, settings.get("max_megapixels", 100.0), 65535)
+
+
+def refuse(self: Source, i: int) -> bytes:
+    raise AssertionError("read")
+
+
+def same(one: Scan, other: Scan) -> bool:
+    """Equal in every field, and of the same types."""
+    assert one.sizes.dtype == other.sizes.dtype == np.int32
+    assert list(map(type, one)) == list(map(type, other)) and set(map(type, [*one.bad, *other.bad])) <= {BadFile}
+    return one[:-1] == other[:-1] and np.array_equal(one.sizes, other.sizes)
 
 
 def plant(root: Path, sizes: list[tuple[int, int]], suffix: str = ".png") -> list[np.ndarray]:
@@ -44,7 +58,7 @@ def test_numbers_are_those_of_brute_force(tmp_path):
     assert np.abs(np.array(found.mean) - mean).max() <= 0.500001e-4
     assert np.abs(np.array(found.std) - std).max() <= 0.500001e-4
     assert (found.images, found.bad, found.complete) == (7, [], True)
-    assert (found.height, found.width) == (17, 30)
+    assert (found.height, found.width) == (17, 30) and found.sizes.tolist() == [list(size) for size in SIZES]
     assert len(set(found.mean)) == 3  # channels are not mixed up
     assert all(type(x) is float and x == round(x, 4) for x in (*found.mean, *found.std))
 
@@ -106,6 +120,8 @@ def test_bad_files_are_named_with_the_reason(tmp_path, monkeypatch, full):
     for name, reason in found.bad:
         assert reasons[name] in reason and reason and "\n" not in reason
     assert (found.height, found.width) == (17, 30)  # those of the good ones
+    assert len(found.sizes) == len(SIZES) + 4 and [list(size) for size in SIZES] == found.sizes[: len(SIZES)].tolist()
+    assert not found.sizes[len(SIZES) :].any()
 
 
 @pytest.mark.parametrize("full", [20_000, 3])
@@ -174,8 +190,9 @@ def test_threads_do_not_change_the_result(tmp_path, monkeypatch):
     source, results = open_source(root), []
     for threads in (1, 2, 16):
         monkeypatch.setattr(os, "cpu_count", lambda threads=threads: threads)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"cache-{threads}"))
         results.append(scan(source))
-    assert results[0] == results[1] == results[2]
+    assert same(results[0], results[1]) and same(results[0], results[2])
     assert [bad.name for bad in results[0].bad][1:] == ["cut.jpg", "empty.jpg", "text.jpg"]  # in the source's order
 
 
@@ -185,8 +202,144 @@ def test_the_order_of_the_files_does_not_change_the_result(tmp_path):
     for name, lines in {"forth": names, "back": names[::-1]}.items():
         (tmp_path / f"{name}.txt").write_text("\n".join(lines))
     forth, back = (scan(open_source(tmp_path / f"{name}.txt")) for name in ("forth", "back"))
-    assert forth._replace(mean=(), std=()) == back._replace(mean=(), std=())
+    assert same(forth._replace(mean=(), std=()), back._replace(mean=(), std=(), sizes=back.sizes[::-1]))
     assert np.allclose([forth.mean, forth.std], [back.mean, back.std], atol=1.01e-4, rtol=0)  # sums round elsewhere
+
+
+class TestCache:
+    @pytest.fixture(autouse=True)
+    def cache(self, tmp_path, monkeypatch) -> Path:
+        """An empty one for each test."""
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        return tmp_path / "cache/torchmae/scans"
+
+    @pytest.fixture
+    def reads(self, monkeypatch) -> list[int]:
+        """The numbers of the images that are read."""
+        numbers: list[int] = []
+        real = Files.read
+        monkeypatch.setattr(Files, "read", lambda self, i: numbers.append(i) or real(self, i))
+        return numbers
+
+    @pytest.fixture
+    def root(self, tmp_path) -> Path:
+        plant(tmp_path / "set", SIZES, ".jpg")
+        spoil(tmp_path / "set")
+        (tmp_path / "set" / os.fsdecode(b"\xff.jpg")).write_bytes(b"no")
+        return tmp_path / "set"
+
+    @pytest.mark.parametrize("full", [20_000, 3])
+    def test_what_did_not_change_is_not_read_again(self, root, reads, cache, monkeypatch, full):
+        monkeypatch.setattr(module, "FULL", full)
+        fresh = scan(open_source(root))
+        assert set(reads) == set(range(fresh.images)) and fresh.images == len(SIZES) + 5 and len(fresh.bad) == 5
+        reads.clear()
+        assert same(scan(open_source(root)), fresh) and not reads
+        assert len(list(cache.iterdir())) == 1
+
+    @pytest.mark.parametrize("kind", ["list", "tar", "packed"])
+    def test_other_sources_are_remembered_too(self, tmp_path, cache, monkeypatch, kind):
+        (tmp_path / kind).mkdir()
+        spec = BUILDERS[kind](tmp_path / kind / "at", 7)
+        fresh = scan(open_source(spec))
+        source = open_source(spec)
+        monkeypatch.setattr(type(source), "read", refuse)
+        assert same(scan(source), fresh) and len(list(cache.iterdir())) == 1
+        assert fresh.sizes.tolist() == [[7, 6]] * 7
+
+    def test_a_file_of_another_time_and_the_same_size_is_read_again(self, root, reads):
+        before = scan(open_source(root))
+        other = (root / "001.jpg").read_bytes()
+        (root / "000.jpg").write_bytes(other + bytes((root / "000.jpg").stat().st_size - len(other)))
+        reads.clear()
+        after = scan(open_source(root))
+        assert len(set(reads)) == after.images and before.images == after.images
+        assert after.sizes[0].tolist() == [8, 8] and before.sizes[0].tolist() == [30, 41]
+
+    def test_a_file_more_or_less_is_noticed(self, root, reads):
+        scan(open_source(root))
+        Image.new("RGB", (3, 4)).save(root / "new.png")
+        reads.clear()
+        assert [4, 3] in scan(open_source(root)).sizes.tolist() and len(set(reads)) == len(SIZES) + 6
+        (root / "new.png").unlink()
+        (root / "003.jpg").rename(root / "999.jpg")
+        reads.clear()
+        assert scan(open_source(root)).sizes.tolist().index([64, 20]) == len(SIZES) - 1 and reads
+
+    def test_other_rules_are_another_scan(self, root, reads, monkeypatch):
+        scan(open_source(root))
+        for channels, megapixels, white in [(1, 100.0, 65535), (3, 0.01, 65535), (3, 100.0, 4095)]:
+            reads.clear()
+            module.scan(open_source(root), channels, megapixels, white)
+            assert reads
+        for name in ("FULL", "MEASURED", "__version__"):
+            reads.clear()
+            monkeypatch.setattr(module, name, 5)
+            scan(open_source(root))
+            assert reads
+
+    def test_a_link_that_breaks_is_named_all_the_same(self, root, reads):
+        before = scan(open_source(root))
+        (root / "another.jpg").symlink_to("nowhere.jpg")
+        reads.clear()
+        after = scan(open_source(root))
+        assert not reads and {bad.name for bad in after.bad} == {bad.name for bad in before.bad} | {"another.jpg"}
+
+    @pytest.mark.parametrize("harm", [0, 8, 100, 101, 150, 200, -1, "cut", "empty", "folder"])
+    def test_a_damaged_file_is_replaced(self, root, reads, cache, harm):
+        fresh = scan(open_source(root))
+        (file,) = cache.iterdir()
+        whole = bytearray(file.read_bytes())
+        if harm == "folder":
+            file.unlink()
+            file.mkdir()
+        elif isinstance(harm, str):
+            file.write_bytes(whole[: len(whole) // 2] if harm == "cut" else b"")
+        else:
+            file.write_bytes(whole[:harm] + bytes([whole[harm] ^ 4]) + (whole[harm + 1 :] if harm + 1 else b""))
+        reads.clear()
+        assert same(scan(open_source(root)), fresh)
+        if harm != "folder":
+            assert file.read_bytes() == whole
+            reads.clear()
+            assert same(scan(open_source(root)), fresh) and not reads
+
+    @pytest.mark.parametrize("place", ["a file", "no home"])
+    def test_without_a_cache_everything_works(self, root, reads, tmp_path, monkeypatch, place):
+        if place == "a file":
+            (tmp_path / "cache").write_text("in the way")
+        else:
+
+            def nobody():
+                raise RuntimeError("Could not determine home directory.")
+
+            monkeypatch.delenv("XDG_CACHE_HOME")
+            monkeypatch.setattr(Path, "home", nobody)
+        fresh = scan(open_source(root))
+        reads.clear()
+        assert same(scan(open_source(root)), fresh) and reads
+
+    def test_a_full_disk_leaves_nothing(self, root, cache, monkeypatch):
+        def full(path):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(module.disk, "sync", full)
+        scan(open_source(root))
+        assert not list(cache.iterdir())
+
+    @pytest.mark.parametrize("kind", ["array", "digits", "torchvision"])
+    def test_pixels_are_not_remembered(self, tmp_path, cache, kind):
+        source = open_source(BUILDERS[kind](tmp_path / "set", 7))
+        module.scan(source, source.channels, 100.0, 65535)
+        assert not cache.exists()
+
+    def test_the_folder_is_the_users(self, monkeypatch):
+        for given, wanted in [("/x/y", "/x/y"), ("", "/me/.cache"), ("not/absolute", "/me/.cache")]:
+            monkeypatch.setenv("XDG_CACHE_HOME", given)
+            monkeypatch.setenv("HOME", "/me")
+            assert cache_folder("scans") == Path(wanted) / "torchmae/scans"
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        assert cache_folder("other") == Path("/me/.cache/torchmae/other")
 
 
 @pytest.mark.parametrize(

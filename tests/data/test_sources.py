@@ -13,6 +13,7 @@ from PIL import Image
 from torchmae.data import packed
 from torchmae.data.decode import BadImage, decode
 from torchmae.data.hubs import TorchVision
+from torchmae.data.labels import Subset
 from torchmae.data.sources import SOURCES, Source, Strings, open_source
 from torchmae.errors import UserError
 
@@ -93,7 +94,7 @@ def pack_shards(at: Path, images: dict[str, bytes], each: int = 3) -> Path:
     for number, first in enumerate(range(0, len(images), each)):
         shard = packed.Shard(at / packed.shard_name(number))
         for i, (name, data) in enumerate([*images.items()][first : first + each], first):
-            shard.add(name, name.rpartition("/")[0].rpartition("/")[2], data, bytes(16), i)
+            shard.add(name, name.rpartition("/")[0].rpartition("/")[2], data, (7, 6), bytes(16), i)
         done.append(shard.finish())
     packed.write_index(at, done, {"settings": {}, "data": {}})
     return at
@@ -153,6 +154,42 @@ def test_contract(kind, tmp_path):
     if kind != "digits":
         assert open_source(BUILDERS[kind](tmp_path / "three", 8)).fingerprint() != fingerprint
 
+    stamp = source.stamp()
+    assert (stamp is None) == (kind in ("torchvision", "hf", "digits"))
+    assert open_source(spec).stamp() == pickle.loads(pickle.dumps(source)).stamp() == stamp
+    half = Subset(source, range(3))
+    assert half.stamp() != stamp or stamp is None
+    assert (
+        half.stamp() == Subset(open_source(spec), range(3)).stamp() != Subset(source, range(1, 4)).stamp() or not stamp
+    )
+
+
+@pytest.mark.parametrize("kind", ["folder", "list", "tar", "array"])
+def test_a_stamp_notices_what_a_fingerprint_may_not(kind, tmp_path):
+    """Another time of modification is enough, and another place."""
+    spec = BUILDERS[kind](tmp_path / "one", 7)
+    source = open_source(spec)
+    stamps = [source.stamp(), open_source(BUILDERS[kind](tmp_path / "two", 7)).stamp()]
+    path = tmp_path / "one" / source.name(3) if kind in ("folder", "list") else spec
+    facts = os.stat(path)
+    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns + 1))
+    stamps.append(open_source(spec).stamp())
+    assert len(set(stamps)) == 3 and open_source(spec).fingerprint() == source.fingerprint()
+
+
+def test_a_stamp_of_an_array_says_which_of_them(tmp_path):
+    np.savez(tmp_path / "x.npz", one=noise(4, 20, 20, 3), two=noise(4, 20, 20, 3))
+    specs = [f"{tmp_path}/x.npz?key={rest}" for rest in ("one", "two", "two&layout=NHWC")]
+    assert len({open_source(spec).stamp() for spec in specs}) == 3
+
+
+def test_what_is_gone_has_no_stamp(tmp_path):
+    for kind in ("tar", "array"):
+        path = BUILDERS[kind](tmp_path / kind, 7)
+        source = open_source(path)
+        path.unlink()
+        assert source.stamp() is None
+
 
 def test_strings():
     items = ["a", "", "ü/漢字.jpg", "\udcff.png", "z" * 300]
@@ -161,6 +198,39 @@ def test_strings():
     with pytest.raises(IndexError):
         strings[5]
     assert list(Strings([])) == []
+
+
+def brute_force(root: str) -> tuple[list[str], list[str]]:
+    """The .png files below a folder, and the names of what cannot be followed, round by round as `walk` says."""
+    found, unusable, folders, files, links = [], [], set(), set(), [""]
+    while links:
+        here, further = [], []
+        for link in sorted(links):
+            path = os.path.join(root, link)
+            if not os.path.exists(path):
+                unusable += [link] * (os.path.splitext(link)[1] in (".png", ""))
+            elif os.path.isfile(path):
+                here.append(link)
+            elif os.stat(path).st_ino in folders:
+                unusable.append(link)
+            else:
+                for folder, inside, names_here in os.walk(path):
+                    folders.add(os.stat(folder).st_ino)
+                    paths = {one: os.path.join(folder, one) for one in inside}
+                    inside[:] = [n for n, p in paths.items() if os.path.islink(p) or os.stat(p).st_ino not in folders]
+                    for one in [*inside, *names_here]:
+                        name = os.path.relpath(os.path.join(folder, one), root)
+                        if os.path.islink(os.path.join(folder, one)):
+                            further.append(name)
+                        elif one in names_here:
+                            here.append(name)
+        for name in sorted(here):
+            inode = os.stat(os.path.join(root, name)).st_ino
+            if name.endswith(".png") and inode not in files:
+                files.add(inode)
+                found.append(name)
+        links = further
+    return sorted(found), unusable
 
 
 class TestFolder:
@@ -184,6 +254,44 @@ class TestFolder:
         random.Random(0).shuffle(files)
         two = open_source(plant(tmp_path / "two", *files))
         assert names(one) == names(two) == sorted(files) and one.fingerprint() == two.fingerprint()
+
+    def test_order_is_that_of_the_whole_paths(self, tmp_path):
+        parts = ["a", "a-b", "a.b", "a b", "a0", "aa", "A", "é", "漢", "\U0001f600", "\udcff", "z.png"]
+        generator = random.Random(1)
+        files = {"/".join([*generator.choices(parts, k=generator.randint(0, 4)), "x.png"]) for _ in range(300)}
+        files |= {f"{folder}{name}.png" for folder in ("", "a/", "a-b/") for name in parts}
+        plant(tmp_path, *generator.sample(sorted(files), len(files)))
+        assert names(open_source(tmp_path)) == sorted(files)
+
+    @pytest.mark.parametrize("seed", range(20))
+    def test_links_of_all_kinds_by_brute_force(self, tmp_path, seed):
+        """Random trees with links to files, to folders, to other links, to what is not there, and of one file twice."""
+        generator = random.Random(seed)
+        folders = [tmp_path / place for place in ("root", "root/a", "root/a-b", "root/a/b", "out", "out/c", "out/c/d")]
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+        there = []
+        for i in range(40):
+            path = generator.choice(folders) / f"{generator.choice('abc')}{i}{generator.choice(['.png', '', '.txt'])}"
+            kind = generator.choice(["file", "file", "hard", "link", "link", "nothing"])
+            some = [one for one in there if one.is_file()] if kind == "hard" else [*there, *folders]
+            if kind == "nothing":
+                path.symlink_to("nowhere")
+            elif kind == "link" and some:
+                path.symlink_to(generator.choice(some))
+            elif kind == "hard" and some:
+                os.link(os.path.realpath(generator.choice(some)), path)
+            else:
+                path.write_bytes(png(i) + b"\0" * i)
+            there.append(path)
+        plant(tmp_path / "root", "a/one.png")
+        wanted, unusable = brute_force(str(tmp_path / "root"))
+        source = open_source(tmp_path / "root")
+        assert names(source) == wanted
+        assert sorted(bad.name for bad in source.unusable) == sorted(unusable)
+        facts = [os.stat(tmp_path / "root" / name) for name in wanted]
+        assert source.sizes.tolist() == [one.st_size for one in facts]
+        assert source.times.tolist() == [one.st_mtime_ns for one in facts]
 
     def test_symlinks_are_followed_and_counted_once(self, tmp_path):
         root = plant(tmp_path / "root", "z/real.png", "z/other.png")

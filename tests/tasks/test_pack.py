@@ -19,7 +19,9 @@ from small import SMALL
 
 import torchmae
 from torchmae.data import packed
+from torchmae.data import scan as scans
 from torchmae.data.decode import decode
+from torchmae.data.labels import Subset
 from torchmae.data.loader import Batches
 from torchmae.data.packed import Packed
 from torchmae.data.sources import Source, open_source
@@ -126,6 +128,29 @@ def test_bad_files_and_duplicates_are_reported(mixed: Path, tmp_path: Path, caps
     assert (less / "duplicates.jsonl").read_bytes() == (out / "duplicates.jsonl").read_bytes()
     header = json.loads((less / "index.json").read_text())
     assert header["images"] == 7 and header["bad_files"] == 3 and header["duplicates"] == 1
+
+
+def refuse(self: Source, i: int) -> bytes:
+    raise AssertionError("read")
+
+
+@pytest.mark.parametrize("full, measured", [(20_000, 2_000), (5, 3), (20_000, 3), (5, 5)])
+def test_a_scan_of_it_reads_no_image(
+    mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: int, measured: int
+) -> None:
+    """What packing noted equals what a look at the images finds, by the same rule of which are measured."""
+    monkeypatch.setattr(scans, "FULL", full)
+    monkeypatch.setattr(scans, "MEASURED", measured)
+    for k, rest in enumerate([{}, {"lossless": True}, {"size": 40, "drop_duplicates": True}]):
+        out = pack.run(Pack(str(mixed), str(tmp_path / f"out-{k}"), shard_mb=0.003, **rest))
+        source = open_source(out)
+        fresh = scans.scan(Subset(source, range(len(source))), 3, 100.0, 65535)
+        with monkeypatch.context() as patch:
+            patch.setattr(Packed, "read", refuse)
+            found = scans.scan(source, 3, 100.0, 65535)
+        assert found[:-1] == fresh[:-1] and np.array_equal(found.sizes, fresh.sizes)
+        assert found.sizes.dtype == fresh.sizes.dtype and found.sizes.all() and found.images == 8 - (k == 2)
+        assert len(set(map(tuple, found.sizes.tolist()))) > 4
 
 
 def test_labels_are_kept(mixed: Path, photos: Path, tmp_path: Path) -> None:
@@ -246,7 +271,7 @@ def test_going_on_with_other_settings_or_files_is_refused(mixed: Path, tmp_path:
     subprocess.run([sys.executable, "-c", code])
     same = dict(size=40, shard_mb=0.003)
     for made in (out, tmp_path / "whole"):
-        with pytest.raises(UserError, match=r"size was 40, is 50; quality was 95, is 80\. Repeat its command"):
+        with pytest.raises(UserError, match=r"size was 40, is 50; quality was 90, is 80\. Repeat its command"):
             pack.run(Pack(str(mixed), str(made), **{**same, "size": 50, "quality": 80}))
         with pytest.raises(UserError, match="size was 40, is None; .*lossless was False, is True"):
             pack.run(Pack(str(mixed), str(made), lossless=True, shard_mb=0.003))

@@ -10,17 +10,24 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from torchmae.data.source import BadFile, Pixels, Source, Strings, options_of, sampled, suffix_of
+from torchmae.data.source import BadFile, Pixels, Source, Strings, digest_of, options_of, sampled, suffix_of
 from torchmae.errors import UserError, choose, missing_extra
 
 
 class Arrays:
-    """Images that are one uint8 array [N, H, W, C]. `load` gives it, here and again in a process that unpickles this."""
+    """Images that are one uint8 array [N, H, W, C]. `load` gives it, here and again in a process that unpickles this.
+    `origin` is what it reads: a file, and what of it."""
 
     unusable: Sequence[BadFile] = ()
 
-    def __init__(self, load: Callable[[], np.ndarray], prefix: str, labels: Iterable[str] | None):
-        self.load, self.prefix, self.pixels = load, prefix, load()
+    def __init__(
+        self,
+        load: Callable[[], np.ndarray],
+        prefix: str,
+        labels: Iterable[str] | None,
+        origin: tuple[str, ...] = (),
+    ):
+        self.load, self.prefix, self.origin, self.pixels = load, prefix, origin, load()
         self.labels = Strings(labels) if labels is not None else None
         self.channels = int(self.pixels.shape[3])
 
@@ -45,6 +52,13 @@ class Arrays:
     def fingerprint(self) -> str:
         return sampled(self, self.pixels.shape, str(self.pixels.dtype))
 
+    def stamp(self) -> str | None:
+        try:
+            facts = os.stat(self.origin[0]) if self.origin else None
+        except OSError:
+            return None
+        return digest_of(self.origin, facts.st_size, facts.st_mtime_ns) if facts else None
+
 
 def open_array(spec: str) -> Source:
     """A uint8 array: "x.npy", "x.npz", "x.npz?key=train&layout=NCHW"; [N, H, W, C], [N, C, H, W] or [N, H, W]."""
@@ -52,7 +66,8 @@ def open_array(spec: str) -> Source:
     path = os.path.abspath(path)
     try:
         key, labels = _choose_array(path, options.get("key")) if suffix_of(path) == ".npz" else ("", None)
-        return Arrays(partial(_load_array, path, key, options.get("layout", "")), os.path.basename(path), labels)
+        origin = (path, key, options.get("layout", ""))
+        return Arrays(partial(_load_array, *origin), os.path.basename(path), labels, origin)
     except UserError:
         raise
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:

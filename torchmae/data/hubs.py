@@ -58,6 +58,9 @@ class TorchVision:
     def fingerprint(self) -> str:
         return sampled(self, self.prefix, count=32)
 
+    def stamp(self) -> str | None:
+        return None
+
 
 def open_torchvision(spec: str) -> Source:
     """A class of torchvision.datasets with its arguments: "CIFAR10?root=/data&train=true&download=true"."""
@@ -118,6 +121,9 @@ class HuggingFace:
         column = self.images.with_format("arrow")[:][self.image]
         sizes = arrow.fill_null(arrow.binary_length(arrow.struct_field(column, "bytes")), 0)
         return sampled(self, hashlib.sha256(sizes.to_numpy().astype(np.int64).tobytes()).hexdigest())
+
+    def stamp(self) -> str | None:
+        return None
 
 
 def open_hf(spec: str) -> Source:

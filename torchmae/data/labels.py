@@ -44,6 +44,10 @@ class Subset:
     def fingerprint(self) -> str:
         return sha256(self.source.fingerprint().encode() + self.ids.tobytes()).hexdigest()
 
+    def stamp(self) -> str | None:
+        whole = self.source.stamp()
+        return whole and sha256(whole.encode() + self.ids.tobytes()).hexdigest()
+
 
 class LabelledSets(NamedTuple):
     """What a classifier is trained and validated on; labels are numbers of `classes`."""

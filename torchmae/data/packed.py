@@ -1,7 +1,8 @@
 """Packed sets: image files in plain tar shards beside an index, so that a million of them open without a walk.
 
     shards/shard-000000.tar     CLASS/name.jpg, ...: whole tars, which other readers take too
-    shards/index.safetensors    of each image its name, label, shard, offset, bytes and CRC-32
+    shards/index.safetensors    of each image its name, label, shard, offset, bytes, CRC-32, height and width; mean and mean
+                                square of the pixels of some (the last three are not in sets of older versions)
     shards/index.json           settings and totals; of each shard its images, bytes and SHA-256
     shards/.progress/           only while packing: of each finished shard its part of the index
 
@@ -14,7 +15,7 @@ import os
 import tarfile
 import zlib
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
@@ -43,9 +44,21 @@ class Packed(Tars):
         self.paths = [os.path.join(root, name) for name in self.shard_names]
         self.names, self.labels = (unpacked(arrays, what) for what in ("names", "labels"))
         self.places, self.sums = arrays["places"], arrays["sums"]
+        self.sizes, self.moments = arrays.get("sizes"), arrays.get("moments")
 
     def member(self, i: int) -> str:
         return self.names[i]
+
+    def stamp(self) -> str | None:
+        return self.header["index_sha256"]  # with the sums of the images, which every reading compares
+
+    def scanned(self, channels: int, max_megapixels: float, white: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """The height and width of every image, and the mean and the mean square of the pixels, as a scan would find them;
+        None if the set is of an older version, or was packed by other rules."""
+        settings = self.header["settings"]
+        if self.sizes is None or self.moments is None or (channels, white) != (3, settings.get("white")):
+            return None
+        return (self.sizes, self.moments) if max_megapixels >= settings.get("max_megapixels", np.inf) else None
 
     def read(self, i: int) -> bytes:
         data = super().read(i)
@@ -67,7 +80,8 @@ def open_packed(path: str) -> Source:
         if hashlib.sha256(data).hexdigest() != header["index_sha256"]:
             raise ValueError("its SHA-256 is not that of index.json")
         source = Packed(str(root), header, load(data))
-        if {len(source.labels), len(source.places), len(source.sums), header["images"]} != {len(source)}:
+        counts = {len(source.labels), len(source.places), len(source.sums), header["images"]}
+        if counts | ({len(source.sizes)} if source.sizes is not None else set()) != {len(source)}:
             raise ValueError("its parts do not fit together")
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise damaged(file, error) from error
@@ -137,9 +151,13 @@ class Part(NamedTuple):
     labels: Strings
     places: np.ndarray  # int64 [n, 2]: offset, bytes
     sums: np.ndarray  # uint32 [n]
+    sizes: np.ndarray  # int32 [n, 2]: height, width
     origins: np.ndarray  # int64 [n]
     digests: np.ndarray  # uint8 [n, 16]
     facts: dict[str, Any]
+
+
+NUMBERS = ("places", "sums", "sizes", "origins", "digests")
 
 
 class Shard:
@@ -153,20 +171,22 @@ class Shard:
         )
         self.names: list[str] = []
         self.labels: list[str] = []
-        self.places, self.sums, self.origins, self.digests = array("q"), array("I"), array("q"), bytearray()
+        self.places, self.sums, self.sizes = array("q"), array("I"), array("i")
+        self.origins, self.digests = array("q"), bytearray()
 
     @property
     def size(self) -> int:
         return self.tar.offset
 
-    def add(self, name: str, label: str, data: bytes, digest: bytes, origin: int) -> None:
-        """One image. A label that is not the image's folder goes into a .cls member, as WebDataset has it."""
+    def add(self, name: str, label: str, data: bytes, size: tuple[int, int], digest: bytes, origin: int) -> None:
+        """One image of (height, width). A label that is not its folder goes into a .cls member, as WebDataset has it."""
         folder, _, base = name.rpartition("/")
         if label != folder.rpartition("/")[2]:
             self._member(f"{folder}/{base.partition('.')[0]}.cls".lstrip("/"), label.encode("utf-8", "surrogateescape"))
         self._member(name, data)
         self.places.extend((self.tar.offset - -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE, len(data)))
         self.sums.append(zlib.crc32(data))
+        self.sizes.extend(size)
         self.origins.append(origin)
         self.digests += digest
         self.names.append(name)
@@ -190,6 +210,7 @@ class Shard:
             Strings(self.labels),
             np.array(self.places, dtype=np.int64).reshape(-1, 2),
             np.array(self.sums, dtype=np.uint32),
+            np.array(self.sizes, dtype=np.int32).reshape(-1, 2),
             np.array(self.origins, dtype=np.int64),
             np.frombuffer(bytes(self.digests), dtype=np.uint8).reshape(-1, 16),
             facts,
@@ -219,10 +240,9 @@ def part_file(out: Path, number: int) -> Path:
 
 def write_part(out: Path, number: int, part: Part) -> None:
     facts = np.frombuffer(json.dumps(part.facts).encode(), dtype=np.uint8)
-    rest = {"places": part.places, "sums": part.sums, "origins": part.origins, "digests": part.digests, "facts": facts}
-    disk.write_whole(
-        part_file(out, number), save({**packed(part.names, "names"), **packed(part.labels, "labels"), **rest})
-    )
+    rest = {name: getattr(part, name) for name in NUMBERS}
+    data = save({**packed(part.names, "names"), **packed(part.labels, "labels"), **rest, "facts": facts})
+    disk.write_whole(part_file(out, number), data)
 
 
 def parts(out: Path) -> Iterator[Part]:
@@ -235,10 +255,10 @@ def parts(out: Path) -> Iterator[Part]:
             if (out / facts["file"]).stat().st_size != facts["bytes"]:
                 return
             names, labels = (unpacked(arrays, what) for what in ("names", "labels"))
-            places, sums, origins, digests = (arrays[what] for what in ("places", "sums", "origins", "digests"))
+            numbers = [arrays[what] for what in NUMBERS]
         except (OSError, ValueError, KeyError, SafetensorError):
             return
-        yield Part(names, labels, places, sums, origins, digests, facts)
+        yield Part._make([names, labels, *numbers, facts])
         number += 1
 
 
@@ -256,23 +276,29 @@ def clear(out: Path, number: int) -> None:
                 file.unlink()
 
 
-def write_index(out: Path, done: Sequence[Part], header: dict[str, Any]) -> None:
-    """The arrays first: where index.json is, the set is finished."""
+def write_index(
+    out: Path, done: Sequence[Part], header: dict[str, Any], measure: Callable[[Source], np.ndarray] | None = None
+) -> None:
+    """The arrays first: where index.json is, the set is finished. `measure` gives the mean and the mean square of the pixels
+    of a set; without it, a scan will look at the images."""
     shards = [np.full((len(part.names), 1), k, dtype=np.int64) for k, part in enumerate(done)]
     arrays = {
         **packed(Strings.joined([part.names for part in done]), "names"),
         **packed(Strings.joined([part.labels for part in done]), "labels"),
         "places": np.concatenate([np.hstack([k, part.places]) for k, part in zip(shards, done)]),
         "sums": np.concatenate([part.sums for part in done]),
+        "sizes": np.concatenate([part.sizes for part in done]),
     }
-    data = save(arrays)
-    disk.write_whole(out / ARRAYS, data)
     kept = ("file", "images", "bytes", "sha256")
-    totals = {
+    header = {
         **header,
         "images": len(arrays["sums"]),
         "bytes": sum(part.facts["bytes"] for part in done),
-        "index_sha256": hashlib.sha256(data).hexdigest(),
+        "index_sha256": "",
         "shards": [{name: part.facts[name] for name in kept} for part in done],
     }
-    write_header(out, totals)
+    if measure:
+        arrays["moments"] = measure(Packed(str(out), header, arrays))
+    data = save(arrays)
+    disk.write_whole(out / ARRAYS, data)
+    write_header(out, {**header, "index_sha256": hashlib.sha256(data).hexdigest()})

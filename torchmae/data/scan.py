@@ -1,25 +1,44 @@
-"""A look at the whole data set before training: which files are bad, how large images are, their mean and deviation."""
+"""A look at the whole data set before training: which files are bad, how large images are, their mean and deviation.
 
+What a scan of files found is kept in the user's cache, so that it is made once as long as no file changes.
+"""
+
+import json
 import os
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple, Protocol, runtime_checkable
+from zlib import crc32
 
 import numpy as np
+from jaxtyping import Float64, Int32
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 from tqdm import tqdm
 
+from torchmae import __version__, disk
+from torchmae.data.caches import cache_folder
 from torchmae.data.decode import BadImage, inspect
 from torchmae.data.loader import read
+from torchmae.data.source import digest_of
 from torchmae.data.sources import BadFile, Source
 
 FULL = 20_000  # up to so many images are decoded, a matter of seconds; of larger sets only heads and ends are read
 MEASURED = 2_000  # images behind mean and deviation
 
+POWERS = (np.arange(256) / 255) ** [[1], [2]]  # of what a pixel can be, to be weighed by how many are it
+
+Sizes = Int32[np.ndarray, "N 2"]
+Moments = Float64[np.ndarray, "2 C"]
+
 
 class Scan(NamedTuple):
     """What a scan found. `mean` and `std` are per channel, of pixels in 0..1, every image weighing the same; `height` and
-    `width` are medians."""
+    `width` are medians; `sizes` are the height and width of each image of the source, 0 where it is bad."""
 
     images: int
     bad: Sequence[BadFile]
@@ -28,24 +47,88 @@ class Scan(NamedTuple):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     complete: bool
+    sizes: Sizes = np.zeros((0, 2), dtype=np.int32)
+
+
+class Found(NamedTuple):
+    """What `Scan` is computed from: the bad images, the sizes, and the mean and the mean square of the pixels of those
+    images that were measured."""
+
+    bad: list[BadFile]
+    sizes: Sizes
+    moments: Moments
+
+
+@runtime_checkable
+class Scanned(Protocol):
+    """A source that may know by itself what a scan would find."""
+
+    def scanned(self, channels: int, max_megapixels: float, white: int) -> tuple[Sizes, Moments] | None: ...
 
 
 class Look(NamedTuple):
     """What one file said: its size, the mean and the mean square of its pixels (if decoded), or what is wrong with it."""
 
-    size: tuple[int, int] | None = None
+    size: tuple[int, int] = (0, 0)
     moments: np.ndarray | None = None
     bad: BadFile | None = None
 
 
 def scan(source: Source, channels: int, max_megapixels: float, white: int) -> Scan:
-    """Looks at every file, in threads (decoders release the interpreter's lock), with a progress bar.
+    """Looks at every file, in threads (decoders release the interpreter's lock), with a progress bar; or finds again what was
+    kept of it.
 
     Sets of more than `FULL` images are not decoded whole: headers and ends are checked, `MEASURED` images are decoded; what
     slips through is found, replaced and named while training.
     """
-    complete = len(source) <= FULL
-    every = max(1, len(source) // MEASURED)
+    asked = channels, max_megapixels, white
+    known = source.scanned(*asked) if isinstance(source, Scanned) else None
+    bad, sizes, moments = Found([], *known) if known else find(source, *asked)
+    good = sizes[sizes[:, 0] > 0]
+    height, width = (int(x) for x in np.median(good, axis=0)) if len(good) else (0, 0)
+    mean, square = moments
+    std = np.sqrt(np.maximum(square - mean**2, 1e-4))  # at least 0.01: a blank data set is not divided by zero
+    mean, std = (tuple(x.round(4).tolist()) for x in (mean, std))
+    return Scan(len(source), [*source.unusable, *bad], height, width, mean, std, len(source) <= FULL, sizes)
+
+
+def find(source: Source, channels: int, max_megapixels: float, white: int) -> Found:
+    """What a look at all files finds, or found when they were the same."""
+    file = cache_file(source, channels, max_megapixels, white)
+    found = recalled(file, len(source)) if file else None
+    if found is None:
+        found = look_at_all(source, channels, max_megapixels, white)
+        if file and gives_files(source):
+            keep(file, found)
+    return found
+
+
+def look_at_all(source: Source, channels: int, max_megapixels: float, white: int) -> Found:
+    bad, sizes, moments = [], array("i"), []
+    for one in looks(source, range(len(source)), channels, max_megapixels, white):
+        sizes.extend(one.size)
+        if one.bad:
+            bad.append(one.bad)
+        if one.moments is not None:
+            moments.append(one.moments)
+    mean = np.mean(moments, axis=0) if moments else np.zeros((2, channels))
+    return Found(bad, np.array(sizes, dtype=np.int32).reshape(-1, 2), mean)
+
+
+def measure(source: Source, channels: int, max_megapixels: float, white: int) -> Moments:
+    """The mean and the mean square of the pixels as a scan takes them, without the look at all other images."""
+    some = looks(source, range(0, len(source), stride(source)), channels, max_megapixels, white)
+    moments = [one.moments for one in some if one.moments is not None]
+    return np.mean(moments, axis=0) if moments else np.zeros((2, channels))
+
+
+def stride(source: Source) -> int:
+    """Every so many images one is measured."""
+    return max(1, len(source) // MEASURED)
+
+
+def looks(source: Source, which: range, channels: int, max_megapixels: float, white: int) -> Iterator[Look]:
+    complete, every = len(source) <= FULL, stride(source)
 
     def look(index: int) -> Look:
         try:
@@ -55,29 +138,63 @@ def scan(source: Source, channels: int, max_megapixels: float, white: int) -> Sc
             image = read(source, index, channels, max_megapixels, white)
             if index % every:
                 return Look(image.shape[:2])
-            pixels = image.reshape(-1, channels).astype(np.float64) / 255
-            return Look(image.shape[:2], np.stack([pixels.mean(0), np.square(pixels).mean(0)]))
+            counts = [np.bincount(one, minlength=256) for one in image.reshape(-1, channels).T]
+            return Look(image.shape[:2], POWERS @ np.stack(counts, axis=1) / (image.shape[0] * image.shape[1]))
         except (BadImage, OSError) as error:
             return Look(bad=BadFile(source.name(index), getattr(error, "strerror", None) or str(error)))
 
-    bad, sizes, moments = [*source.unusable], array("l"), []
     with (
         ThreadPoolExecutor(os.cpu_count()) as pool,
-        tqdm(desc="scan", total=len(source), unit=" images", disable=None, leave=False) as bar,
+        tqdm(desc="scan", total=len(which), unit=" images", disable=None, leave=False) as bar,
     ):
-        for first in range(0, len(source), 4096):  # not all at once: a million waiting tasks need gigabytes
-            for one in pool.map(look, range(first, min(first + 4096, len(source)))):
+        for first in range(0, len(which), 4096):  # not all at once: a million waiting tasks need gigabytes
+            for one in pool.map(look, which[first : first + 4096]):
                 bar.update()
-                if one.bad:
-                    bad.append(one.bad)
-                if one.size:
-                    sizes.extend(one.size)
-                if one.moments is not None:
-                    moments.append(one.moments)
-    mean, square = np.mean(moments, axis=0) if moments else np.zeros((2, channels))
-    std = np.sqrt(np.maximum(square - mean**2, 1e-4))  # at least 0.01: a blank data set is not divided by zero
-    height, width = (int(x) for x in np.median(np.array(sizes or [0, 0]).reshape(-1, 2), axis=0))
-    return Scan(len(source), bad, height, width, tuple(mean.round(4).tolist()), tuple(std.round(4).tolist()), complete)
+                yield one
+
+
+def gives_files(source: Source) -> bool:
+    """Whether its images are encoded; a scan of pixels is cheap."""
+    try:
+        return isinstance(source.read(0), bytes)
+    except (BadImage, OSError):
+        return True
+
+
+def cache_file(source: Source, channels: int, max_megapixels: float, white: int) -> Path | None:
+    """Where the scan of this very data by these very rules is kept; None where changes of the data cannot be noticed."""
+    stamp = source.stamp()
+    if stamp is None:
+        return None
+    versions = __version__, version("pillow"), version("simplejpeg")
+    key = digest_of(stamp, channels, max_megapixels, white, FULL, MEASURED, versions)
+    return cache_folder("scans") / f"{key}.safetensors"
+
+
+def recalled(file: Path, images: int) -> Found | None:
+    """What was kept of an earlier scan; None if there is nothing, or nothing whole."""
+    try:
+        kept = load(file.read_bytes())
+        bad, sizes, moments = (kept[name] for name in Found._fields)
+        if len(sizes) != images or kept["sum"] != checksum(bad, sizes, moments):
+            return None
+        return Found([BadFile(*pair) for pair in json.loads(bad.tobytes())], sizes, moments)
+    except (OSError, ValueError, KeyError, SafetensorError):
+        return None
+
+
+def keep(file: Path, found: Found) -> None:
+    """Writes what a scan found into the cache, if that can be done."""
+    bad = np.frombuffer(json.dumps(found.bad).encode(), dtype=np.uint8)
+    arrays = {**found._asdict(), "bad": bad}
+    arrays["sum"] = np.array(checksum(*arrays.values()), dtype=np.uint32)
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        disk.write_whole(file, save(arrays))
+
+
+def checksum(*arrays: np.ndarray) -> int:
+    return crc32(b"".join(x.tobytes() for x in arrays))
 
 
 def bad_budget(count: int, percent: float) -> int:

@@ -40,6 +40,10 @@ class Source(Protocol):
     def fingerprint(self) -> str:
         """A hex digest of names and sizes (of shape and a sample of pixels for arrays): equal for equal sets anywhere."""
 
+    def stamp(self) -> str | None:
+        """A digest that changes whenever any byte may have changed (sizes and modification times of the files); None where
+        that is not known."""
+
 
 class Strings(Sequence[str]):
     """Immutable strings in one block of memory: bytes, and where each string ends."""
@@ -81,8 +85,17 @@ class Strings(Sequence[str]):
         return self.blob[self.ends[i] : self.ends[i + 1]].decode("utf-8", "surrogateescape")
 
 
-def digest(names: Strings, sizes: np.ndarray) -> str:
-    return hashlib.sha256(names.blob + names.ends.tobytes() + sizes.astype(np.int64).tobytes()).hexdigest()
+def digest(names: Strings, *numbers: np.ndarray) -> str:
+    """Of names and whole numbers."""
+    state = hashlib.sha256(names.blob)
+    for some in (names.ends, *numbers):
+        state.update(some.astype(np.int64).tobytes())
+    return state.hexdigest()
+
+
+def digest_of(*facts: Any) -> str:
+    """Of what `repr` tells in full."""
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
 def sampled(source: Source, *facts: Any, count: int = 64) -> str:
@@ -91,7 +104,7 @@ def sampled(source: Source, *facts: Any, count: int = 64) -> str:
     for i in np.unique(np.linspace(0, len(source) - 1, count).astype(int)):
         item = source.read(int(i))
         sums.append((getattr(item, "shape", None), zlib.crc32(item if isinstance(item, bytes) else item.tobytes())))
-    return hashlib.sha256(repr((facts, len(source), sums)).encode()).hexdigest()
+    return digest_of(facts, len(source), sums)
 
 
 def options_of(spec: str, allowed: Sequence[str] | None) -> tuple[str, dict[str, str]]:

@@ -5,13 +5,13 @@ import os
 import re
 import tarfile
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from torchmae.data.decode import BadImage, image_extensions
-from torchmae.data.source import BadFile, Source, Strings, digest, suffix_of
+from torchmae.data.source import BadFile, Source, Strings, digest, digest_of, suffix_of
 from torchmae.errors import UserError
 
 
@@ -21,9 +21,9 @@ class _Handle:
     def __init__(self, path: str):
         self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # at the interpreter's end, `os` is gone
         if hasattr(self, "descriptor"):
-            os.close(self.descriptor)
+            close(self.descriptor)
 
 
 class Tars:
@@ -86,6 +86,14 @@ class Tars:
 
     def fingerprint(self) -> str:
         return digest(self.names, self.places[:, 2])
+
+    def stamp(self) -> str | None:
+        try:
+            facts = [os.stat(path) for path in self.paths]
+        except OSError:
+            return None
+        shards = [(path, one.st_size, one.st_mtime_ns) for path, one in zip(self.paths, facts)]
+        return digest_of(shards, digest(self.names, self.places))
 
 
 def _members(path: str, wanted: frozenset[str]) -> tuple[list[tuple[str, int, int]], dict[str, str]]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -27,6 +28,7 @@ from torchmae.data.decode import BadImage, decode, extension, image_extensions
 from torchmae.data.files import Files
 from torchmae.data.labels import PARTS, divided
 from torchmae.data.packed import Packed, Shard
+from torchmae.data.scan import measure
 from torchmae.data.source import suffix_of
 from torchmae.data.sources import Source, open_source
 from torchmae.data.tars import Tars
@@ -51,7 +53,7 @@ class Pack:
     size: int | None = None
     """Pixels of the short side of larger images. Default: 320."""
     quality: int | None = None
-    """Of the JPEGs that are made, 1 to 100. Default: 95."""
+    """Of the JPEGs that are made, 1 to 100. Default: 90."""
     lossless: bool = False
     """Copy every file as it is, whatever its size."""
     drop_duplicates: bool = False
@@ -74,7 +76,7 @@ def run(config: Pack) -> Path:
         return verify(config.data)
     check(config)
     if not config.lossless:
-        config = replace(config, size=config.size or 320, quality=config.quality or 95)
+        config = replace(config, size=config.size or 320, quality=config.quality or 90)
     source, out = open_source(config.data), Path(config.out)
     with suppress(OSError, BadImage):
         if not isinstance(source.read(0), bytes):
@@ -179,10 +181,11 @@ def compare(out: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
 
 
 class Item(NamedTuple):
-    """What becomes of one file: its bytes and how their name ends, or what is wrong with it."""
+    """What becomes of one file: its bytes, how their name ends, its height and width, or what is wrong with it."""
 
     data: bytes = b""
     suffix: str = ""
+    size: tuple[int, int] = (0, 0)
     digest: bytes = b""
     original_bytes: int = 0
     reason: str = ""
@@ -221,7 +224,7 @@ def write_shards(source: Source, config: Pack, out: Path) -> tuple[list[dict[str
             if not item.reason and (first == i or not config.drop_duplicates):
                 shard = shard or Shard(out / packed.shard_name(len(done)))
                 name = free(member_name(source, i, item.suffix), taken)
-                shard.add(name, label_of(source, i, inner), item.data, item.digest, i)
+                shard.add(name, label_of(source, i, inner), item.data, item.size, item.digest, i)
                 notes.original_bytes += item.original_bytes
             if shard is not None and (shard.size >= config.shard_mb * 1e6 or i == count - 1):
                 part = shard.finish(stop=i + 1, **asdict(notes))
@@ -268,11 +271,11 @@ def prepare(source: Source, i: int, config: Pack) -> Item:
     digest = hashlib.sha256(data).digest()[:16]
     ending = suffix_of(source.name(i))
     if config.size is None or min(pixels.shape[:2]) <= config.size:
-        return Item(
-            data, "" if ending in image_extensions() else extension(data, config.max_megapixels), digest, len(data)
-        )
-    smaller = encode(shrink(pixels, config.size), config.quality or 95)
-    return Item(smaller, "" if ending in (".jpg", ".jpeg") else ".jpg", digest, len(data))
+        missing = "" if ending in image_extensions() else extension(data, config.max_megapixels)
+        return Item(data, missing, pixels.shape[:2], digest, len(data))
+    smaller = shrink(pixels, config.size)
+    missing = "" if ending in (".jpg", ".jpeg") else ".jpg"
+    return Item(encode(smaller, config.quality or 90), missing, smaller.shape[:2], digest, len(data))
 
 
 def shrink(image: Pixels, size: int) -> UInt8[np.ndarray, "h w C"]:
@@ -336,7 +339,8 @@ def finish(source: Source, config: Pack, out: Path, done: list[dict[str, Any]], 
             text = "".join(json.dumps(dict(zip(keys, row))) + "\n" for row in rows)
             checkpoint.write_text(out / f"{name}.jsonl", text)
     counts = {"original_bytes": original, "bad_files": len(bad), "duplicates": len(duplicates)}
-    packed.write_index(out, list(packed.parts(out)), {**header, **counts})
+    measured = partial(measure, channels=3, max_megapixels=config.max_megapixels, white=config.white)
+    packed.write_index(out, list(packed.parts(out)), {**header, **counts}, measured)
     images, size = (sum(facts[what] for facts in shards) for what in ("images", "bytes"))
     lines = [
         f"{out}: {images} images in {len(shards)} shard{'s' * (len(shards) > 1)}, {amount(size)} "
