@@ -5,6 +5,8 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from torchmae.data.transforms import Augment, Crop, Whole, cut
@@ -135,6 +137,20 @@ def test_a_crop_depends_on_seed_epoch_and_sample_and_nothing_else():
 def test_crops_of_earlier_versions_are_found_again():
     assert [Augment((224, 224)).crop(375, 500, 0, sample) for sample in range(3)] == GOLDEN_CROPS
     assert Augment((192, 256), seed=42, scale=(0.08, 1.0)).crop(480, 640, 399, 1_281_166) == GOLDEN_WIDE
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**40), st.integers(0, 2**32), st.sampled_from([(32, 32), (224, 224), (192, 256), (7, 90)]))
+def test_crops_are_the_crop_of_each(seed, draw, size):
+    rng = np.random.default_rng(draw)
+    augment = Augment(size, seed=seed, scale=(0.05, 1.0) if draw % 2 else (0.2, 1.0), flip=draw % 3 > 0)
+    high = rng.choice([3, 40, 700, 10_000], (2, 100))
+    heights, widths = rng.integers(1, high)
+    epochs, samples = rng.integers(0, 2**40, (2, 100)) >> rng.integers(0, 40, (2, 100))
+    found = augment.crops(heights, widths, epochs, samples)
+    each = zip(heights.tolist(), widths.tolist(), epochs.tolist(), samples.tolist())
+    assert found == [augment.crop(*one) for one in each]
+    assert all(type(value) is int for crop in found for value in crop[:4])
 
 
 # (window's side before and after, top to bottom and left to right)

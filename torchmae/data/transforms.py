@@ -1,18 +1,21 @@
 """From decoded pixels to what a model takes: uint8 `[C, H, W]` of one size. Random choices come from the hash, not a state."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from torchmae.hashing import CROP, uniform
 
 Pixels = UInt8[np.ndarray, "H W C"]
+
+THROWS = 10  # of a random window, before the largest one in the middle is taken
 
 
 class Crop(NamedTuple):
@@ -38,22 +41,36 @@ class Augment:
     flip: bool = True
 
     def crop(self, height: int, width: int, epoch: int, sample: int) -> Crop:
-        """Ten throws of area and aspect; if none fits, the largest centred window of an allowed aspect."""
+        """The window of one sample."""
+        return self.window(height, width, lambda counter: uniform(self.seed, CROP, epoch, sample, counter))
 
-        def draw(counter: int, low: float = 0.0, high: float = 1.0) -> float:
-            return low + (high - low) * uniform(self.seed, CROP, epoch, sample, counter)
+    def crops(
+        self,
+        heights: Int64[np.ndarray, "B"],
+        widths: Int64[np.ndarray, "B"],
+        epochs: Int64[np.ndarray, "B"],
+        samples: Int64[np.ndarray, "B"],
+    ) -> list[Crop]:
+        """`crop` of each sample, in a quarter of the time: all draws are hashed together."""
+        draws = uniform(self.seed, CROP, epochs[:, None], samples[:, None], np.arange(4 * THROWS + 1)).tolist()
+        each = zip(heights.tolist(), widths.tolist(), draws)
+        return [self.window(height, width, drawn.__getitem__) for height, width, drawn in each]
 
+    def window(self, height: int, width: int, draw: Callable[[int], float]) -> Crop:
+        """`THROWS` throws of area and aspect; if none fits, the largest centred window of an allowed aspect.
+
+        `draw` gives a number in [0, 1) for a counter; those of throw t are 4 t + 1 to 4 t + 4.
+        """
         flip = self.flip and draw(0) < 0.5
         shape = self.size[1] / self.size[0]
         low, high = 3 / 4 * shape, 4 / 3 * shape
-        for throw in range(10):
-            area = height * width * draw(4 * throw + 1, *self.scale)
-            aspect = math.exp(draw(4 * throw + 2, math.log(low), math.log(high)))
+        (small, large), (narrow, wide) = self.scale, (math.log(low), math.log(high))
+        for first in range(1, 4 * THROWS, 4):
+            area = height * width * (small + (large - small) * draw(first))
+            aspect = math.exp(narrow + (wide - narrow) * draw(first + 1))
             w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
             if 0 < w <= width and 0 < h <= height:
-                top, left = (
-                    int(draw(4 * throw + 3 + i) * (room + 1)) for i, room in enumerate((height - h, width - w))
-                )
+                top, left = int(draw(first + 2) * (height - h + 1)), int(draw(first + 3) * (width - w + 1))
                 return Crop(top, left, h, w, flip)
         w, h = min(width, max(1, round(height * high))), min(height, max(1, round(width / low)))
         return Crop((height - h) // 2, (width - w) // 2, h, w, flip)
@@ -82,7 +99,7 @@ class Whole:
 def cut(image: Pixels, crop: Crop, size: tuple[int, int]) -> UInt8[Tensor, "C h w"]:
     """The window, resized with an antialiased bicubic filter on uint8 (PIL's filter), mirrored if asked."""
     window = image[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
-    pixels = torch.from_numpy(np.ascontiguousarray(window)).permute(2, 0, 1)
+    pixels = torch.from_numpy(np.require(window, requirements=["C", "W"])).permute(2, 0, 1)
     if pixels.shape[1:] != size:
         pixels = F.interpolate(pixels.unsqueeze(0), size=size, mode="bicubic", antialias=True).squeeze(0)
     return (pixels.flip(-1) if crop.flip else pixels).contiguous()
