@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small import SMALL
+from safetensors.torch import load_file
+from small import SMALL, make_photos
 
 import torchmae
 from torchmae import cli
@@ -287,3 +288,27 @@ def test_tiny_grey_images_train_by_default(tmp_path: Path) -> None:
     assert torchmae.load(run).patch_size == 2
     with pytest.raises(UserError, match="patches of one value"):
         torchmae.pretrain(tmp_path / "d8.npy", out=str(tmp_path / "other"), patch_size=1, epochs=1, device="cpu")
+
+
+@pytest.mark.parametrize("cache", ["memory", "disk", "device"])
+def test_a_cache_does_not_change_the_weights(tmp_path, cache, capsys):
+    photos = make_photos(tmp_path / "photos")
+    (photos / "zz.jpg").write_bytes(b"no image")
+    runs = [
+        torchmae.pretrain(str(photos), out=str(tmp_path / (kind or "plain")), epochs=3, cache=kind, **SMALL)
+        for kind in (None, cache)
+    ]
+    plain, made = (load_file(run / "model.safetensors") for run in runs)
+    assert plain.keys() == made.keys() and all(torch.equal(plain[name], made[name]) for name in plain)
+    said = capsys.readouterr().out
+    assert (
+        "decoded each time" in said
+        and {"memory": "kept in memory", "disk": "in a file", "device": "on the dev"}[cache] in said
+    )
+    torchmae.pretrain(str(photos), out=str(tmp_path / cache), epochs=3, cache="none", **SMALL)  # may change at any time
+    assert "is finished" in capsys.readouterr().out
+
+
+def test_a_cache_that_does_not_exist_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="--cache 'ram'"):
+        torchmae.pretrain("digits", out=str(tmp_path / "run"), cache="ram", **SMALL)

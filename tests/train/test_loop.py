@@ -22,6 +22,7 @@ from torchmae.data.transforms import Augment
 from torchmae.errors import RunError
 from torchmae.models import masking
 from torchmae.train.log import panels
+from torchmae.train.loop import Meter
 from torchmae.train.optim import lr_at, peak_lr
 
 ENV = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -207,3 +208,16 @@ def test_no_panel_of_the_curves_is_empty():
     }
     both = panels([trained, measured])
     assert both["loss"] == ["loss", "loss of patch mean"] and both["accuracy"] == ["accuracy"] and len(both) == 4
+
+
+def test_much_waiting_for_data_is_told_once_after_three_readings():
+    meter = Meter(0, 4)
+
+    def reading(wait: float) -> bool:
+        meter.add(torch.tensor([1.0, 1.0]))
+        meter.began, meter.waited = time.monotonic() - 1, wait
+        assert meter.read()[0]["wait"] == pytest.approx(wait, abs=0.05)
+        return meter.slowed()
+
+    assert [reading(wait) for wait in (0.5, 0.5, 0.02, 0.5, 0.5)] == [False] * 5
+    assert [reading(wait) for wait in (0.5, 0.5, 0.02, 0.5, 0.5, 0.5)] == [True] + [False] * 5

@@ -149,9 +149,13 @@ def obey_parent() -> None:
 
 
 def read(source: Source, index: int, channels: int, max_megapixels: float, white: int) -> Pixels:
-    """Reads and decodes one image of a source; whatever is wrong with the file is a `BadImage`."""
+    """Reads and decodes one image of a source, not to be written to; whatever is wrong with the file is a `BadImage`."""
     try:
         data = source.read(index)
     except OSError as error:
         raise BadImage(error.strerror or str(error)) from error
+    if not isinstance(data, bytes) and data.size and data.shape[2] == channels:  # a copy of the window is made later
+        pixels = data.view()
+        pixels.flags.writeable = False
+        return pixels
     return decode(data, channels, max_megapixels, white)

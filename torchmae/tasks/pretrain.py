@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchmae.data import cache, resident
 from torchmae.data.labels import is_run
 from torchmae.data.loader import Batch, Batches
+from torchmae.data.scan import Scan, scan
 from torchmae.data.sources import Source, open_source
 from torchmae.data.transforms import Augment, Whole
 from torchmae.errors import UserError
@@ -80,6 +82,7 @@ def run(config: Pretrain) -> Path:
             merged, described = runs.resume(out, "pretrain", settings.asked(config), FREE, runs.identity(source))
             config = Pretrain(**merged)
             model, origin = MAE.build(described), config.from_run or "from scratch"
+            found = None
         else:
             config, parent = adopt(config, source.channels)
             channels, limits = config.channels or source.channels, (config.max_megapixels, config.white)
@@ -88,11 +91,33 @@ def run(config: Pretrain) -> Path:
             config = settings.resolve(config, found, source.channels, world, width)
             model, origin = build(config, found, parent)
         kept(math.prod(model.encoder.grid), config.mask_ratio)
-        batches = make_batches(config, source, world)
+        batches = make_batches(config, kept_decoded(config, source, found, world), world)
         if not goes_on:  # all that can be wrong with the settings has been said by now
             identity = runs.identity(source)
             world.on_main(lambda: runs.write_config(out, "pretrain", asdict(config), identity, model.config()))
         return train(config, batches, model, origin, out, world)
+
+
+def kept_decoded(config: Pretrain, source: Source, found: Scan | None, world: World) -> Source:
+    """The source, or with `--cache memory` or `disk` one that decodes each image once."""
+    assert config.channels and config.image_size
+    limits = (config.channels, config.max_megapixels, config.white)
+    if config.cache in (None, "none"):
+        return source
+    sizes = (found or world.on_main(lambda: scan(source, *limits))).sizes
+    if config.cache == "device":
+        if world.device.type not in ("cpu", "cuda"):
+            raise UserError(f"--cache device: on cpu and cuda, not on {world.device.type}; use --cache memory")
+        free = torch.cuda.mem_get_info(world.device)[0] if world.device.type == "cuda" else cache.free_memory()
+        cache.check_room(
+            "device", resident.bytes_needed(sizes, config.channels, settings.parse_size(config.image_size)), free
+        )
+        return source
+    if config.cache == "memory":
+        cache.check_room("memory", cache.bytes_needed(sizes, config.channels), cache.free_memory())
+        return cache.Cached(source, sizes, *limits, folder=None)
+    folder = world.on_main(lambda: cache.make_folder(config.data, source, sizes, *limits))
+    return cache.Cached(source, sizes, *limits, folder)
 
 
 def make_batches(config: Pretrain, source: Source, world: World) -> Batches:
@@ -137,7 +162,8 @@ def train(config: Pretrain, batches: Batches, model: MAE, origin: str, out: Path
     if world.is_main:
         print(settings.describe(config, plan, len(batches.source), model, origin, out, world), flush=True)
     task = PretrainTask(model, config.masking, config.mask_ratio, config.seed)
-    outcome = fit(task, batches, plan, out, world, [Pictures(model, batches, config, out, world)])
+    steps = resident.Resident(batches, world.device) if config.cache == "device" else batches
+    outcome = fit(task, steps, plan, out, world, [Pictures(model, batches, config, out, world)])
     if world.is_main:
         draw_curves(out)
         print(summary(out, outcome, plan, config), flush=True)

@@ -10,9 +10,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 import tyro
 
+from torchmae.data.resident import bytes_needed
 from torchmae.data.scan import Scan
 from torchmae.errors import UserError, choose, missing_extra
 from torchmae.models.mae import LOSSES, MAE
@@ -101,6 +103,9 @@ class Pretrain:
     """With several processes: cut up the parameters (FSDP2) in place of copying them (DDP)."""
     workers: int | None = None
     """Processes that load images."""
+    cache: str | None = None
+    """Keep images decoded: in memory, in a file on disk, or all of them on the device. Default: device on a GPU, where images
+    are small and fit; else none."""
     micro_batch: int | None = None
     """Images at a time on a device. Default: all of the batch, or what fits."""
     log_every: int = 20
@@ -116,11 +121,18 @@ class Pretrain:
 # What may differ when a run goes on, since the weights do not depend on it ("data": its fingerprint decides).
 FREE = {
     *("data", "out", "max_bad_percent", "device", "compile", "checkpoint_blocks", "shard", "workers", "micro_batch"),
-    *("log_every", "save_minutes", "picture_minutes", "tensorboard"),
+    *("cache", "log_every", "save_minutes", "picture_minutes", "tensorboard"),
 }
 
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation of its pixels, a value a channel
+CACHES = {
+    "none": "decoded each time",
+    "memory": "decoded once, kept in memory",
+    "disk": "decoded once, kept in a file",
+    "device": "all decoded on the device, no loader",
+}
+SMALL = 256  # px: the largest side of images for which crops on a GPU are made by matrix products
 SIDES = (224, 192, 160, 128, 112, 96, 80, 64, 48, 32, 28, 24, 16, 8)
 
 
@@ -162,6 +174,8 @@ def check(config: Pretrain) -> None:
         flag = "--new-decoder" if config.new_decoder else "--normalize run"
         raise UserError(f"{flag} says what to do with the run of --from: add --from RUN, or leave {flag} out")
     masking(config.masking)
+    if config.cache is not None:
+        choose(CACHES, config.cache, "--cache")
     choose(TARGETS, config.target, "target")
     choose(LOSSES, config.loss_on, "loss")
     if config.tensorboard and find_spec("tensorboard") is None:
@@ -262,6 +276,13 @@ def workers(device: torch.device, processes: int) -> int:
     return max(1, min(16, cores // here // (2 if device.type == "cuda" else 4)))
 
 
+def cache_for(sizes: np.ndarray, channels: int, device: torch.device) -> str:
+    """The device, for small images that take at most a quarter of what is free there."""
+    if device.type != "cuda" or not 0 < sizes.max(initial=0) <= SMALL:
+        return "none"
+    return "device" if bytes_needed(sizes, channels) <= torch.cuda.mem_get_info(device)[0] / 4 else "none"
+
+
 def resolve(config: Pretrain, found: Scan, channels: int, world: World, embed_dim: int | None = None) -> Pretrain:
     """The settings with nothing left open. `UserError` for a batch larger than the data set.
 
@@ -293,7 +314,15 @@ def resolve(config: Pretrain, found: Scan, channels: int, world: World, embed_di
         warmup_epochs=many / 20 if config.warmup_epochs is None else config.warmup_epochs,
         precision=config.precision or precision(world.device),
         workers=workers(world.device, world.size) if config.workers is None else config.workers,
+        cache=config.cache or cache_for(found.sizes, config.channels or channels, world.device),
     )
+
+
+def attention(device: torch.device, precision: str) -> str:
+    """Which attention trains, and why (see `models.vit.attend`)."""
+    if device.type == "cpu" and precision == "bf16":
+        return "plain attention (in bf16 on a CPU faster than the fused one)"
+    return "fused attention"
 
 
 def describe(config: Pretrain, plan: Plan, count: int, model: MAE, origin: str, out: Path, world: World) -> str:
@@ -316,7 +345,9 @@ def describe(config: Pretrain, plan: Plan, count: int, model: MAE, origin: str, 
         "training": f"{config.epochs:g} epochs, {plan.steps} steps of {config.batch_size} images, "
         f"peak learning rate {plan.lr:.2g} (base {config.base_lr:.2g})",
         "device": f"{world.device.type} ({device}), {config.precision}, {world.size} process{'es' * (world.size > 1)}, "
-        f"{config.workers} workers each{', blocks checkpointed' if config.checkpoint_blocks else ''}",
+        f"{attention(world.device, config.precision or '')}, fused AdamW, {'compiled' if config.compile else 'not compiled'}"
+        f"{', blocks checkpointed' if config.checkpoint_blocks else ''}",
+        "loading": f"images {CACHES[config.cache or 'none']}; {config.workers} worker{'s' * (config.workers != 1)} a process",
         "run folder": str(out),
     }
     return "\n".join(f"{name:>11}  {value}" for name, value in rows.items())

@@ -20,6 +20,7 @@ from torchmae.train.log import Log, note_bad_files, peak_memory_mb
 from torchmae.train.step import Plan, Step
 
 BAD_IN_A_ROW = 5  # steps with a loss that is not finite, after which a run gives up
+WAITS = 3  # readings in a row with much waiting for data, after which the log says what would help
 BROKEN_LOSS = 65  # the exit code then
 
 
@@ -95,6 +96,11 @@ def fit(
                 record, bad = meter.read()
                 record |= {**extra, "lr": lr, "peak_memory_mb": peak_memory_mb(world.device)}
                 log.write(record)
+                if meter.slowed():
+                    log.say(
+                        f"{record['wait']:.0%} of the time goes by waiting for images: what can help is more --workers (now "
+                        f"{plan.workers}), smaller files (mae pack) or, for mae pretrain, --cache memory"
+                    )
                 if bad:
                     log.say(f"loss or gradient not finite, step not applied: {', '.join(map(str, bad))}")
                 if meter.streak >= BAD_IN_A_ROW:
@@ -139,6 +145,7 @@ class Meter:
 
     def __init__(self, step: int, batch_size: int):
         self.step, self.batch_size, self.streak = step, batch_size, 0
+        self.slow, self.told = 0, False
         self.values: list[Tensor] = []
         self.restart()
 
@@ -166,17 +173,25 @@ class Meter:
         bad = [self.step + 1 + i for i, good in enumerate(finite) if not good]
         losses = [loss for (loss, _), good in zip(values, finite) if good]
         self.step += len(values)
+        wait = self.waited / seconds
         record = {
             "step": self.step,
             "loss": sum(losses) / len(losses) if losses else None,
             "grad_norm": values[-1][1] if finite[-1] else None,
             "images_per_s": self.steps * self.batch_size / seconds,
-            "wait": self.waited / seconds,
+            "wait": wait,
             "skipped": len(bad),
         }
+        self.slow = self.slow + 1 if wait > 0.1 else 0
         self.values = []
         self.restart()
         return record, bad
+
+    def slowed(self) -> bool:
+        """True once: after the third reading in a row with more than 10 % of the time gone by waiting."""
+        first = self.slow >= WAITS and not self.told
+        self.told |= first
+        return first
 
 
 @dataclass
