@@ -29,7 +29,7 @@ VERBS = {
     "embed": ("torchmae.tasks.embed", "Embed", "write the features of images to a file"),
     "pack": ("torchmae.tasks.pack", "Pack", "put image files into tar shards with an index, which open at once"),
     "import": ("torchmae.tasks.import_weights", "Import", "pull weights of other libraries into a run folder"),
-    "bench": ("torchmae.tasks.bench", "Bench", "measure speed: a step beside other libraries; the paper's Table 2"),
+    "bench": ("torchmae.tasks.bench", "Bench", "measure speed: a step, decoding, resuming, starting"),
     "export": ("torchmae.tasks.export", "Export", "write a run's model for timm, transformers, torchvision, ONNX, ..."),
 }
 

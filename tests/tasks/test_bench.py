@@ -16,8 +16,9 @@ from torchmae.models.mae import MAE
 from torchmae.models.masking import noise, random
 from torchmae.models.vit import SIZES, ViT
 from torchmae.tasks import bench, bench_peers, bench_timing
-from torchmae.tasks.bench import Bench, flops
+from torchmae.tasks.bench import Bench
 from torchmae.tasks.bench_peers import PEERS
+from torchmae.tasks.bench_step import flops
 
 CPU = torch.device("cpu")
 TINY = dict(model="vit_micro", image_size=32, patch_size=8, batch_size=2, rounds=1, precision="fp32", device="cpu")
@@ -230,14 +231,22 @@ def test_table_2_of_the_paper_s_models_without_measuring(tmp_path: Path, capsys:
 
 
 MISTAKES = {
-    "frob": ["unknown WHAT 'frob'; one of: step, wall-clock"],
+    "frob": ["unknown WHAT 'frob'; one of: step, wall-clock, data, resume, startup"],
     "step --model vit_bas": ["unknown model 'vit_bas'", "Did you mean vit_base"],
     "step --image-size 30": ["30x30 is not divisible by patch size 16"],
     "step --rounds 0": ["--rounds 0: must be more than 0"],
     "step --threads -1": ["--threads -1: must be more than 0"],
     "step --precision fp16": ["--precision fp16: fp32 or bf16"],
     "step --no-measure": ["--no-measure goes with mae bench wall-clock"],
-    "wall-clock --vs lightly": ["--vs names libraries for mae bench step"],
+    "wall-clock --vs lightly": ["--vs goes with mae bench step only: leave it out"],
+    "step photos": ["DATA (photos) goes with mae bench data, startup only: leave it out"],
+    "resume photos": ["DATA (photos) goes with mae bench data, startup"],
+    "resume --image-size 32": ["--image-size goes with mae bench step, wall-clock, data only"],
+    "startup --model vit_base": ["--model goes with mae bench step"],
+    "step --step-images-per-s 9": ["--step-images-per-s goes with mae bench data only"],
+    "data": ["DATA is missing: mae bench data FOLDER"],
+    "data photos --step-images-per-s 0": ["--step-images-per-s 0.0: must be more than 0"],
+    "data photos --step-images-per-s 9 --model vit_base": ["--model is there to measure what --step-images-per-s says"],
     "step --vs timmm": ["unknown peer 'timmm'"],
     "step --out .": ["--out . is a folder"],
     "step --out file/bench.json": ["--out file/bench.json cannot be written"],

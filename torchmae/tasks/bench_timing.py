@@ -9,7 +9,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -64,6 +64,19 @@ def race(contenders: Sequence[Contender], rounds: int, device: torch.device) -> 
                 at_rest(contender)
                 bar.update()
     return seconds
+
+
+def turns(measures: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """What each of these measurements, which look at the clock themselves, gives in each round; the order as in `race`."""
+    names = list(measures)
+    found: dict[str, list[float]] = {name: [] for name in names}
+    for i in tqdm(range(-1, rounds), unit=" rounds", disable=None, leave=False):
+        turn = i % len(names)
+        for name in (*names[turn:], *names[:turn]):
+            value = measures[name]()
+            if i >= 0:  # the first round is to warm up
+                found[name].append(value)
+    return found
 
 
 def timed(step: Callable[[], object], count: int, device: torch.device) -> float:
@@ -144,6 +157,10 @@ def speed_beside(own: list[float], other: list[float]) -> dict[str, float]:
     """How many times as fast as another, from the seconds of both in each round: the median, and the range of all rounds."""
     ratios = [b / a for a, b in zip(own, other)]
     return {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
+
+
+def spread(speed: dict[str, float]) -> str:
+    return f"{speed['median']:.2f} ({speed['least']:.2f} to {speed['most']:.2f})"
 
 
 def machine(device: torch.device) -> dict[str, Any]:
