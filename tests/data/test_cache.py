@@ -138,7 +138,7 @@ def test_a_disk_without_room_is_an_error_before_anything_is_decoded(folder):
     source = open_source(folder)
     sizes = np.full((len(source), 2), 2**21, dtype=np.int32)  # 171 terabytes
     with pytest.raises(
-        UserError, match=r"--cache disk needs 171,523.8 GB .*too little room; .* free\): make room, set XDG_CACHE_HOME"
+        UserError, match=r"--cache disk needs 171,523.8 GB .* GB are free\): make room, set XDG_CACHE_HOME"
     ):
         make_folder(str(folder), source, sizes, *LIMITS)
     assert list(cache.cache_folder("decoded").iterdir()) == []
@@ -155,3 +155,63 @@ def test_what_has_no_stamp_is_not_kept_on_disk(folder, monkeypatch):
     monkeypatch.setattr(type(source), "stamp", lambda self: None)
     with pytest.raises(UserError, match="cannot tell whether"):
         make_folder(str(folder), source, np.ones((13, 2), dtype=np.int32), *LIMITS)
+
+
+@pytest.mark.parametrize("file", [cache.PIXELS, cache.SUMS, cache.ABOUT])
+@pytest.mark.parametrize("harm", ["halved", "gone"])
+def test_a_cache_that_is_not_whole_is_made_anew(folder, file, harm):
+    source = kept(folder, "disk")
+    plain = [source.read(i).copy() for i in range(12)]
+    path = source.folder / file
+    data = path.read_bytes()
+    path.unlink()
+    if harm == "halved" and file != cache.ABOUT:
+        path.write_bytes(data[: len(data) // 2])
+    again = kept(folder, "disk")
+    assert all(np.array_equal(again.read(i), plain[i]) for i in range(12))
+
+
+def test_the_sum_sees_lost_and_exchanged_words():
+    columns, ramp = np.full(512, 0xFF00000000000000, np.uint64), np.arange(512, dtype=np.uint64)
+    rooms = [words.view(np.uint8) for words in (columns, ramp, ramp[::-1].copy(), np.zeros_like(ramp))]
+    assert len({int(cache.sum_of(room)) for room in rooms} | {0}) == 5
+
+
+def test_what_a_file_held_for_a_while_is_never_shown_again(folder):
+    """Overwritten while a run is on, and then put back with its old time: the next run must see the old pixels."""
+    file = folder / "03.png"
+    before, facts = file.read_bytes(), file.stat()
+    source = kept(folder, "disk")
+    Image.new("RGB", Image.open(file).size, "red").save(file)
+    assert (source.read(3) == [255, 0, 0]).all()
+    file.write_bytes(before)
+    os.utime(file, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    assert np.array_equal(kept(folder, "disk").read(3), open_pixels(folder, 3))
+
+
+def test_an_array_that_is_replaced_while_it_is_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    old, new = (np.full((4, 20, 20, 3), value, dtype=np.uint8) for value in (1, 2))
+    np.save(tmp_path / "set.npy", old)
+    source = open_source(tmp_path / "set.npy")
+    np.save(tmp_path / "new.npy", new)
+    (tmp_path / "new.npy").replace(tmp_path / "set.npy")
+    sizes = np.full((4, 2), 20, dtype=np.int32)
+    first = Cached(source, sizes, *LIMITS, make_folder("set.npy", source, sizes, *LIMITS))
+    assert (first.read(0) == 1).all()
+    source = open_source(tmp_path / "set.npy")
+    assert (Cached(source, sizes, *LIMITS, make_folder("set.npy", source, sizes, *LIMITS)).read(0) == 2).all()
+
+
+def test_a_cache_folder_that_cannot_be_made_is_one_line(folder, monkeypatch):
+    source = open_source(folder)
+    sizes = np.full((len(source), 2), 8, dtype=np.int32)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "zz.jpg"))
+    with pytest.raises(UserError, match="--cache disk needs 0.0 GB in .*: make room"):
+        make_folder(str(folder), source, sizes, *LIMITS)
+
+
+def test_a_path_of_any_bytes(folder):
+    strange = folder.parent / os.fsdecode(b"b\xff")
+    folder.rename(strange)
+    assert kept(strange, "disk").read(0).shape == (30, 41, 3)

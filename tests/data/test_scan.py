@@ -356,3 +356,13 @@ class TestCache:
 )
 def test_the_budget_is_a_share_and_at_least_twenty(count, percent, budget):
     assert bad_budget(count, percent) == budget
+
+
+def test_a_scan_during_which_the_system_said_no_is_not_kept(tmp_path, monkeypatch):
+    Image.new("RGB", (20, 30), "red").save(tmp_path / "a.png")
+    Image.new("RGB", (20, 30), "red").save(tmp_path / "b.png")
+    source = open_source(tmp_path)
+    (tmp_path / "b.png").rename(tmp_path / "c.txt")  # as with a server that is away for a while
+    assert [name for name, _ in scan(source).bad] == ["b.png"]
+    (tmp_path / "c.txt").rename(tmp_path / "b.png")
+    assert scan(source).bad == []

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from torchmae.data.source import BadFile, Pixels, Source, Strings, digest_of, options_of, sampled, suffix_of
+from torchmae.data.source import BadFile, Pixels, Source, Strings, digest_of, options_of, sampled, suffix_of, time_of
 from torchmae.errors import UserError, choose, missing_extra
 
 
@@ -27,7 +27,11 @@ class Arrays:
         labels: Iterable[str] | None,
         origin: tuple[str, ...] = (),
     ):
-        self.load, self.prefix, self.origin, self.pixels = load, prefix, origin, load()
+        self.load, self.prefix, self.stamped = load, prefix, None
+        if origin:  # before it is loaded: what comes later has other times
+            facts = os.stat(origin[0])
+            self.stamped = digest_of(origin, facts.st_size, time_of(facts))
+        self.pixels = load()
         self.labels = Strings(labels) if labels is not None else None
         self.channels = int(self.pixels.shape[3])
 
@@ -53,11 +57,7 @@ class Arrays:
         return sampled(self, self.pixels.shape, str(self.pixels.dtype))
 
     def stamp(self) -> str | None:
-        try:
-            facts = os.stat(self.origin[0]) if self.origin else None
-        except OSError:
-            return None
-        return digest_of(self.origin, facts.st_size, facts.st_mtime_ns) if facts else None
+        return self.stamped
 
 
 def open_array(spec: str) -> Source:

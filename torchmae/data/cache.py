@@ -1,11 +1,13 @@
 """Decoded pixels that are kept, in memory or in a file mapped into it: `--cache`. A source around a source."""
 
-import hashlib
 import json
 import math
 import mmap
 import os
 import shutil
+import tempfile
+import time
+import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import version
@@ -17,7 +19,7 @@ from jaxtyping import Integer, UInt8
 from torchmae import disk
 from torchmae.data.caches import cache_folder
 from torchmae.data.decode import decode
-from torchmae.data.source import BadFile, Pixels, Source
+from torchmae.data.source import BadFile, Pixels, Source, digest_of
 from torchmae.errors import UserError
 
 LINE = 64  # bytes: images begin at multiples of it
@@ -27,8 +29,8 @@ class Cached:
     """A source that decodes each image once: `read` gives pixels `[H, W, channels]`, which must not be written to.
 
     Whoever reads an image first keeps it for all processes that share the memory or the file: forked workers, and with a file
-    other trainings, now and later. Beside each image stands the sum of its words, so that what is half written, or was lost
-    with the power, is decoded again; each process looks at it once.
+    other trainings, now and later. Beside each image stands its CRC-32, so that what is half written, or was lost with the
+    power, is decoded again; each process compares it once.
 
     `sizes` are the (height, width) of the images as a scan found them; an image of another size is decoded every time.
     """
@@ -112,8 +114,8 @@ def starts_of(sizes: Integer[np.ndarray, "N 2"], channels: int) -> Integer[np.nd
 
 
 def sum_of(room: UInt8[np.ndarray, "B"]) -> np.uint64:
-    """The sum of the words, never 0: a lost page shows, and 0 is "not there"."""
-    return room.view(np.uint64).sum(dtype=np.uint64) | np.uint64(1)
+    """The CRC-32, and a bit beside it, so that it is never 0, which is "not there"."""
+    return np.uint64(zlib.crc32(room.data) | 1 << 32)
 
 
 def bytes_needed(sizes: Integer[np.ndarray, "N 2"], channels: int) -> int:
@@ -135,9 +137,13 @@ def free_memory() -> float:
     with suppress(OSError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = 1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
-    with suppress(OSError, ValueError):  # a container's own limit
+    with suppress(OSError, ValueError, StopIteration):  # a container's own limit, in which it counts files that it read
         group = Path("/sys/fs/cgroup")
-        free = min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+        limit, taken = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+        lines = (group / "memory.stat").read_text().splitlines()
+        free = min(
+            free, limit - taken + int(next(line for line in lines if line.startswith("inactive_file")).split()[1])
+        )
     return free
 
 
@@ -145,47 +151,69 @@ def make_folder(
     data: str, source: Source, sizes: Integer[np.ndarray, "N 2"], channels: int, max_megapixels: float, white: int
 ) -> Path:
     """The folder for the decoded images of `data`: the one that is there if nothing has changed since (names, sizes and times
-    of the files, settings, decoders), else a new one, with all the room that it will need, in place of the old."""
+    of the files, settings, decoders), else a new one, with all the room that it will need, in place of the old.
+
+    Times are those at opening: what is decoded of a file that changes later is kept under a key that no later run has."""
     stamp = source.stamp()
     if stamp is None:
         raise UserError(f"--cache disk cannot tell whether {data} has changed since it was kept: use --cache memory")
-    facts = (stamp, channels, max_megapixels, white, version("pillow"), version("simplejpeg"), sizes.tobytes())
-    key = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
-    place = os.path.abspath(data)
-    whose = f"{hashlib.sha256(f'{place} {channels} {max_megapixels} {white}'.encode()).hexdigest()[:16]}"
-    room = cache_folder("decoded")
+    place, settings = os.path.abspath(data), (channels, max_megapixels, white)
+    whose = digest_of(place, *settings)[:16]
+    key = digest_of(stamp, *settings, version("pillow"), version("simplejpeg"), sizes.tobytes())[:16]
+    room, needed = cache_folder("decoded"), bytes_needed(sizes, channels)
+    lengths = {PIXELS: max(LINE, int(starts_of(sizes, channels)[-1])), SUMS: max(LINE, 8 * len(sizes))}
     folder = room / f"{whose}-{key}"
-    if (folder / ABOUT).exists():
-        return folder
-    partial = room / f".{folder.name}.{os.getpid()}.partial"
-    needed = bytes_needed(sizes, channels)
     try:
-        partial.mkdir(parents=True, exist_ok=True)
-        for old in room.glob(f"{whose}-*"):  # who reads it still has it mapped
-            shutil.rmtree(old, ignore_errors=True)
-        for name, length in ((PIXELS, int(starts_of(sizes, channels)[-1])), (SUMS, 8 * len(sizes))):
-            allocate(partial / name, max(LINE, length))
-        disk.write_whole(partial / ABOUT, json.dumps({"data": place, "images": len(sizes), "bytes": needed}).encode())
-        with suppress(OSError):  # another process was quicker
-            partial.rename(folder)
-        if not (folder / ABOUT).exists():
-            raise OSError(f"{folder} cannot be made")
-    except OSError as error:
-        free = shutil.disk_usage(room if room.exists() else Path.home()).free
+        if all_there(folder, lengths):
+            return folder
+        room.mkdir(mode=0o700, parents=True, exist_ok=True)  # of pictures that others need not see
+        for old in (*room.glob(f"{whose}-*"), *(p for p in room.glob(f".{whose}-*") if is_left_over(p))):
+            (old / ABOUT).unlink(missing_ok=True)
+            shutil.rmtree(old, ignore_errors=True)  # who reads it still has it mapped
+        free = shutil.disk_usage(room).free
+        if needed > 0.9 * free:
+            raise OSError(f"{free / 1e9:,.1f} GB are free")
+        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=room))
+        try:
+            for name, length in lengths.items():
+                allocate(partial / name, length)
+            disk.write_whole(
+                partial / ABOUT, json.dumps({"data": place, "images": len(sizes), "bytes": needed}).encode()
+            )
+            with suppress(OSError):  # another process was quicker
+                partial.rename(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        if not all_there(folder, lengths):
+            raise OSError("it cannot be made")
+    except (OSError, RuntimeError) as error:
         raise UserError(
-            f"--cache disk needs {needed / 1e9:,.1f} GB in {room} ({error.strerror or error}; {free / 1e9:,.1f} GB free): make "
-            "room, set XDG_CACHE_HOME to a folder elsewhere, or leave --cache out"
+            f"--cache disk needs {needed / 1e9:,.1f} GB in {room} ({getattr(error, 'strerror', None) or error}): make room, "
+            "set XDG_CACHE_HOME to a folder elsewhere, or use --cache none"
         ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return folder
+
+
+def all_there(folder: Path, lengths: dict[str, int]) -> bool:
+    """Whether it is a whole cache that this process may write to."""
+    files = [folder / name for name in lengths]
+    if not (folder / ABOUT).exists() or not all(file.exists() for file in files):
+        return False
+    if not all(os.access(file, os.R_OK | os.W_OK) for file in files):
+        raise OSError(f"{folder} is somebody else's")
+    return [file.stat().st_size for file in files] == list(lengths.values())
+
+
+def is_left_over(partial: Path) -> bool:
+    """Whether what is in the making has been so for a day: its process was killed."""
+    with suppress(OSError):
+        return time.time() - partial.stat().st_mtime > 86_400
+    return False
 
 
 def allocate(path: Path, length: int) -> None:
     """A file of zeros whose room on the disk is taken now: a full disk must not end a training that writes through memory."""
     with path.open("wb") as file:
-        if shutil.disk_usage(path.parent).free < length:
-            raise OSError("too little room")
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, length)
         else:

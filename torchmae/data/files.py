@@ -14,13 +14,13 @@ import numpy as np
 
 from torchmae.data.decode import image_extensions
 from torchmae.data.packed import is_packed, open_packed
-from torchmae.data.source import BadFile, Source, Strings, digest, digest_of, suffix_of
+from torchmae.data.source import BadFile, Source, Strings, digest, digest_of, suffix_of, time_of
 from torchmae.data.tars import Tars
 from torchmae.errors import UserError
 
 
 class Listing(NamedTuple):
-    """Files: their paths, bytes, and times of the last modification in nanoseconds."""
+    """Files: their paths, bytes, and what `time_of` says of when they changed."""
 
     names: Strings
     sizes: np.ndarray  # int64 [N]
@@ -123,7 +123,7 @@ class _Found:
         self.blob += path.encode("utf-8", "surrogateescape")
         self.ends.append(len(self.blob))
         self.sizes.append(facts.st_size)
-        self.times.append(facts.st_mtime_ns)
+        self.times.append(time_of(facts))
         self.inodes.extend((facts.st_dev, facts.st_ino))
         self.hard_links = self.hard_links or facts.st_nlink > 1
 
@@ -137,7 +137,9 @@ class _Found:
         if len(rounds) == 1 and not self.hard_links:  # what is really there is sorted as it comes
             return listing
         names = listing.names
-        order = np.array(sorted(range(len(names)), key=names.__getitem__), dtype=np.int64)
+        order = np.arange(len(names))
+        if len(rounds) > 1:
+            order = np.array(sorted(order.tolist(), key=names.__getitem__), dtype=np.int64)
         device, inode = np.array(self.inodes, dtype=np.uint64).reshape(-1, 2)[order].T
         best = np.lexsort(
             (np.searchsorted(rounds, order, side="right"), inode, device)

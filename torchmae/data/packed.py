@@ -133,6 +133,8 @@ def read_header(folder: Path) -> dict[str, Any]:
         )
         for name in needed:
             header[name]
+        if not isinstance(header["settings"], dict):
+            raise ValueError("its settings are none")
         for facts in header.get("shards", ()):
             if os.path.basename(facts["file"]) != facts["file"] or not isinstance(facts["bytes"], int):
                 raise ValueError(f"no shard can be {facts['file']} of {facts['bytes']} bytes")

@@ -121,7 +121,7 @@ class Decoded:
         self.unusable = self.source.unusable
         self.reasons: dict[int, str] = {}  # why an image is bad
         self.sizes = np.zeros((len(self), 2), dtype=np.int64)
-        blocks: list[np.ndarray] = []
+        blocks: list[Tensor] = []
 
         def look(index: int) -> Pixels | str:
             try:
@@ -142,12 +142,11 @@ class Decoded:
                     else:
                         self.sizes[index] = found.shape[:2]
                         images.append(found.reshape(-1))
-                blocks.append(np.concatenate(images))
+                blocks.append(torch.from_numpy(np.concatenate(images)).to(device))
+                del images, found
         ends = np.cumsum(self.sizes.prod(1) * self.channels)
         self.starts = ends - self.sizes.prod(1) * self.channels
-        self.pixels = torch.empty(int(ends[-1]), dtype=torch.uint8, device=device)
-        for part, pixels in zip(self.pixels.split([len(block) for block in blocks]), blocks):
-            part.copy_(torch.from_numpy(pixels))
+        self.pixels = torch.cat(blocks)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -227,7 +226,7 @@ def rounded(values: Float64[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:
 
 def bytes_needed(sizes: Integer[np.ndarray, "N 2"], channels: int, size: tuple[int, int] = (224, 224)) -> int:
     """Device memory that images of these (height, width) take for good: their pixels and the weights to resize any window
-    of them to `size` (or to less). A step's work needs up to 64 * AT_ONCE bytes besides."""
+    of them to `size` (or to less). To begin with it is twice the pixels, and a step's work needs up to 64 * AT_ONCE bytes."""
     pixels = int(sizes.astype(np.int64).prod(1).sum()) * channels
     longest = sizes.max(0).tolist()
     return pixels + sum((side + 1) * out * (8 + 4 * taps(side, out)) for side, out in zip(longest, size))

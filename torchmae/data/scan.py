@@ -28,6 +28,7 @@ from torchmae.data.source import digest_of
 from torchmae.data.sources import BadFile, Source
 
 FULL = 20_000  # up to so many images are decoded, a matter of seconds; of larger sets only heads and ends are read
+KEPT = ("bad", "sizes", "moments")
 MEASURED = 2_000  # images behind mean and deviation
 
 POWERS = (np.arange(256) / 255) ** [[1], [2]]  # of what a pixel can be, to be weighed by how many are it
@@ -57,6 +58,7 @@ class Found(NamedTuple):
     bad: list[BadFile]
     sizes: Sizes
     moments: Moments
+    passing: bool = False  # some files could not be read now
 
 
 @runtime_checkable
@@ -72,6 +74,7 @@ class Look(NamedTuple):
     size: tuple[int, int] = (0, 0)
     moments: np.ndarray | None = None
     bad: BadFile | None = None
+    passing: bool = False  # it is the system that said no, which may be otherwise next time
 
 
 def scan(source: Source, channels: int, max_megapixels: float, white: int) -> Scan:
@@ -83,7 +86,7 @@ def scan(source: Source, channels: int, max_megapixels: float, white: int) -> Sc
     """
     asked = channels, max_megapixels, white
     known = source.scanned(*asked) if isinstance(source, Scanned) else None
-    bad, sizes, moments = Found([], *known) if known else find(source, *asked)
+    bad, sizes, moments, _ = Found([], *known) if known else find(source, *asked)
     good = sizes[sizes[:, 0] > 0]
     height, width = (int(x) for x in np.median(good, axis=0)) if len(good) else (0, 0)
     mean, square = moments
@@ -98,21 +101,22 @@ def find(source: Source, channels: int, max_megapixels: float, white: int) -> Fo
     found = recalled(file, len(source)) if file else None
     if found is None:
         found = look_at_all(source, channels, max_megapixels, white)
-        if file and gives_files(source):
+        if file and gives_files(source) and not found.passing:
             keep(file, found)
     return found
 
 
 def look_at_all(source: Source, channels: int, max_megapixels: float, white: int) -> Found:
-    bad, sizes, moments = [], array("i"), []
+    bad, sizes, moments, passing = [], array("i"), [], False
     for one in looks(source, range(len(source)), channels, max_megapixels, white):
         sizes.extend(one.size)
+        passing |= one.passing
         if one.bad:
             bad.append(one.bad)
         if one.moments is not None:
             moments.append(one.moments)
     mean = np.mean(moments, axis=0) if moments else np.zeros((2, channels))
-    return Found(bad, np.array(sizes, dtype=np.int32).reshape(-1, 2), mean)
+    return Found(bad, np.array(sizes, dtype=np.int32).reshape(-1, 2), mean, passing)
 
 
 def measure(source: Source, channels: int, max_megapixels: float, white: int) -> Moments:
@@ -141,7 +145,10 @@ def looks(source: Source, which: range, channels: int, max_megapixels: float, wh
             counts = [np.bincount(one, minlength=256) for one in image.reshape(-1, channels).T]
             return Look(image.shape[:2], POWERS @ np.stack(counts, axis=1) / (image.shape[0] * image.shape[1]))
         except (BadImage, OSError) as error:
-            return Look(bad=BadFile(source.name(index), getattr(error, "strerror", None) or str(error)))
+            reason = getattr(error, "strerror", None) or str(error)
+            cause = error.__cause__ if isinstance(error, BadImage) else error
+            passing = isinstance(cause, MemoryError) or getattr(cause, "errno", None) is not None
+            return Look(bad=BadFile(source.name(index), reason), passing=passing)
 
     with (
         ThreadPoolExecutor(os.cpu_count()) as pool,
@@ -175,7 +182,7 @@ def recalled(file: Path, images: int) -> Found | None:
     """What was kept of an earlier scan; None if there is nothing, or nothing whole."""
     try:
         kept = load(file.read_bytes())
-        bad, sizes, moments = (kept[name] for name in Found._fields)
+        bad, sizes, moments = (kept[name] for name in KEPT)
         if len(sizes) != images or kept["sum"] != checksum(bad, sizes, moments):
             return None
         return Found([BadFile(*pair) for pair in json.loads(bad.tobytes())], sizes, moments)
@@ -186,7 +193,7 @@ def recalled(file: Path, images: int) -> Found | None:
 def keep(file: Path, found: Found) -> None:
     """Writes what a scan found into the cache, if that can be done."""
     bad = np.frombuffer(json.dumps(found.bad).encode(), dtype=np.uint8)
-    arrays = {**found._asdict(), "bad": bad}
+    arrays = dict(zip(KEPT, (bad, found.sizes, found.moments)))
     arrays["sum"] = np.array(checksum(*arrays.values()), dtype=np.uint32)
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)

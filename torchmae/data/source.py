@@ -41,7 +41,7 @@ class Source(Protocol):
         """A hex digest of names and sizes (of shape and a sample of pixels for arrays): equal for equal sets anywhere."""
 
     def stamp(self) -> str | None:
-        """A digest that changes whenever any byte may have changed (sizes and modification times of the files); None where
+        """A digest that changes whenever any byte may have changed (sizes and times of the files, at opening); None where
         that is not known."""
 
 
@@ -91,6 +91,11 @@ def digest(names: Strings, *numbers: np.ndarray) -> str:
     for some in (names.ends, *numbers):
         state.update(some.astype(np.int64).tobytes())
     return state.hexdigest()
+
+
+def time_of(facts: os.stat_result) -> int:
+    """Another number whenever a file was written to, replaced or put back: its times of modification and of change, added."""
+    return (facts.st_mtime_ns + facts.st_ctime_ns) & (1 << 63) - 1
 
 
 def digest_of(*facts: Any) -> str:

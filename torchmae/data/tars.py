@@ -6,12 +6,13 @@ import re
 import tarfile
 from array import array
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
 from torchmae.data.decode import BadImage, image_extensions
-from torchmae.data.source import BadFile, Source, Strings, digest, digest_of, suffix_of
+from torchmae.data.source import BadFile, Source, Strings, digest, digest_of, suffix_of, time_of
 from torchmae.errors import UserError
 
 
@@ -39,11 +40,15 @@ class Tars:
         self.paths = [os.path.abspath(path) for path in paths]
         self.unusable = unusable
         self.handles: dict[int, _Handle] = {}
+        self.facts: list[tuple[str, int, int]] = []  # path, bytes and time of each, before it is read
         root = os.path.commonpath([os.path.dirname(path) for path in self.paths])
         self.shard_names = [os.path.relpath(path, root) for path in self.paths]
         wanted = image_extensions()
         names, labels, places = [], [], array("q")
         for shard, path in enumerate(self.paths):
+            with suppress(OSError):  # the next line says it better
+                about = os.stat(path)
+                self.facts.append((path, about.st_size, time_of(about)))
             images, classes = _members(path, wanted)
             for member, offset, size in images:
                 folder, _, base = member.rpartition("/")
@@ -88,12 +93,7 @@ class Tars:
         return digest(self.names, self.places[:, 2])
 
     def stamp(self) -> str | None:
-        try:
-            facts = [os.stat(path) for path in self.paths]
-        except OSError:
-            return None
-        shards = [(path, one.st_size, one.st_mtime_ns) for path, one in zip(self.paths, facts)]
-        return digest_of(shards, digest(self.names, self.places))
+        return digest_of(self.facts, digest(self.names, self.places))
 
 
 def _members(path: str, wanted: frozenset[str]) -> tuple[list[tuple[str, int, int]], dict[str, str]]:

@@ -159,7 +159,7 @@ def only_process(out: Path) -> Iterator[None]:
 def begin(out: Path, header: dict[str, Any]) -> None:
     """Notes what is packed, or compares it with what was noted; where no shard is finished, anything may still change."""
     progress = out / packed.PROGRESS
-    if next(packed.parts(out), None):
+    if any(progress.glob("part-*.safetensors")):  # readable or not
         compare(out, packed.read_header(progress), header)
     else:
         packed.write_header(progress, header)

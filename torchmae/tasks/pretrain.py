@@ -4,17 +4,18 @@ import math
 import shlex
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from torchmae.data import cache, resident
+from torchmae.data import cache
 from torchmae.data.labels import is_run
 from torchmae.data.loader import Batch, Batches
-from torchmae.data.scan import Scan, scan
+from torchmae.data.resident import Resident
+from torchmae.data.scan import scan
 from torchmae.data.sources import Source, open_source
 from torchmae.data.transforms import Augment, Whole
 from torchmae.errors import UserError
@@ -80,9 +81,8 @@ def run(config: Pretrain) -> Path:
         world.on_main(lambda: stack.enter_context(checkpoint.lock(out)))
         if goes_on:
             merged, described = runs.resume(out, "pretrain", settings.asked(config), FREE, runs.identity(source))
-            config = Pretrain(**merged)
+            config = Pretrain(**{**merged, "cache": config.cache})
             model, origin = MAE.build(described), config.from_run or "from scratch"
-            found = None
         else:
             config, parent = adopt(config, source.channels)
             channels, limits = config.channels or source.channels, (config.max_megapixels, config.white)
@@ -91,33 +91,12 @@ def run(config: Pretrain) -> Path:
             config = settings.resolve(config, found, source.channels, world, width)
             model, origin = build(config, found, parent)
         kept(math.prod(model.encoder.grid), config.mask_ratio)
-        batches = make_batches(config, kept_decoded(config, source, found, world), world)
+        batches = make_batches(config, source, world)
+        config = replace(config, cache=config.cache or world.on_main(lambda: cache_for(batches, world)))
         if not goes_on:  # all that can be wrong with the settings has been said by now
             identity = runs.identity(source)
             world.on_main(lambda: runs.write_config(out, "pretrain", asdict(config), identity, model.config()))
         return train(config, batches, model, origin, out, world)
-
-
-def kept_decoded(config: Pretrain, source: Source, found: Scan | None, world: World) -> Source:
-    """The source, or with `--cache memory` or `disk` one that decodes each image once."""
-    assert config.channels and config.image_size
-    limits = (config.channels, config.max_megapixels, config.white)
-    if config.cache in (None, "none"):
-        return source
-    sizes = (found or world.on_main(lambda: scan(source, *limits))).sizes
-    if config.cache == "device":
-        if world.device.type not in ("cpu", "cuda"):
-            raise UserError(f"--cache device: on cpu and cuda, not on {world.device.type}; use --cache memory")
-        free = torch.cuda.mem_get_info(world.device)[0] if world.device.type == "cuda" else cache.free_memory()
-        cache.check_room(
-            "device", resident.bytes_needed(sizes, config.channels, settings.parse_size(config.image_size)), free
-        )
-        return source
-    if config.cache == "memory":
-        cache.check_room("memory", cache.bytes_needed(sizes, config.channels), cache.free_memory())
-        return cache.Cached(source, sizes, *limits, folder=None)
-    folder = world.on_main(lambda: cache.make_folder(config.data, source, sizes, *limits))
-    return cache.Cached(source, sizes, *limits, folder)
 
 
 def make_batches(config: Pretrain, source: Source, world: World) -> Batches:
@@ -162,12 +141,45 @@ def train(config: Pretrain, batches: Batches, model: MAE, origin: str, out: Path
     if world.is_main:
         print(settings.describe(config, plan, len(batches.source), model, origin, out, world), flush=True)
     task = PretrainTask(model, config.masking, config.mask_ratio, config.seed)
-    steps = resident.Resident(batches, world.device) if config.cache == "device" else batches
+    steps = kept_decoded(config, batches, world) if checkpoint.last_step(out) < plan.steps else batches
     outcome = fit(task, steps, plan, out, world, [Pictures(model, batches, config, out, world)])
     if world.is_main:
         draw_curves(out)
         print(summary(out, outcome, plan, config), flush=True)
     return out
+
+
+def cache_for(batches: Batches, world: World) -> str:
+    """Which cache there is where none was asked for."""
+    if world.device.type != "cuda":
+        return "none"
+    found = scan(batches.source, batches.channels, batches.max_megapixels, batches.white)  # is remembered
+    return settings.cache_for(found.sizes, batches.channels, world.device)
+
+
+def kept_decoded(config: Pretrain, batches: Batches, world: World) -> Batches | Resident:
+    """The same batches, with each image decoded once, if that is asked for (`--cache`)."""
+    where, limits = config.cache, (batches.channels, batches.max_megapixels, batches.white)
+    if where in (None, "none"):
+        return batches
+    sizes = world.on_main(lambda: scan(batches.source, *limits)).sizes  # is remembered
+
+    def room() -> Path | None:
+        """Makes sure of it (what the main process finds holds for all), and gives the folder if it is on a disk."""
+        if where == "disk":
+            return cache.make_folder(config.data, batches.source, sizes, *limits)
+        on_host = world.device.type == "cpu" or where == "memory"
+        free = cache.free_memory() / world.here if on_host else torch.cuda.mem_get_info(world.device)[0]
+        pixels = cache.bytes_needed(sizes, batches.channels)
+        cache.check_room(str(where), 2 * pixels if where == "device" else pixels, free)
+        return None
+
+    folder = world.on_main(room)
+    if where == "device":
+        return Resident(batches, world.device)
+    if folder is not None:  # on another machine there is none yet
+        folder = room()
+    return replace(batches, source=cache.Cached(batches.source, sizes, *limits, folder))
 
 
 class Pictures:

@@ -314,7 +314,6 @@ def resolve(config: Pretrain, found: Scan, channels: int, world: World, embed_di
         warmup_epochs=many / 20 if config.warmup_epochs is None else config.warmup_epochs,
         precision=config.precision or precision(world.device),
         workers=workers(world.device, world.size) if config.workers is None else config.workers,
-        cache=config.cache or cache_for(found.sizes, config.channels or channels, world.device),
     )
 
 

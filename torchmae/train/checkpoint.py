@@ -100,6 +100,11 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted((run / "state").glob("step-*"), reverse=True)
 
 
+def last_step(run: Path) -> int:
+    """The step of the newest checkpoint, 0 where there is none."""
+    return max((int(folder.name.removeprefix("step-")) for folder in checkpoints(run)), default=0)
+
+
 def publish(source: Path, target: Path) -> None:
     """Gives a finished file a second name, atomically; a copy where the file system has no hard links."""
     partial = target.with_name(f".{target.name}.partial")

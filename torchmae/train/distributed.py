@@ -31,6 +31,11 @@ class World:
     def is_main(self) -> bool:
         return self.rank == 0
 
+    @property
+    def here(self) -> int:
+        """Processes on this machine."""
+        return int(os.environ.get("LOCAL_WORLD_SIZE", self.size))
+
     def mean(self, value: Tensor) -> Tensor:
         """The mean of a tensor over all processes."""
         if self.size > 1:

@@ -209,8 +209,9 @@ def keep_freed_memory() -> None:
     and every step pays for tens of thousands of fresh pages (measured: 3 to 5 % of a ViT-B step on 2 cores)."""
     with suppress(AttributeError, OSError):  # another system, or another C library
         library = ctypes.CDLL("libc.so.6")
-        library.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
-        library.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
+        # M_MMAP_THRESHOLD: some versions allow no more than 32 MB. M_TRIM_THRESHOLD alone would make things worse.
+        if library.mallopt(-3, 1 << 30) or library.mallopt(-3, 1 << 25):
+            library.mallopt(-1, (1 << 31) - 1)
 
 
 def swap(pairs: list[tuple[Tensor, Tensor]]) -> None:
