@@ -232,29 +232,29 @@ from torchmae.train.optim import ema_at
 from torchmae.train.step import Plan, Step
 
 class Large(nn.Module):
-    def __init__(self):
+    def __init__(self, width):
         super().__init__()
-        self.model, self.aside = nn.Linear(3, 1), frozenset()
+        self.model, self.aside, self.width = nn.Linear(3, 1), frozenset(), width
     def layers(self):
         return []
     def forward(self, batch):  # 32 MB an image for each of the product, its square and their gradients
         x = batch.images.flatten(2).mean(2, dtype=torch.float32)
-        x = self.model(x).expand(-1, 8 << 20)
+        x = self.model(x).expand(-1, self.width)
         return {"loss": (x * 1.5).square().mean()}
 
 def batch(count):
     images = torch.randint(0, 256, (count, 3, 2, 2), dtype=torch.uint8)
     return Batch(images, torch.zeros(count, dtype=torch.long), torch.arange(count), [])
 
-def make():
-    return Step(Large(), World(0, 1, torch.device("cpu")), Plan(9, 0, 1e-3, 0.0, (0.9, 0.95), None, "fp32"))
+def make(width):
+    return Step(Large(width), World(0, 1, torch.device("cpu")), Plan(9, 0, 1e-3, 0.0, (0.9, 0.95), None, "fp32"))
 
 torch.set_num_threads(1)
-make()(batch(1), 1e-3)  # threads and arenas are there
+make(1 << 10)(batch(1), 1e-3)  # threads and arenas are there
 pages = int(Path("/proc/self/statm").read_text().split()[0])
 limit = pages * resource.getpagesize() + (int(sys.argv[1]) << 20)
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-step = make()
+step = make(8 << 20)
 losses = [float(step(batch(8), 1e-3)[0]) for _ in range(2)]
 print("finished with", step.micro, "at a time", losses)
 """

@@ -5,7 +5,6 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -66,7 +65,7 @@ class Step:
         self.task, self.world, self.clip_grad, self.wanted = task, world, plan.clip_grad, plan.micro_batch
         self.micro: int | None = None
         if world.device.type == "cpu":
-            keep_freed_memory()
+            keep_freed_memory(True)
         if plan.compile:
             task.compile()
         self.module = world.wrap(task, task.layers(), plan.shard)
@@ -149,6 +148,7 @@ class Step:
             if not self.world.agree(out_of_memory)[0]:
                 return -(-share // parts)
             gc.collect()
+            keep_freed_memory(False)
             if self.world.device.type == "cuda":
                 torch.cuda.empty_cache()
             if parts >= share:
@@ -203,15 +203,21 @@ class Step:
         self.scaler.load_state_dict(numbers["scaler"])
 
 
-@cache
-def keep_freed_memory() -> None:
+def keep_freed_memory(keep: bool) -> None:
     """Lets the C library keep the memory of freed tensors for the next ones. Left alone it gives back each large one at once,
-    and every step pays for tens of thousands of fresh pages (measured: 3 to 5 % of a ViT-B step on 2 cores)."""
+    and every step pays for tens of thousands of fresh pages (measured: 3 to 5 % of a ViT-B step on 2 cores). Where memory is
+    scarce that would leave holes too small for anything: `keep=False` is how it was, with all given back."""
     with suppress(AttributeError, OSError):  # another system, or another C library
         library = ctypes.CDLL("libc.so.6")
-        # M_MMAP_THRESHOLD: some versions allow no more than 32 MB. M_TRIM_THRESHOLD alone would make things worse.
-        if library.mallopt(-3, 1 << 30) or library.mallopt(-3, 1 << 25):
-            library.mallopt(-1, (1 << 31) - 1)
+        if not keep:
+            library.mallopt(M_MMAP_THRESHOLD, 1 << 17)
+            library.mallopt(M_TRIM_THRESHOLD, 1 << 17)
+            library.malloc_trim(0)
+        elif library.mallopt(M_MMAP_THRESHOLD, 1 << 30) or library.mallopt(M_MMAP_THRESHOLD, 1 << 25):  # by the version
+            library.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
 def swap(pairs: list[tuple[Tensor, Tensor]]) -> None:
