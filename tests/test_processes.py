@@ -202,3 +202,10 @@ def test_two_processes_run_several_trainings(tmp_path):
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "p" / "results.json").read_text())["partial"]
     assert [row["train"] for row in rows] == ["0", "1"] and done.stdout.count("by what was fine-tuned") == 1
+
+
+@pytest.mark.parametrize("cache", ["disk", "device"])
+def test_two_processes_share_what_is_decoded(one, photos, tmp_path, cache):
+    done = torchrun(photos, tmp_path / "run", cache=cache, workers=1)
+    assert done.returncode == 0, done.stderr
+    assert_same_run(tmp_path / "run", one)
