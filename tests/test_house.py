@@ -369,7 +369,7 @@ FLAGS: dict[str, dict[str, object]] = {
         "rounds": 5,
         "threads": None,
         "device": "auto",
-        "out": "bench.json",
+        "out": None,
     },
     "export": {"run": "required", "to": "required", "out": "required", "only": None, "best": False},
 }

@@ -123,9 +123,10 @@ def test_the_way_to_the_first_step(photos: Path, tmp_path: Path, monkeypatch: py
 
 def test_a_first_step_that_does_not_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_start, "turns", lambda measures, rounds: {n: [f()] for n, f in measures.items()})
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(RunError, match=r"did not come to its first step: mae: .*empty"):
-        bench.run(Bench("startup", str(tmp_path / "empty"), rounds=1, device="cpu", out=str(tmp_path / "bench.json")))
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.jpg").write_bytes(b"no image")
+    with pytest.raises(RunError, match=r"did not come to its first step: mae: none of 1 images can be read"):
+        bench.run(Bench("startup", str(tmp_path / "broken"), rounds=1, device="cpu", out=str(tmp_path / "bench.json")))
 
 
 def test_turns_begin_with_one_to_warm_up() -> None:

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from torchmae.data.sources import open_source
 from torchmae.errors import RunError
 from torchmae.tasks.bench_data import data
 from torchmae.tasks.bench_settings import Bench, check, command, public, resolve
@@ -25,7 +26,9 @@ def run(config: Bench) -> Path:
     check(config)
     device = find_device(config.device)
     config = resolve(config, device)
-    out = Path(config.out)
+    out = Path(config.out or "")
+    if config.data is not None:  # a mistake is said before anything else
+        open_source(config.data)
     with threads(config.threads):
         here = machine(device)
         result: dict[str, Any] = {
@@ -34,10 +37,11 @@ def run(config: Bench) -> Path:
             "versions": versions((*PACKAGES, *PEERS)),
             "settings": {name: value for name, value in asdict(public(config)).items() if name != "out"},
         }
-        size = f"; {config.precision}, batch {config.batch_size}" if config.batch_size else ""
+        size = f"; {config.precision}, batch {config.batch_size}" if config.what in ("step", "wall-clock") else ""
+        rounds = f"; medians of {config.rounds} rounds" if config.measure else ""
         print(
-            f"{here['device']}, {here['threads']} threads, load {here['load']}{size}{', compiled' if config.compile else ''}; "
-            f"medians of {config.rounds} rounds"
+            f"{here['device']}, {here['threads']} threads, load {here['load']}{size}{', compiled' if config.compile else ''}"
+            f"{rounds}"
         )
         result |= WHAT[config.what](config, device)
     try:

@@ -58,7 +58,9 @@ def data(config: Bench, device: torch.device) -> dict[str, Any]:
     assert config.data
     sample, size = take(open_source(config.data), config.data), (config.image_size,) * 2
     result: dict[str, Any] = {"sample": sample.facts()}
-    print("{files} files, medians: {kb:.0f} kB, {megapixels:.2f} megapixels".format(**result["sample"]))
+    left_out = f" ({sample.bad} could not be read)" if sample.bad else ""
+    facts = "{files} files{0}, medians: {kb:.0f} kB, {megapixels:.2f} megapixels"
+    print(facts.format(left_out, **result["sample"]))
     with tempfile.TemporaryDirectory(prefix="mae-bench-") as folder, threads(1), runs.seeded(0):
         paths, result["left_out"] = paths_of(sample, size, packed_set(sample, Path(folder)))
         rounds, base = race(paths, config.rounds, torch.device("cpu")), paths[0].name

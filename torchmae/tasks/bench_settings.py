@@ -53,8 +53,8 @@ class Bench:
     """CPU threads. Default: torch's own choice."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
-    out: str = "bench.json"
-    """File of the results."""
+    out: str | None = None
+    """File of the results. Default: bench-WHAT.json."""
 
 
 class Kind(NamedTuple):
@@ -93,7 +93,9 @@ def check(config: Bench) -> None:
         raise UserError(f"--precision {config.precision}: fp32 or bf16")
     if config.step_images_per_s is not None and config.model is not None:
         raise UserError("--model is there to measure what --step-images-per-s says: leave one of them out")
-    if Path(config.out).is_dir():
+    if config.out is None:
+        return
+    if Path(config.out).is_dir() or config.out.endswith("/"):
         raise UserError(f"--out {config.out} is a folder: name a file such as {Path(config.out) / 'bench.json'}")
     try:
         Path(config.out).parent.mkdir(parents=True, exist_ok=True)
@@ -119,6 +121,7 @@ def resolve(config: Bench, device: torch.device) -> Bench:
         config,
         model=config.model or kind.model,
         batch_size=config.batch_size or (kind.batch_on_gpu if on_gpu else kind.batch),
+        out=config.out or f"bench-{config.what}.json",
         precision=config.precision or (precision if kind.model else None),
         vs=(config.vs or "transformers,lightly,vit-pytorch") if config.what == "step" else None,
     )

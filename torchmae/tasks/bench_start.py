@@ -35,7 +35,7 @@ LIMIT = 600  # seconds for a first step
 
 def resume(config: Bench, device: torch.device) -> dict[str, Any]:
     """A checkpoint of each model saved and loaded, beside a plain file of as many bytes."""
-    place = Path(config.out).resolve().parent
+    place = Path(config.out or ".").resolve().parent
     result = {}
     for name in models(config.model):
         try:
@@ -109,7 +109,7 @@ def startup(config: Bench, device: torch.device) -> dict[str, Any]:
 
         def whole(*words: str) -> float:
             began = time.perf_counter()
-            subprocess.run([sys.executable, *words], env=environment, stdout=subprocess.DEVNULL, check=True)
+            subprocess.run([sys.executable, *words], env=environment, capture_output=True, check=True)
             return time.perf_counter() - began
 
         measures = {

@@ -100,6 +100,10 @@ def run(config: Pack) -> Path:
             done, fresh = write_shards(source, config, out)
             text = finish(source, config, out, done, header)
             shutil.rmtree(out / packed.PROGRESS, ignore_errors=True)
+    except KeyboardInterrupt as error:
+        raise RunError(
+            f"interrupted: the finished shards in {out} stay, the same command goes on after them", 130
+        ) from error
     except OSError as error:  # what cannot be read is a bad file, so this is about writing
         raise RunError(
             f"could not write in {out}: {error.strerror or error}. Its finished shards stay: make room, and the same command "
@@ -131,7 +135,7 @@ def check_out(out: Path, data: str) -> None:
     """Shards go into a folder of their own, outside of the data."""
     folder = Path(data).expanduser()
     if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
-        better = Path("..") / f"{folder.resolve().name}-shards"
+        better = os.path.relpath(f"{folder.resolve()}-shards")
         raise UserError(f"--out {out} lies inside the data ({data}): name a folder outside, such as --out {better}")
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file: name a folder")

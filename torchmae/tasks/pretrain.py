@@ -175,6 +175,9 @@ def kept_decoded(config: Pretrain, batches: Batches, world: World) -> Batches | 
         return None
 
     folder = world.on_main(room)
+    if folder is not None and world.is_main:
+        size = cache.bytes_needed(sizes, batches.channels) / 1e6
+        print(f"      cache  {folder}: {size:,.0f} MB, may be deleted at any time", flush=True)
     if where == "device":
         return Resident(batches, world.device)
     if folder is not None:  # on another machine there is none yet

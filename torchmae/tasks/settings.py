@@ -104,8 +104,8 @@ class Pretrain:
     workers: int | None = None
     """Processes that load images."""
     cache: str | None = None
-    """Keep images decoded: in memory, in a file on disk, or all of them on the device. Default: device on a GPU, where images
-    are small and fit; else none."""
+    """none, or keep images decoded: memory, disk (a file), device (all of them there, no loader). Default: device on a GPU
+    where images are small and fit, else none."""
     micro_batch: int | None = None
     """Images at a time on a device. Default: all of the batch, or what fits."""
     log_every: int = 20
@@ -346,7 +346,8 @@ def describe(config: Pretrain, plan: Plan, count: int, model: MAE, origin: str, 
         "device": f"{world.device.type} ({device}), {config.precision}, {world.size} process{'es' * (world.size > 1)}, "
         f"{attention(world.device, config.precision or '')}, fused AdamW, {'compiled' if config.compile else 'not compiled'}"
         f"{', blocks checkpointed' if config.checkpoint_blocks else ''}",
-        "loading": f"images {CACHES[config.cache or 'none']}; {config.workers} worker{'s' * (config.workers != 1)} a process",
+        "loading": f"images {CACHES[config.cache or 'none']}"
+        + (f"; {config.workers} worker{'s' * (config.workers != 1)} a process" * (config.cache != "device")),
         "run folder": str(out),
     }
     return "\n".join(f"{name:>11}  {value}" for name, value in rows.items())
