@@ -8,7 +8,6 @@ import shutil
 import tempfile
 import time
 import zlib
-from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -19,13 +18,13 @@ from jaxtyping import Integer, UInt8
 from torchmae import disk
 from torchmae.data.caches import cache_folder
 from torchmae.data.decode import decode
-from torchmae.data.source import BadFile, Pixels, Source, digest_of
+from torchmae.data.source import Around, Pixels, Source, digest_of
 from torchmae.errors import UserError
 
 LINE = 64  # bytes: images begin at multiples of it
 
 
-class Cached:
+class Cached(Around):
     """A source that decodes each image once: `read` gives pixels `[H, W, channels]`, which must not be written to.
 
     Whoever reads an image first keeps it for all processes that share the memory or the file: forked workers, and with a file
@@ -45,9 +44,8 @@ class Cached:
         folder: Path | None,
     ):
         """In memory, or in a folder that `make_folder` made."""
-        self.source, self.channels, self.limits, self.folder = source, channels, (max_megapixels, white), folder
-        self.unusable: Sequence[BadFile] = source.unusable
-        self.sizes = sizes
+        super().__init__(source, channels)
+        self.limits, self.folder, self.sizes = (max_megapixels, white), folder, sizes
         self.starts = starts_of(sizes, channels)
         self.open()
 
@@ -74,21 +72,6 @@ class Cached:
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
         self.open()
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def name(self, i: int) -> str:
-        return self.source.name(i)
-
-    def label(self, i: int) -> str | None:
-        return self.source.label(i)
-
-    def fingerprint(self) -> str:
-        return self.source.fingerprint()
-
-    def stamp(self) -> str | None:
-        return self.source.stamp()
 
     def read(self, i: int) -> Pixels:
         room = self.pixels[self.starts[i] : self.starts[i + 1]]
@@ -168,6 +151,8 @@ def make_folder(
             return folder
         room.mkdir(mode=0o700, parents=True, exist_ok=True)  # of pictures that others need not see
         for old in (*room.glob(f"{whose}-*"), *(p for p in room.glob(f".{whose}-*") if is_left_over(p))):
+            if old == folder and all_there(folder, lengths):  # made by another process since
+                return folder
             (old / ABOUT).unlink(missing_ok=True)
             shutil.rmtree(old, ignore_errors=True)  # who reads it still has it mapped
         free = shutil.disk_usage(room).free

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from torchmae.data.decode import BadImage
 from torchmae.data.loader import Batch, Batches, read
-from torchmae.data.sources import BadFile
+from torchmae.data.source import Around, BadFile
 from torchmae.data.transforms import Augment, Crop, Pixels, cut
 from torchmae.errors import UserError
 
@@ -112,13 +112,12 @@ class Resident:
         return small.view(-1, h, channels, w).transpose(1, 2).to(torch.uint8, memory_format=torch.contiguous_format)
 
 
-class Decoded:
+class Decoded(Around):
     """A source whose images are decoded already, one behind the other in one tensor; bad ones stay bad."""
 
     def __init__(self, batches: Batches, device: torch.device):
         """Decodes everything, in threads (decoders release the interpreter's lock), with a progress bar."""
-        self.source, self.channels = batches.source, batches.channels
-        self.unusable = self.source.unusable
+        super().__init__(batches.source, batches.channels)
         self.reasons: dict[int, str] = {}  # why an image is bad
         self.sizes = np.zeros((len(self), 2), dtype=np.int64)
         blocks: list[Tensor] = []
@@ -148,27 +147,12 @@ class Decoded:
         self.starts = ends - self.sizes.prod(1) * self.channels
         self.pixels = torch.cat(blocks)
 
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def name(self, i: int) -> str:
-        return self.source.name(i)
-
-    def label(self, i: int) -> str | None:
-        return self.source.label(i)
-
     def read(self, i: int) -> Pixels:
         if i in self.reasons:
             raise BadImage(self.reasons[i])
         height, width = self.sizes[i].tolist()
         pixels = self.pixels[self.starts[i] : self.starts[i] + height * width * self.channels]
         return pixels.view(height, width, self.channels).cpu().numpy()
-
-    def fingerprint(self) -> str:
-        return self.source.fingerprint()
-
-    def stamp(self) -> str | None:
-        return self.source.stamp()
 
 
 class Filter:

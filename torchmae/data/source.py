@@ -45,6 +45,29 @@ class Source(Protocol):
         that is not known."""
 
 
+class Around:
+    """A source around a source: what `read` gives is its own matter, all else is the other's."""
+
+    def __init__(self, source: Source, channels: int):
+        self.source, self.channels = source, channels
+        self.unusable: Sequence[BadFile] = source.unusable
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def name(self, i: int) -> str:
+        return self.source.name(i)
+
+    def label(self, i: int) -> str | None:
+        return self.source.label(i)
+
+    def fingerprint(self) -> str:
+        return self.source.fingerprint()
+
+    def stamp(self) -> str | None:
+        return self.source.stamp()
+
+
 class Strings(Sequence[str]):
     """Immutable strings in one block of memory: bytes, and where each string ends."""
 

@@ -15,6 +15,7 @@ from torchmae.data import cache
 from torchmae.data.labels import is_run
 from torchmae.data.loader import Batch, Batches
 from torchmae.data.resident import Resident
+from torchmae.data.resident import bytes_needed as resident_bytes
 from torchmae.data.scan import scan
 from torchmae.data.sources import Source, open_source
 from torchmae.data.transforms import Augment, Whole
@@ -30,6 +31,8 @@ from torchmae.train.distributed import World, start
 from torchmae.train.log import draw_curves
 from torchmae.train.loop import Outcome, Plan, fit
 from torchmae.train.optim import peak_lr
+
+SMALL = 256  # px: the largest side of images for which the device crops by matrix products without being asked
 
 
 class PretrainTask(nn.Module):
@@ -150,11 +153,12 @@ def train(config: Pretrain, batches: Batches, model: MAE, origin: str, out: Path
 
 
 def cache_for(batches: Batches, world: World) -> str:
-    """Which cache there is where none was asked for."""
+    """Which cache there is where none was asked for: the device, for small images that take up to a quarter of what is free."""
     if world.device.type != "cuda":
         return "none"
-    found = scan(batches.source, batches.channels, batches.max_megapixels, batches.white)  # is remembered
-    return settings.cache_for(found.sizes, batches.channels, world.device)
+    sizes = scan(batches.source, batches.channels, batches.max_megapixels, batches.white).sizes  # is remembered
+    fits = resident_bytes(sizes, batches.channels) <= torch.cuda.mem_get_info(world.device)[0] / 4
+    return "device" if sizes.max() <= SMALL and fits else "none"
 
 
 def kept_decoded(config: Pretrain, batches: Batches, world: World) -> Batches | Resident:
@@ -168,6 +172,8 @@ def kept_decoded(config: Pretrain, batches: Batches, world: World) -> Batches | 
         """Makes sure of it (what the main process finds holds for all), and gives the folder if it is on a disk."""
         if where == "disk":
             return cache.make_folder(config.data, batches.source, sizes, *limits)
+        if where == "device" and world.device.type not in ("cpu", "cuda"):
+            raise UserError(f"--cache device: on cpu and cuda, not on {world.device.type}; use --cache memory")
         on_host = world.device.type == "cpu" or where == "memory"
         free = cache.free_memory() / world.here if on_host else torch.cuda.mem_get_info(world.device)[0]
         pixels = cache.bytes_needed(sizes, batches.channels)

@@ -10,11 +10,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 import tyro
 
-from torchmae.data.resident import bytes_needed
 from torchmae.data.scan import Scan
 from torchmae.errors import UserError, choose, missing_extra
 from torchmae.models.mae import LOSSES, MAE
@@ -132,7 +130,6 @@ CACHES = {
     "disk": "decoded once, kept in a file",
     "device": "all decoded on the device, no loader",
 }
-SMALL = 256  # px: the largest side of images for which crops on a GPU are made by matrix products
 SIDES = (224, 192, 160, 128, 112, 96, 80, 64, 48, 32, 28, 24, 16, 8)
 
 
@@ -274,13 +271,6 @@ def workers(device: torch.device, processes: int) -> int:
     cores = max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))  # of several machines, those on this one
     return max(1, min(16, cores // here // (2 if device.type == "cuda" else 4)))
-
-
-def cache_for(sizes: np.ndarray, channels: int, device: torch.device) -> str:
-    """The device, for small images that take at most a quarter of what is free there."""
-    if device.type != "cuda" or not 0 < sizes.max(initial=0) <= SMALL:
-        return "none"
-    return "device" if bytes_needed(sizes, channels) <= torch.cuda.mem_get_info(device)[0] / 4 else "none"
 
 
 def resolve(config: Pretrain, found: Scan, channels: int, world: World, embed_dim: int | None = None) -> Pretrain:
