@@ -16,8 +16,8 @@ import numpy as np
 
 import torchmae
 from torchmae.data.decode import decode
-from torchmae.tasks.classify import Finetune
-from torchmae.tasks.classify import run as finetune
+from torchmae.tasks.finetune.config import Finetune
+from torchmae.tasks.finetune.run import run as finetune
 
 
 def unpack(source: Path, out: Path, part: str, limit: int | None) -> Path:

@@ -10,15 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from torchmae import neighbours, presets
-from torchmae.tasks.pretrain import run
-from torchmae.train.log import read_log
+from torchmae import neighbours
+from torchmae.presets import pretrain
+from torchmae.runfolder import read_log
+from torchmae.tasks.pretrain.run import run
 
 rows = []
 for seed in [int(text) for text in sys.argv[1:]] or [0, 1, 2]:
     with TemporaryDirectory() as folder:
         began = time.monotonic()
-        made = run(replace(presets.demo(), out=str(Path(folder) / "run"), seed=seed))
+        made = run(replace(pretrain.demo(), out=str(Path(folder) / "run"), seed=seed))
         seconds = time.monotonic() - began
         last = next(record for record in reversed(read_log(made)) if "loss" in record)
         knn = neighbours(made, "digits", seed=seed)["knn"]

@@ -5,13 +5,14 @@ Files of tests run side by side (pytest-xdist), so each keeps to one thread. The
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from jaxtyping import install_import_hook
 
-hook = install_import_hook("torchmae", "shape_checks.check")
+hook = install_import_hook("torchmae", "helpers.shape_checks.check")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -20,3 +21,19 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from helpers.small import make_photos
+
+    return make_photos(tmp_path_factory.mktemp("data") / "photos")
+
+
+@pytest.fixture(scope="session")
+def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from helpers.small import SMALL
+
+    import torchmae
+
+    return torchmae.pretrain(str(photos), out=str(tmp_path_factory.mktemp("runs") / "small"), epochs=3, **SMALL)

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.runs_on_disk import make_photos
 from PIL import Image
-from test_resume import make_photos
 
 import torchmae
 from torchmae import cli

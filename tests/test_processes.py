@@ -10,8 +10,8 @@ import time
 
 import pytest
 import torch
+from helpers.runs_on_disk import ENV, contents, flags, make_photos, steps_saved
 from safetensors.torch import load_file
-from test_resume import ENV, contents, flags, make_photos, steps_saved
 
 import torchmae
 from torchmae.data.loader import Batches

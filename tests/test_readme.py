@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import SMALL, make_photos
+from helpers.small import SMALL, make_photos
 
 ROOT = Path(__file__).parent.parent
 

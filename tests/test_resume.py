@@ -8,48 +8,20 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 import torch
+from helpers.runs_on_disk import ENV, contents, flags, make_photos, steps_saved, weights
 from PIL import Image
 
 import torchmae
 from torchmae import cli
 
-ENV = os.environ | {"OMP_NUM_THREADS": "1"}
 OPTIONS = dict(
     **dict(model="vit_micro", image_size=32, patch_size=8, decoder_dim=32, decoder_depth=1, batch_size=8),
     **dict(epochs=9, base_lr=0.02, precision="fp32", device="cpu", workers=0, log_every=4),
 )
 STEPS = 27  # 9 epochs of 24 images, 8 a step
 KILLS = 5
-
-
-def flags(options):
-    return [text for name, value in options.items() for text in (f"--{name.replace('_', '-')}", str(value))]
-
-
-def make_photos(folder):
-    """24 small images of several sizes, nested."""
-    (folder / "nested").mkdir(parents=True)
-    draw = np.random.default_rng(0)
-    for i in range(24):
-        small = Image.fromarray(draw.integers(0, 256, (5, 6, 3), dtype=np.uint8))
-        ending = ("nested/%d.png", "%d.jpg")[i % 2] % i
-        small.resize((40 + i, 36), Image.Resampling.BICUBIC).save(folder / ending)
-    return folder
-
-
-def steps_saved(run):
-    return max((int(p.name[5:]) for p in (run / "state").glob("step-*")), default=0)
-
-
-def weights(run):
-    return (run / "model.safetensors").read_bytes()
-
-
-def contents(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torchmae.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from torchmae.models.mae import MAE as MAE
     from torchmae.models.masking import Mask as Mask
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
     from torchmae.models.weights import load as load
     from torchmae.models.weights import load_mae as load_mae
 
-__version__ = "0.1.0"
 __all__ = [
     "MAE",
     "Mask",
@@ -60,27 +61,31 @@ def plain(options: dict[str, Any]) -> dict[str, Any]:
 
 def pretrain(data: str | Path, **options: Any) -> Path:
     """Pre-trains on images and gives the run folder; the options are the fields of `torchmae.tasks.pretrain.Pretrain`."""
-    from torchmae.tasks.pretrain import Pretrain, run
+    from torchmae.tasks.pretrain.config import Pretrain
+    from torchmae.tasks.pretrain.run import run
 
     return run(Pretrain(str(data), **plain(options)))
 
 
 def reconstruct(run: str | Path, images: Sequence[str | Path], **options: Any) -> Path:
     """Draws reconstructions and gives the picture's path; the options are those of `torchmae.tasks.reconstruct.Reconstruct`."""
-    from torchmae.tasks import reconstruct as task
+    from torchmae.tasks.reconstruct.config import Reconstruct
+    from torchmae.tasks.reconstruct.run import run as task
 
-    return task.run(task.Reconstruct(str(run), tuple(map(str, images)), **plain(options)))
+    return task(Reconstruct(str(run), tuple(map(str, images)), **plain(options)))
 
 
 def embed(run: str | Path, data: str | Path, **options: Any) -> Path:
     """Writes features and gives the file's path; the options are those of `torchmae.tasks.embed.Embed`."""
-    from torchmae.tasks import embed as task
+    from torchmae.tasks.embed.config import Embed
+    from torchmae.tasks.embed.run import run as task
 
-    return task.run(task.Embed(str(run), str(data), **plain(options)))
+    return task(Embed(str(run), str(data), **plain(options)))
 
 
 def neighbours(run: str | Path, data: str | Path, **options: Any) -> dict[str, Any]:
     """k-NN accuracies and their intervals; the options are those of `torchmae.tasks.neighbours.Neighbours`."""
-    from torchmae.tasks import neighbours as task
+    from torchmae.tasks.knn.config import Neighbours
+    from torchmae.tasks.knn.run import run as task
 
-    return task.run(task.Neighbours(str(run), str(data), **plain(options)))
+    return task(Neighbours(str(run), str(data), **plain(options)))

@@ -8,28 +8,32 @@ from contextlib import redirect_stderr
 from dataclasses import MISSING, fields
 from typing import Any
 
-from torchmae import __version__
 from torchmae.errors import RunError, UserError, choose
+from torchmae.version import __version__
 
 # verb: (module, its config class, one line of help). Nothing heavy is imported before a verb is chosen.
 VERBS = {
     "pretrain": ("torchmae.tasks.pretrain", "Pretrain", "pre-train an encoder on unlabelled images"),
-    "finetune": ("torchmae.tasks.classify", "Finetune", "make a classifier from a run and labelled images"),
+    "finetune": ("torchmae.tasks.finetune", "Finetune", "make a classifier from a run and labelled images"),
     "probe": ("torchmae.tasks.probe", "Probe", "linear probe: what a linear map makes of the frozen features"),
     "partial": (
-        "torchmae.tasks.partial",
+        "torchmae.tasks.sweep.partial",
         "Partial",
         "fine-tune more and more blocks: Figure 9 of the paper on your data",
     ),
-    "compare": ("torchmae.tasks.compare", "Compare", "a run against the same encoder from scratch, over several seeds"),
+    "compare": (
+        "torchmae.tasks.sweep.compare",
+        "Compare",
+        "a run against the same encoder from scratch, over several seeds",
+    ),
     "evaluate": ("torchmae.tasks.evaluate", "Evaluate", "accuracy, calibration and confusion of a classifier"),
     "predict": ("torchmae.tasks.predict", "Predict", "write the classes of images to a file"),
     "reconstruct": ("torchmae.tasks.reconstruct", "Reconstruct", "draw what a model makes of hidden patches"),
-    "neighbours": ("torchmae.tasks.neighbours", "Neighbours", "k-NN accuracy of frozen features, beside raw pixels"),
+    "neighbours": ("torchmae.tasks.knn", "Neighbours", "k-NN accuracy of frozen features, beside raw pixels"),
     "embed": ("torchmae.tasks.embed", "Embed", "write the features of images to a file"),
     "pack": ("torchmae.tasks.pack", "Pack", "put image files into tar shards with an index, which open at once"),
     "import": ("torchmae.tasks.import_weights", "Import", "pull weights of other libraries into a run folder"),
-    "bench": ("torchmae.tasks.bench", "Bench", "measure speed: a step, decoding, resuming, starting"),
+    "bench": ("torchmae.bench", "Bench", "measure speed: a step, decoding, resuming, starting"),
     "export": ("torchmae.tasks.export", "Export", "write a run's model for timm, transformers, torchvision, ONNX, ..."),
 }
 
@@ -66,8 +70,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         module_name, class_name, _ = choose(VERBS, given[0], "verb")
-        module = importlib.import_module(module_name)
-        module.run(parse(getattr(module, class_name), given[0], given[1:]))
+        config = getattr(importlib.import_module(f"{module_name}.config"), class_name)
+        settings = parse(config, given[0], given[1:])
+        importlib.import_module(f"{module_name}.run").run(settings)
         return 0
     except (UserError, RunError) as error:
         if debug:
@@ -127,11 +132,11 @@ def parse(config: type[Any], verb: str, arguments: list[str]) -> Any:
 
 def preset(name: str, config: type[Any]) -> Any:
     """The preset of that name, if it is one for this verb."""
-    from torchmae import presets
+    from torchmae.presets import PRESETS
 
-    found = {key: make for key, make in presets.PRESETS.items() if make.__annotations__["return"] is config}
-    if name not in found and name in presets.PRESETS:
-        owner = presets.PRESETS[name].__annotations__["return"].__name__.lower()
+    found = {key: make for key, make in PRESETS.items() if make.__annotations__["return"] is config}
+    if name not in found and name in PRESETS:
+        owner = PRESETS[name].__annotations__["return"].__name__.lower()
         raise UserError(f"preset {name} is one of mae {owner}")
     if not found:
         raise UserError("this verb has no presets; mae pretrain and mae finetune have")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_sources import pack, picture, plant, png
+from helpers.sources import pack, picture, plant, png
 
 from torchmae.data.decode import decode
 from torchmae.data.labels import LabelledSets, labelled, labelled_sets, open_pair

@@ -5,14 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.sources import BUILDERS
 from PIL import Image
-from test_sources import BUILDERS
 
 from torchmae.data import scan as module
-from torchmae.data.caches import cache_folder
-from torchmae.data.files import Files
+from torchmae.data.cache.folder import cache_folder
 from torchmae.data.scan import Scan, bad_budget
-from torchmae.data.sources import BadFile, Source, open_source
+from torchmae.data.sources import open_source
+from torchmae.data.sources.files import Files
+from torchmae.data.sources.source import BadFile, Source
 
 
 def scan(source: Source, channels: int = 3, **settings) -> Scan:

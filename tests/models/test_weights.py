@@ -10,7 +10,8 @@ from torchmae.errors import UserError
 from torchmae.models import masking
 from torchmae.models.mae import MAE
 from torchmae.models.vit import ViT
-from torchmae.models.weights import load, load_mae, load_weights, read_config, read_weights
+from torchmae.models.weights import load, load_mae, load_weights, read_weights
+from torchmae.runfolder import read_config
 
 LOADERS = [load, load_mae]
 

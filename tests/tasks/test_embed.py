@@ -11,7 +11,8 @@ import torchmae
 from torchmae.data.decode import decode
 from torchmae.data.transforms import Whole
 from torchmae.errors import UserError
-from torchmae.tasks.embed import POOLINGS, WRITERS
+from torchmae.eval.extract import POOLINGS
+from torchmae.tasks.embed.run import WRITERS
 
 
 def table(path: Path) -> tuple[list[str], np.ndarray]:

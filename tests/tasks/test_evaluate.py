@@ -7,15 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from torchmae.data.source import distinct
+from torchmae.data.sources.source import distinct
 from torchmae.errors import UserError
-from torchmae.tasks.classify import Finetune
-from torchmae.tasks.classify import run as finetune
-from torchmae.tasks.evaluate import Evaluate
-from torchmae.tasks.evaluate import run as evaluate
-from torchmae.tasks.metrics import scores
-from torchmae.tasks.predict import WRITERS, Predict
-from torchmae.tasks.predict import run as predict
+from torchmae.eval.classification import scores
+from torchmae.tasks.evaluate.config import Evaluate
+from torchmae.tasks.evaluate.run import run as evaluate
+from torchmae.tasks.finetune.config import Finetune
+from torchmae.tasks.finetune.run import run as finetune
+from torchmae.tasks.predict.config import Predict
+from torchmae.tasks.predict.run import WRITERS
+from torchmae.tasks.predict.run import run as predict
 
 
 @pytest.fixture(scope="module")

@@ -14,17 +14,20 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from torchmae.cli import main
+from torchmae.disk import sha256
 from torchmae.errors import RunError, UserError
+from torchmae.interop import exporting as export
+from torchmae.interop.exporting import EXPORTS
 from torchmae.models.heads import Classifier
 from torchmae.models.mae import MAE
 from torchmae.models.masking import Mask
 from torchmae.models.vit import ViT
-from torchmae.models.weights import load, load_classifier, load_mae, read_config
-from torchmae.tasks import export
-from torchmae.tasks.export import EXPORTS, Export
-from torchmae.tasks.import_weights import Import
-from torchmae.tasks.import_weights import run as bring
-from torchmae.train.checkpoint import sha256
+from torchmae.models.weights import load, load_classifier, load_mae
+from torchmae.runfolder import read_config
+from torchmae.tasks.export import run
+from torchmae.tasks.export.config import Export
+from torchmae.tasks.import_weights.config import Import
+from torchmae.tasks.import_weights.run import run as bring
 
 
 def vit(size=(16, 16), channels=3, heads=4):
@@ -69,7 +72,7 @@ def runs(tmp_path_factory):
 
 
 def send(run, to, out, **options):
-    return export.run(Export(str(run), to, str(out), **options))
+    return run.run(Export(str(run), to, str(out), **options))
 
 
 def answer(lines, images):
@@ -356,7 +359,7 @@ def test_the_tolerance_is_absolute_and_large_outputs_are_held_against_it_in_floa
 def test_outputs_that_are_no_numbers_are_no_match(runs, tmp_path, monkeypatch):
     made = export.Made(lambda images: torch.full((len(images), 3), torch.nan), [], None, batches=(1, 3, 16))
     with pytest.raises(RunError, match="differs by nan"), torch.no_grad():
-        export.compare(export.open_run(Export(str(runs / "token"), "onnx", str(tmp_path / "out"))), made)
+        export.compare(run.open_run(Export(str(runs / "token"), "onnx", str(tmp_path / "out"))), made)
 
 
 def test_mask_tokens_in_the_encoder_are_known_to_no_other_library(runs, tmp_path):

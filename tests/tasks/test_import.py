@@ -19,8 +19,10 @@ from torch import nn
 from torchmae.cli import main
 from torchmae.errors import UserError
 from torchmae.models.masking import Mask
-from torchmae.models.weights import load, load_classifier, load_mae, read_config
-from torchmae.tasks.import_weights import Import, run
+from torchmae.models.weights import load, load_classifier, load_mae
+from torchmae.runfolder import read_config
+from torchmae.tasks.import_weights.config import Import
+from torchmae.tasks.import_weights.run import run
 
 SMALL = dict(patch_size=4, embed_dim=128, depth=2, num_heads=4)
 
@@ -227,7 +229,7 @@ def test_timm_function_that_tensors_do_not_show(tmp_path):
     """The same names and shapes, another activation: only the comparison finds it."""
     source = timm.create_model("vit_tiny_patch16_224", num_classes=0, depth=2, act_layer="relu", img_size=32)
     save_file(source.state_dict(), tmp_path / "w.safetensors")
-    import torchmae.tasks.foreign as foreign
+    import torchmae.interop.foreign as foreign
 
     facts = foreign.Source(source.state_dict(), {"heads": 3}, None, source.eval())
     with pytest.MonkeyPatch.context() as patch:

@@ -13,22 +13,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.small import SMALL
 from PIL import Image
 from safetensors.torch import load_file
-from small import SMALL
 
 import torchmae
-from torchmae.data import packed
 from torchmae.data import scan as scans
 from torchmae.data.decode import decode
 from torchmae.data.labels import Subset
 from torchmae.data.loader import Batches
-from torchmae.data.packed import Packed
-from torchmae.data.sources import Source, open_source
+from torchmae.data.sources import open_source, packed
+from torchmae.data.sources.packed import Packed
+from torchmae.data.sources.source import Source
 from torchmae.data.transforms import Augment, Crop, cut
 from torchmae.errors import RunError, UserError
-from torchmae.tasks import pack
-from torchmae.tasks.pack import Pack
+from torchmae.tasks.pack import run as pack
+from torchmae.tasks.pack.config import Pack
 
 
 @pytest.fixture

@@ -8,17 +8,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.small import make_photos
 from PIL import Image
-from small import make_photos
 from torch import Tensor
 
 from torchmae import cli
 from torchmae.data.labels import labelled_sets
 from torchmae.errors import UserError
+from torchmae.eval.extract import collect, embedding
+from torchmae.eval.logistic import STRENGTHS, cross_validated, logistic, parts, probed, standardised
 from torchmae.models.weights import load
-from torchmae.tasks import classify, probe
-from torchmae.tasks.embed import collect, embedding
-from torchmae.tasks.probe import STRENGTHS, Probe, cross_validated, logistic, parts, probed, remark, standardised
+from torchmae.tasks.finetune import config
+from torchmae.tasks.finetune import run as classify
+from torchmae.tasks.probe import run as probe
+from torchmae.tasks.probe.config import Probe
+from torchmae.tasks.probe.run import remark
 
 
 def clouds(each: int, apart: float, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -231,7 +235,7 @@ def test_mistakes(own: Path, photos: Path) -> None:
 
 
 def test_the_settings_reach_the_trained_probe(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[classify.Finetune] = []
+    asked: list[config.Finetune] = []
     monkeypatch.setattr(classify, "run", lambda config: asked.append(config) or Path("there"))
     given = {
         "out": "there",
@@ -250,7 +254,7 @@ def test_the_settings_reach_the_trained_probe(monkeypatch: pytest.MonkeyPatch) -
         "workers": 0,
     }
     assert probe.run(Probe("run", "data", **given)) == Path("there")
-    assert asked[0] == classify.Finetune("run", "data", train="head", **given)
+    assert asked[0] == config.Finetune("run", "data", train="head", **given)
     left_open = {name for name, value in asdict(Probe("run", "data")).items() if value is None} - {"layer"}
     probe.run(Probe("run", "data"))
     assert all(getattr(asked[1], name) is None for name in left_open)  # classify chooses, as for mae finetune

@@ -11,7 +11,9 @@ import torchmae
 from torchmae.errors import UserError
 from torchmae.models.masking import MASKINGS
 from torchmae.models.patches import patchify, take
-from torchmae.tasks.reconstruct import Reconstruct, caption, draw_mask, mask_from_image, predict_pixels, read_image
+from torchmae.report.pictures import caption, draw_mask, predict_pixels
+from torchmae.tasks.reconstruct.config import Reconstruct
+from torchmae.tasks.reconstruct.run import mask_from_image, read_image
 
 
 def test_visible_patches_are_the_image_and_hidden_ones_are_not_in_it(run: Path, photos: Path) -> None:
@@ -86,7 +88,7 @@ def test_mistakes(run: Path, photos: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.jpg"
     text.write_text("no image")
     good = str(photos / "blob" / "0.jpg")
-    from torchmae.tasks.reconstruct import run as verb
+    from torchmae.tasks.reconstruct.run import run as verb
 
     for config, message in [
         (Reconstruct(str(run), ()), "at least one image"),

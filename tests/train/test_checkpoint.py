@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from torchmae import disk
 from torchmae.errors import UserError
 from torchmae.train import checkpoint
 from torchmae.train.checkpoint import Checkpoint
@@ -228,15 +229,15 @@ def test_the_lock_keeps_a_second_process_out_and_ends_with_the_first_even_by_kil
 
 def test_write_text_is_whole_or_not_there(tmp_path):
     path = tmp_path / "file.json"
-    checkpoint.write_text(path, "old")
+    disk.write_text(path, "old")
     old = path.open()  # whoever reads the old file goes on reading the old file
-    checkpoint.write_text(path, json.dumps({"umlaut": "ä", "new": "y" * 1000}, ensure_ascii=False))
+    disk.write_text(path, json.dumps({"umlaut": "ä", "new": "y" * 1000}, ensure_ascii=False))
     assert old.read() == "old"
     old.close()
     assert json.loads(path.read_text(encoding="utf-8"))["umlaut"] == "ä"
     assert names(tmp_path) == ["file.json"]
     (tmp_path / ".file.json.partial").write_text("what a kill left behind")
-    checkpoint.write_text(path, "third")
+    disk.write_text(path, "third")
     assert path.read_text() == "third" and names(tmp_path) == ["file.json"]
 
 

@@ -21,7 +21,7 @@ from torchmae.data.sources import open_source
 from torchmae.data.transforms import Augment
 from torchmae.errors import RunError
 from torchmae.models import masking
-from torchmae.train.log import panels
+from torchmae.report.curves import panels
 from torchmae.train.loop import Meter
 from torchmae.train.optim import lr_at, peak_lr
 

@@ -1,6 +1,5 @@
 """Labelled images: which set is for training and which for testing, class numbers, seeded subsets."""
 
-import json
 import os
 from collections.abc import Collection, Iterator, Sequence
 from hashlib import sha256
@@ -12,13 +11,14 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
-from torchmae.data.files import Files
-from torchmae.data.hubs import hf_splits
-from torchmae.data.source import BadFile, Pixels, Source, suffix_of
 from torchmae.data.sources import open_source
-from torchmae.data.tars import Tars
+from torchmae.data.sources.files import Files
+from torchmae.data.sources.hubs import hf_splits
+from torchmae.data.sources.source import BadFile, Pixels, Source, suffix_of
+from torchmae.data.sources.tars import Tars
 from torchmae.errors import UserError
 from torchmae.hashing import SPLIT, hash32
+from torchmae.runfolder import is_run
 
 
 class Subset:
@@ -118,15 +118,6 @@ def open_pair(data: str, test: str | None) -> tuple[Source, Source | None]:
     source = open_source(data)
     own = tar_split(source, data) if isinstance(source, Tars) else None
     return (own[0], given or own[1]) if own else (source, given)
-
-
-def is_run(folder: Path) -> bool:
-    """Whether a folder is what training or importing made: it has our config.json, or checkpoints."""
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError):
-        config = None
-    return (isinstance(config, dict) and "torchmae" in config) or any(p.is_dir() for p in folder.glob("state/step-*"))
 
 
 def divided(data: str) -> tuple[str, str] | None:

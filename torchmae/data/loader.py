@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from torchmae.data.decode import BadImage, decode
-from torchmae.data.sources import BadFile, Source
+from torchmae.data.sources.source import BadFile, Source
 from torchmae.data.transforms import Pixels
 from torchmae.errors import RunError, UserError
 from torchmae.hashing import ORDER, REPLACE, hash32

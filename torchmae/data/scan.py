@@ -20,20 +20,31 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 from tqdm import tqdm
 
-from torchmae import __version__, disk
-from torchmae.data.caches import cache_folder
+from torchmae.data.cache.folder import cache_folder
 from torchmae.data.decode import BadImage, inspect
 from torchmae.data.loader import read
-from torchmae.data.source import digest_of
-from torchmae.data.sources import BadFile, Source
+from torchmae.data.sources.source import BadFile, Source, digest_of
+from torchmae.disk import write_whole
+from torchmae.errors import UserError
+from torchmae.runfolder import note_bad_files
+from torchmae.version import __version__
+
 
 FULL = 20_000  # up to so many images are decoded, a matter of seconds; of larger sets only heads and ends are read
+
+
 KEPT = ("bad", "sizes", "moments")
+
+
 MEASURED = 2_000  # images behind mean and deviation
+
 
 POWERS = (np.arange(256) / 255) ** [[1], [2]]  # of what a pixel can be, to be weighed by how many are it
 
+
 Sizes = Int32[np.ndarray, "N 2"]
+
+
 Moments = Float64[np.ndarray, "2 C"]
 
 
@@ -197,7 +208,7 @@ def keep(file: Path, found: Found) -> None:
     arrays["sum"] = np.array(checksum(*arrays.values()), dtype=np.uint32)
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        disk.write_whole(file, save(arrays))
+        write_whole(file, save(arrays))
 
 
 def checksum(*arrays: np.ndarray) -> int:
@@ -207,3 +218,29 @@ def checksum(*arrays: np.ndarray) -> int:
 def bad_budget(count: int, percent: float) -> int:
     """How many bad files of `count` a run puts up with: the given share, and at least 20."""
     return max(20, int(count * percent / 100))
+
+
+def scan_and_report(
+    source: Source,
+    channels: int,
+    out: Path,
+    max_megapixels: float = 100.0,
+    white: int = 65535,
+    max_bad_percent: float = 1.0,
+) -> Scan:
+    """Scans the data; bad files are named once in bad-files.jsonl, too many of them are a `UserError`."""
+    found = scan(source, channels, max_megapixels, white)
+    (out / "bad-files.jsonl").unlink(missing_ok=True)
+    note_bad_files(out, found.bad)
+    if found.height == 0:  # no image had a size
+        raise UserError(
+            f"none of {found.images} images can be read; the first: {found.bad[0].name}: {found.bad[0].reason}. "
+            f"All are listed in {out / 'bad-files.jsonl'}"
+        )
+    if len(found.bad) > bad_budget(found.images, max_bad_percent):
+        examples = "; ".join(f"{name}: {reason}" for name, reason in found.bad[:3])
+        raise UserError(
+            f"{len(found.bad)} of {found.images} images cannot be read, more than --max-bad-percent {max_bad_percent:g} "
+            f"and 20 files allow. {examples}. All are listed in {out / 'bad-files.jsonl'}"
+        )
+    return found

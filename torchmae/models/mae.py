@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from torchmae.errors import UserError, choose
 from torchmae.models.masking import Mask
-from torchmae.models.patches import patchify, sincos_positions, take
-from torchmae.models.targets import TARGETS, patch_statistics
+from torchmae.models.patches import patch_statistics, patchify, sincos_positions, take
+from torchmae.models.targets import TARGETS
 from torchmae.models.vit import Block, Rows, ViT, initialize
 
 LOSSES = {"hidden": "the mean over hidden patches", "all": "the mean over all patches (paper: 0.5 % worse)"}

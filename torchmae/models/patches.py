@@ -16,6 +16,8 @@ from torch import Tensor
 
 from torchmae.errors import UserError
 
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation of its pixels, a value a channel
+
 
 def grid_of(image_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
     """The grid `(h, w)` of an image of `(H, W)` pixels; `UserError` if the patch does not divide it."""
@@ -110,3 +112,9 @@ def denormalize(
     """The inverse of `normalize`: uint8 pixels, rounded and clamped to 0..255."""
     shift, scale = (images.new_tensor(values).view(-1, 1, 1) for values in (mean, std))
     return ((images * scale + shift) * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def patch_statistics(patches: Float[Tensor, "B M P"]) -> Float[Tensor, "B M 2"]:
+    """The mean and deviation of each patch over all of its values: unbiased variance, plus 1e-6, as in the reference."""
+    variance, mean = torch.var_mean(patches, dim=-1)
+    return torch.stack([mean, (variance + 1e-6).sqrt()], dim=-1)

@@ -14,6 +14,14 @@ from torch.utils.checkpoint import checkpoint
 from torchmae.errors import UserError, choose
 from torchmae.models.patches import grid_of, patchify, resize_positions, sincos_positions, take
 
+
+def attention(device: torch.device, precision: str) -> str:
+    """Which attention trains, and why (see `models.vit.attend`)."""
+    if device.type == "cpu" and precision == "bf16":
+        return "plain attention (in bf16 on a CPU faster than the fused one)"
+    return "fused attention"
+
+
 SIZES: dict[str, dict[str, int]] = {
     "vit_micro": dict(embed_dim=128, depth=6, num_heads=4),
     "vit_tiny": dict(embed_dim=192, depth=12, num_heads=3),

@@ -1,11 +1,12 @@
 """A run folder's model: `config.json` says how to build it, `model.safetensors` holds the weights. No pickle anywhere."""
 
-import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -14,23 +15,18 @@ from torchmae.errors import UserError
 from torchmae.models.heads import Classifier
 from torchmae.models.mae import MAE, build_encoder
 from torchmae.models.vit import ViT
+from torchmae.runfolder import kind_of, read_config
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Random numbers of a seed; the caller's random state is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
 
 T = TypeVar("T")
-
-
-def read_config(run: str | os.PathLike[str]) -> dict[str, Any]:
-    """`config.json` of a run folder; `UserError` if it is not one."""
-    path = Path(run) / "config.json"
-    if not path.is_file():
-        raise UserError(
-            f"{run} is not a run folder (it has no config.json): give a folder that mae pretrain, finetune or import made"
-        )
-    try:
-        config = json.loads(path.read_text())
-        assert isinstance(config["model"]["encoder"], dict)
-    except (ValueError, KeyError, TypeError, AssertionError, OSError) as error:
-        raise UserError(f"{path} does not describe a torchmae model ({type(error).__name__}: {error})") from error
-    return config
 
 
 def read_weights(run: str | os.PathLike[str], name: str = "model.safetensors") -> dict[str, Tensor]:
@@ -69,12 +65,6 @@ def build(maker: Callable[[dict[str, Any]], T], config: dict[str, Any], run: str
         return maker(config)
     except TypeError as error:
         raise UserError(f"{run} was made by another version of torchmae: {error}") from error
-
-
-def kind_of(config: dict[str, Any]) -> str:
-    """What a run folder's `config.json` describes: "mae" (encoder and decoder), "classifier" or "encoder"."""
-    model = config["model"]
-    return "mae" if "decoder_dim" in model else "classifier" if "classes" in model else "encoder"
 
 
 def load_mae(run: str | os.PathLike[str]) -> MAE:

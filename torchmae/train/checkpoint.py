@@ -18,10 +18,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from torchmae.disk import sha256, sync, write_whole
+from torchmae.disk import sha256, sync, write_text
 from torchmae.errors import RunError, UserError
+from torchmae.runfolder import checkpoints
 
 KEEP = 2
+
+
 FILES = {"model.safetensors", "optimizer.safetensors", "state.json"}  # what a manifest must list
 
 
@@ -95,16 +98,6 @@ def newest(run: Path) -> Checkpoint | None:
     return None
 
 
-def checkpoints(run: Path) -> list[Path]:
-    """The folders of finished checkpoints, newest first."""
-    return sorted((run / "state").glob("step-*"), reverse=True)
-
-
-def last_step(run: Path) -> int:
-    """The step of the newest checkpoint, 0 where there is none."""
-    return max((int(folder.name.removeprefix("step-")) for folder in checkpoints(run)), default=0)
-
-
 def publish(source: Path, target: Path) -> None:
     """Gives a finished file a second name, atomically; a copy where the file system has no hard links."""
     partial = target.with_name(f".{target.name}.partial")
@@ -116,11 +109,6 @@ def publish(source: Path, target: Path) -> None:
         sync(partial)
     os.replace(partial, target)
     sync(target.parent)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file so that it is whole or not there, at any kill or crash."""
-    write_whole(path, text.encode())
 
 
 @contextmanager

@@ -3,16 +3,15 @@
 import json
 import sys
 import time
-from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from torchmae.disk import write_text
 from torchmae.errors import missing_extra
-from torchmae.train.checkpoint import write_text
+from torchmae.runfolder import read_log
 
 
 class Log:
@@ -108,64 +107,3 @@ def peak_memory_mb(device: torch.device) -> float | None:
         return None
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most * (1 if sys.platform == "darwin" else 1024) / 1e6  # macOS counts bytes, Linux KiB
-
-
-def read_log(run: Path) -> list[dict[str, Any]]:
-    """The lines of log.jsonl."""
-    return read_lines(run / "log.jsonl")
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a .jsonl file; one that a kill cut off is left out."""
-    records = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        with suppress(json.JSONDecodeError):
-            records.append(json.loads(line))
-    return records
-
-
-def note_bad_files(run: Path, files: Iterable[tuple[str, str]]) -> list[str]:
-    """Adds files that could not be read to bad-files.jsonl, each once in the life of the run; gives the new names."""
-    path = run / "bad-files.jsonl"
-    known = {entry["file"] for entry in read_lines(path)}
-    new = {name: reason for name, reason in files if name not in known}
-    if new or not path.exists():
-        with path.open("a") as out:
-            out.writelines(json.dumps({"file": name, "reason": reason}) + "\n" for name, reason in new.items())
-    return list(new)
-
-
-def panels(records: list[dict[str, Any]]) -> dict[str, list[str]]:
-    """What is drawn together: every loss, the learning rate, what evaluators measured (else the gradient norm), speed."""
-    names = dict.fromkeys(name for record in records for name in record)
-    measured = [name for name in dict.fromkeys(n for r in records if "loss" not in r for n in r) if name != "step"]
-    return {
-        "loss": [name for name in names if name == "loss" or name.startswith("loss of")],
-        "learning rate": ["lr"],
-        **({", ".join(measured): measured} if measured else {"gradient norm": ["grad_norm"]}),
-        "images per second": ["images_per_s"],
-    }
-
-
-def draw_curves(run: Path) -> Path | None:
-    """curves.png from log.jsonl, four panels."""
-    records = read_log(run)
-    if not records:
-        return None
-
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 7), layout="constrained")
-    for axis, (title, shown) in zip(figure.subplots(2, 2).flat, panels(records).items()):
-        for name in shown:
-            points = [(r["step"], r[name]) for r in records if r.get(name) is not None]
-            axis.plot(*zip(*points), label=name, linewidth=1.2, marker="o" if len(points) < 10 else None, markersize=4)
-        axis.set(title=title, xlabel="step")
-        axis.grid(alpha=0.3)
-        if len(shown) > 1:
-            axis.legend()
-    path = run / "curves.png"
-    partial = run / ".curves.partial.png"
-    figure.savefig(partial, dpi=110)
-    partial.replace(path)
-    return path

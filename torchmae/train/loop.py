@@ -4,37 +4,31 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from torchmae.errors import RunError
-from torchmae.train import checkpoint, optim
+from torchmae.runfolder import note_bad_files
+from torchmae.train import optim
+from torchmae.train.checkpoint import Checkpoint, newest, save
+from torchmae.train.config import Evaluator, Plan, Steps
 from torchmae.train.distributed import World, gathered
-from torchmae.train.log import Log, note_bad_files, peak_memory_mb
-from torchmae.train.step import Plan, Step
+from torchmae.train.log import Log, peak_memory_mb
+from torchmae.train.trainer import Step
 
 BAD_IN_A_ROW = 5  # steps with a loss that is not finite, after which a run gives up
+
+
 WAITS = 3  # readings in a row with much waiting for data, after which the log says what would help
+
+
 BROKEN_LOSS = 65  # the exit code then
-
-
-@runtime_checkable
-class Steps(Protocol):
-    """The batches of any range of steps, in order, the same in every run."""
-
-    @property
-    def batch_size(self) -> int: ...
-
-    def loader(self, start: int, stop: int, workers: int, pin_memory: bool) -> Iterable[Any]: ...
-
-
-Evaluator = Callable[[int], Iterator[tuple[str, float]]]
 
 
 @dataclass(frozen=True)
@@ -54,7 +48,7 @@ def fit(
     signal stopped it (the step is finished and saved first).
     """
     task.to(world.device)
-    saved = world.on_main(lambda: checkpoint.newest(run))
+    saved = world.on_main(lambda: newest(run))
     start = saved.step if saved else 0
     if saved and start >= plan.steps:
         task.model.load_state_dict(saved.model)
@@ -120,8 +114,8 @@ def fit(
                 else evaluation_is_due(done, plan),
             )
             if last or stopping or saving:
-                everything = checkpoint.Checkpoint(done, *trainer.state())
-                world.on_main(lambda: checkpoint.save(run, everything))  # noqa: B023 - called at once
+                everything = Checkpoint(done, *trainer.state())
+                world.on_main(lambda: save(run, everything))  # noqa: B023 - called at once
                 saved_at = time.monotonic()
                 meter.restart()
             if last or (evaluating and not stopping):

@@ -1,0 +1,275 @@
+"""What the step leaves out changes nothing: loss and all gradients are those of the plain computation.
+
+The plain computation is `Decoder.forward`, of which `Decoder.hidden` gives a part for less; and `take(patchify(images), ids)`.
+"""
+
+import copy
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from helpers.mae import DECODER, TINY, gradients, some, tiny
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.utils.flop_counter import FlopCounterMode
+
+from torchmae.models.mae import LOSSES, MAE
+from torchmae.models.patches import patchify, put, take, unpatchify
+from torchmae.models.targets import TARGETS
+from torchmae.models.vit import ViT
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def plain(mae):
+    """A copy with the same weights that computes everything for every token."""
+    mae = copy.deepcopy(mae)
+    mae.decoder.hidden = lambda latent, mask: mae.decoder(latent, mask)[:, 1 + mask.keep.shape[1] :]
+    return mae
+
+
+def total(output):
+    """The loss with the statistics head's."""
+    return output.loss if output.statistics_loss is None else output.loss + output.statistics_loss
+
+
+def trained(mae, images, mask):
+    """Output and gradients of one step."""
+    mae.zero_grad()
+    output = mae(images, mask)
+    total(output).backward()
+    return output, {name: gradient.clone() for name, gradient in gradients(mae).items()}
+
+
+def assert_same(one, other, tolerance):
+    """Outputs and gradients, each up to `tolerance` of its own largest value."""
+    (output, mine), (expected, theirs) = one, other
+    assert mine.keys() == theirs.keys()
+    pairs = list(zip(output._fields, output, expected)) + [(name, mine[name], theirs[name]) for name in theirs]
+    for name, a, b in pairs:
+        if b is None:
+            assert a is None
+        elif name.endswith("qkv.bias"):  # softmax does not see the keys' bias: its gradient is rounding
+            for i in (0, 2):
+                assert (a.chunk(3)[i] - b.chunk(3)[i]).abs().max() <= tolerance * b.abs().max(), name
+        else:
+            assert (a - b).abs().max() <= tolerance * b.abs().max(), name
+
+
+# ---------------------------------------------------------------- decoder
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 2e-5)])
+@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("encode_all", [False, True])
+@pytest.mark.parametrize("target", sorted(TARGETS))
+def test_hidden_features_only(dtype, tolerance, depth, encode_all, target):
+    mae = tiny((8, 24), target=target, decoder_depth=depth, encode_all=encode_all).to(dtype)
+    images, mask = some(mae, batch=5, ratio=0.6)
+    mine = trained(mae, images, mask)
+    assert all(name in mine[1] for name, p in mae.named_parameters() if p.requires_grad)
+    assert_same(mine, trained(plain(mae), images, mask), tolerance)
+
+
+def test_hidden_features_only_in_bf16():
+    mae = tiny(decoder_depth=3)
+    images, mask = some(mae)
+    with torch.autocast("cpu", torch.bfloat16):
+        mine, theirs = trained(mae, images, mask), trained(plain(mae), images, mask)
+    assert_same(mine, theirs, 0.05)
+    torch.testing.assert_close(mine[0].loss, theirs[0].loss, rtol=5e-3, atol=0)
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_how_much_is_left_out(depth):
+    """In multiplications of the linear maps of the decoder: exactly what is known or not wanted."""
+    mae = tiny((16, 16), decoder_depth=depth)
+    images, mask = some(mae, batch=7)
+    latent = mae.encode(images, mask)
+
+    def count(function):
+        with FlopCounterMode(display=False) as counter:
+            function(latent, mask)
+        return counter.get_flop_counts()["Global"][torch.ops.aten.addmm] // 2
+
+    visible, hidden, dim = mask.keep.shape[1], mask.hide.shape[1], 16
+    first = (7 * hidden - (visible + hidden)) * 3 * dim * dim
+    last = 7 * (1 + visible) * (1 + 4 + 4) * dim * dim
+    assert count(mae.decoder) - count(mae.decoder.hidden) == first + last
+
+
+# ---------------------------------------------------------------- patches
+
+
+@pytest.mark.parametrize("size, channels, patch", [((8, 24), 3, 4), ((6, 4), 1, 2), ((9, 6), 5, 3)])
+def test_only_the_patches_asked_for_are_cut(size, channels, patch):
+    images = torch.randn(3, channels, *size, requires_grad=True)
+    count = size[0] * size[1] // patch**2
+    ids = torch.stack([torch.randperm(count)[: count // 2 + 1] for _ in range(3)])
+    cut, expected = patchify(images, patch, ids), take(patchify(images, patch), ids)
+    assert torch.equal(cut, expected)
+    weight = torch.randn_like(cut)
+    pair = [torch.autograd.grad((patches * weight).sum(), images)[0] for patches in (cut, expected)]
+    assert torch.equal(*pair)
+
+
+# ---------------------------------------------------------------- checkpointing
+
+
+def saved_bytes(function):
+    """Bytes that autograd keeps for the backward pass of `function()`."""
+    sizes = {}
+
+    def pack(x):
+        sizes[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        value = function()
+    return sum(sizes.values()), value
+
+
+@pytest.mark.parametrize("encode_all", [False, True])
+@pytest.mark.parametrize("loss_on", sorted(LOSSES))
+def test_checkpointing_gives_the_same_bits(loss_on, encode_all):
+    mae = tiny(loss_on=loss_on, encode_all=encode_all)
+    images, mask = some(mae)
+    config, names = mae.config(), mae.state_dict().keys()
+    assert_same(trained(mae, images, mask), trained(mae, images, mask), 0)
+    expected = trained(mae, images, mask)
+    before, _ = saved_bytes(lambda: mae(images, mask))
+    mae.set_checkpoint(True)
+    assert_same(trained(mae, images, mask), expected, 0)
+    after, _ = saved_bytes(lambda: mae(images, mask))
+    assert after < before / 2
+    assert mae.config() == config and mae.state_dict().keys() == names, "a matter of the run, not of the model"
+    with torch.autocast("cpu", torch.bfloat16):
+        coarse = trained(mae, images, mask)
+        mae.set_checkpoint(False)
+        assert_same(coarse, trained(mae, images, mask), 0)
+
+
+def test_checkpointing_with_drop_path():
+    encoder = ViT((8, 8), drop_path=0.5, **TINY)
+    images, weight, found = torch.randn(8, 3, 8, 8), torch.randn(8, 5, 32), []
+    draws = torch.rand(8, encoder.depth, 2)
+    for on in (False, True):
+        encoder.set_checkpoint(on)
+        encoder.zero_grad()
+        (encoder(images, draws=draws) * weight).sum().backward()
+        found.append({name: gradient.clone() for name, gradient in gradients(encoder).items()})
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+# ---------------------------------------------------------------- compiling and sharding
+
+
+COMPILED = """
+import torch
+from torchmae.models.mae import MAE
+from torchmae.models.masking import Mask
+from torchmae.models.vit import ViT
+
+for encode_all, checkpointed in [(False, False), (False, True), (True, False)]:
+    torch.manual_seed(0)
+    mae = MAE(ViT((16, 16), 4, embed_dim=32, depth=1, num_heads=4), 16, 2, 2, encode_all=encode_all)
+    order = torch.stack([torch.randperm(16) for _ in range(3)])
+    images, mask, found = torch.randn(3, 3, 16, 16), Mask(order[:, :4], order[:, 4:]), []
+    for compiled in (False, True):
+        if compiled:
+            mae.set_checkpoint(checkpointed)
+            mae.compile(fullgraph=True, backend="aot_eager")
+        mae.zero_grad()
+        output = mae(images, mask)
+        (output.loss + output.statistics_loss).backward()
+        found.append({name: p.grad.clone() for name, p in mae.named_parameters() if p.grad is not None})
+    for name in found[0]:
+        torch.testing.assert_close(found[1][name], found[0][name], rtol=1e-4, atol=1e-6)
+    torch.compiler.reset()
+print("same")
+"""
+
+
+def test_compiles_as_one_graph():
+    """In a process of its own: the checks of shapes that are on in the tests cannot be compiled."""
+    done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "same\n"
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("depth", [1, 2])
+def test_shards(depth, checkpointed):
+    """FSDP2 brings a block's weights together in the block's own call: every use of them must go through it."""
+    mae = tiny(decoder_depth=depth)
+    images, mask = some(mae)
+    expected = trained(plain(mae), images, mask)
+    mae.set_checkpoint(checkpointed)
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        for block in [*mae.encoder.layers(), *mae.decoder.blocks]:
+            fully_shard(block)
+        fully_shard(mae)
+        output, found = trained(mae, images, mask)
+        assert_same((output, {name: value.full_tensor() for name, value in found.items()}), expected, 2e-5)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+# ---------------------------------------------------------------- mask tokens in the encoder
+
+
+def test_encode_all_equals_replacing_what_is_hidden():
+    """All patches in their own order, the hidden ones replaced after the embedding; nothing sorted, nothing left out."""
+    mae = tiny(encode_all=True).double()
+    images, mask = some(mae)
+    encoder, decoder = mae.encoder, mae.decoder
+    tokens = encoder.patch_embed(patchify(images, 4))
+    tokens = put(tokens, mask.hide, mae.mask_token.expand(3, 12, -1)) + encoder.pos_embed[:, 1:]
+    x = torch.cat([(encoder.cls_token + encoder.pos_embed[:, :1]).expand(3, -1, -1), tokens], dim=1)
+    x = decoder.embed(encoder.norm(nn.Sequential(*encoder.blocks)(x))) + decoder.pos_embed
+    x = decoder.pred(decoder.norm(nn.Sequential(*decoder.blocks)(x)))[:, 1:]
+    torch.testing.assert_close(mae(images, mask).prediction, take(x, mask.hide), rtol=1e-11, atol=1e-11)
+
+
+def test_encode_all_does_not_see_hidden_pixels():
+    mae = tiny(encode_all=True)
+    images, mask = some(mae)
+    poisoned = unpatchify(put(patchify(images, 4), mask.hide, torch.full((3, 12, 48), torch.nan)), 4, (4, 4))
+    output = mae(poisoned, mask)
+    assert torch.equal(output.prediction, mae(images, mask).prediction) and output.loss.isnan()
+
+
+def test_encode_all_trains():
+    mae = MAE(ViT((16, 16), **TINY), decoder_dim=64, decoder_depth=2, decoder_heads=4, encode_all=True)
+    mask = some(mae)[1]
+    images = nn.functional.interpolate(torch.randn(3, 3, 4, 4), size=(16, 16), mode="bicubic")
+    optimizer = torch.optim.AdamW([p for p in mae.parameters() if p.requires_grad], 2e-3)
+    before, start = mae.mask_token.detach().clone(), mae(images, mask).loss.item()
+    for _ in range(90):
+        optimizer.zero_grad()
+        total(mae(images, mask)).backward()
+        assert mae.mask_token.grad.abs().max() > 0
+        optimizer.step()
+    assert mae(images, mask).loss < 0.5 < start and not torch.equal(mae.mask_token, before)
+
+
+def test_encode_all_is_built_again():
+    mae = tiny(encode_all=True)
+    config = json.loads(json.dumps(mae.config()))
+    again = MAE.build(config)
+    assert again.mask_token.std().item() == pytest.approx(0.02, rel=0.5)
+    again.load_state_dict(mae.state_dict(), strict=True)
+    images, mask = some(mae)
+    assert config["encode_all"] is True and torch.equal(again(images, mask).loss, mae(images, mask).loss)
+    usual = MAE(ViT((16, 16), **TINY), **DECODER)
+    assert mae.state_dict().keys() ^ usual.state_dict().keys() == {"mask_token", "decoder.mask_token"}
+    assert mae.encoder.state_dict().keys() == usual.encoder.state_dict().keys(), "the encoder is a plain ViT"
+    older = usual.config()
+    assert older.pop("encode_all") is False
+    MAE.build(older).load_state_dict(usual.state_dict(), strict=True)

@@ -1,0 +1,161 @@
+"""The settings of `mae bench`, which of them go with WHAT, and what is chosen where they are left open."""
+
+import shlex
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import torch
+import tyro
+
+from torchmae.bench.peers import find_peers
+from torchmae.errors import UserError, choose
+from torchmae.models.patches import grid_of
+from torchmae.models.vit import size_of
+from torchmae.options import check_numbers
+from torchmae.tasks.pretrain import config as settings
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Measure speed on this machine: numbers to the screen, and with all rounds to a JSON file.
+
+    WHAT is step (forward, backward and AdamW beside other libraries), wall-clock (the paper's Table 2: mask tokens in the
+    encoder or not, decoder depth 8 or 1), data (images/s per core for each way of decoding, on the files of DATA), resume
+    (a checkpoint saved and loaded) or startup (--help, and the first step). Everything is measured in turns; trust the
+    ratios first.
+    """
+
+    what: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="WHAT")]
+    """step, wall-clock, data, resume or startup."""
+    data: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[DATA]")] = None
+    """data: image files, as for mae pretrain. startup: what to train on. Default: a packed set made for it."""
+    model: str | None = None
+    """Sizes such as vit_base, commas between. Default: vit_base; for wall-clock vit_large,vit_huge."""
+    batch_size: int | None = None
+    """Images of a step. Default: step and data 16, on a GPU 256; wall-clock 8, on a GPU 64."""
+    image_size: int = 224
+    """Side in pixels."""
+    patch_size: int | None = None
+    """Side of a patch in pixels. Default: as in the paper 16, for vit_huge 14."""
+    precision: str | None = None
+    """fp32 or bf16. Default: bf16 where the device is fast at it."""
+    compile: bool = False
+    """Use torch.compile, for all."""
+    vs: str | None = None
+    """step: libraries to compare with, commas between, or none. Default: transformers,lightly,vit-pytorch."""
+    measure: bool = True
+    """wall-clock: measure times too; otherwise operations are only counted."""
+    step_images_per_s: float | None = None
+    """data: how many images/s the device takes. Default: measured for --model."""
+    rounds: int = 5
+    """Measurements of each; medians are shown."""
+    threads: int | None = None
+    """CPU threads. Default: torch's own choice."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    out: str | None = None
+    """File of the results. Default: bench-WHAT.json."""
+
+
+class Kind(NamedTuple):
+    """What goes with one WHAT: the settings that it has besides those of all, the models and batch sizes it chooses."""
+
+    settings: set[str]
+    model: str | None = None
+    batch: int | None = None
+    batch_on_gpu: int | None = None
+
+
+OF_ALL = {"what", "rounds", "threads", "device", "out"}
+
+
+STEP = {"model", "batch_size", "image_size", "patch_size", "precision", "compile"}
+
+
+KINDS = {
+    "step": Kind({*STEP, "vs"}, "vit_base", 16, 256),
+    "wall-clock": Kind({*STEP, "measure"}, "vit_large,vit_huge", 8, 64),
+    "data": Kind({*STEP, "data", "step_images_per_s"}, "vit_base", 16, 256),
+    "resume": Kind({"model"}, "vit_base", 1, 1),
+    "startup": Kind({"data"}),
+}
+
+
+def check(config: Bench) -> None:
+    """What can be known to be wrong before anything is built."""
+    kind = choose(KINDS, config.what, "WHAT")
+    for field in fields(config):
+        if field.name not in kind.settings | OF_ALL and getattr(config, field.name) != field.default:
+            goes = [what for what, other in KINDS.items() if field.name in other.settings]
+            raise UserError(f"{word_of(config, field.name)} goes with mae bench {', '.join(goes)} only: leave it out")
+    if config.what == "data" and config.data is None:
+        raise UserError("DATA is missing: mae bench data FOLDER measures on image files of yours")
+    check_numbers(config, ("batch_size", "image_size", "patch_size", "rounds", "threads", "step_images_per_s"), ())
+    if config.precision not in (None, "fp32", "bf16"):
+        raise UserError(f"--precision {config.precision}: fp32 or bf16")
+    if config.step_images_per_s is not None and config.model is not None:
+        raise UserError("--model is there to measure what --step-images-per-s says: leave one of them out")
+    if config.out is None:
+        return
+    if Path(config.out).is_dir() or config.out.endswith("/"):
+        raise UserError(f"--out {config.out} is a folder: name a file such as {Path(config.out) / 'bench.json'}")
+    try:
+        Path(config.out).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {config.out} cannot be written: {error.strerror or error}") from error
+
+
+def word_of(config: Bench, name: str) -> str:
+    """A setting as it was typed."""
+    if name == "data":
+        return f"DATA ({config.data})"
+    return f"--{'no-' * (getattr(config, name) is False)}{name.replace('_', '-')}"
+
+
+def resolve(config: Bench, device: torch.device) -> Bench:
+    """The settings with nothing left open but the patch size, which is the model's. `UserError` for a model or library that
+    is not there."""
+    kind, on_gpu = KINDS[config.what], device.type == "cuda"
+    if config.step_images_per_s is not None:  # no model is needed
+        kind = Kind(kind.settings)
+    precision = "bf16" if settings.precision(device) == "bf16" else "fp32"
+    config = replace(
+        config,
+        model=config.model or kind.model,
+        batch_size=config.batch_size or (kind.batch_on_gpu if on_gpu else kind.batch),
+        out=config.out or f"bench-{config.what}.json",
+        precision=config.precision or (precision if kind.model else None),
+        vs=(config.vs or "transformers,lightly,vit-pytorch") if config.what == "step" else None,
+    )
+    for name in models(config.model):
+        size_of(name)
+        grid_of((config.image_size,) * 2, patch_size(config, name))
+    find_peers(config.vs or "")
+    return config
+
+
+def models(text: str | None) -> list[str]:
+    """The names between the commas."""
+    return [name.strip() for name in text.split(",")] if text else []
+
+
+def patch_size(config: Bench, model: str) -> int:
+    return config.patch_size or (14 if model == "vit_huge" else 16)
+
+
+def public(config: Bench) -> Bench:
+    """The settings as they may be published: of DATA only the last part of its path."""
+    return replace(config, data=config.data and Path(config.data).name)
+
+
+def command(config: Bench) -> str:
+    """The command line of these settings."""
+    words = ["mae", "bench", config.what, *([config.data] if config.data else [])]
+    for field in fields(config):
+        value, flag = getattr(config, field.name), f"--{field.name.replace('_', '-')}"
+        named = field.name in ("what", "data", "out")
+        if named or value == field.default or field.name not in KINDS[config.what].settings | OF_ALL:
+            continue
+        words += [flag, str(value)] if not isinstance(value, bool) else [flag if value else f"--no-{field.name}"]
+    return shlex.join(words)

@@ -1,0 +1,56 @@
+"""`mae bench`: speed on this machine, a table on the screen and all rounds in a JSON file."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torchmae.bench.config import Bench, check, command, public, resolve
+from torchmae.bench.data import data
+from torchmae.bench.start import resume, startup
+from torchmae.bench.step import step, wall_clock
+from torchmae.bench.timing import machine, threads, versions
+from torchmae.data.sources import open_source
+from torchmae.disk import write_text
+from torchmae.errors import RunError
+from torchmae.train.distributed import find_device
+
+# Of each WHAT the function that measures: settings and device to what the JSON file says of it.
+WHAT = {"step": step, "wall-clock": wall_clock, "data": data, "resume": resume, "startup": startup}
+
+
+PACKAGES = ("torch", "torchmae", "torchvision", "numpy", "pillow", "simplejpeg", "timm")
+
+
+PEERS = ("transformers", "lightly", "vit-pytorch")
+
+
+def run(config: Bench) -> Path:
+    """Measures, prints tables, writes all numbers to `config.out` and gives it."""
+    check(config)
+    device = find_device(config.device)
+    config = resolve(config, device)
+    out = Path(config.out or "")
+    if config.data is not None:  # a mistake is said before anything else
+        open_source(config.data)
+    with threads(config.threads):
+        here = machine(device)
+        result: dict[str, Any] = {
+            "command": command(public(config)),
+            "machine": here,
+            "versions": versions((*PACKAGES, *PEERS)),
+            "settings": {name: value for name, value in asdict(public(config)).items() if name != "out"},
+        }
+        size = f"; {config.precision}, batch {config.batch_size}" if config.what in ("step", "wall-clock") else ""
+        rounds = f"; medians of {config.rounds} rounds" if config.measure else ""
+        print(
+            f"{here['device']}, {here['threads']} threads, load {here['load']}{size}{', compiled' if config.compile else ''}"
+            f"{rounds}"
+        )
+        result |= WHAT[config.what](config, device)
+    try:
+        write_text(out, json.dumps(result, indent=1))
+    except OSError as error:
+        raise RunError(f"could not write {out}: {error.strerror or error}") from error
+    print(f"{out}: all rounds")
+    return out

@@ -1,0 +1,196 @@
+"""How `mae bench` measures: trainings side by side in one process, round after round, beside a plain matrix product.
+
+Other work on the machine slows down all of a round alike: ratios are taken within a round, and then their median.
+"""
+
+import gc
+import math
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+from tqdm import tqdm
+
+LEAST = 0.3  # seconds of a measurement: shorter steps are repeated
+
+
+PRODUCT = "matrix product"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One training to be timed: `step()` makes a step with `flops` operations."""
+
+    name: str
+    step: Callable[[], object]
+    flops: float
+    model: nn.Module | None = None
+    optimizer: torch.optim.Optimizer | None = None
+    note: str = ""
+    against: str | None = None  # whom its speed is compared with
+
+
+def matrix_product(device: torch.device, precision: str) -> Contender:
+    """A large square product: the speed that this machine reaches at best, at this moment."""
+    side = 8192 if device.type == "cuda" else 2048
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    return Contender(PRODUCT, lambda: torch.mm(a, b, out=out), 2.0 * side**3, note=f"{side}x{side}, {precision}")
+
+
+def race(contenders: Sequence[Contender], rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds a step of each contender in each round. Each has two steps to warm up, and is not always first or last."""
+    repeat: dict[str, int] = {}
+    seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+    with tqdm(total=len(contenders) * (rounds + 1), unit=" measurements", disable=None, leave=False) as bar:
+        for contender in contenders:
+            timed(contender.step, 1, device)  # compiles, finds out what fits into memory
+            repeat[contender.name] = min(200, math.ceil(LEAST / timed(contender.step, 1, device)))
+            at_rest(contender)
+            bar.update()
+        for i in range(rounds):
+            turn = i % len(contenders)
+            for contender in (*contenders[turn:], *contenders[:turn]):
+                seconds[contender.name].append(timed(contender.step, repeat[contender.name], device))
+                at_rest(contender)
+                bar.update()
+    return seconds
+
+
+def turns(measures: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """What each of these measurements, which look at the clock themselves, gives in each round; the order as in `race`."""
+    names = list(measures)
+    found: dict[str, list[float]] = {name: [] for name in names}
+    for i in tqdm(range(-1, rounds), unit=" rounds", disable=None, leave=False):
+        turn = i % len(names)
+        for name in (*names[turn:], *names[:turn]):
+            value = measures[name]()
+            if i >= 0:  # the first round is to warm up
+                found[name].append(value)
+    return found
+
+
+def timed(step: Callable[[], object], count: int, device: torch.device) -> float:
+    """Seconds a step, all of its work done."""
+    wait(device)
+    began = time.perf_counter()
+    for _ in range(count):
+        step()
+    wait(device)
+    return (time.perf_counter() - began) / count
+
+
+def at_rest(contender: Contender) -> None:
+    """Without gradients, so that only one contender at a time has them in memory; a step drops them first in any case."""
+    if contender.optimizer is not None:
+        contender.optimizer.zero_grad(set_to_none=True)
+
+
+def wait(device: torch.device) -> None:
+    """Until the device has done what was asked."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def step_memory_mb(contender: Contender, device: torch.device) -> float | None:
+    """The most that one step's tensors take, with weights and optimizer state, in MB (10^6); as if it were alone there.
+
+    On a CPU the profiler adds up every tensor's bytes: what the process holds says little, since freed memory stays with it.
+    """
+    if contender.model is None or contender.optimizer is None or device.type not in ("cuda", "cpu"):
+        return None
+    at_rest(contender)
+    gc.collect()
+    state = [value for kept in contender.optimizer.state.values() for value in kept.values()]
+    own = sum(x.nbytes for x in (*contender.model.parameters(), *contender.model.buffers(), *state))
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        contender.step()
+        return (own + torch.cuda.max_memory_allocated(device) - before) / 1e6
+    with silence(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        contender.step()
+    events = profiled.profiler.kineto_results.events()
+    held = most = 0
+    for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        most = max(most, held)
+    return (own + most) / 1e6
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Nothing reaches stderr: the profiler's library writes there of its own accord, past Python."""
+    before, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+        os.close(nowhere)
+
+
+@contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """Within it torch computes with so many threads (None: as it did)."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def speed_beside(own: list[float], other: list[float]) -> dict[str, float]:
+    """How many times as fast as another, from the seconds of both in each round: the median, and the range of all rounds."""
+    ratios = [b / a for a, b in zip(own, other)]
+    return {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
+
+
+def spread(speed: dict[str, float]) -> str:
+    return f"{speed['median']:.2f} ({speed['least']:.2f} to {speed['most']:.2f})"
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What was measured on, without names of people or places. `load` is the average number of busy processes of the last
+    minute: above 0 before a measurement, others were at work."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
+        "cores": cores,
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "system": platform.system(),
+    }
+
+
+def cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "CPU"
+
+
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    """Of Python and of those packages that are installed."""
+    found = {"python": platform.python_version()}
+    for package in packages:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found

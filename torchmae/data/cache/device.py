@@ -1,0 +1,216 @@
+"""A data set that lies decoded in the device's memory: crops, flips and resizing happen there, and no loader is needed.
+
+The pixels of `Batches`, bit for bit. There they come from torch's bicubic filter for uint8, which GPUs do not have. It is
+fixed-point arithmetic: weights of 16 bits; first the width, rounded to 0..255, then the height. Its sums are multiples of
+2**-22 below 2**9, so matrix products in float64 are exact, and equal on any device and in any order of adding.
+"""
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from jaxtyping import Float64, Int64, Integer, UInt8
+from torch import Tensor
+from tqdm import tqdm
+
+from torchmae.data.decode import BadImage
+from torchmae.data.loader import Batch, Batches, read
+from torchmae.data.sources.source import Around, BadFile
+from torchmae.data.transforms import Augment, Crop, Pixels, cut
+from torchmae.errors import UserError
+
+AT_ONCE = 2**23  # values that are resized together: each takes up to 64 bytes of memory for a moment
+
+
+class Resident:
+    """The batches of `Batches`, bit for bit, made on the device from a data set that lies there decoded."""
+
+    def __init__(self, batches: Batches, device: torch.device):
+        if not isinstance(batches.transform, Augment):
+            given = type(batches.transform).__name__
+            raise UserError(
+                f"of images that lie on the device, only random crops and flips are made there, not {given}"
+            )
+        self.source, self.batch_size = batches.source, batches.batch_size
+        self.augment, self.channels, self.device = batches.transform, batches.channels, device
+        self.decoded = Decoded(batches, device)
+        self.batches = replace(batches, source=self.decoded)
+        self.replaced: dict[int, tuple[int, list[BadFile]]] = {}  # bad samples that were drawn
+        # Dense products waste most of their work on zeros. Measured on one core at 32 pixels: as fast as `cut`, image by
+        # image, for 1 channel, half as fast for 3; at 224 pixels 35 times slower.
+        self.together = device.type != "cpu"
+
+    @cached_property
+    def filters(self) -> "tuple[Filter, Filter]":
+        """For the height, and for the width."""
+        rows, columns = (
+            Filter(longest, out, self.device)
+            for longest, out in zip(self.decoded.sizes.max(0).tolist(), self.augment.size)
+        )
+        return rows, columns
+
+    def loader(self, start: int, stop: int, workers: int, pin_memory: bool = False) -> Iterator[Batch]:
+        """The batches of the steps `start..stop-1`, on the device; there is nothing to do for workers."""
+        return (self[step] for step in range(start, stop))
+
+    def __getitem__(self, step: int) -> Batch:
+        bad: list[BadFile] = []
+        epochs, drawn = self.batches.places(step)
+        samples = np.array([self.shown(sample, bad) for sample in drawn.tolist()], dtype=np.int64)
+        heights, widths = self.decoded.sizes[samples].T
+        crops = self.augment.crops(heights, widths, epochs, samples)
+        if self.together:
+            return self.cut_together(epochs, samples, crops, bad, step)
+        images = [cut(self.decoded.read(i), crop, self.augment.size) for i, crop in zip(samples.tolist(), crops)]
+        return Batch(torch.stack(images), torch.from_numpy(epochs), torch.from_numpy(samples), bad, step)
+
+    def shown(self, sample: int, bad: list[BadFile]) -> int:
+        """The sample, or what `Batches` shows in its place."""
+        if sample not in self.decoded.reasons:
+            return sample
+        if sample not in self.replaced:
+            found: list[BadFile] = []
+            self.replaced[sample] = self.batches.read(sample, found)[0], found
+        index, found = self.replaced[sample]
+        bad += found
+        return index
+
+    def cut_together(
+        self,
+        epochs: Int64[np.ndarray, "B"],
+        samples: Int64[np.ndarray, "B"],
+        crops: Sequence[Crop],
+        bad: list[BadFile],
+        step: int,
+    ) -> Batch:
+        """The batch of these windows: one small copy of integers to the device, and no waiting for it."""
+        top, left, height, width, flip = np.array(crops, dtype=np.int64).T
+        stride = self.decoded.sizes[samples, 1] * self.channels
+        first = self.decoded.starts[samples] + top * stride + left * self.channels
+        numbers = torch.from_numpy(np.stack([epochs, samples, first, stride, height, width, flip]))
+        numbers = (numbers.pin_memory() if self.device.type == "cuda" else numbers).to(self.device, non_blocking=True)
+        longest = int(height.max()), int(width.max())
+        values = self.channels * math.prod(map(max, longest, self.augment.size))
+        parts = numbers[2:].split(max(1, AT_ONCE // values), dim=1)
+        return Batch(torch.cat([self.windows(part, *longest) for part in parts]), numbers[0], numbers[1], bad, step)
+
+    def windows(self, numbers: Int64[Tensor, "5 B"], height: int, width: int) -> UInt8[Tensor, "B C h w"]:
+        """Resized windows, given where each begins in the storage, the values of a row there, its sides and whether it is
+        mirrored. Pixels are taken for the largest `height` and `width`; those outside a window get zero weights."""
+        first, stride, heights, widths, flips = numbers
+        (h, w), channels, (rows, columns) = self.augment.size, self.channels, self.filters
+        down, across, kinds = (torch.arange(count, device=self.device) for count in (height, width, channels))
+        places = (first[:, None] + stride[:, None] * down)[..., None, None] + (kinds[:, None] + channels * across)
+        pixels = self.decoded.pixels[places.clamp_(max=len(self.decoded.pixels) - 1)].double()
+        narrow = rounded(pixels.flatten(1, 2) @ columns(widths, width, flips).mT)
+        small = rounded(rows(heights, height) @ narrow.view(-1, height, channels * w))
+        return small.view(-1, h, channels, w).transpose(1, 2).to(torch.uint8, memory_format=torch.contiguous_format)
+
+
+class Decoded(Around):
+    """A source whose images are decoded already, one behind the other in one tensor; bad ones stay bad."""
+
+    def __init__(self, batches: Batches, device: torch.device):
+        """Decodes everything, in threads (decoders release the interpreter's lock), with a progress bar."""
+        super().__init__(batches.source, batches.channels)
+        self.reasons: dict[int, str] = {}  # why an image is bad
+        self.sizes = np.zeros((len(self), 2), dtype=np.int64)
+        blocks: list[Tensor] = []
+
+        def look(index: int) -> Pixels | str:
+            try:
+                return read(self.source, index, self.channels, batches.max_megapixels, batches.white)
+            except BadImage as error:
+                return str(error)
+
+        with (
+            ThreadPoolExecutor(os.cpu_count()) as pool,
+            tqdm(desc="decode", total=len(self), unit=" images", disable=None, leave=False) as bar,
+        ):
+            for first in range(0, len(self), 4096):  # not all at once: as in `scan`
+                images = [np.zeros(0, dtype=np.uint8)]
+                for index, found in enumerate(pool.map(look, range(first, min(first + 4096, len(self)))), first):
+                    bar.update()
+                    if isinstance(found, str):
+                        self.reasons[index] = found
+                    else:
+                        self.sizes[index] = found.shape[:2]
+                        images.append(found.reshape(-1))
+                blocks.append(torch.from_numpy(np.concatenate(images)).to(device))
+                del images, found
+        ends = np.cumsum(self.sizes.prod(1) * self.channels)
+        self.starts = ends - self.sizes.prod(1) * self.channels
+        self.pixels = torch.cat(blocks)
+
+    def read(self, i: int) -> Pixels:
+        if i in self.reasons:
+            raise BadImage(self.reasons[i])
+        height, width = self.sizes[i].tolist()
+        pixels = self.pixels[self.starts[i] : self.starts[i] + height * width * self.channels]
+        return pixels.view(height, width, self.channels).cpu().numpy()
+
+
+class Filter:
+    """The resampling weights of windows of every length up to `longest`, for `out` pixels, in the device's memory."""
+
+    def __init__(self, longest: int, out: int, device: torch.device):
+        first = np.zeros((longest + 1, out), dtype=np.int64)
+        weights = np.zeros((longest + 1, out, taps(longest, out)), dtype=np.float32)  # holds their 16 bits exactly
+        for length in range(1, longest + 1):
+            first[length], weights[length, :, : taps(length, out)] = resampling(length, out)
+        self.first, self.weights = torch.from_numpy(first).to(device), torch.from_numpy(weights).to(device)
+        self.outputs, self.taps = (torch.arange(count, device=device) for count in weights.shape[1:])
+
+    def __call__(
+        self, lengths: Int64[Tensor, "B"], longest: int, flips: Int64[Tensor, "B"] | None = None
+    ) -> Float64[Tensor, "B out longest"]:
+        """A matrix for each window, with zeros behind its length; its rows in reverse order where a flip is 1."""
+        rows = self.outputs if flips is None else (flips[:, None] * (len(self.outputs) - 1) - self.outputs).abs_()
+        first, weights = self.first[lengths[:, None], rows], self.weights[lengths[:, None], rows]
+        matrices = torch.zeros(*first.shape, longest + len(self.taps), dtype=torch.float64, device=first.device)
+        return matrices.scatter_(2, first[..., None] + self.taps, weights.double())[..., :longest]
+
+
+def taps(length: int, out: int) -> int:
+    """How many neighbouring pixels an output pixel may depend on."""
+    return math.ceil(2 * max(length / out, 1.0)) * 2 + 1
+
+
+def resampling(length: int, out: int) -> tuple[Int64[np.ndarray, "out"], Float64[np.ndarray, "out taps"]]:
+    """The first pixel that each output pixel depends on, and its weights: torch's antialiased bicubic filter for uint8.
+
+    Step by step as in its `UpSampleKernel.cpp`, because every bit counts: weights are rounded to as many binary places
+    (at most 22) as keep the largest of them, taken as an integer, below 2**15.
+    """
+    scale = length / out
+    support = 2 * max(scale, 1.0)
+    centre = scale * (np.arange(out) + 0.5)
+    first = np.maximum((centre - support + 0.5).astype(np.int64), 0)
+    count = np.minimum((centre + support + 0.5).astype(np.int64), length) - first
+    tap = np.arange(taps(length, out))
+    x = np.abs((tap + first[:, None] - centre[:, None] + 0.5) * (1 / max(scale, 1.0)))
+    near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2  # Keys' cubics, a = -0.5
+    weights = np.where(x < 1, near, np.where(x < 2, far, 0.0)) * (tap < count[:, None])
+    weights /= weights.cumsum(1)[:, -1:]  # a sum from left to right
+    places = 0
+    while places < 22 and int(0.5 + weights.max() * 2 ** (places + 1)) < 2**15:
+        places += 1
+    return first, np.trunc(weights * 2**places + np.copysign(0.5, weights)) / 2**places
+
+
+def rounded(values: Float64[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:
+    """To whole numbers in 0..255, halves upwards, in place."""
+    return values.add_(0.5).floor_().clamp_(0, 255)
+
+
+def bytes_needed(sizes: Integer[np.ndarray, "N 2"], channels: int, size: tuple[int, int] = (224, 224)) -> int:
+    """Device memory that images of these (height, width) take for good: their pixels and the weights to resize any window
+    of them to `size` (or to less). To begin with it is twice the pixels, and a step's work needs up to 64 * AT_ONCE bytes."""
+    pixels = int(sizes.astype(np.int64).prod(1).sum()) * channels
+    longest = sizes.max(0).tolist()
+    return pixels + sum((side + 1) * out * (8 + 4 * taps(side, out)) for side, out in zip(longest, size))

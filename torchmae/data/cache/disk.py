@@ -1,0 +1,92 @@
+"""The folder of a decoded cache on disk: found, made with all its room, replaced when the data changes."""
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Integer
+
+from torchmae.data.cache.folder import cache_folder
+from torchmae.data.cache.layout import ABOUT, LINE, PIXELS, SUMS, bytes_needed, starts_of
+from torchmae.data.sources.source import Source, digest_of
+from torchmae.disk import write_whole
+from torchmae.errors import UserError
+
+
+def make_folder(
+    data: str, source: Source, sizes: Integer[np.ndarray, "N 2"], channels: int, max_megapixels: float, white: int
+) -> Path:
+    """The folder for the decoded images of `data`: the one that is there if nothing has changed since (names, sizes and times
+    of the files, settings, decoders), else a new one, with all the room that it will need, in place of the old.
+
+    Times are those at opening: what is decoded of a file that changes later is kept under a key that no later run has."""
+    stamp = source.stamp()
+    if stamp is None:
+        raise UserError(f"--cache disk cannot tell whether {data} has changed since it was kept: use --cache memory")
+    place, settings = os.path.abspath(data), (channels, max_megapixels, white)
+    whose = digest_of(place, *settings)[:16]
+    key = digest_of(stamp, *settings, version("pillow"), version("simplejpeg"), sizes.tobytes())[:16]
+    room, needed = cache_folder("decoded"), bytes_needed(sizes, channels)
+    lengths = {PIXELS: max(LINE, int(starts_of(sizes, channels)[-1])), SUMS: max(LINE, 8 * len(sizes))}
+    folder = room / f"{whose}-{key}"
+    try:
+        if all_there(folder, lengths):
+            return folder
+        room.mkdir(mode=0o700, parents=True, exist_ok=True)  # of pictures that others need not see
+        for old in (*room.glob(f"{whose}-*"), *(p for p in room.glob(f".{whose}-*") if is_left_over(p))):
+            if old == folder and all_there(folder, lengths):  # made by another process since
+                return folder
+            (old / ABOUT).unlink(missing_ok=True)
+            shutil.rmtree(old, ignore_errors=True)  # who reads it still has it mapped
+        free = shutil.disk_usage(room).free
+        if needed > 0.9 * free:
+            raise OSError(f"{free / 1e9:,.1f} GB are free")
+        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=room))
+        try:
+            for name, length in lengths.items():
+                allocate(partial / name, length)
+            write_whole(partial / ABOUT, json.dumps({"data": place, "images": len(sizes), "bytes": needed}).encode())
+            with suppress(OSError):  # another process was quicker
+                partial.rename(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        if not all_there(folder, lengths):
+            raise OSError("it cannot be made")
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"--cache disk needs {needed / 1e9:,.1f} GB in {room} ({getattr(error, 'strerror', None) or error}): make room, "
+            "set XDG_CACHE_HOME to a folder elsewhere, or use --cache none"
+        ) from error
+    return folder
+
+
+def all_there(folder: Path, lengths: dict[str, int]) -> bool:
+    """Whether it is a whole cache that this process may write to."""
+    files = [folder / name for name in lengths]
+    if not (folder / ABOUT).exists() or not all(file.exists() for file in files):
+        return False
+    if not all(os.access(file, os.R_OK | os.W_OK) for file in files):
+        raise OSError(f"{folder} is somebody else's")
+    return [file.stat().st_size for file in files] == list(lengths.values())
+
+
+def is_left_over(partial: Path) -> bool:
+    """Whether what is in the making has been so for a day: its process was killed."""
+    with suppress(OSError):
+        return time.time() - partial.stat().st_mtime > 86_400
+    return False
+
+
+def allocate(path: Path, length: int) -> None:
+    """A file of zeros whose room on the disk is taken now: a full disk must not end a training that writes through memory."""
+    with path.open("wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, length)
+        else:
+            file.truncate(length)

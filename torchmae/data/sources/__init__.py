@@ -1,0 +1,60 @@
+"""Where images come from. A source is an indexable set of images; it lists, labels and reads them, and decodes nothing.
+
+A new kind of source is one opener in `SOURCES`. Every source pickles, and stays correct in forked workers. Names are
+kept as one block of bytes, because a list of Python strings would be copied page by page into every forked worker.
+"""
+
+import os
+import re
+from collections.abc import Callable
+
+from torchmae.data.sources.arrays import open_array, open_digits
+from torchmae.data.sources.files import open_folder, open_list
+from torchmae.data.sources.hubs import open_hf, open_torchvision
+from torchmae.data.sources.packed import open_packed
+from torchmae.data.sources.source import BadFile as BadFile
+from torchmae.data.sources.source import Source as Source
+from torchmae.data.sources.source import Strings as Strings
+from torchmae.data.sources.tars import open_tar
+from torchmae.errors import UserError, choose
+
+Opener = Callable[[str], Source]
+
+
+def open_source(spec: str | os.PathLike) -> Source:
+    """The source that `spec` names: a folder, list (.txt, .csv), tar shards, packed set, array (.npy, .npz), or "kind:what"."""
+    spec = os.fspath(spec)
+    kind, colon, rest = spec.partition(":")
+    if kind in SOURCES and colon:
+        return SOURCES[kind](rest)
+    if spec.partition("?")[0] == "digits" and not os.path.exists(spec):
+        return open_digits(spec.removeprefix("digits"))
+    path = os.path.expanduser(spec)
+    if os.path.isdir(path):
+        return open_folder(path)
+    whole = os.path.exists(path) or path.lower().endswith(".tar")  # "?" may also be a wildcard of a tar's name
+    suffix = os.path.splitext(path if whole else path.partition("?")[0])[1].lower()
+    by_suffix = {".txt": "list", ".csv": "list", ".tar": "tar", ".npy": "array", ".npz": "array"}
+    if suffix in by_suffix:
+        return SOURCES[by_suffix[suffix]](path)
+    if os.path.exists(path):
+        raise UserError(f"'{spec}' is no source: give a folder, .txt, .csv, .tar, .npy, .npz or one of {_kinds()}")
+    if colon and re.fullmatch(r"\w{2,}", kind):
+        choose(SOURCES, kind, "kind of source")
+    raise UserError(f"no such folder or file: '{spec}' (or one of {_kinds()})")
+
+
+def _kinds() -> str:
+    return "torchvision:NAME, hf:NAME, digits"
+
+
+SOURCES: dict[str, Opener] = {
+    "folder": open_folder,
+    "list": open_list,
+    "tar": open_tar,
+    "packed": open_packed,
+    "array": open_array,
+    "torchvision": open_torchvision,
+    "hf": open_hf,
+    "digits": open_digits,
+}

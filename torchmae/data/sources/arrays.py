@@ -1,0 +1,161 @@
+"""Images in one array: .npy, .npz, and the built-in digits."""
+
+import os
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from torchmae.data.sources.source import (
+    BadFile,
+    Pixels,
+    Source,
+    Strings,
+    digest_of,
+    options_of,
+    sampled,
+    suffix_of,
+    time_of,
+)
+from torchmae.errors import UserError, choose, missing_extra
+
+
+class Arrays:
+    """Images that are one uint8 array [N, H, W, C]. `load` gives it, here and again in a process that unpickles this.
+    `origin` is what it reads: a file, and what of it."""
+
+    unusable: Sequence[BadFile] = ()
+
+    def __init__(
+        self,
+        load: Callable[[], np.ndarray],
+        prefix: str,
+        labels: Iterable[str] | None,
+        origin: tuple[str, ...] = (),
+    ):
+        self.load, self.prefix, self.stamped = load, prefix, None
+        if origin:  # before it is loaded: what comes later has other times
+            facts = os.stat(origin[0])
+            self.stamped = digest_of(origin, facts.st_size, time_of(facts))
+        self.pixels = load()
+        self.labels = Strings(labels) if labels is not None else None
+        self.channels = int(self.pixels.shape[3])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "pixels": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, pixels=state["load"]())
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def name(self, i: int) -> str:
+        return f"{self.prefix}[{i}]"
+
+    def label(self, i: int) -> str | None:
+        return self.labels[i] if self.labels else None
+
+    def read(self, i: int) -> Pixels:
+        return np.array(self.pixels[i])
+
+    def fingerprint(self) -> str:
+        return sampled(self, self.pixels.shape, str(self.pixels.dtype))
+
+    def stamp(self) -> str | None:
+        return self.stamped
+
+
+def open_array(spec: str) -> Source:
+    """A uint8 array: "x.npy", "x.npz", "x.npz?key=train&layout=NCHW"; [N, H, W, C], [N, C, H, W] or [N, H, W]."""
+    path, options = (spec, {}) if os.path.exists(spec) else options_of(os.path.expanduser(spec), ("key", "layout"))
+    path = os.path.abspath(path)
+    try:
+        key, labels = _choose_array(path, options.get("key")) if suffix_of(path) == ".npz" else ("", None)
+        origin = (path, key, options.get("layout", ""))
+        return Arrays(partial(_load_array, *origin), os.path.basename(path), labels, origin)
+    except UserError:
+        raise
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(f"cannot read the array '{path}': {error}") from error
+
+
+def _load_array(path: str, key: str, layout: str) -> UInt8[np.ndarray, "N H W C"]:
+    loaded = np.load(path, mmap_mode="r", allow_pickle=False)
+    pixels = loaded[key] if key else loaded
+    what = f"'{path}' holds {pixels.dtype} {list(pixels.shape)}"
+    if pixels.dtype != np.uint8:
+        raise UserError(
+            f"{what}; only uint8 (0..255) is read: save it as (x * 255).round().astype('uint8') if it is in 0..1"
+        )
+    if 0 in pixels.shape or pixels.ndim not in (3, 4) or (pixels.ndim == 3 and pixels.shape[2] <= 4 and not layout):
+        raise UserError(f"{what}; expected images as [N, H, W, C], [N, C, H, W] or [N, H, W]")
+    if pixels.ndim == 3:
+        return pixels[..., None]
+    first, last = pixels.shape[1] <= 16, pixels.shape[3] <= 16
+    if layout not in ("NHWC", "NCHW") and (layout or first == last):
+        raise UserError(f"{what}, whose channel axis is not clear; add ?layout=NHWC or ?layout=NCHW to the name")
+    return pixels.transpose(0, 2, 3, 1) if layout == "NCHW" or (not layout and first) else pixels
+
+
+def _choose_array(path: str, key: str | None) -> tuple[str, list[str] | None]:
+    """The name of the images in a .npz, and the labels beside them."""
+    with np.load(path, allow_pickle=False) as arrays, zipfile.ZipFile(path) as archive:
+        shapes: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
+        for name in arrays.files:
+            with archive.open(name if name in archive.namelist() else f"{name}.npy") as file:  # the header alone
+                old = np.lib.format.read_magic(file) == (1, 0)
+                header = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
+                shape, _, dtype = header(file)
+                shapes[name] = (shape, dtype)
+        fitting = [name for name, (shape, dtype) in shapes.items() if len(shape) in (3, 4) and dtype == np.uint8]
+        usual = [name for name in ("images", "x", "x_train", "train", "data", "arr_0") if name in shapes]
+        if key is None and not (len(fitting) == 1 or usual):
+            raise UserError(f"which of the arrays in '{path}'? Add ?key=NAME to the name, one of: {', '.join(shapes)}")
+        key = key or (fitting[0] if len(fitting) == 1 else usual[0])
+        choose(shapes, key, f"array in '{path}'")
+        count = shapes[key][0][0] if shapes[key][0] else 0
+        paired = [key.replace("images", "labels"), key.replace("x", "y"), "labels", "y", "label", "targets", "y_train"]
+        for name in paired:
+            if name != key and name in shapes and shapes[name][0] in ((count,), (count, 1)):
+                return key, [str(value) for value in arrays[name].ravel().tolist()]
+    return key, None
+
+
+DIGITS = {"all": slice(0, 1797), "train": slice(0, 1438), "test": slice(1438, 1797)}
+
+
+def open_digits(spec: str = "") -> Source:
+    """scikit-learn's 1797 handwritten digits of 8 x 8 pixels, enlarged to 32 x 32: a data set without a download.
+
+    "?part=train" is the first 1438 of them, "?part=test" the last 359. The set is in the order of its sheets, about 130
+    digits of one hand each, so that nearly all of the test part is in hands that training never saw (23 digits of the sheet
+    at the seam lie in the training part).
+    """
+    name, options = options_of(spec, ("part",))
+    if name:
+        raise UserError(
+            f"digits:{name}: there is one set of digits, and parts of it: digits?part=train, digits?part=test"
+        )
+    part = options.get("part", "all")
+    which = choose(DIGITS, part, "part of the digits")
+    prefix = "digits" if part == "all" else f"digits-{part}"
+    return Arrays(partial(_load_digits, part), prefix, map(str, _sklearn_digits().target[which].tolist()))
+
+
+def _load_digits(part: str) -> UInt8[np.ndarray, "N H W 1"]:
+    small = np.rint(_sklearn_digits().images[DIGITS[part]] * (255 / 16)).astype(np.uint8)
+    large = [np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BICUBIC)) for image in small]
+    return np.stack(large)[..., None]
+
+
+def _sklearn_digits() -> Any:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise missing_extra("scikit-learn", "demo") from error
+    return load_digits()

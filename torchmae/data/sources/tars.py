@@ -1,0 +1,145 @@
+"""Images in plain tar files, as WebDataset writes them, read in any order."""
+
+import glob
+import os
+import re
+import tarfile
+from array import array
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+
+from torchmae.data.decode import BadImage, image_extensions
+from torchmae.data.sources.source import BadFile, Source, Strings, digest, digest_of, suffix_of, time_of
+from torchmae.errors import UserError
+
+
+class _Handle:
+    """An open file. It closes when the last thread that reads it lets go."""
+
+    def __init__(self, path: str):
+        self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # at the interpreter's end, `os` is gone
+        if hasattr(self, "descriptor"):
+            close(self.descriptor)
+
+
+class Tars:
+    """The images in plain tar files. One pass over the headers says where each image lies; nothing is unpacked.
+
+    The label of KEY.jpg is the text of KEY.cls, as WebDataset has it, or else the name of the folder that it lies in.
+    """
+
+    channels = 3
+    most_open = 128  # descriptors are scarce: 1024 a process is a common limit
+
+    def __init__(self, paths: Sequence[str], unusable: Sequence[BadFile] = ()):
+        self.paths = [os.path.abspath(path) for path in paths]
+        self.unusable = unusable
+        self.handles: dict[int, _Handle] = {}
+        self.facts: list[tuple[str, int, int]] = []  # path, bytes and time of each, before it is read
+        root = os.path.commonpath([os.path.dirname(path) for path in self.paths])
+        self.shard_names = [os.path.relpath(path, root) for path in self.paths]
+        wanted = image_extensions()
+        names, labels, places = [], [], array("q")
+        for shard, path in enumerate(self.paths):
+            with suppress(OSError):  # the next line says it better
+                about = os.stat(path)
+                self.facts.append((path, about.st_size, time_of(about)))
+            images, classes = _members(path, wanted)
+            for member, offset, size in images:
+                folder, _, base = member.rpartition("/")
+                names.append(f"{self.shard_names[shard]}/{member}")
+                labels.append(classes.get(f"{folder}/{base.partition('.')[0]}", folder.rpartition("/")[2]))
+                places.extend((shard, offset, size))
+        if not names:
+            raise UserError(f"no images in {len(self.paths)} tar file(s), the first of them '{self.paths[0]}'")
+        self.names, self.labels = Strings(names), Strings(labels)
+        self.places = np.array(places, dtype=np.int64).reshape(-1, 3)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "handles": {}}
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def name(self, i: int) -> str:
+        return self.names[i]
+
+    def member(self, i: int) -> str:
+        """The name inside its tar file."""
+        return self.names[i][len(self.shard_names[int(self.places[i, 0])]) + 1 :]
+
+    def label(self, i: int) -> str | None:
+        return self.labels[i] or None
+
+    def read(self, i: int) -> bytes:
+        shard, offset, size = self.places[i].tolist()
+        handle = self.handles.get(shard)
+        if handle is None:
+            while len(self.handles) >= self.most_open:
+                self.handles.pop(next(iter(self.handles)), None)
+            handle = self.handles[shard] = _Handle(self.paths[shard])
+        # pread has no file position, so that forked workers and threads may share a descriptor.
+        data = os.pread(handle.descriptor, size, offset)
+        if len(data) < size:
+            raise BadImage("the tar file is shorter than when it was listed")
+        return data
+
+    def fingerprint(self) -> str:
+        return digest(self.names, self.places[:, 2])
+
+    def stamp(self) -> str | None:
+        return digest_of(self.facts, digest(self.names, self.places))
+
+
+def _members(path: str, wanted: frozenset[str]) -> tuple[list[tuple[str, int, int]], dict[str, str]]:
+    """(member, offset, bytes) of the images of one tar file; and the texts of its .cls members by "folder/key"."""
+    images, classes = [], {}
+    try:
+        with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:", errors="surrogateescape") as tar:
+            while (member := tar.next()) is not None:
+                name = member.name.removeprefix("./")
+                if member.isreg() and member.sparse is None and suffix_of(name) in wanted:
+                    images.append((name, member.offset_data, member.size))
+                elif member.isreg() and suffix_of(name) == ".cls":
+                    folder, _, base = name.rpartition("/")
+                    text = os.pread(file.fileno(), min(member.size, 4096), member.offset_data)
+                    classes[f"{folder}/{base.partition('.')[0]}"] = text.decode(errors="replace").strip()
+                tar.members = []  # type: ignore[attr-defined]  # an object for each of a million members
+    except (OSError, tarfile.TarError) as error:
+        raise UserError(
+            f"'{path}' is not a whole, uncompressed tar file ({error}); unpack .tar.gz with gunzip"
+        ) from error
+    return images, classes
+
+
+def open_tar(spec: str) -> Source:
+    """One tar file, a glob ("shards/*.tar"), a range ("shards-{000..009}.tar") or a folder of tar files."""
+    spec = os.path.expanduser(spec)
+    if os.path.isdir(spec):
+        paths = sorted(glob.glob(os.path.join(glob.escape(spec), "**", "*.tar"), recursive=True))
+    elif os.path.exists(spec):
+        paths = [spec]
+    else:
+        paths = [
+            path for part in _braces(spec) for path in (sorted(glob.glob(part)) if glob.has_magic(part) else [part])
+        ]
+    if not paths or not os.path.exists(paths[0]):
+        raise UserError(f"no tar file at '{spec}'")
+    missing = [path for path in paths if not os.path.exists(path)]
+    if missing:
+        raise UserError(f"{len(missing)} of the {len(paths)} tar files of '{spec}' do not exist: {missing[0]} ...")
+    return Tars(paths)
+
+
+def _braces(spec: str) -> list[str]:
+    match = re.search(r"\{(\d+)\.\.(\d+)\}", spec)
+    if not match:
+        return [spec]
+    numbers = range(int(match[1]), int(match[2]) + 1)
+    head, tail, width = spec[: match.start()], spec[match.end() :], len(match[1])
+    return [path for number in numbers for path in _braces(f"{head}{number:0{width}}{tail}")]

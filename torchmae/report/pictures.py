@@ -1,0 +1,65 @@
+"""What a model makes of hidden patches, as a picture that says whose brightness it used."""
+
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+
+from torchmae.models.mae import MAE
+from torchmae.models.masking import Mask, masking, noise
+from torchmae.models.patches import denormalize, patch_statistics, patchify, put, take, unpatchify
+from torchmae.report.sheet import sheet
+
+
+def draw_mask(model: MAE, name: str, ratio: float, seed: int, sample: Tensor) -> Mask:
+    """The masks of the samples in epoch 0 of a seed."""
+    grid = model.encoder.grid
+    return masking(name)(noise(seed, torch.zeros_like(sample), sample, grid[0] * grid[1]), grid, ratio)
+
+
+@torch.no_grad()
+def predict_pixels(
+    model: MAE, images: UInt8[Tensor, "B C H W"], mask: Mask, true_statistics: bool = False
+) -> UInt8[Tensor, "3 B C H W"]:
+    """Three pictures of each image, uint8: the masked input (hidden patches grey), the input with its hidden patches
+    predicted, and the prediction alone (visible patches white).
+
+    Normalised targets have no brightness or contrast: these come from the model's own statistics head, or, if
+    `true_statistics`, from the image itself, which leaks part of the answer.
+    """
+    encoder, size = model.encoder, model.encoder.patch_size
+    floats = encoder.normalize(images)
+    output = model(floats, mask)
+    patches = patchify(floats, size)
+    truth = take(patches, mask.hide)
+    statistics = patch_statistics(truth) if true_statistics else output.statistics
+    predicted = model.target.to_pixels(output.prediction, statistics)
+    grey, white = (patchify(encoder.normalize(torch.full_like(images, value)), size) for value in (128, 255))
+    rows = [
+        put(patches, mask.hide, take(grey, mask.hide)),
+        put(patches, mask.hide, predicted),
+        put(white, mask.hide, predicted),
+    ]
+    return torch.stack([denormalize(unpatchify(row, size, encoder.grid), encoder.mean, encoder.std) for row in rows])
+
+
+def caption(model: MAE, true_statistics: bool) -> str:
+    """Whose brightness and contrast a picture shows."""
+    if not model.target.loses_statistics:
+        return "raw pixels as predicted"
+    if true_statistics:
+        return "brightness and contrast of hidden patches are the TRUE ones (leaks part of the answer)"
+    return "brightness and contrast of hidden patches are predicted"
+
+
+def draw(model: MAE, images: UInt8[Tensor, "B C H W"], mask: Mask, true_statistics: bool = False) -> Image.Image:
+    """One column an image: original, masked, reconstruction, prediction alone; names at the left, a caption below."""
+    device = next(model.parameters()).device
+    was_training = model.training
+    made = predict_pixels(
+        model.eval(), images.to(device), Mask(*(ids.to(device) for ids in mask)), true_statistics
+    ).cpu()
+    model.train(was_training)
+    hidden = mask.hide.shape[1] / (mask.hide.shape[1] + mask.keep.shape[1])
+    names = ("original", f"{hidden:.0%} hidden", "reconstruction", "prediction")
+    return sheet([images.cpu(), *made], names, caption(model, true_statistics))

@@ -1,0 +1,61 @@
+"""`mae import`: weights of other libraries as a run folder, with a proof that they fit."""
+
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import nn
+
+from torchmae.disk import refuse_full, whole_folder
+from torchmae.interop.foreign import open_weights
+from torchmae.interop.importing import Report, compare, crop_of, describe
+from torchmae.interop.names import to_ours, to_plain
+from torchmae.models.heads import Classifier
+from torchmae.models.mae import MAE, build_encoder
+from torchmae.models.weights import build, load_weights
+from torchmae.runfolder import kind_of, write_config
+from torchmae.tasks.import_weights.config import Import
+
+
+def run(config: Import) -> Path:
+    """Imports, proves and writes; the run folder."""
+    out = Path(config.out)
+    refuse_full(out)
+    report = Report()
+    found = open_weights(config.source, config.image_size)
+    layout, plain, unused = to_plain(found.weights)
+    model = describe(config, plain, found.facts, report)
+    module = {"mae": MAE.build, "classifier": Classifier.build, "encoder": lambda c: build_encoder(c["encoder"])}
+    eval_crop, why = crop_of(config.eval_crop, found.facts, layout, model)
+    report.note("crop", f"evaluation sees {eval_crop:g} of an image's sides ({why})")
+    kind = kind_of({"model": model})
+    weights = to_ours(plain, model)
+    made: nn.Module = build(module[kind], model, config.source)
+    own = weights if kind != "encoder" else {n.removeprefix("encoder."): w for n, w in weights.items()}
+    load_weights(made, own, config.source)
+    if unused:
+        report.note("left out", ", ".join(unused))
+    if len(weights) > len(plain):
+        report.note("added", f"{len(weights) - len(plain)} tensors of zeros, which the source does without")
+    compare(made.eval(), found, report)
+    encoder = model["encoder"]
+    settings = {
+        "source": config.source,
+        "sha256": found.sha256,
+        "layout": layout,
+        "image_size": "x".join(map(str, encoder["image_size"])),
+        "patch_size": encoder["patch_size"],
+        "channels": encoder["channels"],
+        "masking": "random",
+        "mask_ratio": found.facts.get("mask_ratio", 0.75),
+        "max_megapixels": 100.0,
+        "white": 65535,
+        "eval_crop": eval_crop,
+    }
+    with whole_folder(out) as folder:
+        save_file(weights, folder / "model.safetensors")
+        write_config(folder, "import", settings, None, model)
+    print(f"{config.source}: {kind} in the layout of {layout}, {len(found.weights)} tensors, {len(plain)} mapped")
+    print("\n".join(report.lines))
+    nexts = {"mae": "reconstruct {} IMAGE...", "classifier": "evaluate {} LABELLED", "encoder": "embed {} DATA"}
+    print(f"Made: {out / 'model.safetensors'}\nNext:\n  mae {nexts[kind].format(out)}")
+    return out

@@ -1,0 +1,28 @@
+"""Which torchmae this is, and how it was called."""
+
+import shlex
+import shutil
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+__version__ = "0.1.0"
+
+
+def commit() -> str | None:
+    """The git commit of a checkout; None for an installed package."""
+    package = Path(__file__).parent
+    if (package.parent / ".git").exists():
+        with suppress(OSError):  # no git there
+            command = ["git", "-C", str(package), "rev-parse", "HEAD"]
+            return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
+    return None
+
+
+def command() -> str:
+    """How to call `mae` again from the same shell: what was typed, where a plain `mae` is not this one."""
+    typed, found = Path(sys.argv[0]), shutil.which("mae")
+    if typed.name != "mae":
+        return "python -m torchmae"
+    return "mae" if found and Path(found).resolve() == typed.resolve() else shlex.quote(sys.argv[0])
