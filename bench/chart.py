@@ -22,7 +22,14 @@ def bars(axis: Axes, rows: list[tuple[str, dict[str, float] | None, bool]]) -> N
         axis.barh(place, middle, color=OURS if ours else THEIRS, height=0.7)
         if speed is not None:
             axis.plot([speed["least"], speed["most"]], [place, place], color="black", linewidth=1)
-        axis.text(0.01, place, f" {middle:.2f}", va="center", fontsize=8, color="white" if ours else "black")
+        axis.text(
+            0.01,
+            place,
+            f" {middle:.2f}",
+            va="center",
+            fontsize=8,
+            color="white" if ours else "black",
+        )
     axis.set_yticks(range(len(rows)), [name for name, *_ in rows], fontsize=8)
     axis.axvline(1, color="black", linewidth=0.6, linestyle=":")
     axis.invert_yaxis()
@@ -32,7 +39,9 @@ def bars(axis: Axes, rows: list[tuple[str, dict[str, float] | None, bool]]) -> N
 def steps(axis: Axes, precision: str) -> None:
     rows = load(f"step-vit_base-{precision}-2-cores.json")["models"]["vit_base"]["rows"]
     names = [row["name"].replace(", decoder heads of 64", "\nheads of 64") for row in rows]
-    bars(axis, [(name, row["speed"], name.startswith("torchmae")) for name, row in zip(names, rows)])
+    bars(
+        axis, [(name, row["speed"], name.startswith("torchmae")) for name, row in zip(names, rows)]
+    )
     axis.set_title(f"ViT-B/16 step on 2 CPU cores, {precision}\nspeed beside torchmae", fontsize=9)
 
 
@@ -44,9 +53,14 @@ def data(axis: Axes) -> None:
 
 def table_2(axis: Axes) -> None:
     """Operations, the paper's time and the time measured here, for mask tokens left out of the encoder."""
-    counted, measured = load("wall-clock-counted.json")["models"], load("wall-clock-vit_large-2-cores.json")["models"]
+    counted, measured = (
+        load("wall-clock-counted.json")["models"],
+        load("wall-clock-vit_large-2-cores.json")["models"],
+    )
     names, place = [], 0
-    for model, depth, index in ((model, depth, index) for model in counted for index, depth in ((1, 8), (2, 1))):
+    for model, depth, index in (
+        (model, depth, index) for model in counted for index, depth in ((1, 8), (2, 1))
+    ):
         row = counted[model]["rows"][index]
         shown = [(row["fewer_operations"], OURS), (row["paper_speed"], THEIRS)]
         if model in measured:
@@ -54,16 +68,24 @@ def table_2(axis: Axes) -> None:
         for k, (value, color) in enumerate(shown):
             axis.barh(place + 0.26 * (k - 1), value, height=0.24, color=color)
             axis.text(value, place + 0.26 * (k - 1), f" {value:.2f}", va="center", fontsize=7)
-        names.append(f"{model.replace('vit_', 'ViT-').replace('large', 'L').replace('huge', 'H')}, decoder {depth}")
+        names.append(
+            f"{model.replace('vit_', 'ViT-').replace('large', 'L').replace('huge', 'H')}, decoder {depth}"
+        )
         place += 1
-    for label, color in (("fewer operations", OURS), ("paper, time", THEIRS), ("here, time", "#e08e45")):
+    for label, color in (
+        ("fewer operations", OURS),
+        ("paper, time", THEIRS),
+        ("here, time", "#e08e45"),
+    ):
         axis.barh(0, 0, color=color, label=label)
     axis.set_yticks(range(place), names, fontsize=8)
     axis.invert_yaxis()
     axis.set_xlim(0, 7)
     axis.legend(fontsize=7, loc="upper right", frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.set_title("no mask tokens in the encoder (Table 2)\ntimes faster than with them", fontsize=9)
+    axis.set_title(
+        "no mask tokens in the encoder (Table 2)\ntimes faster than with them", fontsize=9
+    )
 
 
 def main() -> None:

@@ -29,21 +29,29 @@ def unpack(source: Path, out: Path, part: str, limit: int | None) -> Path:
     names, offsets = stored["class_names"], stored[f"{part}_offsets"]
     labels, data = stored[f"{part}_labels"][:limit], stored[f"{part}_jpeg"]
     images = [decode(data[a:b].tobytes(), 3) for a, b in pairwise(offsets[: len(labels) + 1])]
-    np.savez(path, images=np.stack(images), labels=np.array([str(names[label]) for label in labels]))
+    np.savez(
+        path, images=np.stack(images), labels=np.array([str(names[label]) for label in labels])
+    )
     return path
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("source", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/cifar"))
     parser.add_argument("--epochs", type=float, default=300)
     parser.add_argument("--finetune-epochs", type=float, default=100)
     parser.add_argument("--batch-size", type=int, default=1024)
-    parser.add_argument("--limit", type=int, help="only so many images of each part, to try the script")
+    parser.add_argument(
+        "--limit", type=int, help="only so many images of each part, to try the script"
+    )
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    train, test = (str(unpack(given.source, given.out, part, given.limit)) for part in ("train", "test"))
+    train, test = (
+        str(unpack(given.source, given.out, part, given.limit)) for part in ("train", "test")
+    )
     run = torchmae.pretrain(
         train,
         out=given.out / "pretrained",
@@ -59,7 +67,17 @@ def main() -> None:
     for name, start in (("finetuned", str(run)), ("scratch", "none")):
         like = {"model": str(run)} if start == "none" else {}
         length = {"epochs": given.finetune_epochs, "batch_size": given.batch_size // 4}
-        finetune(Finetune(start, train, out=str(given.out / name), val=test, crop_scale=(0.4, 1.0), **length, **like))
+        finetune(
+            Finetune(
+                start,
+                train,
+                out=str(given.out / name),
+                val=test,
+                crop_scale=(0.4, 1.0),
+                **length,
+                **like,
+            )
+        )
     for name in ("finetuned", "scratch"):
         found = json.loads((given.out / name / "results.json").read_text())["validation"]
         print(

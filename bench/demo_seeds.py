@@ -25,8 +25,18 @@ for seed in [int(text) for text in sys.argv[1:]] or [0, 1, 2]:
         knn = neighbours(made, "digits", seed=seed)["knn"]
         losses = [last[name] for name in ("loss", "loss of patch mean", "loss of visible mean")]
         rows.append([*losses, *(100 * knn[name]["accuracy"] for name in knn), seconds])
-names = ["loss", "patch mean", "visible mean", "k-NN features", "k-NN untrained", "k-NN raw pixels", "seconds"]
+names = [
+    "loss",
+    "patch mean",
+    "visible mean",
+    "k-NN features",
+    "k-NN untrained",
+    "k-NN raw pixels",
+    "seconds",
+]
 print(f"{'':<16}{'mean':>9}{'deviation':>11}   each seed")
 for name, values in zip(names, zip(*rows)):
     spread = statistics.stdev(values) if len(values) > 1 else float("nan")
-    print(f"{name:<16}{statistics.mean(values):9.3f}{spread:11.3f}   {'  '.join(f'{value:.3f}' for value in values)}")
+    print(
+        f"{name:<16}{statistics.mean(values):9.3f}{spread:11.3f}   {'  '.join(f'{value:.3f}' for value in values)}"
+    )

@@ -9,9 +9,11 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import helpers.shape_checks
 import pytest
 from jaxtyping import install_import_hook
 
+assert helpers.shape_checks.check  # the hook finds it by name, once its module is imported
 hook = install_import_hook("torchmae", "helpers.shape_checks.check")
 
 
@@ -36,4 +38,14 @@ def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     import torchmae
 
-    return torchmae.pretrain(str(photos), out=str(tmp_path_factory.mktemp("runs") / "small"), epochs=3, **SMALL)
+    return torchmae.pretrain(
+        str(photos), out=str(tmp_path_factory.mktemp("runs") / "small"), epochs=3, **SMALL
+    )
+
+
+@pytest.fixture(autouse=True)
+def console() -> None:
+    """Messages of the library are shown, so that tests can read them, as the command line does."""
+    from torchmae.console import show_messages
+
+    show_messages()

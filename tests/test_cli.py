@@ -44,7 +44,9 @@ def mae(place, capfd, monkeypatch):
 
     def run(line):
         monkeypatch.chdir(place)
-        shutil.rmtree("runs", ignore_errors=True)  # the default --out, which a mistake must not fill
+        shutil.rmtree(
+            "runs", ignore_errors=True
+        )  # the default --out, which a mistake must not fill
         code = cli.main(line.split())
         return code, *capfd.readouterr()
 
@@ -77,7 +79,11 @@ MISTAKES = {
     "pretrain photos --image-size 0x3": ["--image-size 0x3", "192x256"],
     "pretrain photos --image-size big": ["--image-size big", "224"],
     "pretrain photos --image-size 30 --patch-size 16": ["30", "16", "divisible"],
-    "pretrain photos --model vit_bse": ["unknown model 'vit_bse'", "vit_micro", "Did you mean vit_base\\?"],
+    "pretrain photos --model vit_bse": [
+        "unknown model 'vit_bse'",
+        "vit_micro",
+        "Did you mean vit_base\\?",
+    ],
     "pretrain photos --masking blok": ["unknown masking 'blok'", "random", "Did you mean block\\?"],
     "pretrain photos --target pixel": ["unknown target 'pixel'", "Did you mean pixels\\?"],
     "pretrain photos --loss-on al": ["unknown loss 'al'", "hidden, all"],
@@ -94,13 +100,21 @@ MISTAKES = {
     "pretrain photos --out file": ["--out file is a file"],
     "pretrain photos --out file/run": ["--out file/run"],
     "pretrain photos --out others": ["others holds other things", "thesis.doc"],
-    "pretrain bad --out bad-run": ["none of 25 images can be read", "bad00.jpg|00.jpg", "bad-files.jsonl"],
-    "pretrain mixed --out mixed-run": ["25 of 50 images cannot be read", "--max-bad-percent", "bad-files.jsonl"],
+    "pretrain bad --out bad-run": [
+        "none of 25 images can be read",
+        "bad00.jpg|00.jpg",
+        "bad-files.jsonl",
+    ],
+    "pretrain mixed --out mixed-run": [
+        "25 of 50 images cannot be read",
+        "--max-bad-percent",
+        "bad-files.jsonl",
+    ],
     "reconstruct photos photos/1.jpg": ["photos is not a run folder", "mae pretrain"],
     "reconstruct nowhere photos/1.jpg": ["nowhere is not a run folder"],
     "reconstruct broken-run photos/1.jpg": ["config.json"],
-    "neighbours photos photos": ["photos is not a run folder"],
-    "neighbours nowhere photos --k 0": ["--k 0"],
+    "knn photos photos": ["photos is not a run folder"],
+    "knn nowhere photos --k 0": ["--k 0"],
     "embed photos photos": ["photos is not a run folder"],
     "embed broken-run photos --out f.npz": ["config.json"],
     "embed photos photos --out features.doc": ["doc", ".npz"],
@@ -116,15 +130,21 @@ def test_a_mistake_is_exit_code_2_and_a_short_message(mae, place, line):
     assert len(err.splitlines()) <= 6
     for word in MISTAKES[line]:
         assert re.search(word, err), f"{word!r} is not in: {err}"
-    assert {name: sorted(os.listdir(place / name)) for name in folders} == folders, "the user's folders were touched"
+    assert {name: sorted(os.listdir(place / name)) for name in folders} == folders, (
+        "the user's folders were touched"
+    )
     assert not list(place.glob("runs/*/config.json")), "a mistake left the beginning of a run"
 
 
 def test_too_many_bad_files_stop_the_run_before_training_and_are_listed(mae, place):
     code, out, _ = mae(f"pretrain mixed --out listed {TINY}")
     assert code == 2 and "run folder" not in out, "training must not have begun"
-    lines = [json.loads(line) for line in (place / "listed/bad-files.jsonl").read_text().splitlines()]
-    assert sorted(Path(line["file"]).name for line in lines) == [f"bad{i:02d}.jpg" for i in range(25)]
+    lines = [
+        json.loads(line) for line in (place / "listed/bad-files.jsonl").read_text().splitlines()
+    ]
+    assert sorted(Path(line["file"]).name for line in lines) == [
+        f"bad{i:02d}.jpg" for i in range(25)
+    ]
     assert all(line["reason"] for line in lines)
     assert {p.name for p in (place / "listed").iterdir()} <= {"bad-files.jsonl", ".lock"}
     code, out, err = mae(f"pretrain mixed --out listed --epochs 1 --max-bad-percent 60 {TINY}")
@@ -134,8 +154,12 @@ def test_too_many_bad_files_stop_the_run_before_training_and_are_listed(mae, pla
 
 @pytest.fixture(scope="module")
 def run(place):
-    options = dict(model="vit_micro", image_size=16, patch_size=8, decoder_dim=32, decoder_depth=1, workers=0)
-    return torchmae.pretrain(str(place / "photos"), out=str(place / "run"), epochs=1, device="cpu", **options)
+    options = dict(
+        model="vit_micro", image_size=16, patch_size=8, decoder_dim=32, decoder_depth=1, workers=0
+    )
+    return torchmae.pretrain(
+        str(place / "photos"), out=str(place / "run"), epochs=1, device="cpu", **options
+    )
 
 
 LATER = {
@@ -147,14 +171,14 @@ LATER = {
     "reconstruct run photos/1.jpg --mask-ratio 0.99": ["at least one must be visible"],
     "reconstruct run photos/1.jpg --masking blok": ["Did you mean block"],
     "reconstruct run photos/1.jpg --mask nowhere.png": ["nowhere.png"],
-    "neighbours run empty": ["no images"],
-    "neighbours run photos --k 0": ["--k 0"],
-    "neighbours run photos --test-fraction 2": ["--test-fraction 2"],
-    "neighbours run bad": ["has no labels"],
+    "knn run empty": ["no images"],
+    "knn run photos --k 0": ["--k 0"],
+    "knn run photos --val-fraction 2": ["--val-fraction 2"],
+    "knn run bad": ["has no labels"],
     "embed run empty": ["no images"],
     "embed run bad --out f.npz": ["none of the 25 images can be read"],
     "embed run photos --layer 9": ["--layer 9", "1 to"],
-    "embed run photos --pooling max": ["unknown pooling 'max'", "mean"],
+    "embed run photos --pool max": ["unknown pooling 'max'", "mean"],
     "embed run photos --batch-size 0": ["--batch-size 0"],
 }
 
@@ -175,7 +199,11 @@ def python_m(*arguments):
 
 def test_python_m_torchmae_and_the_version():
     done = python_m("--version")
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"torchmae {torchmae.__version__}\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (
+        0,
+        f"torchmae {torchmae.__version__}\n",
+        "",
+    )
 
 
 def test_the_installed_command():

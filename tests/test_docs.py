@@ -38,29 +38,45 @@ PAGES = [page for page in NAMED if page.exists() and lines_of(page)]
 def quick(words: list[str]) -> list[str]:
     """The same command made short: flags that its verb has and that are not given."""
     module, config, _ = cli.VERBS[words[0]]
-    known = {f"--{field.name.replace('_', '-')}" for field in fields(getattr(importlib.import_module(module), config))}
+    known = {
+        f"--{field.name.replace('_', '-')}"
+        for field in fields(getattr(importlib.import_module(module), config))
+    }
     given = {word.partition("=")[0] for word in words}
-    wanted = {"--device": "cpu"} if "--fast" in given else QUICK  # a fast probe makes no steps: all labels cost nothing
-    return words + [part for flag, value in wanted.items() if flag in known - given for part in (flag, value)]
+    wanted = (
+        {"--device": "cpu"} if "--fast" in given else QUICK
+    )  # a fast probe makes no steps: all labels cost nothing
+    return words + [
+        part for flag, value in wanted.items() if flag in known - given for part in (flag, value)
+    ]
 
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real run: one epoch of a fifth of the digits."""
     out = tmp_path_factory.mktemp("docs") / "demo"
-    assert cli.main(quick(["pretrain", "digits?part=test", "--preset", "demo", "--out", str(out)])) == 0
+    assert (
+        cli.main(quick(["pretrain", "digits?part=test", "--preset", "demo", "--out", str(out)]))
+        == 0
+    )
     return out
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_the_commands_of_a_page_run(
-    page: Path, demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    page: Path,
+    demo: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     shutil.copytree(demo, tmp_path / "runs" / "demo")
     monkeypatch.chdir(tmp_path)
     for line in lines_of(page):
         first, *words = shlex.split(line, comments=True)
-        assert first == "mae", f"{page.name}: not a command of mae, so it belongs in indented text: {line}"
+        assert first == "mae", (
+            f"{page.name}: not a command of mae, so it belongs in indented text: {line}"
+        )
         if TRACED & set(words):
             code = subprocess.run([sys.executable, "-m", "torchmae", *quick(words)]).returncode
         else:

@@ -115,23 +115,30 @@ def test_avalanche(bit, position):
 def test_uniform_bytes(shift):
     """Every byte of the word is uniform over consecutive samples, epochs and seeds."""
     run = np.arange(2**17)
-    for words in (hash32(0, 2, 0, run), hash32(0, 2, run, 0), hash32(run, 2, 0, 0), hash32(0, 2, 0, 5, run)):
+    for words in (
+        hash32(0, 2, 0, run),
+        hash32(0, 2, run, 0),
+        hash32(run, 2, 0, 0),
+        hash32(0, 2, 0, 5, run),
+    ):
         assert abs(z_of_chi_square(np.bincount(words >> shift & 255, minlength=256))) < 4.5
 
 
-@pytest.mark.parametrize("name", ["streams", "neighbours", "epochs", "seeds", "swapped"])
+@pytest.mark.parametrize("name", ["streams", "knn", "epochs", "seeds", "swapped"])
 def test_pairs_are_independent(name):
     """The joint table of two words' upper and lower nibbles is flat: no stream, index or seed tells about another."""
     run = np.arange(2**17)
     first = hash32(3, 1, 0, run)
     second = {
         "streams": hash32(3, 2, 0, run),
-        "neighbours": hash32(3, 1, 0, run + 1),
+        "knn": hash32(3, 1, 0, run + 1),
         "epochs": hash32(3, 1, 1, run),
         "seeds": hash32(4, 1, 0, run),
         "swapped": hash32(3, 1, run, 0),
     }[name]
-    second, first = (second[1:], first[1:]) if name == "swapped" else (second, first)  # at run = 0 they are the same
+    second, first = (
+        (second[1:], first[1:]) if name == "swapped" else (second, first)
+    )  # at run = 0 they are the same
     for shift in (0, 14, 28):
         cells = (first >> shift & 15) * 16 + (second >> shift & 15)
         assert abs(z_of_chi_square(np.bincount(cells, minlength=256))) < 4.5
@@ -139,17 +146,32 @@ def test_pairs_are_independent(name):
 
 
 def test_order_of_keys_and_their_number_matter():
-    assert len({hash32(1, 2), hash32(2, 1), hash32(1, 2, 0), hash32(0, 1, 2), hash32(1), hash32(2)}) == 6
+    assert (
+        len({hash32(1, 2), hash32(2, 1), hash32(1, 2, 0), hash32(0, 1, 2), hash32(1), hash32(2)})
+        == 6
+    )
 
 
 def test_streams_differ():
-    streams = [hashing.ORDER, hashing.CROP, hashing.MASK, hashing.BLOCK, hashing.REPLACE, hashing.SPLIT]
+    streams = [
+        hashing.ORDER,
+        hashing.CROP,
+        hashing.MASK,
+        hashing.BLOCK,
+        hashing.REPLACE,
+        hashing.SPLIT,
+    ]
     assert len(set(streams)) == len(streams)
 
 
 def test_golden_values():
     """Changing the hash changes every run that anyone has made: on purpose only."""
-    assert [mix(word) for word in (0, 1, 2**31, 2**32 - 1)] == [0, 2261973619, 3770504306, 2578835075]
+    assert [mix(word) for word in (0, 1, 2**31, 2**32 - 1)] == [
+        0,
+        2261973619,
+        3770504306,
+        2578835075,
+    ]
     keys = [(), (0,), (0, 0), (1, 2, 3), (2**32,), (2**62, 7)]
     words = [461845907, 3471147654, 3124714641, 864792404, 4064405151, 1488359060]
     assert [hash32(*key) for key in keys] == words

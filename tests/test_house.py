@@ -25,7 +25,11 @@ ROOMS = {
     "errors": set(),
     "disk": set(),
     "hashing": set(),
-    "__init__": {"presets", "tasks", "models"},  # the public names, each imported when it is asked for
+    "__init__": {
+        "presets",
+        "tasks",
+        "models",
+    },  # the public names, each imported when it is asked for
 }
 FREE = {"errors", "hashing", "disk"}  # at the root, for all
 MODELS = {
@@ -90,7 +94,9 @@ def test_the_bare_package_is_imported_for_its_version_and_place_only():
         text = path.read_text()
         if "torchmae" in imports(path) and path != PACKAGE / "__init__.py":
             code = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Attribute)]
-            used = {n.attr for n in code if isinstance(n.value, ast.Name) and n.value.id == "torchmae"}
+            used = {
+                n.attr for n in code if isinstance(n.value, ast.Name) and n.value.id == "torchmae"
+            }
             assert used <= {"__version__", "__file__"}, f"{name_of(path)} uses torchmae.{used}"
 
 
@@ -98,7 +104,9 @@ def test_the_bare_package_is_imported_for_its_version_and_place_only():
 def test_the_order_inside_models(path):
     if path.name == "__init__.py":
         return
-    assert path.stem in MODELS, "a new module of models/ needs its place in the order: add it to MODELS"
+    assert path.stem in MODELS, (
+        "a new module of models/ needs its place in the order: add it to MODELS"
+    )
     allowed = {f"models.{name}" for name in MODELS[path.stem]} | FREE
     assert own_imports(path) <= allowed
 
@@ -106,13 +114,21 @@ def test_the_order_inside_models(path):
 def test_train_does_not_know_what_it_trains():
     for path in sorted((PACKAGE / "train").glob("*.py")):
         words = set(re.findall(r"[a-z]+", path.read_text().lower()))
-        assert not words & {"encoder", "decoder", "patchify", "autoencoder"}, f"{path.name} has heard of MAE"
+        assert not words & {"encoder", "decoder", "patchify", "autoencoder"}, (
+            f"{path.name} has heard of MAE"
+        )
 
 
 def test_torch_distributed_in_one_file_only():
     def uses(path):
-        modules = [name for name in imports(path) if name.startswith("torch.distributed") or "nn.parallel" in name]
-        return bool(modules) or "torch.distributed." in re.sub(r'""".*?"""|#.*', "", path.read_text(), flags=re.S)
+        modules = [
+            name
+            for name in imports(path)
+            if name.startswith("torch.distributed") or "nn.parallel" in name
+        ]
+        return bool(modules) or "torch.distributed." in re.sub(
+            r'""".*?"""|#.*', "", path.read_text(), flags=re.S
+        )
 
     assert [name_of(path) for path in FILES if uses(path)] == ["train.distributed"]
 
@@ -124,15 +140,30 @@ def test_files_and_package_stay_within_their_budgets():
 
 
 def test_no_drawers():
-    assert not {p.stem for p in FILES} & {"utils", "util", "common", "base", "helpers", "helper", "misc"}
+    assert not {p.stem for p in FILES} & {
+        "utils",
+        "util",
+        "common",
+        "base",
+        "helpers",
+        "helper",
+        "misc",
+    }
 
 
 def test_no_pickle_is_ever_loaded():
     for path in FILES:
         code = ast.parse(path.read_text())
         calls = {ast.unparse(n.func) for n in ast.walk(code) if isinstance(n, ast.Call)}
-        assert not {name.partition(".")[0] for name in imports(path)} & {"pickle", "cPickle", "dill", "joblib"}
-        if path.name != "foreign.py":  # `mae import` of a .pth that the user named; weights_only is tested there
+        assert not {name.partition(".")[0] for name in imports(path)} & {
+            "pickle",
+            "cPickle",
+            "dill",
+            "joblib",
+        }
+        if (
+            path.name != "foreign.py"
+        ):  # `mae import` of a .pth that the user named; weights_only is tested there
             assert not calls & {"torch.load", "torch.save"}, path
         for node in ast.walk(code):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "np.load":
@@ -151,7 +182,17 @@ def python(code):
     return done.stdout
 
 
-HEAVY = ["torchvision", "matplotlib", "timm", "transformers", "datasets", "sklearn", "pandas", "tyro", "pyarrow"]
+HEAVY = [
+    "torchvision",
+    "matplotlib",
+    "timm",
+    "transformers",
+    "datasets",
+    "sklearn",
+    "pandas",
+    "tyro",
+    "pyarrow",
+]
 
 
 def test_import_torchmae_is_light():
@@ -175,7 +216,7 @@ print("torch" in sys.modules, "numpy" in sys.modules, code, time.monotonic() - b
 """
     out = python(code)
     assert out.splitlines()[-1] == "False False 0 True"
-    assert all(verb in out for verb in ("pretrain", "reconstruct", "neighbours", "embed"))
+    assert all(verb in out for verb in ("pretrain", "reconstruct", "knn", "embed"))
 
 
 def test_every_public_name_is_there():
@@ -218,11 +259,11 @@ FLAGS: dict[str, dict[str, object]] = {
         "precision": None,
         "device": "auto",
         "compile": False,
-        "checkpoint_blocks": False,
-        "shard": False,
+        "grad_checkpointing": False,
+        "fsdp": False,
         "workers": None,
         "cache": None,
-        "micro_batch": None,
+        "micro_batch_size": None,
         "log_every": 20,
         "save_minutes": 5.0,
         "picture_minutes": 3.0,
@@ -251,22 +292,22 @@ FLAGS: dict[str, dict[str, object]] = {
         "layer_decay": None,
         "beta2": None,
         "drop_path": None,
-        "magnitude": None,
-        "erase": None,
+        "randaug_magnitude": None,
+        "random_erasing": None,
         "mixup": None,
         "cutmix": None,
-        "smoothing": None,
+        "label_smoothing": None,
         "ema": None,
         "clip_grad": None,
         "crop_scale": (0.08, 1.0),
         "flip": True,
         "validate_epochs": None,
-        "eval_crop": 1.0,
+        "crop_pct": 1.0,
         "seed": 0,
         "precision": None,
         "device": "auto",
         "compile": False,
-        "micro_batch": None,
+        "micro_batch_size": None,
         "workers": None,
         "save_minutes": 5.0,
     },
@@ -298,7 +339,13 @@ FLAGS: dict[str, dict[str, object]] = {
         "best": False,
         "device": "auto",
     },
-    "predict": {"run": "required", "data": "required", "out": "predictions.csv", "best": False, "device": "auto"},
+    "predict": {
+        "run": "required",
+        "data": "required",
+        "out": "predictions.csv",
+        "best": False,
+        "device": "auto",
+    },
     "reconstruct": {
         "run": "required",
         "images": "required",
@@ -309,11 +356,11 @@ FLAGS: dict[str, dict[str, object]] = {
         "seed": 0,
         "true_statistics": False,
     },
-    "neighbours": {
+    "knn": {
         "run": "required",
         "data": "required",
         "test": None,
-        "test_fraction": 0.2,
+        "val_fraction": 0.2,
         "k": 20,
         "layer": None,
         "pooling": "mean",
@@ -352,7 +399,7 @@ FLAGS: dict[str, dict[str, object]] = {
         "mean": None,
         "std": None,
         "classes": None,
-        "eval_crop": None,
+        "crop_pct": None,
     },
     "bench": {
         "what": "required",
@@ -383,7 +430,9 @@ def surface(verb):
 
     module, config, _ = VERBS[verb]
     found = fields(getattr(importlib.import_module(module), config))
-    return {field.name: "required" if field.default is MISSING else field.default for field in found}
+    return {
+        field.name: "required" if field.default is MISSING else field.default for field in found
+    }
 
 
 def test_the_flags_are_those_agreed_on():

@@ -16,14 +16,38 @@ from safetensors.torch import load_file
 import torchmae
 from torchmae.data.loader import Batches
 from torchmae.data.sources import open_source
-from torchmae.data.transforms import Augment
+from torchmae.data.transforms import RandomResizedCropFlip
 from torchmae.models.masking import noise
 from torchmae.train.distributed import World
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "torchmae"]
+TORCHRUN = [
+    sys.executable,
+    "-m",
+    "torch.distributed.run",
+    "--standalone",
+    "--nproc-per-node",
+    "2",
+    "-m",
+    "torchmae",
+]
 OPTIONS = dict(
-    **dict(model="vit_micro", image_size=16, patch_size=8, decoder_dim=32, decoder_depth=1, batch_size=8),
-    **dict(epochs=3, base_lr=0.02, precision="fp32", device="cpu", workers=0, log_every=1, clip_grad=1.0),
+    **dict(
+        model="vit_micro",
+        image_size=16,
+        patch_size=8,
+        decoder_dim=32,
+        decoder_depth=1,
+        batch_size=8,
+    ),
+    **dict(
+        epochs=3,
+        base_lr=0.02,
+        precision="fp32",
+        device="cpu",
+        workers=0,
+        log_every=1,
+        clip_grad=1.0,
+    ),
 )
 STEPS = 9  # 3 epochs of 24 images, 8 a step
 
@@ -62,9 +86,18 @@ def assert_same_run(run, one):
             "qkv.bias"
         ):  # softmax does not see the keys' bias: its gradient is rounding, Adam makes steps of it
             a, b = (torch.cat([x.chunk(3)[0], x.chunk(3)[2]]) for x in (a, b))
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-5, msg=lambda text, name=name: f"{name}: {text}")
-    ours, theirs = ([json.loads(line) for line in (r / "log.jsonl").read_text().splitlines()] for r in (run, one))
-    assert [line["step"] for line in ours] == [line["step"] for line in theirs] == list(range(1, STEPS + 1))
+        torch.testing.assert_close(
+            a, b, rtol=1e-4, atol=2e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
+    ours, theirs = (
+        [json.loads(line) for line in (r / "log.jsonl").read_text().splitlines()]
+        for r in (run, one)
+    )
+    assert (
+        [line["step"] for line in ours]
+        == [line["step"] for line in theirs]
+        == list(range(1, STEPS + 1))
+    )
     for a, b in zip(ours, theirs):
         for name in ("loss", "grad_norm", "lr", "loss of patch mean", "loss of visible mean"):
             assert a[name] == pytest.approx(b[name], rel=1e-4), (a["step"], name)
@@ -72,7 +105,7 @@ def assert_same_run(run, one):
 
 @pytest.mark.parametrize("size", [2, 4])
 def test_images_and_masks_are_those_of_one_process(photos, size):
-    source, augment = open_source(str(photos)), Augment((16, 16), 5, (0.2, 1.0), True)
+    source, augment = open_source(str(photos)), RandomResizedCropFlip((16, 16), 5, (0.2, 1.0), True)
     alone = Batches(source, augment, 8, 3, 5)
     together = [Batches(source, augment, 8, 3, 5, rank, size) for rank in range(size)]
     for step in range(7):  # over two ends of epochs
@@ -85,7 +118,12 @@ def test_images_and_masks_are_those_of_one_process(photos, size):
 
 def test_two_processes_killed_go_on_to_the_weights_of_one(one, photos, tmp_path):
     run = tmp_path / "run"
-    command = [*TORCHRUN, "pretrain", str(photos), *flags(OPTIONS | {"out": run, "save_minutes": 1e-6})]
+    command = [
+        *TORCHRUN,
+        "pretrain",
+        str(photos),
+        *flags(OPTIONS | {"out": run, "save_minutes": 1e-6}),
+    ]
     process = subprocess.Popen(
         command, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
     )
@@ -97,14 +135,20 @@ def test_two_processes_killed_go_on_to_the_weights_of_one(one, photos, tmp_path)
     assert process.returncode == -signal.SIGKILL and 3 <= steps_saved(run) < STEPS, said
     done = torchrun(photos, run)
     assert done.returncode == 0, done.stderr
-    assert "2 processes" in done.stdout and done.stdout.count("Done:") == 1, "the main process alone speaks"
+    assert "2 processes" in done.stdout and done.stdout.count("Done:") == 1, (
+        "the main process alone speaks"
+    )
     assert_same_run(run, one)
 
 
 def kill_all(process):
     """SIGKILL to torchrun and to the processes that it started (these are in sessions of their own)."""
-    listed = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True).stdout.split()
-    children = [int(pid) for pid, parent in zip(listed[::2], listed[1::2]) if int(parent) == process.pid]
+    listed = subprocess.run(
+        ["ps", "-eo", "pid=,ppid="], capture_output=True, text=True
+    ).stdout.split()
+    children = [
+        int(pid) for pid, parent in zip(listed[::2], listed[1::2]) if int(parent) == process.pid
+    ]
     for pid in (process.pid, *children):
         try:
             os.kill(pid, signal.SIGKILL)
@@ -113,13 +157,17 @@ def kill_all(process):
     process.wait()
 
 
-def test_sharded_processes_give_the_same_and_one_process_goes_on_from_their_checkpoint(one, photos, tmp_path):
+def test_sharded_processes_give_the_same_and_one_process_goes_on_from_their_checkpoint(
+    one, photos, tmp_path
+):
     run = tmp_path / "run"
-    done = torchrun(photos, run, "--shard", save_minutes=1e-6, micro_batch=2)
+    done = torchrun(photos, run, "--fsdp", save_minutes=1e-6, micro_batch_size=2)
     assert done.returncode == 0, done.stderr
     assert_same_run(run, one)
     assert (run / f"pictures/step-{STEPS:08d}.png").is_file()
-    shapes = [{n: v.shape for n, v in load_file(r / "model.safetensors").items()} for r in (run, one)]
+    shapes = [
+        {n: v.shape for n, v in load_file(r / "model.safetensors").items()} for r in (run, one)
+    ]
     assert shapes[0] == shapes[1], "a checkpoint holds whole tensors, whatever the sharding"
     alone = back_to_the_last_but_one(run, tmp_path / "alone")
     torchmae.pretrain(str(photos), **(OPTIONS | {"out": str(alone)}))
@@ -128,14 +176,14 @@ def test_sharded_processes_give_the_same_and_one_process_goes_on_from_their_chec
 
 def test_sharded_processes_go_on_from_the_checkpoint_of_one(one, photos, tmp_path):
     run = back_to_the_last_but_one(one, tmp_path / "run")
-    done = torchrun(photos, run, "--shard")
+    done = torchrun(photos, run, "--fsdp")
     assert done.returncode == 0, done.stderr
     assert_same_run(run, one)
 
 
 def test_shard_with_one_process_changes_nothing():
     task = torch.nn.Linear(2, 2)
-    assert World(0, 1, torch.device("cpu")).wrap(task, [task], shard=True) is task
+    assert World(0, 1, torch.device("cpu")).wrap(task, [task], fsdp=True) is task
     assert type(task) is torch.nn.Linear
 
 
@@ -160,31 +208,62 @@ def test_a_mistake_that_the_main_process_finds_is_said_once_too(one, photos, tmp
 def test_a_batch_that_cannot_be_shared_is_a_user_error(photos):
     from torchmae.errors import UserError
 
-    with pytest.raises(UserError, match="batch size 9 cannot be shared equally by 2 processes: use 8 or 10"):
-        Batches(open_source(str(photos)), Augment((16, 16), 0, (0.2, 1.0), True), 9, 3, 0, 0, 2)
+    with pytest.raises(
+        UserError, match="batch size 9 cannot be shared equally by 2 processes: use 8 or 10"
+    ):
+        Batches(
+            open_source(str(photos)),
+            RandomResizedCropFlip((16, 16), 0, (0.2, 1.0), True),
+            9,
+            3,
+            0,
+            0,
+            2,
+        )
 
 
 def test_two_processes_fine_tune_as_one(tmp_path):
     """With stochastic depth, mixing, strong augmentation and an average of the weights: no draw knows of processes, or of
     micro-batches."""
     options = dict(
-        **dict(image_size=16, patch_size=8, labels_per_class=4, batch_size=8, epochs=2, base_lr=0.02, workers=0),
-        **dict(drop_path=0.5, mixup=0.8, cutmix=1.0, ema=0.9, magnitude=9, erase=0.5, precision="fp32", device="cpu"),
+        **dict(
+            image_size=16,
+            patch_size=8,
+            labels_per_class=4,
+            batch_size=8,
+            epochs=2,
+            base_lr=0.02,
+            workers=0,
+        ),
+        **dict(
+            drop_path=0.5,
+            mixup=0.8,
+            cutmix=1.0,
+            ema=0.9,
+            randaug_magnitude=9,
+            random_erasing=0.5,
+            precision="fp32",
+            device="cpu",
+        ),
     )
     alone, together = tmp_path / "alone", tmp_path / "together"
     for command, out, more in (
         ([sys.executable, "-m", "torchmae"], alone, {}),
-        (TORCHRUN, together, {"micro_batch": 2}),
+        (TORCHRUN, together, {"micro_batch_size": 2}),
     ):
         asked = ["finetune", "none", "digits?part=test", *flags(options | more | {"out": out})]
-        done = subprocess.run([*command, *asked], env=ENV, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            [*command, *asked], env=ENV, capture_output=True, text=True, timeout=120
+        )
         assert done.returncode == 0, done.stderr
     ours, theirs = (load_file(run / "model.safetensors") for run in (together, alone))
     for name, b in theirs.items():
         a = ours[name]
         if name.endswith("qkv.bias"):  # as above: the keys' bias has no gradient but rounding
             a, b = (torch.cat([x.chunk(3)[0], x.chunk(3)[2]]) for x in (a, b))
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-5, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            a, b, rtol=1e-4, atol=2e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
     last = [json.loads((run / "last.json").read_text()) for run in (alone, together)]
     assert last[0]["top1"] == last[1]["top1"] and last[0]["count"] == last[1]["count"]
 
@@ -192,16 +271,25 @@ def test_two_processes_fine_tune_as_one(tmp_path):
 def test_two_processes_run_several_trainings(tmp_path):
     """Every process goes through all of them; the main one alone writes and tells."""
     pretrained = torchmae.pretrain(
-        "digits?part=test", **(OPTIONS | dict(out=str(tmp_path / "run"), epochs=1, batch_size=64, flip=False))
+        "digits?part=test",
+        **(OPTIONS | dict(out=str(tmp_path / "run"), epochs=1, batch_size=64, flip=False)),
     )
     few = dict(
-        labels_per_class=2, batch_size=4, epochs=1, workers=0, device="cpu", precision="fp32", out=tmp_path / "p"
+        labels_per_class=2,
+        batch_size=4,
+        epochs=1,
+        workers=0,
+        device="cpu",
+        precision="fp32",
+        out=tmp_path / "p",
     )
     asked = ["partial", str(pretrained), "digits?part=test", *flags(few), "--train", "0", "1"]
     done = subprocess.run([*TORCHRUN, *asked], env=ENV, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "p" / "results.json").read_text())["partial"]
-    assert [row["train"] for row in rows] == ["0", "1"] and done.stdout.count("by what was fine-tuned") == 1
+    assert [row["train"] for row in rows] == ["0", "1"] and done.stdout.count(
+        "by what was fine-tuned"
+    ) == 1
 
 
 @pytest.mark.parametrize("cache", ["disk", "device"])

@@ -27,10 +27,10 @@ def test_the_readme_s_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_example_of_a_new_masking_works() -> None:
-    from torchmae.models.masking import noise, split
+    from torchmae.models.masking import mask_from_order, noise
 
     (code,) = blocks(ROOT / "docs" / "extending.md", "python")
-    names: dict[str, object] = {"torch": torch, "split": split}
+    names: dict[str, object] = {"torch": torch, "split": mask_from_order}
     exec(code, names)
     zeros = torch.zeros(4, dtype=torch.int64)
     mask = names["half"](noise(0, zeros, torch.arange(4), 16), (4, 4), 0.5)  # type: ignore[operator]
@@ -41,4 +41,6 @@ def test_the_example_of_a_new_masking_works() -> None:
 def test_links_lead_somewhere() -> None:
     for file in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
         for link in re.findall(r"\]\(([^)#]+)\)", file.read_text()):
-            assert link.startswith("https://") or (file.parent / link).exists(), f"{file.name}: {link}"
+            assert link.startswith("https://") or (file.parent / link).exists(), (
+                f"{file.name}: {link}"
+            )

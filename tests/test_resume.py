@@ -17,7 +17,14 @@ import torchmae
 from torchmae import cli
 
 OPTIONS = dict(
-    **dict(model="vit_micro", image_size=32, patch_size=8, decoder_dim=32, decoder_depth=1, batch_size=8),
+    **dict(
+        model="vit_micro",
+        image_size=32,
+        patch_size=8,
+        decoder_dim=32,
+        decoder_depth=1,
+        batch_size=8,
+    ),
     **dict(epochs=9, base_lr=0.02, precision="fp32", device="cpu", workers=0, log_every=4),
 )
 STEPS = 27  # 9 epochs of 24 images, 8 a step
@@ -40,7 +47,9 @@ def photos(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(photos, tmp_path_factory):
     """The uninterrupted run."""
-    return torchmae.pretrain(str(photos), out=str(tmp_path_factory.mktemp("whole") / "run"), **OPTIONS)
+    return torchmae.pretrain(
+        str(photos), out=str(tmp_path_factory.mktemp("whole") / "run"), **OPTIONS
+    )
 
 
 def test_killed_again_and_again_the_run_ends_with_the_same_weights(whole, photos, tmp_path):
@@ -52,7 +61,12 @@ def test_killed_again_and_again_the_run_ends_with_the_same_weights(whole, photos
         before = steps_saved(run)
         ahead = dice.randint(1, 3)
         process = subprocess.Popen(
-            command, env=ENV, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command,
+            env=ENV,
+            start_new_session=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         end = time.monotonic() + 60
         while process.poll() is None and time.monotonic() < end:
@@ -70,7 +84,10 @@ def test_killed_again_and_again_the_run_ends_with_the_same_weights(whole, photos
     assert done.returncode == 0, done.stderr
     assert "damaged" not in done.stdout, "a kill must not leave a damaged checkpoint"
     assert weights(run) == weights(whole)
-    assert {p.name for p in (run / "state").iterdir()} == {f"step-{STEPS:08d}", f"step-{STEPS - 1:08d}"}
+    assert {p.name for p in (run / "state").iterdir()} == {
+        f"step-{STEPS:08d}",
+        f"step-{STEPS - 1:08d}",
+    }
     drop = (
         "images_per_s",
         "wait",
@@ -84,7 +101,9 @@ def test_killed_again_and_again_the_run_ends_with_the_same_weights(whole, photos
     assert ours == theirs
 
 
-def test_a_kill_between_config_and_first_checkpoint_does_not_change_the_weights(whole, photos, tmp_path):
+def test_a_kill_between_config_and_first_checkpoint_does_not_change_the_weights(
+    whole, photos, tmp_path
+):
     """The run is described already, and has no weights yet: it must start with those of its seed."""
     run = tmp_path / "run"
     run.mkdir()
@@ -97,11 +116,15 @@ def test_a_kill_between_config_and_first_checkpoint_does_not_change_the_weights(
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_number_of_workers_does_not_change_the_weights(whole, photos, tmp_path, workers):
-    run = torchmae.pretrain(str(photos), **(OPTIONS | {"workers": workers, "out": str(tmp_path / "run")}))
+    run = torchmae.pretrain(
+        str(photos), **(OPTIONS | {"workers": workers, "out": str(tmp_path / "run")})
+    )
     assert weights(run) == weights(whole)
 
 
-def test_resuming_takes_the_older_checkpoint_when_the_newest_is_damaged(whole, photos, tmp_path, capfd):
+def test_resuming_takes_the_older_checkpoint_when_the_newest_is_damaged(
+    whole, photos, tmp_path, capfd
+):
     options = OPTIONS | {"save_minutes": 1e-6, "out": str(tmp_path / "run")}
     run = torchmae.pretrain(str(photos), **options)
     newest = run / f"state/step-{STEPS:08d}/optimizer.safetensors"
@@ -143,7 +166,10 @@ def test_a_changed_setting_is_refused_by_name_and_nothing_is_touched(whole, phot
 
 def test_changed_data_are_refused_and_nothing_is_touched(whole, photos, capfd):
     before = contents(whole)
-    extra, command = photos / "one-more.png", ["pretrain", str(photos), *flags(OPTIONS | {"out": whole})]
+    extra, command = (
+        photos / "one-more.png",
+        ["pretrain", str(photos), *flags(OPTIONS | {"out": whole})],
+    )
     try:
         Image.new("RGB", (40, 40)).save(extra)
         assert cli.main(command) == 2
@@ -160,7 +186,7 @@ def test_changed_data_are_refused_and_nothing_is_touched(whole, photos, capfd):
 
 
 def test_what_does_not_change_the_weights_may_change(whole, photos, capfd):
-    free = {"workers": 1, "log_every": 7, "save_minutes": 3, "micro_batch": 4}
+    free = {"workers": 1, "log_every": 7, "save_minutes": 3, "micro_batch_size": 4}
     moved = photos.with_name("moved")
     photos.rename(moved)
     try:

@@ -27,7 +27,7 @@ ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 MODEL = "--model vit_micro --image-size 32 --patch-size 8 --decoder-dim 32 --decoder-depth 2"
 CPU = "--device cpu --precision fp32 --workers 0"
 TUNE = f"{CPU} --epochs 2 --batch-size 8"
-KNN = "knn" if (ROOT / "torchmae/tasks/knn").exists() or (ROOT / "torchmae/tasks/knn.py").exists() else "neighbours"
+KNN = "knn" if "Knn" in (ROOT / "torchmae/cli.py").read_text() else "neighbours"
 MAGNITUDE = "--randaug-magnitude" if KNN == "knn" else "--magnitude"
 
 
@@ -37,8 +37,14 @@ def photos(folder: Path) -> None:
     for kind, wave in (("across", rows), ("down", columns), ("both", rows + columns)):
         (folder / kind).mkdir(parents=True)
         for i in range(10):
-            pixels = 120 + 60 * np.sin(wave * (0.3 + 0.02 * i))[..., None] + draw.normal(0, 8, (40, 48, 3))
-            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / kind / f"{i}.jpg", quality=92)
+            pixels = (
+                120
+                + 60 * np.sin(wave * (0.3 + 0.02 * i))[..., None]
+                + draw.normal(0, 8, (40, 48, 3))
+            )
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(
+                folder / kind / f"{i}.jpg", quality=92
+            )
 
 
 def mae(line: str, place: Path) -> str:
@@ -70,9 +76,15 @@ def witness(place: Path) -> dict[str, object]:
     found["digits"] = weights(place / "demo")
     mae(f"pretrain photos --epochs 6 --batch-size 8 --out photos-run {MODEL} {CPU}", place)
     found["photos"] = weights(place / "photos-run")
-    mae(f"pretrain photos --epochs 2 --batch-size 8 --out from-run --from photos-run {CPU} --masking block", place)
+    mae(
+        f"pretrain photos --epochs 2 --batch-size 8 --out from-run --from photos-run {CPU} --masking block",
+        place,
+    )
     found["from"] = weights(place / "from-run")
-    mae(f"pretrain photos --epochs 2 --batch-size 8 --out raw --target pixels --loss-on all {MODEL} {CPU}", place)
+    mae(
+        f"pretrain photos --epochs 2 --batch-size 8 --out raw --target pixels --loss-on all {MODEL} {CPU}",
+        place,
+    )
     found["pixels, all"] = weights(place / "raw")
     mae(f"pretrain photos --epochs 2 --batch-size 8 --out masked --encode-all {MODEL} {CPU}", place)
     found["encode all"] = weights(place / "masked")
@@ -80,7 +92,10 @@ def witness(place: Path) -> dict[str, object]:
         mae(f"finetune photos-run photos --train {train} --out tune-{train} {TUNE}", place)
         found[f"finetune {train}"] = weights(place / f"tune-{train}")
     strong = f"{MAGNITUDE} 7 --mixup 0.8 --cutmix 1 --drop-path 0.2"
-    mae(f"finetune none photos --model vit_micro --patch-size 8 --ema 0.9 {strong} --out scratch {TUNE}", place)
+    mae(
+        f"finetune none photos --model vit_micro --patch-size 8 --ema 0.9 {strong} --out scratch {TUNE}",
+        place,
+    )
     found["scratch"] = weights(place / "scratch")
     found["evaluate"] = shares(mae("evaluate tune-all photos --device cpu", place))
     mae("predict tune-all photos --out p.csv --device cpu", place)
@@ -101,14 +116,20 @@ def witness(place: Path) -> dict[str, object]:
     mae("pack photos --out shards --size 36", place)
     mae(f"pretrain shards --epochs 2 --batch-size 8 --out packed-run {MODEL} {CPU}", place)
     found["packed"] = weights(place / "packed-run")
-    mae("compare photos-run photos --labels-per-class 4 --seeds 0 1 --out comparison " + TUNE, place)
+    mae(
+        "compare photos-run photos --labels-per-class 4 --seeds 0 1 --out comparison " + TUNE, place
+    )
     mae("partial photos-run photos --train 0 1 --out parts " + TUNE, place)
     for folder in ("comparison", "parts"):
-        found[folder] = sorted(weights(p.parent) for p in (place / folder).glob("*/model.safetensors"))
+        found[folder] = sorted(
+            weights(p.parent) for p in (place / folder).glob("*/model.safetensors")
+        )
     line = f"pretrain photos --epochs 60 --batch-size 8 --log-every 1 --out {{}} {MODEL} {CPU}"
     mae(line.format("whole"), place)
     command = [sys.executable, "-m", "torchmae", *line.format("stopped").split()]
-    process = subprocess.Popen(command, env=ENV, cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, env=ENV, cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     log = place / "stopped/log.jsonl"
     while process.poll() is None and not (log.exists() and log.read_text().count("\n") > 20):
         time.sleep(0.01)

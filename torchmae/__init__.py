@@ -29,7 +29,7 @@ __all__ = [
     "embed",
     "load",
     "load_mae",
-    "neighbours",
+    "knn",
     "presets",
     "pretrain",
     "reconstruct",
@@ -55,8 +55,12 @@ def __getattr__(name: str) -> Any:
 
 def plain(options: dict[str, Any]) -> dict[str, Any]:
     """Options as the command line would give them: paths as text, lists as tuples."""
-    plainer = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in plainer.items()}
+    plainer = {
+        name: str(value) if isinstance(value, Path) else value for name, value in options.items()
+    }
+    return {
+        name: tuple(value) if isinstance(value, list) else value for name, value in plainer.items()
+    }
 
 
 def pretrain(data: str | Path, **options: Any) -> Path:
@@ -84,8 +88,8 @@ def embed(run: str | Path, data: str | Path, **options: Any) -> Path:
 
 
 def neighbours(run: str | Path, data: str | Path, **options: Any) -> dict[str, Any]:
-    """k-NN accuracies and their intervals; the options are those of `torchmae.tasks.neighbours.Neighbours`."""
-    from torchmae.tasks.knn.config import Neighbours
+    """k-NN accuracies and their intervals; the options are those of `torchmae.tasks.neighbours.Knn`."""
+    from torchmae.tasks.knn.config import Knn
     from torchmae.tasks.knn.run import run as task
 
-    return task(Neighbours(str(run), str(data), **plain(options)))
+    return task(Knn(str(run), str(data), **plain(options)))

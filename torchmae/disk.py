@@ -27,12 +27,16 @@ def whole_folder(out: Path) -> Iterator[Path]:
         yield partial
         for file in partial.rglob("*"):
             if file.is_file():
-                file.chmod(partial.stat().st_mode & 0o666)  # safetensors makes its files for their owner only
+                file.chmod(
+                    partial.stat().st_mode & 0o666
+                )  # safetensors makes its files for their owner only
                 sync(file)
         os.rename(partial, out)
         sync(out.parent)
     except (OSError, SafetensorError) as error:
-        raise RunError(f"could not write {out}: {getattr(error, 'strerror', None) or error}") from error
+        raise RunError(
+            f"could not write {out}: {getattr(error, 'strerror', None) or error}"
+        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -23,14 +23,18 @@ def prepare(out: Path, data: str, world: World) -> bool:
         folder = Path(data).expanduser()
         if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
             better = Path("..") / "runs" / folder.resolve().name
-            raise UserError(f"--out {out} lies inside the data ({data}): name a folder outside, such as --out {better}")
+            raise UserError(
+                f"--out {out} lies inside the data ({data}): name a folder outside, such as --out {better}"
+            )
         if out.exists() and not out.is_dir():
             raise UserError(f"--out {out} is a file: name a folder")
         if out.is_dir() and not (out / "config.json").exists():
             ours = (".lock", "bad-files.jsonl", ".config.json.partial")
             strange = [p.name for p in out.iterdir() if p.name not in ours]
             if strange:
-                raise UserError(f"--out {out} holds other things ({strange[0]}, ...): name a new folder or a run")
+                raise UserError(
+                    f"--out {out} holds other things ({strange[0]}, ...): name a new folder or a run"
+                )
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -75,10 +79,18 @@ def resume(
     """
     stored = read_config(out)
     if stored.get("verb") != verb:
-        raise UserError(f"{out} was made by mae {stored.get('verb')}, not by mae {verb}: choose another --out")
-    before = {name: tuple(value) if isinstance(value, list) else value for name, value in stored["config"].items()}
+        raise UserError(
+            f"{out} was made by mae {stored.get('verb')}, not by mae {verb}: choose another --out"
+        )
+    before = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in stored["config"].items()
+    }
     before = {**asked, **before}  # a setting that a later version brought is as it is now
-    merged = {name: value if name in free and value is not None else before[name] for name, value in asked.items()}
+    merged = {
+        name: value if name in free and value is not None else before[name]
+        for name, value in asked.items()
+    }
     wrong = [
         f"{name} was {before[name]}, is {value}"
         for name, value in asked.items()
@@ -135,7 +147,9 @@ def note_bad_files(run: Path, files: Iterable[tuple[str, str]]) -> list[str]:
     new = {name: reason for name, reason in files if name not in known}
     if new or not path.exists():
         with path.open("a") as out:
-            out.writelines(json.dumps({"file": name, "reason": reason}) + "\n" for name, reason in new.items())
+            out.writelines(
+                json.dumps({"file": name, "reason": reason}) + "\n" for name, reason in new.items()
+            )
     return list(new)
 
 
@@ -160,7 +174,9 @@ def read_config(run: str | os.PathLike[str]) -> dict[str, Any]:
         config = json.loads(path.read_text())
         assert isinstance(config["model"]["encoder"], dict)
     except (ValueError, KeyError, TypeError, AssertionError, OSError) as error:
-        raise UserError(f"{path} does not describe a torchmae model ({type(error).__name__}: {error})") from error
+        raise UserError(
+            f"{path} does not describe a torchmae model ({type(error).__name__}: {error})"
+        ) from error
     return config
 
 
@@ -176,4 +192,6 @@ def is_run(folder: Path) -> bool:
         config = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError):
         config = None
-    return (isinstance(config, dict) and "torchmae" in config) or any(p.is_dir() for p in folder.glob("state/step-*"))
+    return (isinstance(config, dict) and "torchmae" in config) or any(
+        p.is_dir() for p in folder.glob("state/step-*")
+    )

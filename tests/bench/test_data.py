@@ -17,7 +17,18 @@ from torchmae.data.sources import open_source
 from torchmae.errors import RunError, UserError
 
 TINY = ["--rounds", "1", "--device", "cpu"]
-SIZES = ["--model", "vit_micro", "--image-size", "32", "--patch-size", "8", "--batch-size", "2", "--precision", "fp32"]
+SIZES = [
+    "--model",
+    "vit_micro",
+    "--image-size",
+    "32",
+    "--patch-size",
+    "8",
+    "--batch-size",
+    "2",
+    "--precision",
+    "fp32",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -36,14 +47,21 @@ def measured(tmp_path: Path, *words: str) -> dict:
     return json.loads(text)
 
 
-def test_each_path_from_file_to_crop(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_each_path_from_file_to_crop(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     pytest.importorskip("torchvision")
     found = measured(tmp_path, "data", str(photos), *SIZES)
     said = capsys.readouterr().out
     assert (
-        found["command"].startswith("mae bench data photos --model vit_micro") and found["settings"]["data"] == "photos"
+        found["command"].startswith("mae bench data photos --model vit_micro")
+        and found["settings"]["data"] == "photos"
     )
-    assert found["sample"]["files"] == 24 and found["sample"]["left_out"] == 0 and found["left_out"] == []
+    assert (
+        found["sample"]["files"] == 24
+        and found["sample"]["left_out"] == 0
+        and found["left_out"] == []
+    )
     names = ["PIL + torchvision, float", "torchvision decode_image + v2, uint8", "torchmae"]
     names += ["torchmae, packed at size 320", "torchmae, decoded in memory"]
     assert [row["name"] for row in found["paths"]] == names
@@ -51,8 +69,12 @@ def test_each_path_from_file_to_crop(photos: Path, tmp_path: Path, capsys: pytes
     for row in found["paths"]:
         assert row["name"] in said and row["images_per_s"] == pytest.approx(1 / row["seconds"][0])
         assert (row["speed"] is None) == (row is base)
-        assert row is base or row["speed"]["median"] == pytest.approx(base["seconds"][0] / row["seconds"][0])
-        assert row["cores_needed"]["vit_micro"] == pytest.approx(found["steps"]["vit_micro"] / row["images_per_s"])
+        assert row is base or row["speed"]["median"] == pytest.approx(
+            base["seconds"][0] / row["seconds"][0]
+        )
+        assert row["cores_needed"]["vit_micro"] == pytest.approx(
+            found["steps"]["vit_micro"] / row["images_per_s"]
+        )
     assert found["pixels"]["files"] == found["pixels"]["decoded_equal"] == 24
     assert found["pixels"]["mean"] <= 0.2 and found["pixels"]["most"] <= 4
     assert found["loader"]["batch"] == 24 and {"0", "1", "2"} <= set(found["loader"]["workers"])
@@ -61,16 +83,21 @@ def test_each_path_from_file_to_crop(photos: Path, tmp_path: Path, capsys: pytes
     assert lost == pytest.approx(1 - one / alone)
 
 
-def test_a_step_that_was_measured_elsewhere(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_was_measured_elsewhere(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also: without torchvision the reference's pipeline is done by PIL alone, and the table says what is missing."""
     monkeypatch.setattr(bench_data, "find_spec", lambda name: None)
     monkeypatch.setattr(bench_data, "loader", lambda batches, rounds: NO_LOADER)
-    found = measured(tmp_path, "data", str(photos), "--image-size", "32", "--step-images-per-s", "6000")
+    found = measured(
+        tmp_path, "data", str(photos), "--image-size", "32", "--step-images-per-s", "6000"
+    )
     assert found["paths"][0]["name"] == "PIL, float" and len(found["paths"]) == 4
     assert 'pip install "torchmae[torchvision]"' in found["left_out"][0]
     assert found["steps"] == {"as given": 6000.0}
     assert (
-        found["command"] == "mae bench data photos --image-size 32 --step-images-per-s 6000.0 --rounds 1 --device cpu"
+        found["command"]
+        == "mae bench data photos --image-size 32 --step-images-per-s 6000.0 --rounds 1 --device cpu"
     )
     row = found["paths"][0]
     assert row["cores_needed"]["as given"] == pytest.approx(6000 / row["images_per_s"])
@@ -82,7 +109,10 @@ NO_LOADER = {"batch": 1, "direct": {"images_per_s": 1.0}, "workers": {}, "overhe
 def test_what_cannot_be_read_is_left_out(photos: Path, tmp_path: Path) -> None:
     folder = tmp_path / "mixed"
     folder.mkdir()
-    for name, data in (("good.jpg", (photos / "blob" / "0.jpg").read_bytes()), ("bad.jpg", b"\xff\xd8 no more")):
+    for name, data in (
+        ("good.jpg", (photos / "blob" / "0.jpg").read_bytes()),
+        ("bad.jpg", b"\xff\xd8 no more"),
+    ):
         (folder / name).write_bytes(data)
     Image.fromarray(np.full((9, 9, 4), 128, dtype=np.uint8)).save(folder / "alpha.png")
     sample = bench_data.take(open_source(str(folder)), "mixed")
@@ -115,8 +145,12 @@ def test_a_checkpoint_beside_a_plain_file(tmp_path: Path, capsys: pytest.Capture
     assert f"vit_micro: weights and moments, {found['gb']:.3f} GB" in capsys.readouterr().out
 
 
-def test_the_way_to_the_first_step(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_start, "turns", lambda measures, rounds: {n: [f()] for n, f in measures.items()})
+def test_the_way_to_the_first_step(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        bench_start, "turns", lambda measures, rounds: {n: [f()] for n, f in measures.items()}
+    )
     found = measured(tmp_path, "startup", str(photos), "--threads", "1")["startup"]
     rows = {row["name"]: row["s"] for row in found["rows"]}
     assert list(rows) == ["python -c pass", "import torch", "mae --help", "first step"]
@@ -125,11 +159,23 @@ def test_the_way_to_the_first_step(photos: Path, tmp_path: Path, monkeypatch: py
 
 
 def test_a_first_step_that_does_not_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_start, "turns", lambda measures, rounds: {n: [f()] for n, f in measures.items()})
+    monkeypatch.setattr(
+        bench_start, "turns", lambda measures, rounds: {n: [f()] for n, f in measures.items()}
+    )
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "a.jpg").write_bytes(b"no image")
-    with pytest.raises(RunError, match=r"did not come to its first step: mae: none of 1 images can be read"):
-        bench.run(Bench("startup", str(tmp_path / "broken"), rounds=1, device="cpu", out=str(tmp_path / "bench.json")))
+    with pytest.raises(
+        RunError, match=r"did not come to its first step: mae: none of 1 images can be read"
+    ):
+        bench.run(
+            Bench(
+                "startup",
+                str(tmp_path / "broken"),
+                rounds=1,
+                device="cpu",
+                out=str(tmp_path / "bench.json"),
+            )
+        )
 
 
 def test_turns_begin_with_one_to_warm_up() -> None:
@@ -139,5 +185,5 @@ def test_turns_begin_with_one_to_warm_up() -> None:
         calls.append(name)
         return float(len(calls))
 
-    found = bench_timing.turns({name: lambda name=name: measure(name) for name in "ab"}, 2)  # type: ignore[misc]
+    found = bench_timing.interleave({name: lambda name=name: measure(name) for name in "ab"}, 2)  # type: ignore[misc]
     assert "".join(calls) == "ba" + "ab" + "ba" and found == {"a": [3.0, 6.0], "b": [4.0, 5.0]}

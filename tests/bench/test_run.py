@@ -23,7 +23,15 @@ from torchmae.models.masking import noise, random
 from torchmae.models.vit import SIZES, ViT
 
 CPU = torch.device("cpu")
-TINY = dict(model="vit_micro", image_size=32, patch_size=8, batch_size=2, rounds=1, precision="fp32", device="cpu")
+TINY = dict(
+    model="vit_micro",
+    image_size=32,
+    patch_size=8,
+    batch_size=2,
+    rounds=1,
+    precision="fp32",
+    device="cpu",
+)
 
 
 def on_meta(name: str = "vit_base", patch_size: int = 16, **options: Any) -> MAE:
@@ -73,13 +81,17 @@ def test_the_count_is_torch_s_own_for_the_plain_model(encode_all: bool) -> None:
     assert found / 2 == pytest.approx(flops(model), rel=0.02)
 
 
-@pytest.mark.parametrize("name, patch, with_8, with_1", [("vit_large", 16, 3.23, 4.16), ("vit_huge", 14, 3.60, 4.12)])
+@pytest.mark.parametrize(
+    "name, patch, with_8, with_1", [("vit_large", 16, 3.23, 4.16), ("vit_huge", 14, 3.60, 4.12)]
+)
 def test_the_operations_of_table_2(name: str, patch: int, with_8: float, with_1: float) -> None:
     base, eight, one = (
         flops(on_meta(name, patch, encode_all=all_, decoder_depth=depth))
         for all_, depth in ((True, 8), (False, 8), (False, 1))
     )
-    assert base / eight == pytest.approx(with_8, abs=0.01) and base / one == pytest.approx(with_1, abs=0.01)
+    assert base / eight == pytest.approx(with_8, abs=0.01) and base / one == pytest.approx(
+        with_1, abs=0.01
+    )
     if name == "vit_large":
         assert base / eight == pytest.approx(3.3, rel=0.03)  # the paper's Table 1c
 
@@ -95,7 +107,9 @@ def test_a_peer_is_the_same_architecture_and_trains(name: str) -> None:
     peer = PEERS[name].build(model.config(), 0.75).train()
     size = sum(p.numel() for n, p in model.named_parameters() if "statistics" not in n)
     found = sum(p.numel() for p in peer.parameters())
-    if name == "vit-pytorch":  # without class token and qkv biases, with more norms and learned positions
+    if (
+        name == "vit-pytorch"
+    ):  # without class token and qkv biases, with more norms and learned positions
         assert found == pytest.approx(size, rel=0.02)
     else:
         extra = 128 if name == "lightly" else 0  # its encoder keeps a mask token that nothing uses
@@ -110,14 +124,19 @@ def test_a_peer_is_the_same_architecture_and_trains(name: str) -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.95 * losses[0]
-    assert all(p.grad is not None for n, p in peer.named_parameters() if p.requires_grad and "mask_token" not in n) or (
-        name == "vit-pytorch"
-    )
+    assert all(
+        p.grad is not None
+        for n, p in peer.named_parameters()
+        if p.requires_grad and "mask_token" not in n
+    ) or (name == "vit-pytorch")
 
 
 def test_a_peer_s_attention_is_the_fused_one() -> None:
     model = MAE(ViT((32, 32), 8, 3, **SIZES["vit_micro"]))
-    assert PEERS["transformers"].build(model.config(), 0.75).model.config._attn_implementation == "sdpa"  # type: ignore[union-attr]
+    assert (
+        PEERS["transformers"].build(model.config(), 0.75).model.config._attn_implementation
+        == "sdpa"
+    )  # type: ignore[union-attr]
 
 
 def test_which_peers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +158,9 @@ def test_which_peers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_race_goes_round_and_counts() -> None:
     calls: list[str] = []
-    contenders = [bench_timing.Contender(name, lambda name=name: calls.append(name), 1.0) for name in "abc"]
+    contenders = [
+        bench_timing.Candidate(name, lambda name=name: calls.append(name), 1.0) for name in "abc"
+    ]
     seconds = bench_timing.race(contenders, 3, CPU)
     assert {name: len(values) for name, values in seconds.items()} == {"a": 3, "b": 3, "c": 3}
     assert calls[:6] == list("aabbcc")  # to warm up
@@ -151,7 +172,9 @@ def test_a_race_goes_round_and_counts() -> None:
 
 def test_ratios_are_taken_within_a_round() -> None:
     """A round in which everything takes ten times as long says the same as the others."""
-    assert bench_timing.speed_beside([2.0, 20.0, 2.0], [1.0, 10.0, 1.5]) == dict(median=0.5, least=0.5, most=0.75)
+    assert bench_timing.speed_beside([2.0, 20.0, 2.0], [1.0, 10.0, 1.5]) == dict(
+        median=0.5, least=0.5, most=0.75
+    )
 
 
 def test_peak_memory_is_that_of_the_tensors_of_a_step() -> None:
@@ -165,10 +188,14 @@ def test_peak_memory_is_that_of_the_tensors_of_a_step() -> None:
         optimizer.step()
 
     step()
-    found = bench_timing.step_memory_mb(bench_timing.Contender("x", step, 1.0, model, optimizer), CPU)
+    found = bench_timing.step_memory_mb(
+        bench_timing.Candidate("x", step, 1.0, model, optimizer), CPU
+    )
     weights = 4 * 1000 * 1001 / 1e6
-    assert found is not None and 4 * weights <= found < 4 * weights + 8  # weights, moments, gradients; some activations
-    assert bench_timing.step_memory_mb(bench_timing.Contender("x", step, 1.0), CPU) is None
+    assert (
+        found is not None and 4 * weights <= found < 4 * weights + 8
+    )  # weights, moments, gradients; some activations
+    assert bench_timing.step_memory_mb(bench_timing.Candidate("x", step, 1.0), CPU) is None
 
 
 def test_threads_are_given_back() -> None:
@@ -185,28 +212,45 @@ def test_a_step_beside_its_peers(tmp_path: Path, capsys: pytest.CaptureFixture) 
     needs("vit-pytorch")
     out = tmp_path / "new" / "bench.json"
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
-    assert cli.main(["bench", "step", *flags, "--vs", "timm,transformers,vit-pytorch", "--out", str(out)]) == 0
+    assert (
+        cli.main(
+            ["bench", "step", *flags, "--vs", "timm,transformers,vit-pytorch", "--out", str(out)]
+        )
+        == 0
+    )
     said, result = capsys.readouterr().out, json.loads(out.read_text())
     assert "left out: timm has no Masked Autoencoder" in said and "timm" in result["left_out"][0]
     assert set(result) == {"command", "machine", "versions", "settings", "left_out", "models"}
-    assert result["command"].startswith("mae bench step --model vit_micro --batch-size 2 --image-size 32")
+    assert result["command"].startswith(
+        "mae bench step --model vit_micro --batch-size 2 --image-size 32"
+    )
     assert str(tmp_path) not in result["command"]
     assert set(result["machine"]) == {"device", "cores", "threads", "load", "system"}
     assert {"python", "torch", "torchmae", "transformers", "vit-pytorch"} <= set(result["versions"])
     found = result["models"]["vit_micro"]
     names = ["torchmae", "transformers", "vit-pytorch"]
-    assert [row["name"] for row in found["rows"]] == [*names, *(f"{n}, decoder heads of 64" for n in names[::2])]
+    assert [row["name"] for row in found["rows"]] == [
+        *names,
+        *(f"{n}, decoder heads of 64" for n in names[::2]),
+    ]
     for row in found["rows"]:
         assert row["name"] in said and row["images_per_s"] > 0 and row["share_of_product"] > 0
         assert len(row["seconds"]) == 1 and row["peak_memory_mb"] > 16
-        assert (row["against"] is None) == (row["speed"] is None) == row["name"].startswith("torchmae")
+        assert (
+            (row["against"] is None) == (row["speed"] is None) == row["name"].startswith("torchmae")
+        )
         if row["speed"]:
             other = next(r for r in found["rows"] if r["name"] == row["against"])
             assert row["speed"]["median"] == pytest.approx(other["seconds"][0] / row["seconds"][0])
             assert row["against"] == (
-                "torchmae" + row["name"].removeprefix("vit-pytorch") if "heads" in row["name"] else "torchmae"
+                "torchmae" + row["name"].removeprefix("vit-pytorch")
+                if "heads" in row["name"]
+                else "torchmae"
             )
-    assert found["matrix_product"]["tflops"] > 0 and f"{found['gflop_per_image']:.2f} GFLOP an image" in said
+    assert (
+        found["matrix_product"]["tflops"] > 0
+        and f"{found['gflop_per_image']:.2f} GFLOP an image" in said
+    )
 
 
 def test_table_2_of_a_small_model(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -223,11 +267,24 @@ def test_table_2_of_a_small_model(tmp_path: Path, capsys: pytest.CaptureFixture)
         assert row["paper_speed"] is None and len(row["seconds"]) == 1
 
 
-def test_table_2_of_the_paper_s_models_without_measuring(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    out = bench.run(Bench("wall-clock", measure=False, device="cpu", out=str(tmp_path / "bench.json")))
+def test_table_2_of_the_paper_s_models_without_measuring(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out = bench.run(
+        Bench("wall-clock", measure=False, device="cpu", out=str(tmp_path / "bench.json"))
+    )
     models = json.loads(out.read_text())["models"]
-    assert [row["paper_speed"] for rows in models.values() for row in rows["rows"]] == [None, 2.8, 3.7, None, 3.5, 4.1]
-    assert all(row["speed"] is row["seconds"] is None for rows in models.values() for row in rows["rows"])
+    assert [row["paper_speed"] for rows in models.values() for row in rows["rows"]] == [
+        None,
+        2.8,
+        3.7,
+        None,
+        3.5,
+        4.1,
+    ]
+    assert all(
+        row["speed"] is row["seconds"] is None for rows in models.values() for row in rows["rows"]
+    )
     said = capsys.readouterr().out
     assert said.count("not measured") == 6 and "3.23x" in said and "2.8x" in said
 
@@ -248,7 +305,9 @@ MISTAKES = {
     "step --step-images-per-s 9": ["--step-images-per-s goes with mae bench data only"],
     "data": ["DATA is missing: mae bench data FOLDER"],
     "data photos --step-images-per-s 0": ["--step-images-per-s 0.0: must be more than 0"],
-    "data photos --step-images-per-s 9 --model vit_base": ["--model is there to measure what --step-images-per-s says"],
+    "data photos --step-images-per-s 9 --model vit_base": [
+        "--model is there to measure what --step-images-per-s says"
+    ],
     "step --vs timmm": ["unknown peer 'timmm'"],
     "step --out .": ["--out . is a folder"],
     "step --out file/bench.json": ["--out file/bench.json cannot be written"],

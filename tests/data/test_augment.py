@@ -7,14 +7,22 @@ from PIL import Image
 from timm.data import auto_augment
 
 from torchmae.data.augment import OPS, StrongAugment
-from torchmae.data.transforms import Augment
+from torchmae.data.transforms import RandomResizedCropFlip
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
 FILL = (124, 116, 104)
 
 
-def strong(channels: int = 3, seed: int = 0, magnitude: float = 9.0, erase: float = 0.25) -> StrongAugment:
-    return StrongAugment(Augment((24, 32), seed), magnitude, erase, (0.5,) * channels, (0.2,) * channels)
+def strong(
+    channels: int = 3, seed: int = 0, magnitude: float = 9.0, erase: float = 0.25
+) -> StrongAugment:
+    return StrongAugment(
+        RandomResizedCropFlip((24, 32), seed),
+        magnitude,
+        erase,
+        (0.5,) * channels,
+        (0.2,) * channels,
+    )
 
 
 def test_a_function_of_seed_epoch_and_sample() -> None:
@@ -28,17 +36,22 @@ def test_a_function_of_seed_epoch_and_sample() -> None:
 @pytest.mark.parametrize("channels", [1, 3, 5])
 def test_any_number_of_channels(channels: int) -> None:
     picture = np.random.default_rng(1).integers(0, 256, (30, 30, channels), dtype=np.uint8)
-    assert all(strong(channels)(picture, 0, sample).shape == (channels, 24, 32) for sample in range(30))
+    assert all(
+        strong(channels)(picture, 0, sample).shape == (channels, 24, 32) for sample in range(30)
+    )
 
 
 def test_switched_off_it_is_the_crop_alone_and_erasing_makes_one_rectangle_of_noise() -> None:
     for sample in range(20):
-        plain = Augment((24, 32), 0)(PICTURE, 0, sample)
+        plain = RandomResizedCropFlip((24, 32), 0)(PICTURE, 0, sample)
         assert torch.equal(strong(magnitude=0.0, erase=0.0)(PICTURE, 0, sample), plain)
         changed = (strong(magnitude=0.0, erase=1.0)(PICTURE, 0, sample) != plain).any(0)
         rows, columns = changed.any(1).nonzero(), changed.any(0).nonzero()
         height, width = int(rows.max() - rows.min()) + 1, int(columns.max() - columns.min()) + 1
-        assert 0.01 < height * width / (24 * 32) < 0.36 and float(changed.sum()) > 0.95 * height * width
+        assert (
+            0.01 < height * width / (24 * 32) < 0.36
+            and float(changed.sum()) > 0.95 * height * width
+        )
 
 
 @pytest.mark.parametrize("level", [0.9, 0.55, -0.9])

@@ -29,7 +29,9 @@ def picture(height: int, width: int, channels: int = 3) -> np.ndarray:
     """Smooth colours with a little noise: every part of a JPEG decoder has something to do."""
     y, x = np.mgrid[:height, :width]
     noise = np.random.default_rng(height * width).integers(0, 30, (height, width, channels))
-    pixels = np.stack([x * 200 // width, y * 200 // height, (x + y) * 100 // (height + width)], -1)[:, :, :channels]
+    pixels = np.stack([x * 200 // width, y * 200 // height, (x + y) * 100 // (height + width)], -1)[
+        :, :, :channels
+    ]
     return (pixels + noise).astype(np.uint8)
 
 
@@ -43,9 +45,24 @@ def refused(data, *args, **options) -> str:
 
 def test_extensions_are_lower_case_and_safe():
     extensions = image_extensions()
-    assert {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".tif", ".gif", ".bmp", ".ppm", ".mpo"} <= extensions
-    assert not {".eps", ".ps", ".pdf", ".wmf", ".h5", ".mpg", ".fits", ".grib", ".bufr"} & extensions
-    assert all(extension == extension.lower() and extension.startswith(".") for extension in extensions)
+    assert {
+        ".jpg",
+        ".jpeg",
+        ".jfif",
+        ".png",
+        ".webp",
+        ".tif",
+        ".gif",
+        ".bmp",
+        ".ppm",
+        ".mpo",
+    } <= extensions
+    assert (
+        not {".eps", ".ps", ".pdf", ".wmf", ".h5", ".mpg", ".fits", ".grib", ".bufr"} & extensions
+    )
+    assert all(
+        extension == extension.lower() and extension.startswith(".") for extension in extensions
+    )
 
 
 @pytest.mark.parametrize(
@@ -84,13 +101,20 @@ def test_palette_and_its_transparency():
 
 
 def test_modes_that_no_file_of_ours_holds():
-    assert module.from_pil(Image.new("RGBA", (1, 1), (200, 0, 100, 51)).convert("RGBa"))[0, 0].tolist()[1] == 204
+    assert (
+        module.from_pil(Image.new("RGBA", (1, 1), (200, 0, 100, 51)).convert("RGBa"))[
+            0, 0
+        ].tolist()[1]
+        == 204
+    )
     assert module.from_pil(Image.new("LA", (1, 1), (100, 51)).convert("La")).shape == (1, 1, 3)
     assert module.from_pil(Image.new("HSV", (1, 1), (0, 255, 255)))[0, 0].tolist() == [255, 0, 0]
 
 
 def test_one_channel_is_luma():
-    assert decode(one("RGB", (10, 20, 30)), channels=1)[0, 0].tolist() == [18]  # .299 * 10 + .587 * 20 + .114 * 30
+    assert decode(one("RGB", (10, 20, 30)), channels=1)[0, 0].tolist() == [
+        18
+    ]  # .299 * 10 + .587 * 20 + .114 * 30
     assert decode(one("L", 77), channels=1).shape == (3, 5, 1)
     assert decode(one("RGBA", (0, 0, 0, 0)), channels=1)[0, 0].tolist() == [255]
 
@@ -105,7 +129,9 @@ def test_first_frame_of_an_animation():
 
 @pytest.mark.skipif(not features.check("littlecms2"), reason="this Pillow cannot convert LAB")
 def test_lab():
-    grey = decode(one("LAB", (50, 128, 128), "TIFF"))[0, 0]  # L* = 19.6 is linear 0.0286, which sRGB writes as 47
+    grey = decode(one("LAB", (50, 128, 128), "TIFF"))[
+        0, 0
+    ]  # L* = 19.6 is linear 0.0286, which sRGB writes as 47
     assert np.abs(grey.astype(int) - 47).max() <= 1
 
 
@@ -121,11 +147,18 @@ class TestSixteenBit:
     def test_linear_and_rounded(self, format):
         data = self.grey(0, 128, 129, 257, 32768, 65535, format=format)
         assert decode(data, 1).ravel().tolist() == [0, 0, 1, 1, 128, 255]
-        assert decode(self.grey(0, 1023, 512, format=format), white=1023)[0, :, 2].tolist() == [0, 255, 128]
+        assert decode(self.grey(0, 1023, 512, format=format), white=1023)[0, :, 2].tolist() == [
+            0,
+            255,
+            128,
+        ]
 
     def test_would_go_black(self):
         reason = refused(self.grey(0, 1023))
-        assert reason == "would turn nearly black: its values reach only 1023 of 65535; say the value of white"
+        assert (
+            reason
+            == "would turn nearly black: its values reach only 1023 of 65535; say the value of white"
+        )
         assert "only 4095" in refused(self.grey(4095))
         assert decode(self.grey(4096), 1).ravel().tolist() == [16]
 
@@ -138,7 +171,9 @@ class TestSixteenBit:
     def test_integers_of_32_bits(self):
         image = Image.fromarray(np.array([[0, 65535]], dtype=np.int32))
         assert decode(encoded(image, "TIFF"), 1).ravel().tolist() == [0, 255]
-        assert "negative" in refused(encoded(Image.fromarray(np.array([[-1, 9]], dtype=np.int32)), "TIFF"))
+        assert "negative" in refused(
+            encoded(Image.fromarray(np.array([[-1, 9]], dtype=np.int32)), "TIFF")
+        )
 
 
 class TestOrientation:
@@ -164,7 +199,11 @@ class TestOrientation:
         assert decode(one("RGB", 0, "JPEG", exif=exif)).shape == (3, 5, 3)
 
     def test_damaged_exif_is_no_bad_image(self):
-        assert decode(one("RGB", 0, "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff\0\1\2")).shape == (3, 5, 3)
+        assert decode(one("RGB", 0, "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff\0\1\2")).shape == (
+            3,
+            5,
+            3,
+        )
 
 
 class TestFastJpeg:
@@ -183,7 +222,9 @@ class TestFastJpeg:
     @pytest.mark.parametrize("channels", [1, 3])
     def test_equals_pillow_bit_for_bit(self, size, options, channels):
         data = encoded(
-            Image.fromarray(picture(*size, channels).squeeze(-1) if channels == 1 else picture(*size)),
+            Image.fromarray(
+                picture(*size, channels).squeeze(-1) if channels == 1 else picture(*size)
+            ),
             "JPEG",
             **options,
         )
@@ -234,12 +275,19 @@ class TestTooLarge:
 
     def test_an_image_in_an_icon(self):
         inner = encoded(Image.new("1", (3000, 3000)))
-        entry = bytes([16, 16, 0, 0, 1, 0, 32, 0]) + len(inner).to_bytes(4, "little") + (22).to_bytes(4, "little")
+        entry = (
+            bytes([16, 16, 0, 0, 1, 0, 32, 0])
+            + len(inner).to_bytes(4, "little")
+            + (22).to_bytes(4, "little")
+        )
         assert "9.0 megapixels" in refused(b"\0\0\1\0\1\0" + entry + inner, 3, 1.0)
 
     def test_the_users_settings_come_back(self, monkeypatch):
         monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
-        good, cut = encoded(Image.fromarray(picture(64, 64))), encoded(Image.fromarray(picture(64, 64)), "BMP")[:-900]
+        good, cut = (
+            encoded(Image.fromarray(picture(64, 64))),
+            encoded(Image.fromarray(picture(64, 64)), "BMP")[:-900],
+        )
         before, filters = Image.MAX_IMAGE_PIXELS, list(warnings.filters)
         results = []
 
@@ -252,7 +300,9 @@ class TestTooLarge:
         [thread.join() for thread in threads]
         assert results == [True] * 80
         assert (
-            before == Image.MAX_IMAGE_PIXELS and ImageFile.LOAD_TRUNCATED_IMAGES and filters == list(warnings.filters)
+            before == Image.MAX_IMAGE_PIXELS
+            and ImageFile.LOAD_TRUNCATED_IMAGES
+            and filters == list(warnings.filters)
         )
 
 
@@ -312,7 +362,9 @@ class TestArrays:
         same = decode(pixels)
         np.testing.assert_array_equal(same, pixels)
         assert not np.shares_memory(same, pixels)
-        np.testing.assert_array_equal(decode(pixels, 1)[:, :, 0], np.array(Image.fromarray(pixels).convert("L")))
+        np.testing.assert_array_equal(
+            decode(pixels, 1)[:, :, 0], np.array(Image.fromarray(pixels).convert("L"))
+        )
         np.testing.assert_array_equal(decode(pixels[:, :, :1]), pixels[:, :, [0, 0, 0]])
         many = np.zeros((4, 6, 7), np.uint8)
         assert decode(many, 7).shape == (4, 6, 7)
@@ -345,7 +397,9 @@ FORMATS = (
     "DDS",
 )
 SAMPLES = {
-    format: encoded(Image.fromarray(picture(24, 31)).convert("P" if format == "GIF" else "RGB"), format)
+    format: encoded(
+        Image.fromarray(picture(24, 31)).convert("P" if format == "GIF" else "RGB"), format
+    )
     for format in FORMATS
     if format in module._formats()
 }

@@ -15,7 +15,9 @@ from torchmae.data.sources import open_source
 from torchmae.errors import UserError
 
 CLASSES = ("ant", "bee", "cat")
-LIST = [(kind, i) for i in range(5) for kind in CLASSES]  # 15 images, as far from sorted by class as can be
+LIST = [
+    (kind, i) for i in range(5) for kind in CLASSES
+]  # 15 images, as far from sorted by class as can be
 
 
 def painted(kind: str, i: int = 0) -> bytes:
@@ -50,7 +52,10 @@ def class_folders_in_a_tar(at: Path) -> Path:
 
 def shards_of_class_folders(at: Path) -> str:
     for shard in range(3):
-        pack(at / f"s-{shard}.tar", {f"{kind}/{i}.png": painted(kind, i) for kind, i in LIST[shard::3]})
+        pack(
+            at / f"s-{shard}.tar",
+            {f"{kind}/{i}.png": painted(kind, i) for kind, i in LIST[shard::3]},
+        )
     return f"{at}/s-{{0..2}}.tar"
 
 
@@ -59,7 +64,10 @@ def shards_with_cls(at: Path) -> str:
     for shard in range(2):
         members = {}
         for number, (kind, i) in enumerate(LIST[shard::2]):
-            pair = [(f"{number:03d}.png", painted(kind, i)), (f"{number:03d}.cls", f"{kind}\n".encode())]
+            pair = [
+                (f"{number:03d}.png", painted(kind, i)),
+                (f"{number:03d}.cls", f"{kind}\n".encode()),
+            ]
             members.update(pair if shard else pair[::-1])
         pack(at / f"s-{shard}.tar", members)
     return f"{at}/s-*.tar"
@@ -74,8 +82,13 @@ def arrays(at: Path) -> Path:
 
 def hugging_face(at: Path, images: list[tuple[str, int]] = LIST) -> str:
     datasets = pytest.importorskip("datasets")
-    features = datasets.Features({"image": datasets.Image(), "kind": datasets.ClassLabel(names=[*CLASSES])})
-    rows = {"image": [{"bytes": painted(*one), "path": None} for one in images], "kind": [kind for kind, _ in images]}
+    features = datasets.Features(
+        {"image": datasets.Image(), "kind": datasets.ClassLabel(names=[*CLASSES])}
+    )
+    rows = {
+        "image": [{"bytes": painted(*one), "path": None} for one in images],
+        "kind": [kind for kind, _ in images],
+    }
     datasets.Dataset.from_dict(rows, features=features).save_to_disk(str(at))
     return f"hf:{at}"
 
@@ -140,7 +153,9 @@ def two_folders(at: Path, val: str = "val") -> Path:
 
 def one_tar(at: Path) -> Path:
     members = {f"set/train/{kind}/{i}.png": painted(kind, i) for kind, i in TRAIN}
-    return pack(at / "s.tar", members | {f"set/val/{kind}/{i}.png": painted(kind, i) for kind, i in VAL})
+    return pack(
+        at / "s.tar", members | {f"set/val/{kind}/{i}.png": painted(kind, i) for kind, i in VAL}
+    )
 
 
 def mixed_shards(at: Path) -> str:
@@ -149,7 +164,10 @@ def mixed_shards(at: Path) -> str:
         members = {}
         for part, some in (("train", TRAIN[shard::2]), ("val", VAL[shard::2]), ("test", TRAIN[:1])):
             for number, (kind, i) in enumerate(some):
-                members |= {f"{part}/{number}.png": painted(kind, i), f"{part}/{number}.cls": kind.encode()}
+                members |= {
+                    f"{part}/{number}.png": painted(kind, i),
+                    f"{part}/{number}.cls": kind.encode(),
+                }
         pack(at / f"{shard}.tar", members)
     return str(at)
 
@@ -157,8 +175,12 @@ def mixed_shards(at: Path) -> str:
 def two_hf_splits(at: Path) -> str:
     datasets = pytest.importorskip("datasets")
     parts = {"train": TRAIN, "validation": VAL}
-    saved = {name: hugging_face(at / name, some).removeprefix("hf:") for name, some in parts.items()}
-    splits = datasets.DatasetDict({name: datasets.load_from_disk(path) for name, path in saved.items()})
+    saved = {
+        name: hugging_face(at / name, some).removeprefix("hf:") for name, some in parts.items()
+    }
+    splits = datasets.DatasetDict(
+        {name: datasets.load_from_disk(path) for name, path in saved.items()}
+    )
     splits.save_to_disk(str(at / "both"))
     return f"hf:{at}/both?column=image"
 
@@ -178,7 +200,9 @@ def test_data_that_is_divided_brings_its_own_split(kind, tmp_path):
     sets = labelled_sets(spec, None, 0.5, None, 0)
     assert sets.classes == CLASSES
     assert counts(sets) == (dict.fromkeys(CLASSES, 3), dict.fromkeys(CLASSES, 2))
-    other = labelled_sets(spec, str(folder(tmp_path / "other")), 0.5, None, 0)  # --val wins over its val part
+    other = labelled_sets(
+        spec, str(folder(tmp_path / "other")), 0.5, None, 0
+    )  # --val wins over its val part
     assert counts(other) == (dict.fromkeys(CLASSES, 3), dict.fromkeys(CLASSES, 5))
 
 
@@ -196,17 +220,23 @@ def test_a_tar_in_which_train_is_a_class(tmp_path):
     members = {f"{kind}/{i}.png": painted("ant") for kind in ("train", "cat") for i in range(3)}
     train, val = open_pair(str(pack(tmp_path / "s.tar", members)), None)
     assert val is None and set(labelled(train, "")[1]) == {"train", "cat"}
-    train, val = open_pair(str(pack(tmp_path / "t.tar", {f"train/{i}.png": png(i) for i in range(3)})), None)
+    train, val = open_pair(
+        str(pack(tmp_path / "t.tar", {f"train/{i}.png": png(i) for i in range(3)})), None
+    )
     assert val is None and len(train) == 3
 
 
 def test_digits_and_their_two_parts():
     load_digits = pytest.importorskip("sklearn.datasets").load_digits
     truth = load_digits().target.tolist()
-    whole, train, test = (open_source(spec) for spec in ("digits", "digits?part=train", "digits?part=test"))
+    whole, train, test = (
+        open_source(spec) for spec in ("digits", "digits?part=train", "digits?part=test")
+    )
     assert (len(whole), len(train), len(test)) == (1797, 1438, 359)
     for source, first in ((train, 0), (test, 1438)):
-        assert [source.label(i) for i in range(len(source))] == [str(x) for x in truth[first : first + len(source)]]
+        assert [source.label(i) for i in range(len(source))] == [
+            str(x) for x in truth[first : first + len(source)]
+        ]
         for i in (0, 100, len(source) - 1):
             np.testing.assert_array_equal(source.read(i), whole.read(first + i))
     assert len({source.fingerprint() for source in (whole, train, test)}) == 3
@@ -218,16 +248,22 @@ def test_digits_and_their_two_parts():
     drawn = labelled_sets("digits", None, 0.2, 4, 0)
     assert len(drawn.val) == 359 and drawn.train_labels.bincount().tolist() == [4] * 10
     for spec in ("digits?part=tests", "digits:?part=tests"):
-        with pytest.raises(UserError, match=r"unknown part of the digits 'tests'; one of: .*Did you mean test\?"):
+        with pytest.raises(
+            UserError, match=r"unknown part of the digits 'tests'; one of: .*Did you mean test\?"
+        ):
             open_source(spec)
     with pytest.raises(UserError, match=r"unknown option in .* 'prt'"):
         open_source("digits?prt=test")
-    with pytest.raises(UserError, match=r"digits:test: there is one set of digits.*digits\?part=test"):
+    with pytest.raises(
+        UserError, match=r"digits:test: there is one set of digits.*digits\?part=test"
+    ):
         open_source("digits:test")
 
 
 def test_fake_data():
-    sets = labelled_sets("torchvision:FakeData?size=60&image_size=3,20,24&num_classes=3", None, 0.2, None, 0)
+    sets = labelled_sets(
+        "torchvision:FakeData?size=60&image_size=3,20,24&num_classes=3", None, 0.2, None, 0
+    )
     assert sets.classes == ("0", "1", "2") and len(sets.train) + len(sets.val) == 60
     for source, labels in ((sets.train, sets.train_labels), (sets.val, sets.val_labels)):
         assert [int(source.label(i)) for i in range(len(source))] == labels.tolist()
@@ -278,7 +314,10 @@ def a_class_missing_in_train(at):
 def classes_missing_in_val(at):
     folder(at / "train", LIST)
     folder(at / "val", [("ant", 0)])
-    return at, r"class 'bee' \(and 1 more\) is in the training images, but not in the validation images: leave it out"
+    return (
+        at,
+        r"class 'bee' \(and 1 more\) is in the training images, but not in the validation images: leave it out",
+    )
 
 
 def labels_of_files_that_are_not_there(at):
@@ -299,7 +338,9 @@ def a_list_without_labels(at):
 
 def parts_of_a_tar_without_classes(at):
     members = {f"{part}/{i}.png": png(i) for part in ("train", "val") for i in range(3)}
-    return pack(at / "s.tar", members), "has no labels in train/: give each image a folder of its class, or a .cls"
+    return pack(
+        at / "s.tar", members
+    ), "has no labels in train/: give each image a folder of its class, or a .cls"
 
 
 def a_run_folder(at):
@@ -317,7 +358,11 @@ def a_run_folder_without_pictures(at):
 BAD = [
     *(a_run_folder, a_run_folder_without_pictures),
     *(no_labels, one_class, one_image_each, one_image_of_one_class, an_empty_class_folder),
-    *(a_class_folder_that_is_a_broken_link, an_empty_folder_of_validation, a_class_missing_in_train),
+    *(
+        a_class_folder_that_is_a_broken_link,
+        an_empty_folder_of_validation,
+        a_class_missing_in_train,
+    ),
     *(
         classes_missing_in_val,
         labels_of_files_that_are_not_there,
@@ -343,10 +388,18 @@ def test_what_only_labelled_use_refuses(tmp_path):
 
 def test_more_labels_of_a_class_than_there_are(tmp_path):
     uneven = folder(tmp_path / "data", [*LIST, *(("ant", i) for i in range(5, 20))])
-    with pytest.raises(UserError, match="--labels-per-class 5: class 'bee' has only 4 images to train on"):
+    with pytest.raises(
+        UserError, match="--labels-per-class 5: class 'bee' has only 4 images to train on"
+    ):
         labelled_sets(str(uneven), None, 0.2, 5, 0)
 
 
 def test_unlabelled_images_beside_labelled_ones_are_left_out(tmp_path):
     plant(folder(tmp_path / "data"), "loose.png")
-    assert sum(sum(part.values()) for part in counts(labelled_sets(str(tmp_path / "data"), None, 0.2, None, 0))) == 15
+    assert (
+        sum(
+            sum(part.values())
+            for part in counts(labelled_sets(str(tmp_path / "data"), None, 0.2, None, 0))
+        )
+        == 15
+    )

@@ -15,7 +15,7 @@ from PIL import Image
 from torchmae.data.decode import BadImage, decode
 from torchmae.data.loader import Batch, Batches, permute, read
 from torchmae.data.sources import open_source
-from torchmae.data.transforms import Augment
+from torchmae.data.transforms import RandomResizedCropFlip
 from torchmae.errors import RunError, UserError
 
 
@@ -23,7 +23,9 @@ def plant(root: Path, count: int, truncated: tuple[int, ...] = ()) -> Path:
     """`count` JPEG files of unlike sizes and colours; those named lose their end."""
     root.mkdir(exist_ok=True)
     for i in range(count):
-        pixels = np.random.default_rng(i).integers(0, 256, (20 + i % 3, 24 + i % 5, 3), dtype=np.uint8)
+        pixels = np.random.default_rng(i).integers(
+            0, 256, (20 + i % 3, 24 + i % 5, 3), dtype=np.uint8
+        )
         path = root / f"{i:03d}.jpg"
         Image.fromarray(pixels).save(path, quality=80)
         if i in truncated:
@@ -32,11 +34,18 @@ def plant(root: Path, count: int, truncated: tuple[int, ...] = ()) -> Path:
 
 
 def batches(root: Path, batch_size: int = 4, **settings) -> Batches:
-    return Batches(open_source(root), Augment((16, 16), seed=settings.get("seed", 0)), batch_size, **settings)
+    return Batches(
+        open_source(root),
+        RandomResizedCropFlip((16, 16), seed=settings.get("seed", 0)),
+        batch_size,
+        **settings,
+    )
 
 
 def same(a: Batch, b: Batch) -> bool:
-    return a.bad == b.bad and all(torch.equal(x, y) and x.dtype == y.dtype for x, y in zip(a[:3], b[:3]))
+    return a.bad == b.bad and all(
+        torch.equal(x, y) and x.dtype == y.dtype for x, y in zip(a[:3], b[:3])
+    )
 
 
 def order(count: int, epoch: int = 0, seed: int = 0) -> list[int]:
@@ -102,7 +111,10 @@ def test_every_element_comes_to_every_place_equally_often(count):
         assert abs(((counts - 200) ** 2).sum() / 200 - (count - 1)) < 4 * (2 * (count - 1)) ** 0.5
     # Of permutations, the whole table has (count - 1) ** 2 degrees of freedom, stretched by count / (count - 1).
     freedom = (count - 1) ** 2
-    assert abs(((seen - 200) ** 2).sum() / 200 * (count - 1) / count - freedom) < 4 * (2 * freedom) ** 0.5
+    assert (
+        abs(((seen - 200) ** 2).sum() / 200 * (count - 1) / count - freedom)
+        < 4 * (2 * freedom) ** 0.5
+    )
 
 
 def test_neighbours_do_not_stay_neighbours():
@@ -116,11 +128,17 @@ def test_neighbours_do_not_stay_neighbours():
 @pytest.mark.parametrize("count", [10**9, 3 * 10**9])
 def test_billions_of_images_need_no_memory(count):
     rng = np.random.default_rng(0)
-    places = np.unique(np.concatenate([np.arange(1000), rng.integers(0, count, 2000), np.arange(count - 1000, count)]))
+    places = np.unique(
+        np.concatenate(
+            [np.arange(1000), rng.integers(0, count, 2000), np.arange(count - 1000, count)]
+        )
+    )
     found = permute(places, count, 3, np.full(len(places), 11))
     assert found.dtype == np.int64 and found.min() >= 0 and found.max() < count
     assert len(np.unique(found)) == len(places)
-    one_by_one = [permute(np.array([place]), count, 3, np.array([11])).item() for place in places[::100]]
+    one_by_one = [
+        permute(np.array([place]), count, 3, np.array([11])).item() for place in places[::100]
+    ]
     assert one_by_one == found[::100].tolist()
     tenths = np.bincount(found * 10 // count, minlength=10) / len(found)
     assert tenths.min() > 0.08 and tenths.max() < 0.12
@@ -146,8 +164,16 @@ def test_orders_of_earlier_versions_are_found_again():
     assert order(10) == [0, 9, 1, 4, 8, 2, 7, 6, 3, 5]
     assert order(10, epoch=1) == [8, 4, 6, 7, 9, 2, 3, 1, 0, 5]
     assert order(10, seed=7) == [8, 4, 3, 7, 9, 6, 0, 2, 1, 5]
-    assert permute(np.arange(3), 10**9, 0, np.zeros(3, int)).tolist() == [616876208, 920544102, 67837337]
-    assert permute(np.arange(3), 3 * 10**9, 1, np.full(3, 799)).tolist() == [1883185513, 239780686, 376575055]
+    assert permute(np.arange(3), 10**9, 0, np.zeros(3, int)).tolist() == [
+        616876208,
+        920544102,
+        67837337,
+    ]
+    assert permute(np.arange(3), 3 * 10**9, 1, np.full(3, 799)).tolist() == [
+        1883185513,
+        239780686,
+        376575055,
+    ]
 
 
 # --- batches
@@ -163,18 +189,26 @@ def test_every_epoch_has_each_image_once(tmp_path, batch_size):
         assert sorted(sample[:44][epoch[:44] == e]) == list(range(11))
     assert len({tuple(sample[11 * e : 11 * e + 11]) for e in range(4)}) == 4
     if 11 % batch_size:
-        assert any(len(set(data.places(step)[0])) > 1 for step in range(steps))  # one straddles two epochs
+        assert any(
+            len(set(data.places(step)[0])) > 1 for step in range(steps)
+        )  # one straddles two epochs
 
 
 def test_a_batch_holds_the_images_it_names(tmp_path):
     root = plant(tmp_path / "set", 11)
     data = batches(root, 8, seed=5)
     batch = data[1]
-    assert batch.images.shape == (8, 3, 16, 16) and batch.images.dtype == torch.uint8 and batch.bad == []
+    assert (
+        batch.images.shape == (8, 3, 16, 16)
+        and batch.images.dtype == torch.uint8
+        and batch.bad == []
+    )
     assert batch.epoch.tolist() == [0] * 3 + [1] * 5
     for image, epoch, sample in zip(*batch[:3]):
         pixels = decode((root / f"{sample:03d}.jpg").read_bytes())
-        assert torch.equal(image, Augment((16, 16), seed=5)(pixels, int(epoch), int(sample)))
+        assert torch.equal(
+            image, RandomResizedCropFlip((16, 16), seed=5)(pixels, int(epoch), int(sample))
+        )
 
 
 def test_far_steps_cost_nothing_and_seeds_matter(tmp_path):
@@ -204,7 +238,10 @@ def test_workers_and_resuming_change_nothing(damaged, workers):
     for start, stop in ((0, 9), (5, 9)):
         found = list(data.loader(start, stop, workers))
         assert len(found) == stop - start
-        assert all(isinstance(batch, Batch) and same(batch, data[start + i]) for i, batch in enumerate(found))
+        assert all(
+            isinstance(batch, Batch) and same(batch, data[start + i])
+            for i, batch in enumerate(found)
+        )
     assert any(batch.bad for batch in found)
     assert list(data.loader(4, 4, workers)) == []
 
@@ -221,10 +258,14 @@ def test_the_shares_of_all_processes_make_up_the_batch_of_one(damaged, size):
             assert torch.equal(torch.cat(together), one)
 
 
-@pytest.mark.parametrize(("batch_size", "size", "offers"), [(10, 4, "8 or 12"), (7, 2, "6 or 8"), (3, 4, "4 or 8")])
+@pytest.mark.parametrize(
+    ("batch_size", "size", "offers"), [(10, 4, "8 or 12"), (7, 2, "6 or 8"), (3, 4, "4 or 8")]
+)
 def test_a_batch_that_cannot_be_shared_names_two_that_can(tmp_path, batch_size, size, offers):
     root = plant(tmp_path / "set", 2)
-    with pytest.raises(UserError, match=f"batch size {batch_size} .* {size} processes: use {offers}$"):
+    with pytest.raises(
+        UserError, match=f"batch size {batch_size} .* {size} processes: use {offers}$"
+    ):
         batches(root, batch_size, size=size)
     for works in map(int, offers.split(" or ")):
         assert len(batches(root, works, size=size)[0].images) == works // size
@@ -257,7 +298,9 @@ def test_a_pickled_copy_gives_the_same_batches(damaged):
 
 def test_a_bad_file_is_named_and_always_replaced_by_the_same_image(damaged):
     data = batches(damaged, 11)
-    good = {i: decode((damaged / f"{i:03d}.jpg").read_bytes()) for i in range(11) if i not in (2, 7)}
+    good = {
+        i: decode((damaged / f"{i:03d}.jpg").read_bytes()) for i in range(11) if i not in (2, 7)
+    }
     stands_in: dict[int, set[int]] = {2: set(), 7: set()}
     for step in range(4):
         batch = data[step]
@@ -268,7 +311,7 @@ def test_a_bad_file_is_named_and_always_replaced_by_the_same_image(damaged):
             batch.images, batch.epoch.tolist(), drawn.tolist(), batch.sample.tolist()
         ):
             assert torch.equal(
-                image, Augment((16, 16))(good[shown], epoch, shown)
+                image, RandomResizedCropFlip((16, 16))(good[shown], epoch, shown)
             )  # the number is that of what is shown
             if asked in good:
                 assert shown == asked
@@ -297,7 +340,9 @@ def test_the_limit_of_megapixels_is_passed_on(tmp_path):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_set_of_nothing_but_bad_files_ends_the_run(tmp_path, workers):
     data = batches(plant(tmp_path / "set", 3, truncated=(0, 1, 2)))
-    with pytest.raises(RunError, match=r"none of the 3 files can be read; the last: 00\d.jpg: truncated JPEG"):
+    with pytest.raises(
+        RunError, match=r"none of the 3 files can be read; the last: 00\d.jpg: truncated JPEG"
+    ):
         list(data.loader(0, 1, workers))
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from torchmae.data import scan as module
 from torchmae.data.cache.folder import cache_folder
-from torchmae.data.scan import Scan, bad_budget
+from torchmae.data.scan import Scan, max_bad_files
 from torchmae.data.sources import open_source
 from torchmae.data.sources.files import Files
 from torchmae.data.sources.source import BadFile, Source
@@ -27,7 +27,9 @@ def refuse(self: Source, i: int) -> bytes:
 def same(one: Scan, other: Scan) -> bool:
     """Equal in every field, and of the same types."""
     assert one.sizes.dtype == other.sizes.dtype == np.int32
-    assert list(map(type, one)) == list(map(type, other)) and set(map(type, [*one.bad, *other.bad])) <= {BadFile}
+    assert list(map(type, one)) == list(map(type, other)) and set(
+        map(type, [*one.bad, *other.bad])
+    ) <= {BadFile}
     return one[:-1] == other[:-1] and np.array_equal(one.sizes, other.sizes)
 
 
@@ -59,7 +61,9 @@ def test_numbers_are_those_of_brute_force(tmp_path):
     assert np.abs(np.array(found.mean) - mean).max() <= 0.500001e-4
     assert np.abs(np.array(found.std) - std).max() <= 0.500001e-4
     assert (found.images, found.bad, found.complete) == (7, [], True)
-    assert (found.height, found.width) == (17, 30) and found.sizes.tolist() == [list(size) for size in SIZES]
+    assert (found.height, found.width) == (17, 30) and found.sizes.tolist() == [
+        list(size) for size in SIZES
+    ]
     assert len(set(found.mean)) == 3  # channels are not mixed up
     assert all(type(x) is float and x == round(x, 4) for x in (*found.mean, *found.std))
 
@@ -78,7 +82,9 @@ def test_channels_are_those_that_were_asked_for(tmp_path, channels):
     found = scan(open_source(tmp_path / "set"), channels)
     mean, std = brute(images)
     assert len(found.mean) == len(found.std) == channels
-    assert np.allclose(found.mean, mean, atol=0.51e-4, rtol=0) and np.allclose(found.std, std, atol=0.51e-4, rtol=0)
+    assert np.allclose(found.mean, mean, atol=0.51e-4, rtol=0) and np.allclose(
+        found.std, std, atol=0.51e-4, rtol=0
+    )
 
 
 @pytest.mark.parametrize("full", [20_000, 10])
@@ -89,7 +95,9 @@ def test_arrays_are_scanned_too(tmp_path, monkeypatch, full):
     found = scan(open_source(f"{tmp_path}/set.npy?layout=NHWC"), 4)
     mean, std = brute(list(pixels))
     assert (found.images, found.height, found.width, found.complete) == (20, 6, 9, full > 20)
-    assert np.allclose(found.mean, mean, atol=0.51e-4, rtol=0) and np.allclose(found.std, std, atol=0.51e-4, rtol=0)
+    assert np.allclose(found.mean, mean, atol=0.51e-4, rtol=0) and np.allclose(
+        found.std, std, atol=0.51e-4, rtol=0
+    )
 
 
 def spoil(root: Path) -> dict[str, str]:
@@ -121,7 +129,10 @@ def test_bad_files_are_named_with_the_reason(tmp_path, monkeypatch, full):
     for name, reason in found.bad:
         assert reasons[name] in reason and reason and "\n" not in reason
     assert (found.height, found.width) == (17, 30)  # those of the good ones
-    assert len(found.sizes) == len(SIZES) + 4 and [list(size) for size in SIZES] == found.sizes[: len(SIZES)].tolist()
+    assert (
+        len(found.sizes) == len(SIZES) + 4
+        and [list(size) for size in SIZES] == found.sizes[: len(SIZES)].tolist()
+    )
     assert not found.sizes[len(SIZES) :].any()
 
 
@@ -140,7 +151,9 @@ def test_bad_files_do_not_count_for_mean_and_deviation(tmp_path):
     (tmp_path / "set" / "aaa.png").write_bytes(b"no")
     mean, std = brute(images)
     found = scan(open_source(tmp_path / "set"))
-    assert np.allclose(found.mean, mean, atol=0.51e-4, rtol=0) and np.allclose(found.std, std, atol=0.51e-4, rtol=0)
+    assert np.allclose(found.mean, mean, atol=0.51e-4, rtol=0) and np.allclose(
+        found.std, std, atol=0.51e-4, rtol=0
+    )
 
 
 def test_of_a_large_set_some_are_decoded_and_all_are_inspected(tmp_path, monkeypatch):
@@ -151,7 +164,9 @@ def test_of_a_large_set_some_are_decoded_and_all_are_inspected(tmp_path, monkeyp
     for i in (3, 15, 19):  # not among those that are decoded: 0, 5, 10, 15 but for 15
         path = root / f"{i:03d}.png"
         path.write_bytes(path.read_bytes()[:60])
-    path = root / "011.png"  # header and end are whole, the middle is not: left for training to find
+    path = (
+        root / "011.png"
+    )  # header and end are whole, the middle is not: left for training to find
     data = bytearray(path.read_bytes())
     data[60:-30] = bytes(len(data) - 90)
     path.write_bytes(bytes(data))
@@ -159,11 +174,18 @@ def test_of_a_large_set_some_are_decoded_and_all_are_inspected(tmp_path, monkeyp
     assert not found.complete and found.images == 20
     assert [bad.name for bad in found.bad] == ["003.png", "015.png", "019.png"]
     mean, std = brute([images[i] for i in (0, 5, 10)])
-    assert np.allclose(found.mean, mean, atol=0.51e-4, rtol=0) and np.allclose(found.std, std, atol=0.51e-4, rtol=0)
+    assert np.allclose(found.mean, mean, atol=0.51e-4, rtol=0) and np.allclose(
+        found.std, std, atol=0.51e-4, rtol=0
+    )
     assert found.height == int(np.median([8 + i for i in range(20) if i not in (3, 15, 19)]))
     monkeypatch.setattr(module, "FULL", 20)  # as many as are decoded whole
     whole = scan(open_source(root))
-    assert whole.complete and [bad.name for bad in whole.bad] == ["003.png", "011.png", "015.png", "019.png"]
+    assert whole.complete and [bad.name for bad in whole.bad] == [
+        "003.png",
+        "011.png",
+        "015.png",
+        "019.png",
+    ]
     assert (whole.mean, whole.std) == (found.mean, found.std)  # from the same images
 
 
@@ -194,7 +216,11 @@ def test_threads_do_not_change_the_result(tmp_path, monkeypatch):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"cache-{threads}"))
         results.append(scan(source))
     assert same(results[0], results[1]) and same(results[0], results[2])
-    assert [bad.name for bad in results[0].bad][1:] == ["cut.jpg", "empty.jpg", "text.jpg"]  # in the source's order
+    assert [bad.name for bad in results[0].bad][1:] == [
+        "cut.jpg",
+        "empty.jpg",
+        "text.jpg",
+    ]  # in the source's order
 
 
 def test_the_order_of_the_files_does_not_change_the_result(tmp_path):
@@ -203,8 +229,12 @@ def test_the_order_of_the_files_does_not_change_the_result(tmp_path):
     for name, lines in {"forth": names, "back": names[::-1]}.items():
         (tmp_path / f"{name}.txt").write_text("\n".join(lines))
     forth, back = (scan(open_source(tmp_path / f"{name}.txt")) for name in ("forth", "back"))
-    assert same(forth._replace(mean=(), std=()), back._replace(mean=(), std=(), sizes=back.sizes[::-1]))
-    assert np.allclose([forth.mean, forth.std], [back.mean, back.std], atol=1.01e-4, rtol=0)  # sums round elsewhere
+    assert same(
+        forth._replace(mean=(), std=()), back._replace(mean=(), std=(), sizes=back.sizes[::-1])
+    )
+    assert np.allclose(
+        [forth.mean, forth.std], [back.mean, back.std], atol=1.01e-4, rtol=0
+    )  # sums round elsewhere
 
 
 class TestCache:
@@ -233,7 +263,11 @@ class TestCache:
     def test_what_did_not_change_is_not_read_again(self, root, reads, cache, monkeypatch, full):
         monkeypatch.setattr(module, "FULL", full)
         fresh = scan(open_source(root))
-        assert set(reads) == set(range(fresh.images)) and fresh.images == len(SIZES) + 5 and len(fresh.bad) == 5
+        assert (
+            set(reads) == set(range(fresh.images))
+            and fresh.images == len(SIZES) + 5
+            and len(fresh.bad) == 5
+        )
         reads.clear()
         assert same(scan(open_source(root)), fresh) and not reads
         assert len(list(cache.iterdir())) == 1
@@ -251,7 +285,9 @@ class TestCache:
     def test_a_file_of_another_time_and_the_same_size_is_read_again(self, root, reads):
         before = scan(open_source(root))
         other = (root / "001.jpg").read_bytes()
-        (root / "000.jpg").write_bytes(other + bytes((root / "000.jpg").stat().st_size - len(other)))
+        (root / "000.jpg").write_bytes(
+            other + bytes((root / "000.jpg").stat().st_size - len(other))
+        )
         reads.clear()
         after = scan(open_source(root))
         assert len(set(reads)) == after.images and before.images == after.images
@@ -261,7 +297,9 @@ class TestCache:
         scan(open_source(root))
         Image.new("RGB", (3, 4)).save(root / "new.png")
         reads.clear()
-        assert [4, 3] in scan(open_source(root)).sizes.tolist() and len(set(reads)) == len(SIZES) + 6
+        assert [4, 3] in scan(open_source(root)).sizes.tolist() and len(set(reads)) == len(
+            SIZES
+        ) + 6
         (root / "new.png").unlink()
         (root / "003.jpg").rename(root / "999.jpg")
         reads.clear()
@@ -284,7 +322,9 @@ class TestCache:
         (root / "another.jpg").symlink_to("nowhere.jpg")
         reads.clear()
         after = scan(open_source(root))
-        assert not reads and {bad.name for bad in after.bad} == {bad.name for bad in before.bad} | {"another.jpg"}
+        assert not reads and {bad.name for bad in after.bad} == {bad.name for bad in before.bad} | {
+            "another.jpg"
+        }
 
     @pytest.mark.parametrize("harm", [0, 8, 100, 101, 150, 200, -1, "cut", "empty", "folder"])
     def test_a_damaged_file_is_replaced(self, root, reads, cache, harm):
@@ -297,7 +337,9 @@ class TestCache:
         elif isinstance(harm, str):
             file.write_bytes(whole[: len(whole) // 2] if harm == "cut" else b"")
         else:
-            file.write_bytes(whole[:harm] + bytes([whole[harm] ^ 4]) + (whole[harm + 1 :] if harm + 1 else b""))
+            file.write_bytes(
+                whole[:harm] + bytes([whole[harm] ^ 4]) + (whole[harm + 1 :] if harm + 1 else b"")
+            )
         reads.clear()
         assert same(scan(open_source(root)), fresh)
         if harm != "folder":
@@ -356,7 +398,7 @@ class TestCache:
     ],
 )
 def test_the_budget_is_a_share_and_at_least_twenty(count, percent, budget):
-    assert bad_budget(count, percent) == budget
+    assert max_bad_files(count, percent) == budget
 
 
 def test_a_scan_during_which_the_system_said_no_is_not_kept(tmp_path, monkeypatch):

@@ -9,9 +9,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from torchmae.data.transforms import Augment, Crop, Whole, cut
+from torchmae.data.transforms import CenterCropResize, Crop, RandomResizedCropFlip, resized_crop
 
-SHAPES = [(1, 1), (1, 2), (1, 97), (97, 1), (2, 1000), (3, 5), (31, 17), (375, 500), (500, 375), (224, 224), (4000, 9)]
+SHAPES = [
+    (1, 1),
+    (1, 2),
+    (1, 97),
+    (97, 1),
+    (2, 1000),
+    (3, 5),
+    (31, 17),
+    (375, 500),
+    (500, 375),
+    (224, 224),
+    (4000, 9),
+]
 SIZES = [(224, 224), (192, 256), (32, 8), (1, 1)]
 
 # A change of these changes every run that is resumed or repeated with a later version.
@@ -32,7 +44,7 @@ def photo(height: int, width: int, channels: int) -> np.ndarray:
 
 
 @cache
-def crops(augment: Augment, height: int, width: int, count: int) -> np.ndarray:
+def crops(augment: RandomResizedCropFlip, height: int, width: int, count: int) -> np.ndarray:
     """[count, 5]: top, left, height, width, flip of `count` samples of epoch 0."""
     return np.array([augment.crop(height, width, 0, sample) for sample in range(count)])
 
@@ -49,7 +61,7 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
 def test_crops_stay_inside_any_image(shape, size):
     height, width = shape
     for sample in range(25):
-        crop = Augment(size, scale=(0.01, 1.0)).crop(height, width, 3, sample)
+        crop = RandomResizedCropFlip(size, scale=(0.01, 1.0)).crop(height, width, 3, sample)
         assert 0 <= crop.top < crop.top + crop.height <= height
         assert 0 <= crop.left < crop.left + crop.width <= width
 
@@ -64,21 +76,33 @@ def test_crops_stay_inside_any_image(shape, size):
     ],
 )
 def test_an_extreme_aspect_falls_back_to_the_largest_centred_window(shape, size, expected):
-    assert {Augment(size).crop(*shape, 0, sample)[:4] for sample in range(20)} == {expected}
+    assert {RandomResizedCropFlip(size).crop(*shape, 0, sample)[:4] for sample in range(20)} == {
+        expected
+    }
 
 
 def test_the_whole_range_of_a_scale_of_one_on_a_square_takes_all():
     for side in (1, 7, 224, 1001):
         for sample in range(20):
-            assert Augment((96, 96), scale=(1.0, 1.0)).crop(side, side, 0, sample)[:4] == (0, 0, side, side)
+            assert RandomResizedCropFlip((96, 96), scale=(1.0, 1.0)).crop(side, side, 0, sample)[
+                :4
+            ] == (
+                0,
+                0,
+                side,
+                side,
+            )
 
 
 def test_windows_are_distributed_as_those_of_torchvision():
     transforms = pytest.importorskip("torchvision.transforms")
     torch.manual_seed(0)
     image, count = torch.zeros(3, 375, 500), 2000
-    theirs = [transforms.RandomResizedCrop.get_params(image, [0.2, 1.0], [3 / 4, 4 / 3]) for _ in range(count)]
-    a, b = crops(Augment((224, 224)), 375, 500, count), np.array(theirs)
+    theirs = [
+        transforms.RandomResizedCrop.get_params(image, [0.2, 1.0], [3 / 4, 4 / 3])
+        for _ in range(count)
+    ]
+    a, b = crops(RandomResizedCropFlip((224, 224)), 375, 500, count), np.array(theirs)
     for what, of in {
         "area": lambda x: x[:, 2] * x[:, 3],
         "log aspect": lambda x: np.log(x[:, 3] / x[:, 2]),
@@ -91,12 +115,12 @@ def test_windows_are_distributed_as_those_of_torchvision():
     }.items():
         assert distance(of(a), of(b)) < 1, what
     # The measure can fail: another range of areas is told apart.
-    other = crops(Augment((224, 224), scale=(0.3, 1.0)), 375, 500, 800)
+    other = crops(RandomResizedCropFlip((224, 224), scale=(0.3, 1.0)), 375, 500, 800)
     assert distance(other[:, 2] * other[:, 3], b[:, 2] * b[:, 3]) > 1
 
 
 def test_area_is_uniform_and_aspect_log_uniform_where_every_throw_fits():
-    found = crops(Augment((64, 64), scale=(0.1, 0.5)), 1000, 1000, 600).astype(float)
+    found = crops(RandomResizedCropFlip((64, 64), scale=(0.1, 0.5)), 1000, 1000, 600).astype(float)
     area, aspect = found[:, 2] * found[:, 3] / 1e6, np.log(found[:, 3] / found[:, 2])
     even = (np.arange(100_000) + 0.5) / 100_000
     assert distance(area, 0.1 + 0.4 * even) < 1
@@ -105,7 +129,7 @@ def test_area_is_uniform_and_aspect_log_uniform_where_every_throw_fits():
 
 
 def test_aspect_is_relative_to_that_of_the_target():
-    found = crops(Augment((192, 256), scale=(0.05, 0.3)), 2000, 2000, 400)
+    found = crops(RandomResizedCropFlip((192, 256), scale=(0.05, 0.3)), 2000, 2000, 400)
     aspect = np.log(found[:, 3] / found[:, 2] / (256 / 192))
     even = (np.arange(100_000) + 0.5) / 100_000
     assert distance(aspect, np.log(4 / 3) * (2 * even - 1)) < 1
@@ -113,37 +137,50 @@ def test_aspect_is_relative_to_that_of_the_target():
 
 
 def test_half_of_all_are_mirrored_and_none_if_told_so():
-    found = crops(Augment((224, 224)), 375, 500, 2000)
+    found = crops(RandomResizedCropFlip((224, 224)), 375, 500, 2000)
     assert abs(found[:, 4].mean() - 0.5) < 0.037  # 3.3 deviations
-    assert np.abs(np.corrcoef(found.T)[4, :4]).max() < 0.075  # and for no kind of window more than for another
-    still = crops(Augment((224, 224), flip=False), 375, 500, 200)
+    assert (
+        np.abs(np.corrcoef(found.T)[4, :4]).max() < 0.075
+    )  # and for no kind of window more than for another
+    still = crops(RandomResizedCropFlip((224, 224), flip=False), 375, 500, 200)
     assert not still[:, 4].any() and (still[:, :4] == found[:200, :4]).all()
 
 
 def test_a_crop_depends_on_seed_epoch_and_sample_and_nothing_else():
-    base = Augment((64, 64), seed=5).crop(375, 500, 2, 7)
+    base = RandomResizedCropFlip((64, 64), seed=5).crop(375, 500, 2, 7)
     np.random.seed(0), torch.manual_seed(0)
-    assert Augment((64, 64), seed=5).crop(375, 500, 2, 7) == base
+    assert RandomResizedCropFlip((64, 64), seed=5).crop(375, 500, 2, 7) == base
     others = [
-        *(Augment((64, 64), seed=seed).crop(375, 500, 2, 7) for seed in (4, 6)),
-        *(Augment((64, 64), seed=5).crop(375, 500, epoch, 7) for epoch in (1, 3)),
-        *(Augment((64, 64), seed=5).crop(375, 500, 2, sample) for sample in (6, 8)),
-        Augment((64, 64), seed=2).crop(375, 500, 5, 7),  # keys swapped
-        Augment((64, 64), seed=5).crop(375, 500, 7, 2),
+        *(RandomResizedCropFlip((64, 64), seed=seed).crop(375, 500, 2, 7) for seed in (4, 6)),
+        *(RandomResizedCropFlip((64, 64), seed=5).crop(375, 500, epoch, 7) for epoch in (1, 3)),
+        *(RandomResizedCropFlip((64, 64), seed=5).crop(375, 500, 2, sample) for sample in (6, 8)),
+        RandomResizedCropFlip((64, 64), seed=2).crop(375, 500, 5, 7),  # keys swapped
+        RandomResizedCropFlip((64, 64), seed=5).crop(375, 500, 7, 2),
     ]
     assert len({base[:4], *(crop[:4] for crop in others)}) == 9
 
 
 def test_crops_of_earlier_versions_are_found_again():
-    assert [Augment((224, 224)).crop(375, 500, 0, sample) for sample in range(3)] == GOLDEN_CROPS
-    assert Augment((192, 256), seed=42, scale=(0.08, 1.0)).crop(480, 640, 399, 1_281_166) == GOLDEN_WIDE
+    assert [
+        RandomResizedCropFlip((224, 224)).crop(375, 500, 0, sample) for sample in range(3)
+    ] == GOLDEN_CROPS
+    assert (
+        RandomResizedCropFlip((192, 256), seed=42, scale=(0.08, 1.0)).crop(480, 640, 399, 1_281_166)
+        == GOLDEN_WIDE
+    )
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, 2**40), st.integers(0, 2**32), st.sampled_from([(32, 32), (224, 224), (192, 256), (7, 90)]))
+@given(
+    st.integers(0, 2**40),
+    st.integers(0, 2**32),
+    st.sampled_from([(32, 32), (224, 224), (192, 256), (7, 90)]),
+)
 def test_crops_are_the_crop_of_each(seed, draw, size):
     rng = np.random.default_rng(draw)
-    augment = Augment(size, seed=seed, scale=(0.05, 1.0) if draw % 2 else (0.2, 1.0), flip=draw % 3 > 0)
+    augment = RandomResizedCropFlip(
+        size, seed=seed, scale=(0.05, 1.0) if draw % 2 else (0.2, 1.0), flip=draw % 3 > 0
+    )
     high = rng.choice([3, 40, 700, 10_000], (2, 100))
     heights, widths = rng.integers(1, high)
     epochs, samples = rng.integers(0, 2**40, (2, 100)) >> rng.integers(0, 40, (2, 100))
@@ -172,13 +209,15 @@ RESIZES = [
 def test_pixels_are_those_of_pil(window, size, channels, picture):
     (height, width), (top, left) = window, (5, 3)
     image = picture(height + 9, width + 10, channels)
-    ours = cut(image, Crop(top, left, height, width, False), size)
+    ours = resized_crop(image, Crop(top, left, height, width, False), size)
     assert ours.dtype == torch.uint8 and ours.shape == (channels, *size) and ours.is_contiguous()
     for channel, mine in enumerate(ours.numpy().astype(int)):
         part = Image.fromarray(image[:, :, channel]).crop((left, top, left + width, top + height))
         # Width first, as torch and Pillow up to 12 do; Pillow 13 takes the height first where that is faster, which
         # moves its own pixels by 0.35 levels on average. Measured: at most 0.01 on average, 2 anywhere.
-        theirs = part.resize((size[1], height), Image.Resampling.BICUBIC).resize(size[::-1], Image.Resampling.BICUBIC)
+        theirs = part.resize((size[1], height), Image.Resampling.BICUBIC).resize(
+            size[::-1], Image.Resampling.BICUBIC
+        )
         difference = np.abs(mine - np.asarray(theirs).astype(int))
         assert difference.mean() <= 0.2 and difference.max() <= 2
         directly = np.asarray(part.resize(size[::-1], Image.Resampling.BICUBIC)).astype(int)
@@ -188,7 +227,7 @@ def test_pixels_are_those_of_pil(window, size, channels, picture):
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_an_equal_size_leaves_the_pixels_alone(channels):
     image = noise(40, 50, channels)
-    found = cut(image, Crop(3, 4, 32, 36, False), (32, 36))
+    found = resized_crop(image, Crop(3, 4, 32, 36, False), (32, 36))
     assert (found.numpy() == image[3:35, 4:40].transpose(2, 0, 1)).all()
     assert found.is_contiguous() and found.dtype == torch.uint8
 
@@ -197,7 +236,9 @@ def test_an_equal_size_leaves_the_pixels_alone(channels):
 @pytest.mark.parametrize("size", [(32, 36), (16, 20), (64, 80)])
 def test_a_flip_mirrors_the_result_exactly(size, channels):
     image = noise(40, 50, channels)
-    plain, mirrored = (cut(image, Crop(3, 4, 32, 36, flip), size) for flip in (False, True))
+    plain, mirrored = (
+        resized_crop(image, Crop(3, 4, 32, 36, flip), size) for flip in (False, True)
+    )
     assert (mirrored == plain.flip(-1)).all() and (mirrored != plain).any()
     assert mirrored.is_contiguous()
 
@@ -205,21 +246,27 @@ def test_a_flip_mirrors_the_result_exactly(size, channels):
 def test_cutting_leaves_the_image_alone():
     image = noise(40, 50, 3)
     before = image.copy()
-    cut(image, Crop(3, 4, 32, 36, True), (16, 16)), cut(image, Crop(0, 0, 40, 50, True), (40, 50))
+    (
+        resized_crop(image, Crop(3, 4, 32, 36, True), (16, 16)),
+        resized_crop(image, Crop(0, 0, 40, 50, True), (40, 50)),
+    )
     assert (image == before).all()
 
 
 def test_an_augmented_image_is_the_cut_of_its_crop():
-    image, augment = photo(60, 80, 3), Augment((32, 32), seed=1)
+    image, augment = photo(60, 80, 3), RandomResizedCropFlip((32, 32), seed=1)
     for sample in range(8):
-        assert (augment(image, 2, sample) == cut(image, augment.crop(60, 80, 2, sample), (32, 32))).all()
+        assert (
+            augment(image, 2, sample)
+            == resized_crop(image, augment.crop(60, 80, 2, sample), (32, 32))
+        ).all()
     assert (augment(image, 2, 0) != augment(image, 3, 0)).any()
 
 
 @pytest.mark.parametrize("size", SIZES[:3])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_whole_takes_any_image(shape, size):
-    found = Whole(size)(noise(*shape, 3))
+    found = CenterCropResize(size)(noise(*shape, 3))
     assert found.shape == (3, *size) and found.dtype == torch.uint8 and found.is_contiguous()
 
 
@@ -235,6 +282,6 @@ def test_whole_takes_any_image(shape, size):
 )
 def test_whole_is_the_largest_centred_window_of_the_right_aspect(shape, size, window):
     image = photo(*shape, 3)
-    found = Whole(size)(image)
-    assert (found == cut(image, Crop(*window, False), size)).all()
-    assert (found == Whole(size)(image, 7, 9)).all()  # nothing random
+    found = CenterCropResize(size)(image)
+    assert (found == resized_crop(image, Crop(*window, False), size)).all()
+    assert (found == CenterCropResize(size)(image, 7, 9)).all()  # nothing random

@@ -25,7 +25,9 @@ def tiny(size=(16, 16), channels=3, encoder=None, **arguments):
 
 
 def noise(mae, batch):
-    return masking.noise(0, torch.zeros(batch, dtype=torch.long), torch.arange(batch), math.prod(mae.encoder.grid))
+    return masking.noise(
+        0, torch.zeros(batch, dtype=torch.long), torch.arange(batch), math.prod(mae.encoder.grid)
+    )
 
 
 def some(mae, batch=3, ratio=0.75):

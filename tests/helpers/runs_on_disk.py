@@ -9,7 +9,11 @@ ENV = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 def flags(options):
-    return [text for name, value in options.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+    return [
+        text
+        for name, value in options.items()
+        for text in (f"--{name.replace('_', '-')}", str(value))
+    ]
 
 
 def make_photos(folder):
@@ -32,4 +36,7 @@ def weights(run):
 
 
 def contents(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
+    return {
+        str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None
+        for p in folder.rglob("*")
+    }

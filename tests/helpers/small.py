@@ -20,7 +20,9 @@ def make_photos(folder: Path, each: int = 8) -> Path:
                 "blob": np.cos(rows / 9 + columns / 9 + phase),
             }
             pixels = tint + 60 * wave[name][..., None] + generator.normal(0, 4, (40, 48, 3))
-            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / name / f"{i}.jpg", quality=92)
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(
+                folder / name / f"{i}.jpg", quality=92
+            )
     return folder
 
 

@@ -57,7 +57,11 @@ def noise(*shape: int) -> np.ndarray:
 def saved_dataset(path: Path, count: int) -> Path:
     datasets = pytest.importorskip("datasets")
     features = datasets.Features(
-        {"id": datasets.Value("int32"), "picture": datasets.Image(), "kind": datasets.ClassLabel(names=["cat", "dog"])}
+        {
+            "id": datasets.Value("int32"),
+            "picture": datasets.Image(),
+            "kind": datasets.ClassLabel(names=["cat", "dog"]),
+        }
     )
     rows = {
         "id": list(range(count)),

@@ -31,7 +31,10 @@ def same(a, b):
 def test_ours_to_plain_names(vit):
     ours = tensors(MAE(vit, 8, 1, 2))
     layout, plain, unused = convert.to_plain(ours)
-    assert layout == "torchmae" and unused == ["decoder.statistics.weight", "decoder.statistics.bias"]
+    assert layout == "torchmae" and unused == [
+        "decoder.statistics.weight",
+        "decoder.statistics.bias",
+    ]
     expected = set(vit.state_dict()) | {"mask_token", "decoder_pos_embed"}
     for name in ("embed", "norm", "pred"):
         expected |= {f"decoder_{name}.weight", f"decoder_{name}.bias"}
@@ -39,7 +42,11 @@ def test_ours_to_plain_names(vit):
         expected |= {f"decoder_blocks.0.{name}.weight", f"decoder_blocks.0.{name}.bias"}
     assert set(plain) == expected
     for name, value in plain.items():
-        own = name.replace("decoder_", "decoder.", 1) if name.startswith("decoder_") else f"encoder.{name}"
+        own = (
+            name.replace("decoder_", "decoder.", 1)
+            if name.startswith("decoder_")
+            else f"encoder.{name}"
+        )
         assert torch.equal(value, ours["decoder.mask_token" if name == "mask_token" else own])
 
 
@@ -85,11 +92,18 @@ def test_transformers_decoder_names_of_all_versions():
     classic = "decoder.decoder_layers.0.attention.attention.value.bias"
     assert convert.classic_name(classic) == classic
     assert convert.classic_name("decoder.decoder_layers.0.attention.v_proj.bias") == classic
-    assert convert.classic_name("decoder.decoder_encoder.layer.0.attention.attention.value.bias") == classic
-    assert convert.classic_name("decoder.decoder_layers.0.mlp.fc2.bias").endswith("layers.0.output.dense.bias")
+    assert (
+        convert.classic_name("decoder.decoder_encoder.layer.0.attention.attention.value.bias")
+        == classic
+    )
+    assert convert.classic_name("decoder.decoder_layers.0.mlp.fc2.bias").endswith(
+        "layers.0.output.dense.bias"
+    )
 
 
-@pytest.mark.parametrize("there", [lambda p: convert.to_transformers(p, ""), convert.to_torchvision])
+@pytest.mark.parametrize(
+    "there", [lambda p: convert.to_transformers(p, ""), convert.to_torchvision]
+)
 def test_foreign_names_and_back(plain, there):
     theirs = there(plain)
     assert not set(theirs) & set(plain)
@@ -97,7 +111,9 @@ def test_foreign_names_and_back(plain, there):
 
 
 def test_prefix_of_distributed_training(plain):
-    assert same(convert.to_plain({f"module.{name}": value for name, value in plain.items()})[1], plain)
+    assert same(
+        convert.to_plain({f"module.{name}": value for name, value in plain.items()})[1], plain
+    )
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -116,12 +132,16 @@ def test_mlp_ratio_comes_back(ratio):
 
 def test_a_grid_that_is_not_square():
     weights = ViT((8, 24), 4, 2, embed_dim=16, depth=1, num_heads=2).state_dict()
-    with pytest.raises(UserError, match=r"13 rows, no square grid and a class token: .* --image-size HEIGHTxWIDTH"):
+    with pytest.raises(
+        UserError, match=r"13 rows, no square grid and a class token: .* --image-size HEIGHTxWIDTH"
+    ):
         convert.encoder_config(weights, None, 2)
     found = convert.encoder_config(weights, (12, 16), 2)
     assert found["image_size"] == (12, 16) and found["channels"] == 2
     for size in ((8, 8), (8, 26), (16, 16)):
-        with pytest.raises(UserError, match=rf"--image-size {size[0]}x{size[1]}: the position table has 13 rows"):
+        with pytest.raises(
+            UserError, match=rf"--image-size {size[0]}x{size[1]}: the position table has 13 rows"
+        ):
             convert.encoder_config(weights, size, 2)
 
 
@@ -142,7 +162,10 @@ def test_a_position_table_without_class_row(vit, plain):
 def test_no_biases_of_queries_are_zeros(vit, plain):
     del plain["blocks.0.attn.qkv.bias"]
     ours = convert.to_ours(plain, {"encoder": vit.config()})
-    assert ours["encoder.blocks.0.attn.qkv.bias"].shape == (48,) and not ours["encoder.blocks.0.attn.qkv.bias"].any()
+    assert (
+        ours["encoder.blocks.0.attn.qkv.bias"].shape == (48,)
+        and not ours["encoder.blocks.0.attn.qkv.bias"].any()
+    )
 
 
 def test_half_precision_becomes_float(vit, plain):
@@ -175,7 +198,9 @@ def test_what_our_vit_has_not(plain, name, words):
         convert.to_plain({**plain, name: torch.zeros(2)})
 
 
-@pytest.mark.parametrize("name, words", [("cls_token", "no class token"), ("pos_embed", "no position table")])
+@pytest.mark.parametrize(
+    "name, words", [("cls_token", "no class token"), ("pos_embed", "no position table")]
+)
 def test_what_our_vit_needs(plain, name, words):
     del plain[name]
     with pytest.raises(UserError, match=rf"it has {words} \({name} is missing\)"):
@@ -191,7 +216,9 @@ def test_norms_that_do_not_go_together(plain):
         convert.to_plain(bare)
 
 
-@pytest.mark.parametrize("weights", [{}, {"conv1.weight": torch.zeros(3), "fc.bias": torch.zeros(3)}])
+@pytest.mark.parametrize(
+    "weights", [{}, {"conv1.weight": torch.zeros(3), "fc.bias": torch.zeros(3)}]
+)
 def test_no_vit_at_all(weights):
     with pytest.raises(UserError, match="not a ViT in the names of"):
         convert.to_plain(weights)
@@ -204,14 +231,20 @@ def test_batch_norm_becomes_part_of_the_head(vit):
     torch.nn.init.normal_(probe.head.weight)
     folded = convert.fold_bn(convert.to_plain(probe.state_dict())[1])
     images = torch.randn(4, 3, 8, 8)
-    expected = torch.nn.functional.linear(probe.encoder(images)[:, 0], folded["head.weight"], folded["head.bias"])
+    expected = torch.nn.functional.linear(
+        probe.encoder(images)[:, 0], folded["head.weight"], folded["head.bias"]
+    )
     assert "bn.running_mean" not in folded
     torch.testing.assert_close(probe(images), expected)
 
 
 def test_a_decoder_that_ours_cannot_be(vit):
     plain = convert.to_plain(MAE(vit, 8, 1, 2).state_dict())[1]
-    assert convert.decoder_config(plain, None) == {"decoder_dim": 8, "decoder_depth": 1, "decoder_heads": 1}
+    assert convert.decoder_config(plain, None) == {
+        "decoder_dim": 8,
+        "decoder_depth": 1,
+        "decoder_heads": 1,
+    }
     with pytest.raises(UserError, match="decoder is incomplete: mask_token is missing"):
         convert.decoder_config({n: v for n, v in plain.items() if n != "mask_token"}, None)
     with pytest.raises(UserError, match="this one has 32 and 7"):

@@ -1,6 +1,6 @@
 """What the step leaves out changes nothing: loss and all gradients are those of the plain computation.
 
-The plain computation is `Decoder.forward`, of which `Decoder.hidden` gives a part for less; and `take(patchify(images), ids)`.
+The plain computation is `Decoder.forward`, of which `Decoder.hidden` gives a part for less; and `gather_tokens(patchify(images), ids)`.
 """
 
 import copy
@@ -16,7 +16,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.utils.flop_counter import FlopCounterMode
 
 from torchmae.models.mae import LOSSES, MAE
-from torchmae.models.patches import patchify, put, take, unpatchify
+from torchmae.models.patches import gather_tokens, patchify, scatter_tokens, unpatchify
 from torchmae.models.targets import TARGETS
 from torchmae.models.vit import ViT
 
@@ -50,13 +50,19 @@ def assert_same(one, other, tolerance):
     """Outputs and gradients, each up to `tolerance` of its own largest value."""
     (output, mine), (expected, theirs) = one, other
     assert mine.keys() == theirs.keys()
-    pairs = list(zip(output._fields, output, expected)) + [(name, mine[name], theirs[name]) for name in theirs]
+    pairs = list(zip(output._fields, output, expected)) + [
+        (name, mine[name], theirs[name]) for name in theirs
+    ]
     for name, a, b in pairs:
         if b is None:
             assert a is None
-        elif name.endswith("qkv.bias"):  # softmax does not see the keys' bias: its gradient is rounding
+        elif name.endswith(
+            "qkv.bias"
+        ):  # softmax does not see the keys' bias: its gradient is rounding
             for i in (0, 2):
-                assert (a.chunk(3)[i] - b.chunk(3)[i]).abs().max() <= tolerance * b.abs().max(), name
+                assert (a.chunk(3)[i] - b.chunk(3)[i]).abs().max() <= tolerance * b.abs().max(), (
+                    name
+                )
         else:
             assert (a - b).abs().max() <= tolerance * b.abs().max(), name
 
@@ -111,7 +117,7 @@ def test_only_the_patches_asked_for_are_cut(size, channels, patch):
     images = torch.randn(3, channels, *size, requires_grad=True)
     count = size[0] * size[1] // patch**2
     ids = torch.stack([torch.randperm(count)[: count // 2 + 1] for _ in range(3)])
-    cut, expected = patchify(images, patch, ids), take(patchify(images, patch), ids)
+    cut, expected = patchify(images, patch, ids), gather_tokens(patchify(images, patch), ids)
     assert torch.equal(cut, expected)
     weight = torch.randn_like(cut)
     pair = [torch.autograd.grad((patches * weight).sum(), images)[0] for patches in (cut, expected)]
@@ -143,14 +149,16 @@ def test_checkpointing_gives_the_same_bits(loss_on, encode_all):
     assert_same(trained(mae, images, mask), trained(mae, images, mask), 0)
     expected = trained(mae, images, mask)
     before, _ = saved_bytes(lambda: mae(images, mask))
-    mae.set_checkpoint(True)
+    mae.set_grad_checkpointing(True)
     assert_same(trained(mae, images, mask), expected, 0)
     after, _ = saved_bytes(lambda: mae(images, mask))
     assert after < before / 2
-    assert mae.config() == config and mae.state_dict().keys() == names, "a matter of the run, not of the model"
+    assert mae.config() == config and mae.state_dict().keys() == names, (
+        "a matter of the run, not of the model"
+    )
     with torch.autocast("cpu", torch.bfloat16):
         coarse = trained(mae, images, mask)
-        mae.set_checkpoint(False)
+        mae.set_grad_checkpointing(False)
         assert_same(coarse, trained(mae, images, mask), 0)
 
 
@@ -159,7 +167,7 @@ def test_checkpointing_with_drop_path():
     images, weight, found = torch.randn(8, 3, 8, 8), torch.randn(8, 5, 32), []
     draws = torch.rand(8, encoder.depth, 2)
     for on in (False, True):
-        encoder.set_checkpoint(on)
+        encoder.set_grad_checkpointing(on)
         encoder.zero_grad()
         (encoder(images, draws=draws) * weight).sum().backward()
         found.append({name: gradient.clone() for name, gradient in gradients(encoder).items()})
@@ -209,14 +217,18 @@ def test_shards(depth, checkpointed):
     mae = tiny(decoder_depth=depth)
     images, mask = some(mae)
     expected = trained(plain(mae), images, mask)
-    mae.set_checkpoint(checkpointed)
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    mae.set_grad_checkpointing(checkpointed)
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+    )
     try:
         for block in [*mae.encoder.layers(), *mae.decoder.blocks]:
             fully_shard(block)
         fully_shard(mae)
         output, found = trained(mae, images, mask)
-        assert_same((output, {name: value.full_tensor() for name, value in found.items()}), expected, 2e-5)
+        assert_same(
+            (output, {name: value.full_tensor() for name, value in found.items()}), expected, 2e-5
+        )
     finally:
         torch.distributed.destroy_process_group()
 
@@ -230,23 +242,34 @@ def test_encode_all_equals_replacing_what_is_hidden():
     images, mask = some(mae)
     encoder, decoder = mae.encoder, mae.decoder
     tokens = encoder.patch_embed(patchify(images, 4))
-    tokens = put(tokens, mask.hide, mae.mask_token.expand(3, 12, -1)) + encoder.pos_embed[:, 1:]
+    tokens = (
+        scatter_tokens(tokens, mask.hide, mae.mask_token.expand(3, 12, -1))
+        + encoder.pos_embed[:, 1:]
+    )
     x = torch.cat([(encoder.cls_token + encoder.pos_embed[:, :1]).expand(3, -1, -1), tokens], dim=1)
     x = decoder.embed(encoder.norm(nn.Sequential(*encoder.blocks)(x))) + decoder.pos_embed
     x = decoder.pred(decoder.norm(nn.Sequential(*decoder.blocks)(x)))[:, 1:]
-    torch.testing.assert_close(mae(images, mask).prediction, take(x, mask.hide), rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(
+        mae(images, mask).prediction, gather_tokens(x, mask.hide), rtol=1e-11, atol=1e-11
+    )
 
 
 def test_encode_all_does_not_see_hidden_pixels():
     mae = tiny(encode_all=True)
     images, mask = some(mae)
-    poisoned = unpatchify(put(patchify(images, 4), mask.hide, torch.full((3, 12, 48), torch.nan)), 4, (4, 4))
+    poisoned = unpatchify(
+        scatter_tokens(patchify(images, 4), mask.hide, torch.full((3, 12, 48), torch.nan)),
+        4,
+        (4, 4),
+    )
     output = mae(poisoned, mask)
     assert torch.equal(output.prediction, mae(images, mask).prediction) and output.loss.isnan()
 
 
 def test_encode_all_trains():
-    mae = MAE(ViT((16, 16), **TINY), decoder_dim=64, decoder_depth=2, decoder_heads=4, encode_all=True)
+    mae = MAE(
+        ViT((16, 16), **TINY), decoder_dim=64, decoder_depth=2, decoder_heads=4, encode_all=True
+    )
     mask = some(mae)[1]
     images = nn.functional.interpolate(torch.randn(3, 3, 4, 4), size=(16, 16), mode="bicubic")
     optimizer = torch.optim.AdamW([p for p in mae.parameters() if p.requires_grad], 2e-3)
@@ -266,10 +289,17 @@ def test_encode_all_is_built_again():
     assert again.mask_token.std().item() == pytest.approx(0.02, rel=0.5)
     again.load_state_dict(mae.state_dict(), strict=True)
     images, mask = some(mae)
-    assert config["encode_all"] is True and torch.equal(again(images, mask).loss, mae(images, mask).loss)
+    assert config["encode_all"] is True and torch.equal(
+        again(images, mask).loss, mae(images, mask).loss
+    )
     usual = MAE(ViT((16, 16), **TINY), **DECODER)
-    assert mae.state_dict().keys() ^ usual.state_dict().keys() == {"mask_token", "decoder.mask_token"}
-    assert mae.encoder.state_dict().keys() == usual.encoder.state_dict().keys(), "the encoder is a plain ViT"
+    assert mae.state_dict().keys() ^ usual.state_dict().keys() == {
+        "mask_token",
+        "decoder.mask_token",
+    }
+    assert mae.encoder.state_dict().keys() == usual.encoder.state_dict().keys(), (
+        "the encoder is a plain ViT"
+    )
     older = usual.config()
     assert older.pop("encode_all") is False
     MAE.build(older).load_state_dict(usual.state_dict(), strict=True)

@@ -14,7 +14,14 @@ from torchmae.errors import UserError
 from torchmae.models import masking
 from torchmae.models.mae import LOSSES, MAE, decoder_size
 from torchmae.models.masking import Mask
-from torchmae.models.patches import patch_statistics, patchify, put, sincos_positions, take, unpatchify
+from torchmae.models.patches import (
+    gather_tokens,
+    patch_statistics,
+    patchify,
+    scatter_tokens,
+    sincos_positions,
+    unpatchify,
+)
 from torchmae.models.targets import TARGETS
 from torchmae.models.vit import ViT
 
@@ -93,8 +100,12 @@ def their_model(mae, normalised, ratio):
     # Theirs, built from scratch, has zeros here: repaired by an independent computation, which ours must equal.
     state["vit.embeddings.position_embeddings"] = sincos(encoder.grid[0], encoder.embed_dim)
     state["decoder.decoder_pos_embed"] = sincos(encoder.grid[0], config.decoder_hidden_size)
-    torch.testing.assert_close(encoder.pos_embed.data, state["vit.embeddings.position_embeddings"], rtol=0, atol=1e-7)
-    torch.testing.assert_close(decoder.pos_embed.data, state["decoder.decoder_pos_embed"], rtol=0, atol=1e-7)
+    torch.testing.assert_close(
+        encoder.pos_embed.data, state["vit.embeddings.position_embeddings"], rtol=0, atol=1e-7
+    )
+    torch.testing.assert_close(
+        decoder.pos_embed.data, state["decoder.decoder_pos_embed"], rtol=0, atol=1e-7
+    )
     theirs.load_state_dict(state, strict=True)
     return theirs
 
@@ -108,7 +119,9 @@ def test_equals_transformers(normalised, channels, ratio, patch, dtype, toleranc
     theirs = their_model(ours, normalised, ratio).to(dtype)
     ours = ours.to(dtype)
     images, mask = some(ours, ratio=ratio)
-    if dtype == torch.float64:  # theirs repeated our float32 table to 1e-7 only; for 1e-10 they must be the same bits
+    if (
+        dtype == torch.float64
+    ):  # theirs repeated our float32 table to 1e-7 only; for 1e-10 they must be the same bits
         theirs.vit.embeddings.position_embeddings.data.copy_(ours.encoder.pos_embed.data)
         theirs.decoder.decoder_pos_embed.data.copy_(ours.decoder.pos_embed.data)
     scores = noise(ours, len(images)).double()
@@ -117,7 +130,9 @@ def test_equals_transformers(normalised, channels, ratio, patch, dtype, toleranc
 
     assert torch.equal(expected.mask, torch.zeros_like(expected.mask).scatter(1, mask.hide, 1.0))
     close = dict(rtol=tolerance, atol=tolerance)
-    torch.testing.assert_close(output.prediction, take(expected.logits, mask.hide), **close)
+    torch.testing.assert_close(
+        output.prediction, gather_tokens(expected.logits, mask.hide), **close
+    )
     torch.testing.assert_close(output.loss, expected.loss, **close)
 
     output.loss.backward()
@@ -126,8 +141,12 @@ def test_equals_transformers(normalised, channels, ratio, patch, dtype, toleranc
     reference = {name: p.grad for name, p in theirs.named_parameters() if p.grad is not None}
     assert mine.keys() == reference.keys() and len(mine) == len(list(theirs.parameters())) - 2
     for name, gradient in reference.items():
-        assert gradient.abs().max() > 0 or name.endswith("k_proj.bias")  # softmax does not see the keys' bias
-        torch.testing.assert_close(mine[name], gradient, **close, msg=lambda text, name=name: f"{name}: {text}")
+        assert gradient.abs().max() > 0 or name.endswith(
+            "k_proj.bias"
+        )  # softmax does not see the keys' bias
+        torch.testing.assert_close(
+            mine[name], gradient, **close, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def ways_of_building(tmp_path):
@@ -174,7 +193,9 @@ def test_loss_equals_a_loop(target, loss_on):
     images, mask = some(mae)
     output = mae(images, mask)
     features = mae.decoder(mae.encoder(images, mask.keep), mask)[:, 1:]
-    everything = put(torch.zeros(3, 16, 48).double(), torch.cat(mask, dim=1), mae.decoder.pred(features))
+    everything = scatter_tokens(
+        torch.zeros(3, 16, 48).double(), torch.cat(mask, dim=1), mae.decoder.pred(features)
+    )
     patches, errors = patchify(images, 4), []
     for b in range(3):
         for n in range(16) if loss_on == "all" else mask.hide[b].tolist():
@@ -183,16 +204,20 @@ def test_loss_equals_a_loop(target, loss_on):
                 wanted = (wanted - wanted.mean()) / (wanted.var() + 1e-6).sqrt()
             errors.extend(((everything[b, n] - wanted) ** 2).tolist())
     assert output.loss.item() == pytest.approx(sum(errors) / len(errors), rel=1e-12)
-    torch.testing.assert_close(output.prediction, take(everything, mask.hide))
+    torch.testing.assert_close(output.prediction, gather_tokens(everything, mask.hide))
 
 
 def test_hidden_pixels_reach_the_target_only():
     mae = tiny(target="pixels")
     images, mask = some(mae)
     before = mae(images, mask)
-    other = unpatchify(put(patchify(images, 4), mask.hide, torch.randn(3, 12, 48)), 4, (4, 4))
+    other = unpatchify(
+        scatter_tokens(patchify(images, 4), mask.hide, torch.randn(3, 12, 48)), 4, (4, 4)
+    )
     after = mae(other, mask)
-    assert torch.equal(after.prediction, before.prediction) and not torch.equal(after.loss, before.loss)
+    assert torch.equal(after.prediction, before.prediction) and not torch.equal(
+        after.loss, before.loss
+    )
 
 
 @pytest.mark.parametrize("target", sorted(TARGETS))
@@ -201,16 +226,22 @@ def test_order_within_the_mask_does_not_matter(target, loss_on):
     mae = tiny(target=target, loss_on=loss_on).double()
     images, mask = some(mae, ratio=0.5)
     order = torch.randperm(8)
-    base, moved = mae(images, mask), mae(images, Mask(mask.keep[:, torch.randperm(8)], mask.hide[:, order]))
+    base, moved = (
+        mae(images, mask),
+        mae(images, Mask(mask.keep[:, torch.randperm(8)], mask.hide[:, order])),
+    )
     torch.testing.assert_close(moved.loss, base.loss, rtol=1e-12, atol=0)
     torch.testing.assert_close(moved.prediction, base.prediction[:, order], rtol=1e-10, atol=1e-10)
     if base.statistics is not None:
-        torch.testing.assert_close(moved.statistics, base.statistics[:, order], rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(
+            moved.statistics, base.statistics[:, order], rtol=1e-10, atol=1e-10
+        )
 
 
 @pytest.mark.parametrize("name", sorted(masking.MASKINGS))
 @pytest.mark.parametrize(
-    "size, channels, patch", [((8, 24), 1, 4), ((12, 8), 2, 2), ((9, 6), 5, 3), ((16, 32), 3, 8), ((14, 7), 1, 7)]
+    "size, channels, patch",
+    [((8, 24), 1, 4), ((12, 8), 2, 2), ((9, 6), 5, 3), ((16, 32), 3, 8), ((14, 7), 1, 7)],
 )
 def test_sizes_channels_and_maskings(name, size, channels, patch):
     mae = tiny(size, channels, encoder={"patch_size": patch}, target="norm-pixels")
@@ -222,7 +253,9 @@ def test_sizes_channels_and_maskings(name, size, channels, patch):
     assert output.statistics.shape == (2, hidden, 2)
     assert output.loss.isfinite() and output.statistics_loss.isfinite()
     (output.loss + output.statistics_loss).backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in mae.parameters() if p.requires_grad)
+    assert all(
+        p.grad is not None and p.grad.isfinite().all() for p in mae.parameters() if p.requires_grad
+    )
     assert mae.encoder.pos_embed.grad is None and mae.decoder.pos_embed.grad is None
 
 
@@ -256,8 +289,12 @@ def test_images_of_a_batch_do_not_mix():
     mae = tiny().double()
     images, mask = some(mae, batch=4)
     whole = mae(images, mask)
-    parts = [mae(images[i : i + 1], Mask(mask.keep[i : i + 1], mask.hide[i : i + 1])) for i in range(4)]
-    torch.testing.assert_close(torch.cat([part.prediction for part in parts]), whole.prediction, rtol=1e-10, atol=1e-10)
+    parts = [
+        mae(images[i : i + 1], Mask(mask.keep[i : i + 1], mask.hide[i : i + 1])) for i in range(4)
+    ]
+    torch.testing.assert_close(
+        torch.cat([part.prediction for part in parts]), whole.prediction, rtol=1e-10, atol=1e-10
+    )
     torch.testing.assert_close(torch.stack([part.loss for part in parts]).mean(), whole.loss)
 
 
@@ -269,8 +306,10 @@ def test_autocast_keeps_loss_and_positions_in_float32():
     with torch.autocast("cpu", torch.bfloat16):
         output = mae(images, mask)
     assert all(value.dtype == torch.float32 for value in output)
-    hidden = mae.decoder.mask_token + take(mae.decoder.pos_embed[:, 1:], mask.hide)
-    assert torch.equal(take(*seen[0][1]), hidden), "no rounding of what needs no matrix product"
+    hidden = mae.decoder.mask_token + gather_tokens(mae.decoder.pos_embed[:, 1:], mask.hide)
+    assert torch.equal(gather_tokens(*seen[0][1]), hidden), (
+        "no rounding of what needs no matrix product"
+    )
     torch.testing.assert_close(output.loss, mae(images, mask).loss, rtol=0.02, atol=0)
 
 
@@ -292,9 +331,15 @@ def functional_gradcheck(mae, images, mask, names, value):
 @pytest.mark.parametrize("loss_on", sorted(LOSSES))
 def test_loss_by_finite_differences(target, loss_on):
     small = dict(patch_size=2, embed_dim=8, depth=1, num_heads=2)
-    mae = tiny((4, 6), 2, small, target=target, loss_on=loss_on, decoder_dim=8, decoder_depth=1).double()
+    mae = tiny(
+        (4, 6), 2, small, target=target, loss_on=loss_on, decoder_dim=8, decoder_depth=1
+    ).double()
     images, mask = some(mae, batch=2, ratio=0.5)
-    names = [n for n, p in mae.named_parameters() if p.requires_grad and not n.startswith("decoder.statistics")]
+    names = [
+        n
+        for n, p in mae.named_parameters()
+        if p.requires_grad and not n.startswith("decoder.statistics")
+    ]
     assert functional_gradcheck(mae, images, mask, names, lambda output: output.loss)
 
 
@@ -323,7 +368,11 @@ def test_the_statistics_head_changes_no_other_gradient(loss_on):
     mae.zero_grad()
     mae.decoder.statistics = None
     plain = mae(images, mask)
-    assert torch.equal(plain.loss, output.loss) and plain.statistics is None and plain.statistics_loss is None
+    assert (
+        torch.equal(plain.loss, output.loss)
+        and plain.statistics is None
+        and plain.statistics_loss is None
+    )
     plain.loss.backward()
     without = gradients(mae)
     assert without.keys() == with_head.keys() - head
@@ -339,14 +388,16 @@ def test_statistics_start_at_the_visible_patches_mean():
     for b in range(3):
         expected = truth[b, mask.keep[b]].mean(dim=0).expand(12, 2)
         torch.testing.assert_close(output.statistics[b], expected)
-    expected = (output.statistics - take(truth, mask.hide)).square().mean()
+    expected = (output.statistics - gather_tokens(truth, mask.hide)).square().mean()
     torch.testing.assert_close(output.statistics_loss, expected)
 
 
 def test_statistics_do_not_see_hidden_patches():
     mae = tiny()
     images, mask = some(mae)
-    other = unpatchify(put(patchify(images, 4), mask.hide, torch.randn(3, 12, 48) * 9), 4, (4, 4))
+    other = unpatchify(
+        scatter_tokens(patchify(images, 4), mask.hide, torch.randn(3, 12, 48) * 9), 4, (4, 4)
+    )
     assert torch.equal(mae(images, mask).statistics, mae(other, mask).statistics)
 
 
@@ -355,7 +406,9 @@ def test_statistics_do_not_see_hidden_patches():
 
 def test_unknown_names():
     encoder = ViT((8, 8), **TINY)
-    with pytest.raises(UserError, match=r"unknown target 'norm-pixel'; one of: .*Did you mean norm-pixels\?"):
+    with pytest.raises(
+        UserError, match=r"unknown target 'norm-pixel'; one of: .*Did you mean norm-pixels\?"
+    ):
         MAE(encoder, target="norm-pixel")
     with pytest.raises(UserError, match=r"unknown loss 'hiden'; one of: .*Did you mean hidden\?"):
         MAE(encoder, loss_on="hiden")
@@ -372,7 +425,8 @@ def test_a_decoder_needs_a_block(depth):
 
 
 @pytest.mark.parametrize(
-    "dim, expected", [(1280, (512, 8, 16)), (768, (512, 8, 16)), (384, (256, 4, 8)), (192, (128, 2, 4))]
+    "dim, expected",
+    [(1280, (512, 8, 16)), (768, (512, 8, 16)), (384, (256, 4, 8)), (192, (128, 2, 4))],
 )
 def test_default_decoders(dim, expected):
     assert decoder_size(dim) == expected
@@ -383,14 +437,20 @@ def test_default_decoders(dim, expected):
 
 
 def test_config_builds_the_same_model():
-    mae = tiny((8, 12), 2, target="pixels", loss_on="all", encoder={"mlp_ratio": 2.0, "mean": (0.1, 0.2)})
+    mae = tiny(
+        (8, 12), 2, target="pixels", loss_on="all", encoder={"mlp_ratio": 2.0, "mean": (0.1, 0.2)}
+    )
     config = json.loads(json.dumps(mae.config()))
     again = MAE.build(config)
     assert json.loads(json.dumps(again.config())) == config
     again.load_state_dict(mae.state_dict(), strict=True)
     images, mask = some(mae)
     assert torch.equal(again(images, mask).loss, mae(images, mask).loss)
-    assert again.encoder.mean == (0.1, 0.2) and again.loss_on == "all" and again.target_name == "pixels"
+    assert (
+        again.encoder.mean == (0.1, 0.2)
+        and again.loss_on == "all"
+        and again.target_name == "pixels"
+    )
 
 
 def test_initial_values():
@@ -399,7 +459,9 @@ def test_initial_values():
     statistics = linears.pop("decoder.statistics")
     assert len(linears) == 1 + 4 * 2 + 2 + 4 * 2
     for name, layer in linears.items():
-        outputs, inputs = layer.weight.flatten(1).shape  # the patch embedding as one linear map of p * p * C values
+        outputs, inputs = layer.weight.flatten(
+            1
+        ).shape  # the patch embedding as one linear map of p * p * C values
         bound = (6 / (inputs + outputs)) ** 0.5
         assert 0.99 * bound < layer.weight.abs().max() <= bound, name
         assert layer.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.02), name
@@ -408,7 +470,9 @@ def test_initial_values():
     for layer in (m for m in mae.modules() if isinstance(m, nn.LayerNorm)):
         assert (layer.weight == 1).all() and (layer.bias == 0).all() and layer.eps == 1e-6
     for token in (mae.encoder.cls_token, mae.decoder.mask_token):
-        assert token.std().item() == pytest.approx(0.02, rel=0.25) and abs(token.mean().item()) < 0.01
+        assert (
+            token.std().item() == pytest.approx(0.02, rel=0.25) and abs(token.mean().item()) < 0.01
+        )
     assert torch.equal(mae.encoder.pos_embed, sincos_positions((4, 4), 192))
     assert torch.equal(mae.decoder.pos_embed, sincos_positions((4, 4), 128))
 
@@ -419,7 +483,10 @@ def test_the_target_changes_no_initial_weight():
     for target in ("pixels", "norm-pixels"):
         torch.manual_seed(5)
         states.append(MAE(ViT((16, 16), **TINY), target=target, **DECODER).state_dict())
-    assert states[1].keys() - states[0].keys() == {"decoder.statistics.weight", "decoder.statistics.bias"}
+    assert states[1].keys() - states[0].keys() == {
+        "decoder.statistics.weight",
+        "decoder.statistics.bias",
+    }
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 
 

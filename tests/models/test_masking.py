@@ -10,7 +10,7 @@ import torch
 from torchmae.errors import UserError
 from torchmae.hashing import BLOCK, MASK, hash32
 from torchmae.models import masking
-from torchmae.models.masking import MASKINGS, kept, noise
+from torchmae.models.masking import MASKINGS, noise, num_visible
 
 GRIDS = [(2, 2), (4, 4), (3, 5), (7, 7), (14, 14), (8, 32), (32, 8), (1, 16), (12, 9)]
 RATIOS = [0.1, 0.5, 0.75, 0.9]
@@ -18,7 +18,9 @@ NAMES = sorted(MASKINGS)
 
 
 def scores(grid, samples=8, seed=0, epoch=0, first=0):
-    return noise(seed, torch.full((samples,), epoch), torch.arange(first, first + samples), math.prod(grid))
+    return noise(
+        seed, torch.full((samples,), epoch), torch.arange(first, first + samples), math.prod(grid)
+    )
 
 
 def wanted(patches, ratio):
@@ -33,14 +35,18 @@ def test_partition(name, grid, ratio):
     patches, values = math.prod(grid), scores(grid)
     count = wanted(patches, ratio)
     if count == 0:
-        with pytest.raises(UserError, match=f"mask ratio {ratio} leaves 0 of {patches} patches visible"):
+        with pytest.raises(
+            UserError, match=f"mask ratio {ratio} leaves 0 of {patches} patches visible"
+        ):
             MASKINGS[name](values, grid, ratio)
         return
     before = values.clone()
     mask = MASKINGS[name](values, grid, ratio)
     assert mask.keep.shape == (8, count) and mask.hide.shape == (8, patches - count)
     assert mask.keep.dtype == mask.hide.dtype == torch.int64
-    assert torch.equal(torch.cat(mask, dim=1).sort(dim=1).values, torch.arange(patches).expand(8, -1))
+    assert torch.equal(
+        torch.cat(mask, dim=1).sort(dim=1).values, torch.arange(patches).expand(8, -1)
+    )
     again = MASKINGS[name](values, grid, ratio)
     assert torch.equal(mask.keep, again.keep) and torch.equal(mask.hide, again.hide)
     assert torch.equal(values, before)
@@ -52,8 +58,12 @@ def test_rows_do_not_depend_on_their_batch(name, grid):
     epoch, sample = torch.tensor([0, 5, 2, 0, 9]), torch.tensor([3, 1, 4, 1, 2**40])
     whole = MASKINGS[name](noise(1, epoch, sample, math.prod(grid)), grid, 0.75)
     for i in range(5):
-        alone = MASKINGS[name](noise(1, epoch[i : i + 1], sample[i : i + 1], math.prod(grid)), grid, 0.75)
-        assert torch.equal(alone.keep[0], whole.keep[i]) and torch.equal(alone.hide[0], whole.hide[i])
+        alone = MASKINGS[name](
+            noise(1, epoch[i : i + 1], sample[i : i + 1], math.prod(grid)), grid, 0.75
+        )
+        assert torch.equal(alone.keep[0], whole.keep[i]) and torch.equal(
+            alone.hide[0], whole.hide[i]
+        )
 
 
 @pytest.mark.parametrize("name", ["random", "block"])
@@ -82,28 +92,32 @@ def test_kept_is_the_floor_of_the_decimal(patches):
         ratio = percent / 100
         count = wanted(patches, ratio)
         if 0 < count < patches:
-            assert kept(patches, ratio) == count
+            assert num_visible(patches, ratio) == count
         else:
             with pytest.raises(UserError):
-                kept(patches, ratio)
+                num_visible(patches, ratio)
 
 
 def test_kept_equals_the_reference_at_the_papers_ratios():
     for ratio in (0.1, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85):
-        assert kept(196, ratio) == int(196 * (1 - ratio))
-    assert kept(196, 0.75) == 49 and kept(256, 0.75) == 64
+        assert num_visible(196, ratio) == int(196 * (1 - ratio))
+    assert num_visible(196, 0.75) == 49 and num_visible(256, 0.75) == 64
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("ratio, left", [(0.0, 16), (1.0, 0), (0.95, 0), (1.5, -8), (-0.5, 24)])
 def test_ratios_that_leave_nothing(name, ratio, left):
-    with pytest.raises(UserError, match=rf"mask ratio {ratio} leaves {left} of 16 patches.*at least one"):
+    with pytest.raises(
+        UserError, match=rf"mask ratio {ratio} leaves {left} of 16 patches.*at least one"
+    ):
         MASKINGS[name](scores((4, 4)), (4, 4), ratio)
 
 
 def test_unknown_masking_suggests_the_nearest():
     assert masking.masking("block") is MASKINGS["block"]
-    with pytest.raises(UserError, match=r"unknown masking 'blocks'; one of: .*Did you mean block\?"):
+    with pytest.raises(
+        UserError, match=r"unknown masking 'blocks'; one of: .*Did you mean block\?"
+    ):
         masking.masking("blocks")
 
 
@@ -115,7 +129,10 @@ def test_noise_equals_plain_python():
     table = noise(42, epoch, sample, 25)
     for b in range(3):
         for n in range(25):
-            assert table[b, n].item() == hash32(42, MASK, epoch[b].item(), sample[b].item(), n) * 25 + n
+            assert (
+                table[b, n].item()
+                == hash32(42, MASK, epoch[b].item(), sample[b].item(), n) * 25 + n
+            )
 
 
 def test_noise_is_unique_within_an_image():
@@ -150,7 +167,9 @@ def test_random_keeps_each_patch_equally_often():
     counts = torch.bincount(mask.keep.flatten(), minlength=patches).double()
     expected, share = samples * keep / patches, keep / patches
     # Draws without replacement: this sum is chi-square with N - 1 degrees of freedom.
-    chi = ((counts - expected) ** 2).sum() / (samples * share * (1 - share) * patches / (patches - 1))
+    chi = ((counts - expected) ** 2).sum() / (
+        samples * share * (1 - share) * patches / (patches - 1)
+    )
     assert abs(chi - (patches - 1)) < 4 * (2 * (patches - 1)) ** 0.5
     # The first that is kept is uniform as well, so order carries nothing.
     first = torch.bincount(mask.keep[:, 0], minlength=patches).double()
@@ -162,7 +181,9 @@ def test_random_keeps_each_pair_equally_often():
     samples, patches = 20000, 16
     pairs = masking.random(scores((4, 4), samples), (4, 4), 0.875).keep.sort(dim=1).values
     counts = torch.bincount(pairs[:, 0] * patches + pairs[:, 1], minlength=patches**2).double()
-    cells = torch.tensor([counts[a * patches + b] for a, b in itertools.combinations(range(patches), 2)])
+    cells = torch.tensor(
+        [counts[a * patches + b] for a, b in itertools.combinations(range(patches), 2)]
+    )
     assert cells.sum() == samples
     freedom = len(cells) - 1
     chi = ((cells - samples / len(cells)) ** 2).sum() / (samples / len(cells))
@@ -224,7 +245,9 @@ def neighbours(mask, grid):
     return ((down.sum() + across.sum()) / len(hidden)).item()
 
 
-@pytest.mark.parametrize("grid, ratio", [((14, 14), 0.5), ((14, 14), 0.75), ((8, 32), 0.5), ((7, 7), 0.5)])
+@pytest.mark.parametrize(
+    "grid, ratio", [((14, 14), 0.5), ((14, 14), 0.75), ((8, 32), 0.5), ((7, 7), 0.5)]
+)
 def test_block_hides_larger_regions_than_random(grid, ratio):
     values = scores(grid, samples=200)
     edges = 2 * math.prod(grid) - sum(grid)
@@ -252,7 +275,9 @@ def test_grid_keeps_the_upper_left_of_each_square(grid):
 
 def test_grid_takes_the_corners_in_turn():
     mask = masking.grid(scores((4, 4)), (4, 4), 0.5)
-    assert mask.keep.sort(dim=1).values.tolist() == [[0, 2, 5, 7, 8, 10, 13, 15]] * 8  # a chessboard
+    assert (
+        mask.keep.sort(dim=1).values.tolist() == [[0, 2, 5, 7, 8, 10, 13, 15]] * 8
+    )  # a chessboard
     mask = masking.grid(scores((4, 4)), (4, 4), 0.25)
     assert mask.hide.sort(dim=1).values.tolist() == [[4, 6, 12, 14]] * 8
     partly = masking.grid(scores((4, 4), samples=64), (4, 4), 0.9)

@@ -11,17 +11,24 @@ from timm.layers import resample_abs_pos_embed
 from torchmae.errors import UserError
 from torchmae.models.patches import (
     denormalize,
+    gather_tokens,
     grid_of,
     normalize,
     patchify,
-    put,
     resize_positions,
+    scatter_tokens,
     sincos_positions,
-    take,
     unpatchify,
 )
 
-SHAPES = [(1, 1, 2, 2, 2), (2, 3, 4, 6, 2), (2, 5, 9, 3, 3), (1, 2, 5, 10, 5), (3, 4, 7, 3, 1), (1, 3, 16, 8, 8)]
+SHAPES = [
+    (1, 1, 2, 2, 2),
+    (2, 3, 4, 6, 2),
+    (2, 5, 9, 3, 3),
+    (1, 2, 5, 10, 5),
+    (3, 4, 7, 3, 1),
+    (1, 3, 16, 8, 8),
+]
 
 
 @pytest.mark.parametrize("batch, channels, height, width, patch", SHAPES)
@@ -60,10 +67,18 @@ def test_unpatchify_is_the_inverse(batch, channels, rows, columns, patch, dtype)
 
 @pytest.mark.parametrize(
     "size, patch, hint",
-    [((224, 225), 16, "224x224"), ((30, 64), 16, "32x64"), ((5, 5), 8, "8x8"), ((8, 8), 0, "8x8"), ((0, 8), 8, "8x8")],
+    [
+        ((224, 225), 16, "224x224"),
+        ((30, 64), 16, "32x64"),
+        ((5, 5), 8, "8x8"),
+        ((8, 8), 0, "8x8"),
+        ((0, 8), 8, "8x8"),
+    ],
 )
 def test_sizes_that_do_not_divide(size, patch, hint):
-    with pytest.raises(UserError, match=f"{size[0]}x{size[1]} is not divisible by patch size {patch}.*{hint}"):
+    with pytest.raises(
+        UserError, match=f"{size[0]}x{size[1]} is not divisible by patch size {patch}.*{hint}"
+    ):
         grid_of(size, patch)
 
 
@@ -81,24 +96,26 @@ def test_unpatchify_refuses_what_does_not_fit(count, values, grid):
 def test_take_and_put():
     tokens, new = torch.rand(3, 7, 4), torch.rand(3, 2, 4)
     ids = torch.tensor([[0, 6], [3, 1], [5, 5]])
-    picked = take(tokens, ids)
+    picked = gather_tokens(tokens, ids)
     for b in range(3):
         for k in range(2):
             assert torch.equal(picked[b, k], tokens[b, ids[b, k]])
-    shared = take(tokens[:1], ids)
+    shared = gather_tokens(tokens[:1], ids)
     assert all(torch.equal(shared[b, k], tokens[0, ids[b, k]]) for b in range(3) for k in range(2))
 
     ids[2] = torch.tensor([5, 2])
     before = tokens.clone()
-    placed = put(tokens, ids, new)
+    placed = scatter_tokens(tokens, ids, new)
     assert torch.equal(tokens, before), "put must copy"
-    assert torch.equal(take(placed, ids), new)
-    assert torch.equal(put(placed, ids, take(tokens, ids)), tokens)
+    assert torch.equal(gather_tokens(placed, ids), new)
+    assert torch.equal(scatter_tokens(placed, ids, gather_tokens(tokens, ids)), tokens)
     untouched = torch.ones(3, 7, dtype=torch.bool).scatter(1, ids, False)
     assert torch.equal(placed[untouched], tokens[untouched])
 
 
-@pytest.mark.parametrize("rows, columns, dim", [(1, 1, 4), (2, 3, 8), (5, 2, 12), (3, 7, 64), (1, 9, 16), (14, 14, 20)])
+@pytest.mark.parametrize(
+    "rows, columns, dim", [(1, 1, 4), (2, 3, 8), (5, 2, 12), (3, 7, 64), (1, 9, 16), (14, 14, 20)]
+)
 def test_sincos_equals_the_formula(rows, columns, dim):
     table = sincos_positions((rows, columns), dim)
     assert table.shape == (1, 1 + rows * columns, dim) and table.dtype == torch.float32
@@ -110,7 +127,9 @@ def test_sincos_equals_the_formula(rows, columns, dim):
                 coordinate = column if d < half else row  # width first
                 angle = coordinate / 10000 ** ((d % half % quarter) / quarter)
                 expected = math.sin(angle) if d % half < quarter else math.cos(angle)
-                assert table[0, 1 + row * columns + column, d].item() == pytest.approx(expected, abs=1e-7)
+                assert table[0, 1 + row * columns + column, d].item() == pytest.approx(
+                    expected, abs=1e-7
+                )
 
 
 def test_sincos_rows_differ():
@@ -143,7 +162,9 @@ def test_resizing_equals_timm(old, new, dtype):
 
 @pytest.mark.parametrize("rows, old", [(1 + 256, (14, 14)), (16, (4, 4)), (1, (1, 1))])
 def test_resizing_refuses_a_table_of_another_grid(rows, old):
-    with pytest.raises(UserError, match=f"has {rows} rows, a {old[0]}x{old[1]} grid needs {1 + math.prod(old)}"):
+    with pytest.raises(
+        UserError, match=f"has {rows} rows, a {old[0]}x{old[1]} grid needs {1 + math.prod(old)}"
+    ):
         resize_positions(torch.zeros(1, rows, 8), old, (3, 3))
 
 
@@ -167,5 +188,16 @@ def test_all_pixel_values_come_back(mean, std):
 
 
 def test_denormalize_rounds_and_clamps():
-    values = torch.tensor([-9.0, -1e-3, 0.4 / 255, 0.6 / 255, 254.4 / 255, 254.6 / 255, 1.001, 7.0]).view(1, 1, 2, 4)
-    assert denormalize(values, (0.0,), (1.0,)).flatten().tolist() == [0, 0, 0, 1, 254, 255, 255, 255]
+    values = torch.tensor(
+        [-9.0, -1e-3, 0.4 / 255, 0.6 / 255, 254.4 / 255, 254.6 / 255, 1.001, 7.0]
+    ).view(1, 1, 2, 4)
+    assert denormalize(values, (0.0,), (1.0,)).flatten().tolist() == [
+        0,
+        0,
+        0,
+        1,
+        254,
+        255,
+        255,
+        255,
+    ]

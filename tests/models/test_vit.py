@@ -11,7 +11,7 @@ from torch import nn
 from torchmae.errors import UserError
 from torchmae.models import vit
 from torchmae.models.mae import MAE, build_encoder
-from torchmae.models.patches import patchify, put, sincos_positions, unpatchify
+from torchmae.models.patches import patchify, scatter_tokens, sincos_positions, unpatchify
 from torchmae.models.vit import SIZES, ViT, drop_path, size_of
 
 TINY = dict(patch_size=4, embed_dim=32, depth=3, num_heads=4)
@@ -107,7 +107,9 @@ def masked_reference(encoder, images, keep):
 
     def norm(x, name):
         mean, variance = x.mean(-1, keepdim=True), x.var(-1, keepdim=True, unbiased=False)
-        return (x - mean) / (variance + 1e-6).sqrt() * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+        return (x - mean) / (variance + 1e-6).sqrt() * weights[f"{name}.weight"] + weights[
+            f"{name}.bias"
+        ]
 
     def linear(x, name):
         return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
@@ -119,7 +121,9 @@ def masked_reference(encoder, images, keep):
     for row in range(rows):
         for column in range(columns):
             pixels = images[:, :, row * p : row * p + p, column * p : column * p + p]
-            tokens.append(torch.einsum("bcyx,dcyx->bd", pixels, kernel) + weights["patch_embed.proj.bias"])
+            tokens.append(
+                torch.einsum("bcyx,dcyx->bd", pixels, kernel) + weights["patch_embed.proj.bias"]
+            )
     x = torch.stack(tokens, dim=1) + weights["pos_embed"]
     bias = torch.full((len(images), 1 + rows * columns), -math.inf, dtype=torch.float64)
     bias[:, 0] = 0
@@ -141,7 +145,9 @@ def masked_reference(encoder, images, keep):
     return torch.stack([row[ids] for row, ids in zip(x, picked)])
 
 
-@pytest.mark.parametrize("size, channels, count", [((16, 16), 3, 4), ((8, 24), 1, 5), ((12, 8), 2, 1), ((8, 8), 3, 4)])
+@pytest.mark.parametrize(
+    "size, channels, count", [((16, 16), 3, 4), ((8, 24), 1, 5), ((12, 8), 2, 1), ((8, 8), 3, 4)]
+)
 def test_keep_equals_attention_masked_full_tokens(size, channels, count):
     encoder = shaken(ViT(size, channels=channels, **TINY)).eval()
     images, keep = torch.randn(3, channels, *size), some_ids(3, math.prod(encoder.grid), count)
@@ -172,7 +178,7 @@ def test_hidden_pixels_have_no_influence():
     keep, hide = order[:, :5], order[:, 5:]
     tokens = encoder(images, keep)
     poison = torch.full((2, 11, 48), math.nan)
-    poisoned = unpatchify(put(patchify(images, 4), hide, poison), 4, (4, 4))
+    poisoned = unpatchify(scatter_tokens(patchify(images, 4), hide, poison), 4, (4, 4))
     assert torch.equal(encoder(poisoned, keep), tokens)
 
     images.requires_grad_()
@@ -189,7 +195,10 @@ def test_hidden_pixels_have_no_influence():
 def test_drop_path():
     x = torch.ones(20000, 2, 3)
     y = drop_path(x, torch.rand(20000), 0.25)
-    assert set(y.flatten().unique().tolist()) == {0.0, x.new_tensor(1 / 0.75).item()}  # the whole branch, scaled
+    assert set(y.flatten().unique().tolist()) == {
+        0.0,
+        x.new_tensor(1 / 0.75).item(),
+    }  # the whole branch, scaled
     assert torch.equal(y, y[:, :1, :1].expand_as(y)), "an image's branch goes or stays as a whole"
     assert y.mean().item() == pytest.approx(1, abs=4 * (0.25 / 0.75 / 20000) ** 0.5)
     assert drop_path(x.bfloat16(), torch.rand(20000), 0.25).dtype == torch.bfloat16
@@ -220,7 +229,9 @@ def test_layer_stops_early():
     images, keep = torch.randn(2, 3, 8, 12), some_ids(2, 6, 3)
     for layer in (1, 2):
         shorter = ViT((8, 12), **(TINY | {"depth": layer})).eval()
-        shorter.load_state_dict({n: w for n, w in encoder.state_dict().items() if n in shorter.state_dict()})
+        shorter.load_state_dict(
+            {n: w for n, w in encoder.state_dict().items() if n in shorter.state_dict()}
+        )
         assert torch.equal(encoder(images, layer=layer), shorter(images))
         assert torch.equal(encoder(images, keep, layer), shorter(images, keep))
         assert not torch.equal(encoder(images, layer=layer), encoder(images))
@@ -236,7 +247,9 @@ def test_layers_that_do_not_exist(layer):
 # ---------------------------------------------------------------- sizes and errors
 
 
-@pytest.mark.parametrize("old, new", [((16, 16), (24, 24)), ((16, 16), (8, 32)), ((8, 24), (12, 8)), ((8, 8), (8, 8))])
+@pytest.mark.parametrize(
+    "old, new", [((16, 16), (24, 24)), ((16, 16), (8, 32)), ((8, 24), (12, 8)), ((8, 8), (8, 8))]
+)
 def test_resize(old, new):
     encoder = shaken(ViT(old, **TINY)).eval()
     before, grid = encoder.pos_embed.detach().clone(), encoder.grid
@@ -263,7 +276,9 @@ def test_resize_refuses_what_does_not_divide():
 @pytest.mark.parametrize("shape", [(3, 8, 12), (3, 12, 12), (3, 16, 16), (1, 12, 8), (4, 12, 8)])
 def test_wrong_images(shape):
     """(8, 12) has as many patches as (12, 8): only the sizes can tell."""
-    with pytest.raises(UserError, match="takes images of 3 x 12 x 8 .*not " + " x ".join(map(str, shape))):
+    with pytest.raises(
+        UserError, match="takes images of 3 x 12 x 8 .*not " + " x ".join(map(str, shape))
+    ):
         ViT((12, 8), **TINY)(torch.zeros(2, *shape))
 
 
@@ -276,23 +291,31 @@ def test_wrong_arguments():
         ViT((8, 8), channels=2, mean=(0.5, 0.5, 0.5), **TINY)
     with pytest.raises(UserError, match="one value for each of 3 channels"):
         ViT((8, 8), std=(0.5,), **TINY)
-    with pytest.raises(UserError, match=r"unknown model 'vit_bass'; one of: .*Did you mean vit_base\?"):
+    with pytest.raises(
+        UserError, match=r"unknown model 'vit_bass'; one of: .*Did you mean vit_base\?"
+    ):
         size_of("vit_bass")
 
 
 def test_normalize():
     encoder = ViT((8, 8), mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7), **TINY)
     images = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
-    expected = torch.stack([(images[:, c] / 255 - (0.1, 0.2, 0.3)[c]) / (0.5, 0.6, 0.7)[c] for c in range(3)], dim=1)
+    expected = torch.stack(
+        [(images[:, c] / 255 - (0.1, 0.2, 0.3)[c]) / (0.5, 0.6, 0.7)[c] for c in range(3)], dim=1
+    )
     torch.testing.assert_close(encoder.normalize(images), expected)
     torch.testing.assert_close(ViT((8, 8), **TINY).normalize(images), images / 127.5 - 1)
 
 
 def test_config_builds_the_same_encoder():
-    encoder = ViT((8, 12), channels=2, mlp_ratio=2.0, mean=(0.1, 0.2), std=(0.3, 0.4), drop_path=0.1, **TINY)
+    encoder = ViT(
+        (8, 12), channels=2, mlp_ratio=2.0, mean=(0.1, 0.2), std=(0.3, 0.4), drop_path=0.1, **TINY
+    )
     again = build_encoder(encoder.config())
     assert again.config() == encoder.config()
-    assert {n: p.shape for n, p in again.state_dict().items()} == {n: p.shape for n, p in encoder.state_dict().items()}
+    assert {n: p.shape for n, p in again.state_dict().items()} == {
+        n: p.shape for n, p in encoder.state_dict().items()
+    }
 
 
 # ---------------------------------------------------------------- positions and initial values
@@ -302,7 +325,12 @@ def test_positions_after_every_way_of_building():
     """transformers' ViTMAE zeroes its positions when built from scratch: ours are sin-cos however they come about."""
     expected = sincos_positions((2, 3), 32)
     encoder = ViT((8, 12), **TINY)
-    ways = [encoder, build_encoder(encoder.config()), MAE(encoder).encoder, MAE.build(MAE(encoder).config()).encoder]
+    ways = [
+        encoder,
+        build_encoder(encoder.config()),
+        MAE(encoder).encoder,
+        MAE.build(MAE(encoder).config()).encoder,
+    ]
     loaded = ViT((8, 12), **TINY)
     loaded.load_state_dict(encoder.state_dict())
     for built in [*ways, loaded]:
@@ -310,7 +338,9 @@ def test_positions_after_every_way_of_building():
         assert not built.pos_embed.requires_grad
         assert "pos_embed" in built.state_dict()
     tokens = encoder(torch.zeros(1, 3, 8, 12))[0, 1:]
-    assert (torch.cdist(tokens, tokens) + torch.eye(6)).min() > 1e-3, "equal patches at different places must differ"
+    assert (torch.cdist(tokens, tokens) + torch.eye(6)).min() > 1e-3, (
+        "equal patches at different places must differ"
+    )
 
 
 def test_positions_stay_while_training():
@@ -340,7 +370,11 @@ def test_initial_values():
 
 @pytest.mark.parametrize(
     "name, patch, encoder_only, classifier",
-    [("vit_base", 16, 85_798_656, 86.6), ("vit_large", 16, 303_301_632, 304.3), ("vit_huge", 14, 630_764_800, 632.0)],
+    [
+        ("vit_base", 16, 85_798_656, 86.6),
+        ("vit_large", 16, 303_301_632, 304.3),
+        ("vit_huge", 14, 630_764_800, 632.0),
+    ],
 )
 def test_parameter_counts(name, patch, encoder_only, classifier):
     """The paper's 86, 304 and 632 million count a 1000-class head."""

@@ -19,7 +19,17 @@ LOADERS = [load, load_mae]
 @pytest.fixture
 def mae():
     torch.manual_seed(0)
-    encoder = ViT((8, 12), 4, 2, embed_dim=16, depth=2, num_heads=2, mean=(0.1, 0.2), std=(0.3, 0.4), drop_path=0.2)
+    encoder = ViT(
+        (8, 12),
+        4,
+        2,
+        embed_dim=16,
+        depth=2,
+        num_heads=2,
+        mean=(0.1, 0.2),
+        std=(0.3, 0.4),
+        drop_path=0.2,
+    )
     mae = MAE(encoder, decoder_dim=8, decoder_depth=1, decoder_heads=2)
     with torch.no_grad():
         for parameter in mae.parameters():
@@ -46,7 +56,9 @@ def test_load(mae, run, kind):
     encoder, images = load(kind(run)), torch.randn(3, 2, 8, 12)
     assert isinstance(encoder, ViT) and not any(module.training for module in encoder.modules())
     assert torch.equal(encoder(images), mae.eval().encoder(images))
-    assert encoder.image_size == (8, 12) and encoder.mean == (0.1, 0.2) and encoder.std == (0.3, 0.4)
+    assert (
+        encoder.image_size == (8, 12) and encoder.mean == (0.1, 0.2) and encoder.std == (0.3, 0.4)
+    )
     assert encoder.config() == mae.encoder.config()
     pixels = torch.randint(0, 256, (3, 2, 8, 12), dtype=torch.uint8)
     assert torch.equal(encoder.normalize(pixels), mae.encoder.normalize(pixels))
@@ -59,7 +71,9 @@ def test_load_mae(mae, run):
     for a, b in zip(again(images, mask), mae.eval()(images, mask)):
         assert torch.equal(a, b)
     assert again.config() == mae.config()
-    assert all(torch.equal(value, mae.state_dict()[name]) for name, value in again.state_dict().items())
+    assert all(
+        torch.equal(value, mae.state_dict()[name]) for name, value in again.state_dict().items()
+    )
     assert not again.encoder.pos_embed.requires_grad and not again.decoder.pos_embed.requires_grad
 
 
@@ -67,7 +81,9 @@ def test_loading_draws_nothing_that_stays(run):
     torch.manual_seed(1)
     first = load_mae(run).state_dict()
     torch.manual_seed(2)
-    assert all(torch.equal(value, first[name]) for name, value in load_mae(run).state_dict().items())
+    assert all(
+        torch.equal(value, first[name]) for name, value in load_mae(run).state_dict().items()
+    )
 
 
 def test_half_precision_weights_become_floats(mae, run):
@@ -81,13 +97,25 @@ def test_half_precision_weights_become_floats(mae, run):
 def test_not_a_run_folder(loader, tmp_path):
     for path in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(
-            UserError, match=f"{path} is not a run folder .*no config.json.*mae pretrain, finetune or import made$"
+            UserError,
+            match=f"{path} is not a run folder .*no config.json.*mae pretrain, finetune or import made$",
         ):
             loader(path)
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "null", "{}", '{"model": 3}', '{"model": {}}', '{"model": {"encoder": 3}}', "\x00"]
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        "{}",
+        '{"model": 3}',
+        '{"model": {}}',
+        '{"model": {"encoder": 3}}',
+        "\x00",
+    ],
 )
 @pytest.mark.parametrize("loader", LOADERS)
 def test_a_config_that_is_none(loader, run, text):
@@ -128,7 +156,9 @@ def test_a_pickle_is_never_loaded(run):
 @pytest.mark.parametrize("loader", LOADERS)
 def test_wrong_shapes(loader, run):
     change(run, lambda weights: weights.update({"encoder.norm.weight": torch.zeros(17)}))
-    with pytest.raises(UserError, match=r"do not fit.*norm.weight is \[17\], not \[16\] \(1 differences\)"):
+    with pytest.raises(
+        UserError, match=r"do not fit.*norm.weight is \[17\], not \[16\] \(1 differences\)"
+    ):
         loader(run)
 
 
@@ -146,7 +176,8 @@ def test_missing_and_unknown_names(loader, run):
 
     change(run, edit)
     with pytest.raises(
-        UserError, match=r"norm.weight is missing; (encoder\.)?norm.gamma is not known \(2 differences\)"
+        UserError,
+        match=r"norm.weight is missing; (encoder\.)?norm.gamma is not known \(2 differences\)",
     ):
         loader(run)
 
@@ -158,7 +189,9 @@ def test_a_missing_decoder_matters_to_the_whole_model_only(run):
 
     change(run, edit)
     load(run)
-    with pytest.raises(UserError, match=r"decoder.mask_token is missing; .*; .* \(\d\d differences\)"):
+    with pytest.raises(
+        UserError, match=r"decoder.mask_token is missing; .*; .* \(\d\d differences\)"
+    ):
         load_mae(run)
 
 
@@ -166,6 +199,8 @@ def test_a_bad_load_leaves_the_model_as_it_was(mae):
     before = {name: value.clone() for name, value in mae.encoder.state_dict().items()}
     weights = {name: torch.zeros_like(value) for name, value in before.items()}
     del weights["norm.bias"]
-    with pytest.raises(UserError, match=r"weights of here do not fit its model: norm\.bias is missing"):
+    with pytest.raises(
+        UserError, match=r"weights of here do not fit its model: norm\.bias is missing"
+    ):
         load_weights(mae.encoder, weights, "here")
     assert all(torch.equal(value, before[name]) for name, value in mae.encoder.state_dict().items())

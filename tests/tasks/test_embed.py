@@ -9,7 +9,7 @@ import torch
 
 import torchmae
 from torchmae.data.decode import decode
-from torchmae.data.transforms import Whole
+from torchmae.data.transforms import CenterCropResize
 from torchmae.errors import UserError
 from torchmae.eval.extract import POOLINGS
 from torchmae.tasks.embed.run import WRITERS
@@ -31,27 +31,42 @@ def table(path: Path) -> tuple[list[str], np.ndarray]:
 
 def by_hand(run: Path, file: Path, pooling: str, layer: int | None) -> torch.Tensor:
     encoder = torchmae.load(run)
-    pixels = Whole(encoder.image_size)(decode(file.read_bytes()))
+    pixels = CenterCropResize(encoder.image_size)(decode(file.read_bytes()))
     with torch.no_grad():
         return POOLINGS[pooling](encoder(encoder.normalize(pixels.unsqueeze(0)), layer=layer))[0]
 
 
 @pytest.mark.parametrize("suffix", WRITERS)
-def test_every_kind_of_file_holds_paths_and_features(run: Path, photos: Path, tmp_path: Path, suffix: str) -> None:
-    names, features = table(torchmae.embed(run, str(photos), out=str(tmp_path / f"f{suffix}"), device="cpu"))
-    assert names == sorted(str(file.relative_to(photos)) for file in photos.rglob("*.jpg")) and len(names) == 24
+def test_every_kind_of_file_holds_paths_and_features(
+    run: Path, photos: Path, tmp_path: Path, suffix: str
+) -> None:
+    names, features = table(
+        torchmae.embed(run, str(photos), out=str(tmp_path / f"f{suffix}"), device="cpu")
+    )
+    assert (
+        names == sorted(str(file.relative_to(photos)) for file in photos.rglob("*.jpg"))
+        and len(names) == 24
+    )
     assert features.shape == (24, 128)
     for i in (0, 11, 23):
-        np.testing.assert_allclose(features[i], by_hand(run, photos / names[i], "mean", None), atol=1e-5)
+        np.testing.assert_allclose(
+            features[i], by_hand(run, photos / names[i], "mean", None), atol=1e-5
+        )
     assert not list(tmp_path.glob(".partial*"))
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("layer", [1, 4])
-def test_layer_and_pooling(run: Path, photos: Path, tmp_path: Path, pooling: str, layer: int) -> None:
-    out = torchmae.embed(run, str(photos), out=str(tmp_path / "f.npz"), pooling=pooling, layer=layer, batch_size=5)
+def test_layer_and_pooling(
+    run: Path, photos: Path, tmp_path: Path, pooling: str, layer: int
+) -> None:
+    out = torchmae.embed(
+        run, str(photos), out=str(tmp_path / "f.npz"), pooling=pooling, layer=layer, batch_size=5
+    )
     names, features = table(out)
-    np.testing.assert_allclose(features[7], by_hand(run, photos / names[7], pooling, layer), atol=1e-5)
+    np.testing.assert_allclose(
+        features[7], by_hand(run, photos / names[7], pooling, layer), atol=1e-5
+    )
 
 
 def test_bad_files_are_named_and_left_out(

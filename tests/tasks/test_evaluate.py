@@ -47,13 +47,17 @@ def test_evaluate_agrees_with_predict(classifier: Path, photos: Path, tmp_path: 
     assert right / 24 == pytest.approx(result["top1"])
     for row in rows:
         shares = [float(row[f"p_{name}"]) for name in ("across", "blob", "down")]
-        assert sum(shares) == pytest.approx(1, abs=1e-4) and max(shares) == pytest.approx(float(row["probability"]))
+        assert sum(shares) == pytest.approx(1, abs=1e-4) and max(shares) == pytest.approx(
+            float(row["probability"])
+        )
     stored = json.loads((classifier / "results.json").read_text())
     assert stored["evaluate"][-1]["top1"] == result["top1"] and "validation" in stored
     assert (classifier / "confusion.png").stat().st_size > 5000
     import pyarrow.parquet
 
-    table = pyarrow.parquet.read_table(predict(Predict(str(classifier), str(photos), out=str(tmp_path / "p.parquet"))))
+    table = pyarrow.parquet.read_table(
+        predict(Predict(str(classifier), str(photos), out=str(tmp_path / "p.parquet")))
+    )
     assert table.column("class").to_pylist() == [row["class"] for row in rows]
 
 
@@ -66,8 +70,20 @@ def test_classes_named_like_columns(tmp_path: Path) -> None:
         write(tmp_path / f"p{suffix}", ["1.jpg", "2.jpg"], shares, names)
     with (tmp_path / "p.csv").open(newline="", encoding="utf-8") as file:
         header, *rows = csv.reader(file)
-    wanted = ["path", "class", "probability", "p_path", "p_class", "p_probability", "p_crane (3)", "p_crane (4)"]
-    assert header == wanted and [row[:3] for row in rows] == [["1.jpg", "path", "0.5"], ["2.jpg", "crane (4)", "0.6"]]
+    wanted = [
+        "path",
+        "class",
+        "probability",
+        "p_path",
+        "p_class",
+        "p_probability",
+        "p_crane (3)",
+        "p_crane (4)",
+    ]
+    assert header == wanted and [row[:3] for row in rows] == [
+        ["1.jpg", "path", "0.5"],
+        ["2.jpg", "crane (4)", "0.6"],
+    ]
     table = pyarrow.parquet.read_table(tmp_path / "p.parquet")
     assert table.column_names == wanted and table.column("path").to_pylist() == ["1.jpg", "2.jpg"]
     assert table.column("p_path").to_pylist() == pytest.approx([0.5, 0.1])
@@ -79,21 +95,30 @@ def test_an_out_that_cannot_be_written_is_found_first(
     monkeypatch.setattr("torchmae.tasks.predict.collect", lambda *_: pytest.fail("computed"))
     (tmp_path / "file").touch()
     (tmp_path / "folder.csv").mkdir()
-    for name, words in (("file/p.csv", "cannot be written"), ("folder.csv", "is a folder: name a file")):
+    for name, words in (
+        ("file/p.csv", "cannot be written"),
+        ("folder.csv", "is a folder: name a file"),
+    ):
         with pytest.raises(UserError, match=f"--out .*{name} {words}"):
             predict(Predict(str(classifier), str(photos), out=str(tmp_path / name)))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder.csv"]
 
 
-def test_some_of_the_classes_under_other_names(classifier: Path, photos: Path, tmp_path: Path) -> None:
+def test_some_of_the_classes_under_other_names(
+    classifier: Path, photos: Path, tmp_path: Path
+) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "stripes").symlink_to(photos / "across")
     with pytest.raises(UserError, match="class 'stripes' .* is not one of the classifier's 3"):
         evaluate(Evaluate(str(classifier), str(tmp_path / "data")))
     (tmp_path / "map.json").write_text('{"stripes": "across"}')
-    found = evaluate(Evaluate(str(classifier), str(tmp_path / "data"), class_map=str(tmp_path / "map.json")))
+    found = evaluate(
+        Evaluate(str(classifier), str(tmp_path / "data"), class_map=str(tmp_path / "map.json"))
+    )
     assert found["count"] == 8 and set(found["per_class"]) == {"across"}
-    alone = Evaluate(str(classifier), str(tmp_path / "data"), class_map=str(tmp_path / "map.json"), among=True)
+    alone = Evaluate(
+        str(classifier), str(tmp_path / "data"), class_map=str(tmp_path / "map.json"), among=True
+    )
     assert evaluate(alone)["top1"] == 1.0  # only one class to choose from
 
 

@@ -32,7 +32,9 @@ from torchmae.tasks.import_weights.run import run as bring
 
 def vit(size=(16, 16), channels=3, heads=4):
     mean, std = (0.4, 0.5, 0.6)[:channels], (0.2, 0.2, 0.3)[:channels]
-    return ViT(size, 8, channels, embed_dim=64, depth=2, num_heads=heads, mlp_ratio=3.0, mean=mean, std=std)
+    return ViT(
+        size, 8, channels, embed_dim=64, depth=2, num_heads=heads, mlp_ratio=3.0, mean=mean, std=std
+    )
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +56,9 @@ def runs(tmp_path_factory):
     }
     for name, model in models.items():
         with torch.no_grad():
-            for value in model.parameters():  # both signs: with a common offset float32 itself is coarser than 1e-5
+            for value in (
+                model.parameters()
+            ):  # both signs: with a common offset float32 itself is coarser than 1e-5
                 value.add_(torch.randn_like(value) * 0.05)
             for value in model.buffers():
                 if value.is_floating_point():
@@ -62,12 +66,20 @@ def runs(tmp_path_factory):
             if name == "loud":
                 model.head.weight.mul_(1000)
         prefix = "encoder." if isinstance(model, ViT) else ""
-        about = {"torchmae": "0.1.0", "commit": None, "verb": "pretrain", "config": {"mask_ratio": 0.5, "epochs": 7}}
+        about = {
+            "torchmae": "0.1.0",
+            "commit": None,
+            "verb": "pretrain",
+            "config": {"mask_ratio": 0.5, "epochs": 7},
+        }
         about |= {"data": {"count": 123, "fingerprint": "f00d"}}
         about |= {"model": {"encoder": model.config()} if prefix else model.config()}
         (folder / name).mkdir()
         (folder / name / "config.json").write_text(json.dumps(about))
-        save_file({f"{prefix}{n}": v for n, v in model.state_dict().items()}, folder / name / "model.safetensors")
+        save_file(
+            {f"{prefix}{n}": v for n, v in model.state_dict().items()},
+            folder / name / "model.safetensors",
+        )
     return folder
 
 
@@ -129,7 +141,9 @@ def test_the_lines_of_the_card_give_the_same(runs, tmp_path, capsys, request, ki
         said = capsys.readouterr().out
     lines = lines_of(out)
     assert all(f"  {line}" in said for line in lines)
-    model = load(runs / kind) if kind in ("encoder", "wide", "grey") else load_classifier(runs / kind)
+    model = (
+        load(runs / kind) if kind in ("encoder", "wide", "grey") else load_classifier(runs / kind)
+    )
     for batch in (1, 3, 16):
         size = (batch, load(runs / kind).channels, *load(runs / kind).image_size)
         images = torch.randn(size, generator=torch.Generator().manual_seed(batch))
@@ -149,7 +163,9 @@ def test_what_another_library_cannot_be_is_refused(runs, tmp_path, kind, to):
 
 @pytest.mark.parametrize("to", ["timm", "torchvision", "onnx", "torch-export"])
 def test_a_decoder_has_no_place_there(runs, tmp_path, to):
-    with pytest.raises(UserError, match=r"has no masked autoencoder: add --only encoder, or use --to transformers"):
+    with pytest.raises(
+        UserError, match=r"has no masked autoencoder: add --only encoder, or use --to transformers"
+    ):
         send(runs / "mae", to, tmp_path / "out")
     assert os.listdir(tmp_path) == []
 
@@ -167,7 +183,9 @@ def test_the_whole_mae_in_transformers(runs, tmp_path, kind):
     expected = other.logits[torch.arange(3).unsqueeze(1), order[:, 2:]]
     torch.testing.assert_close(mine.prediction, expected, rtol=0, atol=1e-5)
     assert theirs.config.norm_pix_loss == (kind == "mae") and theirs.config.mask_ratio == 0.5
-    names = set(load_file(out / "model.safetensors"))  # those of the hub, which old versions read too
+    names = set(
+        load_file(out / "model.safetensors")
+    )  # those of the hub, which old versions read too
     assert "decoder.decoder_layers.0.attention.attention.query.weight" in names
     assert "vit.encoder.layer.0.attention.output.dense.weight" in names
     assert answer(lines_of(out), images).shape == (3, 4, 192)
@@ -177,7 +195,9 @@ def test_the_whole_mae_in_transformers(runs, tmp_path, kind):
 def test_only_the_encoder(runs, tmp_path, kind):
     out = send(runs / kind, "timm", tmp_path / "out", only="encoder")
     images = torch.randn(3, 3, 16, 16)
-    torch.testing.assert_close(answer(lines_of(out), images), load(runs / kind)(images), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        answer(lines_of(out), images), load(runs / kind)(images), rtol=0, atol=1e-5
+    )
     again = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
     if kind != "mae":
         pooled = load_classifier(runs / kind).features(images)
@@ -186,7 +206,12 @@ def test_only_the_encoder(runs, tmp_path, kind):
         send(runs / kind, "timm", tmp_path / "other", only="head")
 
 
-ROUNDS = [("mae", "transformers"), ("pixels", "transformers"), ("token", "transformers"), ("encoder", "transformers")]
+ROUNDS = [
+    ("mae", "transformers"),
+    ("pixels", "transformers"),
+    ("token", "transformers"),
+    ("encoder", "transformers"),
+]
 ROUNDS += [("mean", "timm"), ("token", "timm"), ("wide", "timm"), ("grey", "timm")]
 ROUNDS += [(kind, "safetensors") for kind in ("mae", "pixels", "wide", "mean", "probe", "grey")]
 
@@ -200,7 +225,10 @@ def test_import_export_import_is_identical(runs, tmp_path, kind, to):
     second = bring(Import(source(send(first, to, tmp_path / "b")), str(tmp_path / "second")))
     assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
     assert read_config(first)["model"] == read_config(second)["model"]
-    original, found = load_file(runs / kind / "model.safetensors"), load_file(first / "model.safetensors")
+    original, found = (
+        load_file(runs / kind / "model.safetensors"),
+        load_file(first / "model.safetensors"),
+    )
     for name, value in original.items():
         if name.startswith("decoder.statistics."):
             assert not found[name].any()  # no other library has this head
@@ -218,10 +246,18 @@ def test_torchvision_comes_back_too(runs, tmp_path, kind):
     said = dict(heads=4, mean=(0.4, 0.5, 0.6), std=(0.2, 0.2, 0.3), classes=str(names))
     first, second = runs / kind, None
     for step in ("first", "second"):
-        file = send(first if second is None else second, "torchvision", tmp_path / f"{step}-out") / "model.safetensors"
+        file = (
+            send(first if second is None else second, "torchvision", tmp_path / f"{step}-out")
+            / "model.safetensors"
+        )
         second = bring(Import(str(file), str(tmp_path / step), **said))
-        original, found = load_file(first / "model.safetensors"), load_file(second / "model.safetensors")
-        assert found.keys() == original.keys() and all(torch.equal(value, found[n]) for n, value in original.items())
+        original, found = (
+            load_file(first / "model.safetensors"),
+            load_file(second / "model.safetensors"),
+        )
+        assert found.keys() == original.keys() and all(
+            torch.equal(value, found[n]) for n, value in original.items()
+        )
         assert read_config(second)["model"] == read_config(first)["model"]
 
 
@@ -239,19 +275,44 @@ def test_the_card(runs, tmp_path):
     out = send(runs / "token", "safetensors", tmp_path / "out")
     (runs / "token" / "results.json").unlink()
     card = (out / "README.md").read_text()
-    for words in ("images: 123", "f00d", "* epochs: 7", '"top1": 87.5', "Classes: ant, bee, cat.", "Licence", "0.4"):
+    for words in (
+        "images: 123",
+        "f00d",
+        "* epochs: 7",
+        '"top1": 87.5',
+        "Classes: ant, bee, cat.",
+        "Licence",
+        "0.4",
+    ):
         assert words in card
     assert f"* model.safetensors: `{sha256(out / 'model.safetensors')}`" in card
-    assert os.stat(out / "model.safetensors").st_mode & 0o777 == os.stat(out / "README.md").st_mode & 0o777
+    assert (
+        os.stat(out / "model.safetensors").st_mode & 0o777
+        == os.stat(out / "README.md").st_mode & 0o777
+    )
 
 
 def test_the_card_tells_no_absolute_paths(runs, tmp_path):
-    told = {"run": "/home/me/runs/a", "data": "hf:/home/me/set?split=test", "val": "digits?part=test", "top1": 0.5}
-    told |= {"torchvision": "torchvision:CIFAR10?root=/home/me/data&train=true", "from": "https://host/home"}
-    told |= {"command": "mae evaluate /home/me/runs/a", "list": [{"map": "~me/my maps/names.json"}], "class": "n/a"}
+    told = {
+        "run": "/home/me/runs/a",
+        "data": "hf:/home/me/set?split=test",
+        "val": "digits?part=test",
+        "top1": 0.5,
+    }
+    told |= {
+        "torchvision": "torchvision:CIFAR10?root=/home/me/data&train=true",
+        "from": "https://host/home",
+    }
+    told |= {
+        "command": "mae evaluate /home/me/runs/a",
+        "list": [{"map": "~me/my maps/names.json"}],
+        "class": "n/a",
+    }
     (runs / "token" / "results.json").write_text(json.dumps({"evaluate": [told]}))
     config = (runs / "token" / "config.json").read_text()
-    (runs / "token" / "config.json").write_text(config.replace('"epochs": 7', '"data": "hf:/home/me/x", "epochs": 7'))
+    (runs / "token" / "config.json").write_text(
+        config.replace('"epochs": 7', '"data": "hf:/home/me/x", "epochs": 7')
+    )
     try:
         card = (send(runs / "token", "timm", tmp_path / "out") / "README.md").read_text()
     finally:
@@ -265,7 +326,12 @@ def test_the_card_tells_no_absolute_paths(runs, tmp_path):
     }
     expected |= {"command": "mae evaluate a", "list": [{"map": "names.json"}]}
     assert json.loads(re.search(r"```json\n(.*?)\n```", card, re.S)[1]) == {"evaluate": [expected]}
-    assert "/home/me" not in card and str(tmp_path) not in card and "* data: hf:x" in card and "local-dir:out" in card
+    assert (
+        "/home/me" not in card
+        and str(tmp_path) not in card
+        and "* data: hf:x" in card
+        and "local-dir:out" in card
+    )
 
 
 def test_lines_of_a_relative_folder_stay(runs, tmp_path, monkeypatch):
@@ -281,7 +347,7 @@ def tuned(runs, tmp_path):
     weights = load_file(tmp_path / "tuned/model.safetensors")
     save_file({n: w + 0.01 for n, w in weights.items()}, tmp_path / "tuned/best.safetensors")
     about = json.loads((tmp_path / "tuned/config.json").read_text())
-    about["config"]["eval_crop"] = 0.75
+    about["config"]["crop_pct"] = 0.75
     (tmp_path / "tuned/config.json").write_text(json.dumps(about))
     return tmp_path / "tuned"
 
@@ -308,9 +374,14 @@ def test_only_fine_tuning_keeps_a_best_epoch(runs, tmp_path):
 def test_the_crop_of_evaluation_goes_along(tuned, tmp_path, to):
     out = send(tuned, to, tmp_path / "out")
     if to == "timm":
-        assert timm.create_model(f"local-dir:{out}", pretrained=True).pretrained_cfg["crop_pct"] == 0.75
-    again = bring(Import(str(out if to == "timm" else out / "model.safetensors"), str(tmp_path / "again")))
-    assert read_config(again)["config"]["eval_crop"] == 0.75
+        assert (
+            timm.create_model(f"local-dir:{out}", pretrained=True).pretrained_cfg["crop_pct"]
+            == 0.75
+        )
+    again = bring(
+        Import(str(out if to == "timm" else out / "model.safetensors"), str(tmp_path / "again"))
+    )
+    assert read_config(again)["config"]["crop_pct"] == 0.75
 
 
 @pytest.mark.parametrize("to", [to for to in EXPORTS if to not in ("onnx", "torch-export")])
@@ -323,7 +394,9 @@ def test_an_export_that_differs_leaves_nothing(runs, tmp_path, monkeypatch, to):
         save({**weights, name: weights[name] + 1e-3}, *rest)
 
     monkeypatch.setattr(export, "save", spoil)
-    with pytest.raises(RunError, match=r"reloaded, the export differs by .*e-0\d .*: nothing written"):
+    with pytest.raises(
+        RunError, match=r"reloaded, the export differs by .*e-0\d .*: nothing written"
+    ):
         send(runs / "encoder", to, tmp_path / "out")
     assert os.listdir(tmp_path) == []
 
@@ -340,7 +413,9 @@ def test_the_tolerance_is_absolute_and_large_outputs_are_held_against_it_in_floa
         said = capsys.readouterr().out
     first = re.match(r".*they differ by at most (\S+?)(\.| in)", said)
     if float(first[1]) > 1e-5:
-        words = re.search(r"(\S+) in float32 \(outputs go up to (\d+)\) and by (\S+) in float64\.", said)
+        words = re.search(
+            r"(\S+) in float32 \(outputs go up to (\d+)\) and by (\S+) in float64\.", said
+        )
         assert int(words[2]) > 100 and float(words[1]) > 1e-5 > 1e-9 > float(words[3])
     if to != "torch-export":
         save = export.save
@@ -348,18 +423,28 @@ def test_the_tolerance_is_absolute_and_large_outputs_are_held_against_it_in_floa
         def spoil(
             weights, *rest
         ):  # by a millionth of what is largest, which float32 alone could not tell from rounding
-            name = next(n for n in weights if n.endswith(("head.bias", "classifier.bias", "heads.head.bias")))
+            name = next(
+                n
+                for n in weights
+                if n.endswith(("head.bias", "classifier.bias", "heads.head.bias"))
+            )
             save({**weights, name: weights[name] + 1e-3}, *rest)
 
         monkeypatch.setattr(export, "save", spoil)
-        with pytest.raises(RunError, match=r"differs by 1\.0e-03 \(allowed: 1e-05\): nothing written"):
+        with pytest.raises(
+            RunError, match=r"differs by 1\.0e-03 \(allowed: 1e-05\): nothing written"
+        ):
             send(runs / "loud", to, tmp_path / "other")
 
 
 def test_outputs_that_are_no_numbers_are_no_match(runs, tmp_path, monkeypatch):
-    made = export.Made(lambda images: torch.full((len(images), 3), torch.nan), [], None, batches=(1, 3, 16))
+    made = export.ExportResult(
+        lambda images: torch.full((len(images), 3), torch.nan), [], None, batches=(1, 3, 16)
+    )
     with pytest.raises(RunError, match="differs by nan"), torch.no_grad():
-        export.compare(run.open_run(Export(str(runs / "token"), "onnx", str(tmp_path / "out"))), made)
+        export.compare(
+            run.open_run(Export(str(runs / "token"), "onnx", str(tmp_path / "out"))), made
+        )
 
 
 def test_mask_tokens_in_the_encoder_are_known_to_no_other_library(runs, tmp_path):
@@ -367,7 +452,9 @@ def test_mask_tokens_in_the_encoder_are_known_to_no_other_library(runs, tmp_path
         send(runs / "everywhere", "transformers", tmp_path / "out")
     out = send(runs / "everywhere", "timm", tmp_path / "out", only="encoder")
     images = torch.randn(2, 3, 16, 16)
-    torch.testing.assert_close(answer(lines_of(out), images), load(runs / "everywhere")(images), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        answer(lines_of(out), images), load(runs / "everywhere")(images), rtol=0, atol=1e-5
+    )
 
 
 def test_mistakes(runs, tmp_path):
@@ -381,13 +468,25 @@ def test_mistakes(runs, tmp_path):
         send(runs / "encoder", "timm", tmp_path / "full")
     with pytest.raises(UserError, match="is not an empty folder"):
         send(runs / "encoder", "timm", tmp_path / "full/thing")
-    assert main(["export", str(runs / "encoder"), "--to", "safetensors", "--out", str(tmp_path / "out")]) == 0
-    with pytest.raises(UserError, match="the norm of this encoder belongs to its classifier's pooling"):
+    assert (
+        main(
+            ["export", str(runs / "encoder"), "--to", "safetensors", "--out", str(tmp_path / "out")]
+        )
+        == 0
+    )
+    with pytest.raises(
+        UserError, match="the norm of this encoder belongs to its classifier's pooling"
+    ):
         send(runs / "mean", "safetensors", tmp_path / "other", only="encoder")
 
 
 def test_a_missing_library_is_one_line(runs, tmp_path):
-    needs = {"timm": "timm", "transformers": "transformers", "torchvision": "torchvision", "onnx": "onnxruntime"}
+    needs = {
+        "timm": "timm",
+        "transformers": "transformers",
+        "torchvision": "torchvision",
+        "onnx": "onnxruntime",
+    }
     code = "import sys\n"
     for package in needs.values():
         code += f"sys.modules['{package}'] = None\n"
@@ -396,6 +495,9 @@ def test_a_missing_library_is_one_line(runs, tmp_path):
         arguments = ["export", str(runs / "encoder"), "--to", to, "--out", str(tmp_path / "out")]
         code += f"assert main({arguments}) == 2\n"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    hints = [f'mae: this needs the package "{p}": pip install "torchmae[{to}]"' for to, p in needs.items()]
+    hints = [
+        f'mae: this needs the package "{p}": pip install "torchmae[{to}]"'
+        for to, p in needs.items()
+    ]
     assert done.stderr.splitlines() == hints and done.returncode == 0
     assert os.listdir(tmp_path) == []

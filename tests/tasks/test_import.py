@@ -51,10 +51,18 @@ def images():
 
 
 def hugging_face(kind, **options):
-    sizes = dict(hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=512, image_size=16)
+    sizes = dict(
+        hidden_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=512,
+        image_size=16,
+    )
     sizes |= dict(patch_size=4)
     if kind.startswith("ViTMAE"):
-        sizes |= dict(decoder_hidden_size=64, decoder_num_hidden_layers=2, decoder_num_attention_heads=4)
+        sizes |= dict(
+            decoder_hidden_size=64, decoder_num_hidden_layers=2, decoder_num_attention_heads=4
+        )
         sizes |= dict(decoder_intermediate_size=256)
         config = transformers.ViTMAEConfig(**sizes | options)
     else:
@@ -74,18 +82,48 @@ def test_mae_pretrain_file(tmp_path, images, capsys):
     assert "encoder in the layout of timm" in said and "30 tensors, 30 mapped" in said
     assert "missing, so mae reconstruct refuses" in said and "4 heads (assumed)" in said
     assert "learned" in said and "all finite" in said and "0.485" in said
-    with pytest.raises(UserError, match=r"holds an encoder only, no decoder: import a file .*mae_visualize"):
+    with pytest.raises(
+        UserError, match=r"holds an encoder only, no decoder: import a file .*mae_visualize"
+    ):
         load_mae(out)
     with pytest.raises(UserError, match="holds no classifier"):
         load_classifier(out)
 
 
 VISUALIZE = [
-    *("cls_token", "pos_embed", "mask_token", "decoder_pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias"),
-    *("blocks.{}.norm1.weight", "blocks.{}.norm1.bias", "blocks.{}.attn.qkv.weight", "blocks.{}.attn.qkv.bias"),
-    *("blocks.{}.attn.proj.weight", "blocks.{}.attn.proj.bias", "blocks.{}.norm2.weight", "blocks.{}.norm2.bias"),
-    *("blocks.{}.mlp.fc1.weight", "blocks.{}.mlp.fc1.bias", "blocks.{}.mlp.fc2.weight", "blocks.{}.mlp.fc2.bias"),
-    *("norm.weight", "norm.bias", "decoder_embed.weight", "decoder_embed.bias", "decoder_norm.weight"),
+    *(
+        "cls_token",
+        "pos_embed",
+        "mask_token",
+        "decoder_pos_embed",
+        "patch_embed.proj.weight",
+        "patch_embed.proj.bias",
+    ),
+    *(
+        "blocks.{}.norm1.weight",
+        "blocks.{}.norm1.bias",
+        "blocks.{}.attn.qkv.weight",
+        "blocks.{}.attn.qkv.bias",
+    ),
+    *(
+        "blocks.{}.attn.proj.weight",
+        "blocks.{}.attn.proj.bias",
+        "blocks.{}.norm2.weight",
+        "blocks.{}.norm2.bias",
+    ),
+    *(
+        "blocks.{}.mlp.fc1.weight",
+        "blocks.{}.mlp.fc1.bias",
+        "blocks.{}.mlp.fc2.weight",
+        "blocks.{}.mlp.fc2.bias",
+    ),
+    *(
+        "norm.weight",
+        "norm.bias",
+        "decoder_embed.weight",
+        "decoder_embed.bias",
+        "decoder_norm.weight",
+    ),
     *("decoder_norm.bias", "decoder_pred.weight", "decoder_pred.bias"),
 ]
 
@@ -93,16 +131,26 @@ VISUALIZE = [
 class Reference(nn.Module):
     """A masked autoencoder with the reference's names, of timm's blocks, written for this test."""
 
-    def __init__(self, grid=(4, 4), dim=128, depth=2, heads=4, width=64, decoder_depth=2, channels=3):
+    def __init__(
+        self, grid=(4, 4), dim=128, depth=2, heads=4, width=64, decoder_depth=2, channels=3
+    ):
         super().__init__()
         count = grid[0] * grid[1]
         self.patch_embed = timm.layers.PatchEmbed((grid[0] * 4, grid[1] * 4), 4, channels, dim)
-        self.cls_token, self.mask_token = nn.Parameter(torch.zeros(1, 1, dim)), nn.Parameter(torch.zeros(1, 1, width))
+        self.cls_token, self.mask_token = (
+            nn.Parameter(torch.zeros(1, 1, dim)),
+            nn.Parameter(torch.zeros(1, 1, width)),
+        )
         self.pos_embed = nn.Parameter(torch.zeros(1, count + 1, dim))
         self.decoder_pos_embed = nn.Parameter(torch.zeros(1, count + 1, width))
         norm = partial(nn.LayerNorm, eps=1e-6)
-        self.blocks = nn.ModuleList(Block(dim, heads, qkv_bias=True, norm_layer=norm) for _ in range(depth))
-        self.decoder_embed, self.decoder_pred = nn.Linear(dim, width), nn.Linear(width, 16 * channels)
+        self.blocks = nn.ModuleList(
+            Block(dim, heads, qkv_bias=True, norm_layer=norm) for _ in range(depth)
+        )
+        self.decoder_embed, self.decoder_pred = (
+            nn.Linear(dim, width),
+            nn.Linear(width, 16 * channels),
+        )
         self.decoder_blocks = nn.ModuleList(
             Block(width, width // 32, qkv_bias=True, norm_layer=norm) for _ in range(decoder_depth)
         )
@@ -112,7 +160,13 @@ class Reference(nn.Module):
         """Predictions of all patches, in their places."""
         x = self.patch_embed(images) + self.pos_embed[:, 1:]
         rows = torch.arange(len(images)).unsqueeze(1)
-        x = torch.cat([(self.cls_token + self.pos_embed[:, :1]).expand(len(x), -1, -1), x[rows, order[:, :visible]]], 1)
+        x = torch.cat(
+            [
+                (self.cls_token + self.pos_embed[:, :1]).expand(len(x), -1, -1),
+                x[rows, order[:, :visible]],
+            ],
+            1,
+        )
         for block in self.blocks:
             x = block(x)
         x = self.decoder_embed(self.norm(x))
@@ -129,24 +183,38 @@ def random_mask(count, visible=4, batch=3):
     return order, Mask(order[:, :visible], order[:, visible:])
 
 
-@pytest.mark.parametrize("name, target", [("mae_visualize_vit.pth", "pixels"), ("full.pth", "norm-pixels")])
+@pytest.mark.parametrize(
+    "name, target", [("mae_visualize_vit.pth", "pixels"), ("full.pth", "norm-pixels")]
+)
 def test_mae_visualize_file(tmp_path, images, capsys, name, target):
     source = shaken(Reference())
     weights = source.state_dict()
     listed = {n.format(i) for n in VISUALIZE for i in range(2)}
-    listed |= {f"decoder_{n}".format(i) for n in VISUALIZE if n.startswith("blocks") for i in range(2)}
+    listed |= {
+        f"decoder_{n}".format(i) for n in VISUALIZE if n.startswith("blocks") for i in range(2)
+    }
     assert set(weights) == listed
     torch.save({"model": weights}, tmp_path / name)
     model = load_mae(bring(tmp_path / name, tmp_path / "run"))
-    assert model.target_name == target and f"predicts {target} (assumed; --target" in capsys.readouterr().out
+    assert (
+        model.target_name == target
+        and f"predicts {target} (assumed; --target" in capsys.readouterr().out
+    )
     order, mask = random_mask(16)
     expected = source(images, order, 4)[torch.arange(3).unsqueeze(1), mask.hide]
     torch.testing.assert_close(model(images, mask).prediction, expected, rtol=0, atol=1e-5)
 
 
 def test_a_training_checkpoint_says_its_target(tmp_path):
-    arguments = argparse.Namespace(norm_pix_loss=False, mask_ratio=0.6, input_size=16, lr=1e-3, output_dir="x")
-    everything = {"model": shaken(Reference()).state_dict(), "optimizer": {"state": {}}, "epoch": 3, "args": arguments}
+    arguments = argparse.Namespace(
+        norm_pix_loss=False, mask_ratio=0.6, input_size=16, lr=1e-3, output_dir="x"
+    )
+    everything = {
+        "model": shaken(Reference()).state_dict(),
+        "optimizer": {"state": {}},
+        "epoch": 3,
+        "args": arguments,
+    }
     torch.save(everything, tmp_path / "checkpoint-3.pth")
     out = bring(tmp_path / "checkpoint-3.pth", tmp_path / "run")
     assert load_mae(out).target_name == "pixels" and read_config(out)["config"]["mask_ratio"] == 0.6
@@ -159,8 +227,13 @@ def test_fine_tuned_file(tmp_path, images, capsys, pool):
     source = vit(num_classes=5, global_pool=pool)
     torch.save({"model": source.state_dict()}, tmp_path / "finetuned.pth")
     (tmp_path / "names.txt").write_text("ant\nbee\ncat\ndog\nemu\n")
-    model = load_classifier(bring(tmp_path / "finetuned.pth", tmp_path / "run", classes=str(tmp_path / "names.txt")))
-    assert model.classes == ("ant", "bee", "cat", "dog", "emu") and "classifier" in capsys.readouterr().out
+    model = load_classifier(
+        bring(tmp_path / "finetuned.pth", tmp_path / "run", classes=str(tmp_path / "names.txt"))
+    )
+    assert (
+        model.classes == ("ant", "bee", "cat", "dog", "emu")
+        and "classifier" in capsys.readouterr().out
+    )
     torch.testing.assert_close(model(images), source(images), rtol=0, atol=1e-5)
     tokens = load(tmp_path / "run")(images)
     torch.testing.assert_close(tokens, source.forward_features(images), rtol=0, atol=1e-5)
@@ -179,18 +252,22 @@ def test_linear_probe_file(tmp_path, images):
     assert model.classes == ("0", "1", "2", "3", "4")
 
 
-@pytest.mark.parametrize("size, classes, share", [(16, 5, 0.875), (224, 5, 0.875), (228, 5, 1.0), (16, 0, 1.0)])
-def test_a_fine_tuned_file_is_measured_as_the_reference_does(tmp_path, capsys, size, classes, share):
+@pytest.mark.parametrize(
+    "size, classes, share", [(16, 5, 0.875), (224, 5, 0.875), (228, 5, 1.0), (16, 0, 1.0)]
+)
+def test_a_fine_tuned_file_is_measured_as_the_reference_does(
+    tmp_path, capsys, size, classes, share
+):
     source = vit(img_size=size, num_classes=classes, embed_dim=64, depth=1)
     torch.save({"model": source.state_dict()}, tmp_path / "finetuned.pth")
     out = bring(tmp_path / "finetuned.pth", tmp_path / "run", heads=4)
-    assert read_config(out)["config"]["eval_crop"] == share
+    assert read_config(out)["config"]["crop_pct"] == share
     assert f"evaluation sees {share:g} of an image's sides (assumed" in capsys.readouterr().out
-    again = bring(tmp_path / "finetuned.pth", tmp_path / "other", heads=4, eval_crop=0.9)
-    assert read_config(again)["config"]["eval_crop"] == 0.9
+    again = bring(tmp_path / "finetuned.pth", tmp_path / "other", heads=4, crop_pct=0.9)
+    assert read_config(again)["config"]["crop_pct"] == 0.9
     for wrong in (0.0, -1.0, 1.5, float("nan")):
-        with pytest.raises(UserError, match="--eval-crop .* a share above 0, at most 1"):
-            bring(tmp_path / "finetuned.pth", tmp_path / "third", heads=4, eval_crop=wrong)
+        with pytest.raises(UserError, match="--crop-pct .* a share above 0, at most 1"):
+            bring(tmp_path / "finetuned.pth", tmp_path / "third", heads=4, crop_pct=wrong)
     assert not (tmp_path / "third").exists()
 
 
@@ -215,31 +292,45 @@ def test_timm_with_its_published_weights(tmp_path, capsys, monkeypatch):
     make = timm.create_model
     source = shaken(make("test_vit"))
     save_file(source.state_dict(), tmp_path / "published.safetensors")
-    here = {"file": str(tmp_path / "published.safetensors"), "mean": (0.1, 0.2, 0.3), "crop_pct": 0.8}
-    monkeypatch.setattr(timm, "create_model", lambda *given, **more: make(*given, **more, pretrained_cfg_overlay=here))
+    here = {
+        "file": str(tmp_path / "published.safetensors"),
+        "mean": (0.1, 0.2, 0.3),
+        "crop_pct": 0.8,
+    }
+    monkeypatch.setattr(
+        timm,
+        "create_model",
+        lambda *given, **more: make(*given, **more, pretrained_cfg_overlay=here),
+    )
     model = load_classifier(bring("timm:test_vit", tmp_path / "run"))
     images = torch.randn(2, 3, 160, 160)
     torch.testing.assert_close(model(images), source(images), rtol=0, atol=1e-5)
     assert model.encoder.mean == (0.1, 0.2, 0.3) and len(model.classes) == 1000
-    assert read_config(tmp_path / "run")["config"]["eval_crop"] == 0.8
+    assert read_config(tmp_path / "run")["config"]["crop_pct"] == 0.8
     assert "logits differ from those of timm by" in capsys.readouterr().out
 
 
 def test_timm_function_that_tensors_do_not_show(tmp_path):
     """The same names and shapes, another activation: only the comparison finds it."""
-    source = timm.create_model("vit_tiny_patch16_224", num_classes=0, depth=2, act_layer="relu", img_size=32)
+    source = timm.create_model(
+        "vit_tiny_patch16_224", num_classes=0, depth=2, act_layer="relu", img_size=32
+    )
     save_file(source.state_dict(), tmp_path / "w.safetensors")
     import torchmae.interop.foreign as foreign
 
     facts = foreign.Source(source.state_dict(), {"heads": 3}, None, source.eval())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("torchmae.tasks.import_weights.open_weights", lambda *_: facts)
-        with pytest.raises(UserError, match=r"another function than the source's .* nothing was imported"):
+        with pytest.raises(
+            UserError, match=r"another function than the source's .* nothing was imported"
+        ):
             bring("timm:x", tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("name", ["timm:no_such_model", "timm:resnet18?checkpoint=nowhere.pth", "hf:nobody/nothing"])
+@pytest.mark.parametrize(
+    "name", ["timm:no_such_model", "timm:resnet18?checkpoint=nowhere.pth", "hf:nobody/nothing"]
+)
 def test_names_that_cannot_be_had_are_one_line(name, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert main(["import", name, "--out", str(tmp_path / "run")]) == 2
@@ -290,11 +381,15 @@ def test_vit_model_drops_its_pooler(tmp_path, images, capsys):
 
 def test_vit_for_image_classification_and_a_bin_file(tmp_path, images):
     labels = {0: "a", 1: "b", 2: "c"}
-    source = hugging_face("ViTForImageClassification", layer_norm_eps=1e-6, id2label=labels, qkv_bias=False)
+    source = hugging_face(
+        "ViTForImageClassification", layer_norm_eps=1e-6, id2label=labels, qkv_bias=False
+    )
     source.save_pretrained(tmp_path / "hf")
     torch.save(load_file(tmp_path / "hf/model.safetensors"), tmp_path / "hf/pytorch_model.bin")
     (tmp_path / "hf/model.safetensors").unlink()
-    (tmp_path / "hf/preprocessor_config.json").write_text('{"image_mean": [0.1, 0.2, 0.3], "image_std": [1, 2, 3]}')
+    (tmp_path / "hf/preprocessor_config.json").write_text(
+        '{"image_mean": [0.1, 0.2, 0.3], "image_std": [1, 2, 3]}'
+    )
     model = load_classifier(bring(tmp_path / "hf", tmp_path / "run"))
     torch.testing.assert_close(model(images), source(images).logits, rtol=0, atol=1e-5)
     assert model.classes == ("a", "b", "c") and model.encoder.mean == (0.1, 0.2, 0.3)
@@ -329,7 +424,9 @@ def test_another_grid_and_channels(tmp_path):
     wide = dict(image_size="8x32", heads=2)
     out = bring(tmp_path / "w.safetensors", tmp_path / "run", **wide)
     images = torch.randn(3, 5, 8, 32)
-    torch.testing.assert_close(load(out)(images), source.forward_features(images), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        load(out)(images), source.forward_features(images), rtol=0, atol=1e-5
+    )
     assert load(out).mean == (0.5,) * 5
     for options, words in [
         (dict(heads=2, image_size=16 * 4), "which is no 16x16 grid"),
@@ -347,11 +444,16 @@ def test_the_run_folder(tmp_path):
     save_file(vit().state_dict(), tmp_path / "w.safetensors")
     source = str(tmp_path / "w.safetensors")
     out = tmp_path / "deep/run"
-    assert main(["import", source, "--out", str(out), "--mean", "0", "0", "0", "--std", "1", "1", "1"]) == 0
+    assert (
+        main(["import", source, "--out", str(out), "--mean", "0", "0", "0", "--std", "1", "1", "1"])
+        == 0
+    )
     assert sorted(os.listdir(out)) == ["config.json", "model.safetensors"]
     assert os.listdir(tmp_path / "deep") == ["run"]
     about = json.loads((out / "config.json").read_text())
-    assert about["verb"] == "import" and about["data"] is None and about["config"]["source"] == source
+    assert (
+        about["verb"] == "import" and about["data"] is None and about["config"]["source"] == source
+    )
     assert about["model"]["encoder"]["mean"] == [0, 0, 0]
     with pytest.raises(UserError, match="is not an empty folder"):
         bring(source, out)
@@ -388,10 +490,14 @@ def test_a_malicious_pickle_is_never_executed(tmp_path, suffix, way):
     else:
         payload = {"model": vit().state_dict(), "args": argparse.Namespace(x=Evil(mark))}
         torch.save(payload if way == "inside" else Evil(mark), path)
-    with pytest.raises(UserError, match=r"wants to run code \((posix|os|nt)\.system\) and was not loaded"):
+    with pytest.raises(
+        UserError, match=r"wants to run code \((posix|os|nt)\.system\) and was not loaded"
+    ):
         bring(path, tmp_path / "run")
     path.write_bytes(pickle.dumps(Evil(mark), protocol=4))
-    with pytest.raises(UserError, match=r"cannot be read as a PyTorch file: another kind of file") as caught:
+    with pytest.raises(
+        UserError, match=r"cannot be read as a PyTorch file: another kind of file"
+    ) as caught:
         bring(path, tmp_path / "run")
     assert "weights_only" not in str(caught.value)  # PyTorch advises to switch the protection off
     assert not mark.exists() and not (tmp_path / "run").exists()
@@ -473,10 +579,13 @@ def test_a_missing_library_is_one_line(tmp_path):
         code += f"sys.modules['{package}'] = None\n"
     code += "from torchmae.cli import main\n"
     for source, expected in [("timm:test_vit", 2), ("hf:a/b", 2), (tmp_path / "hf", 0)]:
-        code += f"assert main(['import', '{source}', '--out', '{tmp_path / 'run'}']) == {expected}\n"
+        code += (
+            f"assert main(['import', '{source}', '--out', '{tmp_path / 'run'}']) == {expected}\n"
+        )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     pairs = [("timm", "timm"), ("huggingface_hub", "transformers")]
     assert done.stderr.splitlines() == [
-        f'mae: this needs the package "{package}": pip install "torchmae[{extra}]"' for package, extra in pairs
+        f'mae: this needs the package "{package}": pip install "torchmae[{extra}]"'
+        for package, extra in pairs
     ]
     assert done.returncode == 0 and "norm eps  1e-12 in the source" in done.stdout

@@ -17,7 +17,10 @@ from torchmae.eval.knn import knn
 
 def test_votes_equal_brute_force() -> None:
     generator = torch.Generator().manual_seed(0)
-    train, test = torch.randn(40, 5, generator=generator, dtype=torch.float32), torch.randn(11, 5, generator=generator)
+    train, test = (
+        torch.randn(40, 5, generator=generator, dtype=torch.float32),
+        torch.randn(11, 5, generator=generator),
+    )
     labels = torch.randint(0, 3, (40,), generator=generator)
     mean, std = train.double().mean(0), train.double().std(0)
     expected = []
@@ -35,9 +38,14 @@ def test_votes_equal_brute_force() -> None:
 def test_the_split_is_stratified_seeded_and_never_empties_a_class() -> None:
     labels = ["a"] * 50 + ["b"] * 10 + ["c"] * 2 + ["d"]
     held_out = hold_out(labels, 0.2, 0)
-    counts = {name: sum(out for out, label in zip(held_out.tolist(), labels) if label == name) for name in "abcd"}
+    counts = {
+        name: sum(out for out, label in zip(held_out.tolist(), labels) if label == name)
+        for name in "abcd"
+    }
     assert counts == {"a": 10, "b": 2, "c": 1, "d": 0}
-    assert np.array_equal(held_out, hold_out(labels, 0.2, 0)) and not np.array_equal(held_out, hold_out(labels, 0.2, 1))
+    assert np.array_equal(held_out, hold_out(labels, 0.2, 0)) and not np.array_equal(
+        held_out, hold_out(labels, 0.2, 1)
+    )
     with pytest.raises(UserError, match="only one image"):
         hold_out(["a", "b"], 0.5, 0)
 
@@ -51,13 +59,17 @@ def test_the_interval_is_wilson_s() -> None:
 def test_the_verb_compares_three_and_writes_results(
     run: Path, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = len(json.loads((run / "results.json").read_text())["neighbours"]) if (run / "results.json").exists() else 0
+    before = (
+        len(json.loads((run / "results.json").read_text())["knn"])
+        if (run / "results.json").exists()
+        else 0
+    )
     result = torchmae.neighbours(run, str(photos), k=3, test_fraction=0.25)
     assert result["test_images"] == 6 and result["train_images"] == 18 and result["classes"] == 3
     assert set(result["knn"]) == {"features", "untrained encoder", "raw pixels"}
     for found in result["knn"].values():
         assert 0 <= found["low"] <= found["accuracy"] <= found["high"] <= 1
-    assert json.loads((run / "results.json").read_text())["neighbours"][before] == result
+    assert json.loads((run / "results.json").read_text())["knn"][before] == result
     assert "95 % interval" in capsys.readouterr().out
 
 
@@ -73,7 +85,7 @@ def test_a_test_folder_or_a_split_on_disk_is_used(run: Path, photos: Path, tmp_p
 def test_mistakes(run: Path, photos: Path) -> None:
     with pytest.raises(UserError, match="has no labels"):
         torchmae.neighbours(run, str(photos / "blob"))
-    for options, message in [({"k": 0}, "--k 0"), ({"test_fraction": 1.0}, "--test-fraction 1.0")]:
+    for options, message in [({"k": 0}, "--k 0"), ({"val_fraction": 1.0}, "--val-fraction 1.0")]:
         with pytest.raises(UserError, match=message):
             torchmae.neighbours(run, str(photos), **options)
 
@@ -86,4 +98,6 @@ def test_a_feature_that_is_constant_in_training_does_not_drown_the_others() -> N
     train = torch.cat([train, torch.zeros(40, 1)], dim=1)
     test = train.clone()
     test[:, 4] = 0.01
-    assert torch.equal(knn(train, test, labels, 2, 40), labels)  # all rows vote: by how alike they are
+    assert torch.equal(
+        knn(train, test, labels, 2, 40), labels
+    )  # all rows vote: by how alike they are

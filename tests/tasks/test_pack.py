@@ -25,7 +25,7 @@ from torchmae.data.loader import Batches
 from torchmae.data.sources import open_source, packed
 from torchmae.data.sources.packed import Packed
 from torchmae.data.sources.source import Source
-from torchmae.data.transforms import Augment, Crop, cut
+from torchmae.data.transforms import Crop, RandomResizedCropFlip, resized_crop
 from torchmae.errors import RunError, UserError
 from torchmae.tasks.pack import run as pack
 from torchmae.tasks.pack.config import Pack
@@ -61,7 +61,11 @@ def by_name(source: Source) -> dict[str, int]:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
 
 
 def lines(file: Path) -> list[dict[str, str]]:
@@ -92,10 +96,16 @@ def test_pixels_are_those_of_decoding_and_resizing(mixed: Path, tmp_path: Path) 
             assert data == (mixed / original).read_bytes()
             continue
         to = [round(side * 40 / min(height, width)) for side in (height, width)]
-        wanted = cut(given, Crop(0, 0, height, width, False), (to[0], to[1])).permute(1, 2, 0).numpy()
+        wanted = (
+            resized_crop(given, Crop(0, 0, height, width, False), (to[0], to[1]))
+            .permute(1, 2, 0)
+            .numpy()
+        )
         file = io.BytesIO()
         grey = "grey" in name
-        Image.fromarray(np.ascontiguousarray(wanted[..., 0] if grey else wanted)).save(file, "JPEG", quality=90)
+        Image.fromarray(np.ascontiguousarray(wanted[..., 0] if grey else wanted)).save(
+            file, "JPEG", quality=90
+        )
         assert Image.open(io.BytesIO(data)).mode == ("L" if grey else "RGB")
         np.testing.assert_array_equal(pixels, decode(file.getvalue()))
         assert np.abs(pixels.astype(int) - wanted).mean() < 3 and min(pixels.shape[:2]) == 40
@@ -110,17 +120,32 @@ def test_lossless_keeps_every_byte(mixed: Path, tmp_path: Path) -> None:
     for shard in source.paths:
         with tarfile.open(shard) as tar:
             tar.extractall(tmp_path / "x", filter="data")
-    images = {name: data for name, data in files(tmp_path / "x").items() if not name.endswith(".cls")}
+    images = {
+        name: data for name, data in files(tmp_path / "x").items() if not name.endswith(".cls")
+    }
     assert images == {name: data for name, data in files(mixed).items() if "zz-" not in name}
 
 
-def test_bad_files_and_duplicates_are_reported(mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_files_and_duplicates_are_reported(
+    mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (mixed / "gone.jpg").symlink_to(mixed / "nowhere.jpg")
     out = pack.run(Pack(str(mixed), str(tmp_path / "out")))
     said = capsys.readouterr().out
-    assert f"{out}: 8 images in 1 shard" in said and "3 files left out" in said and "pretrain" in said.splitlines()[-1]
-    assert "1 files with the bytes of earlier ones (kept; --drop-duplicates would leave them out)" in said
-    assert [line["file"] for line in lines(out / "bad-files.jsonl")] == ["gone.jpg", "b/zz-cut.jpg", "zz-empty.png"]
+    assert (
+        f"{out}: 8 images in 1 shard" in said
+        and "3 files left out" in said
+        and "pretrain" in said.splitlines()[-1]
+    )
+    assert (
+        "1 files with the bytes of earlier ones (kept; --drop-duplicates would leave them out)"
+        in said
+    )
+    assert [line["file"] for line in lines(out / "bad-files.jsonl")] == [
+        "gone.jpg",
+        "b/zz-cut.jpg",
+        "zz-empty.png",
+    ]
     assert lines(out / "bad-files.jsonl")[-1]["reason"] == "empty file"
     assert lines(out / "duplicates.jsonl") == [{"file": "b/twice.jpg", "same_as": "b/small.jpg"}]
     less = pack.run(Pack(str(mixed), str(tmp_path / "less"), drop_duplicates=True))
@@ -149,7 +174,11 @@ def test_a_scan_of_it_reads_no_image(
             patch.setattr(Packed, "read", refuse)
             found = scans.scan(source, 3, 100.0, 65535)
         assert found[:-1] == fresh[:-1] and np.array_equal(found.sizes, fresh.sizes)
-        assert found.sizes.dtype == fresh.sizes.dtype and found.sizes.all() and found.images == 8 - (k == 2)
+        assert (
+            found.sizes.dtype == fresh.sizes.dtype
+            and found.sizes.all()
+            and found.images == 8 - (k == 2)
+        )
         assert len(set(map(tuple, found.sizes.tolist()))) > 4
 
 
@@ -159,7 +188,9 @@ def test_labels_are_kept(mixed: Path, photos: Path, tmp_path: Path) -> None:
     plain = open_source(tmp_path / "mixed-shards/shard-000000.tar")
     assert [plain.label(i) for i in range(8)] == ["a", "a", "a", "b", "b", "b", "b", None]
     listed = [str(file.relative_to(photos.parent)) for file in sorted(photos.rglob("*.jpg"))]
-    (photos.parent / "list.csv").write_text("".join(f"{name},{'yx'[i % 2]}\n" for i, name in enumerate(listed)))
+    (photos.parent / "list.csv").write_text(
+        "".join(f"{name},{'yx'[i % 2]}\n" for i, name in enumerate(listed))
+    )
     out = pack.run(Pack(str(photos.parent / "list.csv"), str(tmp_path / "listed")))
     for spec in (out, out / "shard-000000.tar"):
         source = open_source(spec)
@@ -177,18 +208,34 @@ def test_a_divided_folder_keeps_its_parts(photos: Path, tmp_path: Path) -> None:
     out = pack.run(Pack(str(tmp_path / "copies"), str(tmp_path / "out")))
     one, two = (labelled_sets(str(spec), None, 0.2, None, 0) for spec in (tmp_path / "copies", out))
     assert one.classes == two.classes == ("across", "blob", "down")
-    assert torch.equal(one.train_labels, two.train_labels) and torch.equal(one.val_labels, two.val_labels)
+    assert torch.equal(one.train_labels, two.train_labels) and torch.equal(
+        one.val_labels, two.val_labels
+    )
     assert [two.val.name(i) for i in range(24)] == [f"val/{one.val.name(i)}" for i in range(24)]
 
 
 def test_names_from_anywhere_become_relative_and_get_an_ending(mixed: Path, tmp_path: Path) -> None:
     (mixed / "c").write_bytes((mixed / "a/small.png").read_bytes())
-    (tmp_path / "list.txt").write_text(f"mixed/c\n{mixed}/a/small.png\nmixed/../mixed/a/small.png\nmixed/top.webp\n")
+    (tmp_path / "list.txt").write_text(
+        f"mixed/c\n{mixed}/a/small.png\nmixed/../mixed/a/small.png\nmixed/top.webp\n"
+    )
     source = open_source(pack.run(Pack(str(tmp_path / "list.txt"), str(tmp_path / "out"))))
     absolute = f"{mixed}/a/small.png".lstrip("/")
-    assert list(by_name(source)) == ["mixed/c.png", absolute, "mixed/mixed/a/small.png", "mixed/top.webp"]
-    again = open_source(pack.run(Pack(str(tmp_path / "out/shard-000000.tar"), str(tmp_path / "again"), lossless=True)))
-    assert list(by_name(again)) == list(by_name(source)) and again.fingerprint() == source.fingerprint()
+    assert list(by_name(source)) == [
+        "mixed/c.png",
+        absolute,
+        "mixed/mixed/a/small.png",
+        "mixed/top.webp",
+    ]
+    again = open_source(
+        pack.run(
+            Pack(str(tmp_path / "out/shard-000000.tar"), str(tmp_path / "again"), lossless=True)
+        )
+    )
+    assert (
+        list(by_name(again)) == list(by_name(source))
+        and again.fingerprint() == source.fingerprint()
+    )
 
 
 def test_the_same_files_give_the_same_bytes(photos: Path, mixed: Path, tmp_path: Path) -> None:
@@ -240,9 +287,19 @@ def whole(mixed: Path, tmp_path: Path) -> Iterator[dict[str, bytes]]:
     [
         ("torchmae.data.packed", "write_header", 1, 0),  # before anything
         ("torchmae.data.packed:Shard", "add", 5, 1),  # inside a shard
-        ("torchmae.data.packed", "write_part", 2, 1),  # a shard has its name, but no part of the index yet
+        (
+            "torchmae.data.packed",
+            "write_part",
+            2,
+            1,
+        ),  # a shard has its name, but no part of the index yet
         ("torchmae.data.packed", "write_index", 1, 3),
-        ("torchmae.data.packed", "write_header", 2, 3),  # the arrays of the index are there, index.json is not
+        (
+            "torchmae.data.packed",
+            "write_header",
+            2,
+            3,
+        ),  # the arrays of the index are there, index.json is not
         ("shutil", "rmtree", 1, 3),  # all is there, and .progress too
     ],
 )
@@ -265,13 +322,19 @@ def test_a_kill_changes_nothing(
     assert not (out / ".progress").exists()
 
 
-def test_going_on_with_other_settings_or_files_is_refused(mixed: Path, tmp_path: Path, whole) -> None:
+def test_going_on_with_other_settings_or_files_is_refused(
+    mixed: Path, tmp_path: Path, whole
+) -> None:
     out = tmp_path / "out"
-    code = DYING.format(place="torchmae.data.packed", name="write_part", at=3, arguments=command(mixed, out))
+    code = DYING.format(
+        place="torchmae.data.packed", name="write_part", at=3, arguments=command(mixed, out)
+    )
     subprocess.run([sys.executable, "-c", code])
     same = dict(size=40, shard_mb=0.003)
     for made in (out, tmp_path / "whole"):
-        with pytest.raises(UserError, match=r"size was 40, is 50; quality was 90, is 80\. Repeat its command"):
+        with pytest.raises(
+            UserError, match=r"size was 40, is 50; quality was 90, is 80\. Repeat its command"
+        ):
             pack.run(Pack(str(mixed), str(made), **{**same, "size": 50, "quality": 80}))
         with pytest.raises(UserError, match="size was 40, is None; .*lossless was False, is True"):
             pack.run(Pack(str(mixed), str(made), lossless=True, shard_mb=0.003))
@@ -292,7 +355,10 @@ def test_going_on_with_other_settings_or_files_is_refused(mixed: Path, tmp_path:
 def test_where_nothing_is_finished_anything_may_change(mixed: Path, tmp_path: Path, whole) -> None:
     out = tmp_path / "out"
     code = DYING.format(
-        place="torchmae.data.packed", name="write_part", at=1, arguments=[*command(mixed, out), "--white", "9"]
+        place="torchmae.data.packed",
+        name="write_part",
+        at=1,
+        arguments=[*command(mixed, out), "--white", "9"],
     )
     subprocess.run([sys.executable, "-c", code])
     (out / "shard-000009.tar").write_bytes(b"of an earlier attempt")
@@ -320,8 +386,15 @@ sys.exit(cli.main({arguments!r}))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == RunError("").exit_code == 1, done.stderr
-    assert "could not write in" in done.stderr and "File too large. Its finished shards stay" in done.stderr
-    assert sorted(p.name for p in out.iterdir()) == [".progress", "shard-000000.tar", "shard-000001.tar"]
+    assert (
+        "could not write in" in done.stderr
+        and "File too large. Its finished shards stay" in done.stderr
+    )
+    assert sorted(p.name for p in out.iterdir()) == [
+        ".progress",
+        "shard-000000.tar",
+        "shard-000001.tar",
+    ]
     assert not [name for name in files(out) if "partial" in name]
     pack.run(Pack(str(mixed), str(out), size=40, shard_mb=0.003))
     assert files(out) == whole
@@ -355,7 +428,9 @@ def test_mistakes(mixed: Path, photos: Path, tmp_path: Path) -> None:
 def test_nothing_to_pack(tmp_path: Path) -> None:
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad/x.jpg").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"none of the 1 files can be read; the first: x\.jpg: not an image"):
+    with pytest.raises(
+        UserError, match=r"none of the 1 files can be read; the first: x\.jpg: not an image"
+    ):
         pack.run(Pack(str(tmp_path / "bad"), str(tmp_path / "out")))
 
 
@@ -369,7 +444,9 @@ with lock(Path({str(tmp_path)!r}) / "out/.progress"):
     sys.stdin.read()
 """
     (tmp_path / "out/.progress").mkdir(parents=True)
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
         assert other.stdout and other.stdin and other.stdout.readline()
         with pytest.raises(UserError, match="another process is packing into"):
             pack.run(Pack(str(mixed), str(tmp_path / "out")))
@@ -387,7 +464,9 @@ def test_verify(mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
         file.seek(place + 30)
         file.write(b"\1\2\3\4")
     name = source.name(int(np.flatnonzero(source.places[:, 0] == 1)[0]))
-    with pytest.raises(UserError, match=rf"1 shards are not .*shard-000001\.tar \(damaged images: {name}\)"):
+    with pytest.raises(
+        UserError, match=rf"1 shards are not .*shard-000001\.tar \(damaged images: {name}\)"
+    ):
         pack.run(Pack(str(out), verify=True))
 
 
@@ -407,7 +486,7 @@ def test_two_runs_get_the_same_pixels(photos: Path, tmp_path: Path) -> None:
     out = pack.run(Pack(str(photos), str(tmp_path / "shards"), size=32))
 
     def pixels(folder: Path) -> torch.Tensor:
-        batches = Batches(open_source(folder), Augment((32, 32), 3), 8)
+        batches = Batches(open_source(folder), RandomResizedCropFlip((32, 32), 3), 8)
         return torch.cat([batches[step].images for step in range(6)])
 
     assert torch.equal(pixels(out), pixels(out.rename(tmp_path / "moved")))

@@ -41,21 +41,29 @@ def test_the_regressions_are_scikit_learn_s() -> None:
     rows, _ = standardised(rows, rows)
     inside = torch.ones(len(rows), 2, dtype=torch.float64)
     inside[::4, 1] = 0  # the second regression leaves a quarter of the rows out
-    for strength, found in zip(STRENGTHS, logistic(rows, labels, inside / inside.sum(0), STRENGTHS)):
+    for strength, found in zip(
+        STRENGTHS, logistic(rows, labels, inside / inside.sum(0), STRENGTHS)
+    ):
         for i in range(2):
             kept = inside[:, i] > 0
-            other = linear_model.LogisticRegression(C=1 / (strength * int(kept.sum())), tol=1e-8, max_iter=10_000)
+            other = linear_model.LogisticRegression(
+                C=1 / (strength * int(kept.sum())), tol=1e-8, max_iter=10_000
+            )
             other.fit(rows[kept, :-1].numpy(), labels[kept].numpy())
             expected = other.predict_proba(rows[:, :-1].numpy())
             np.testing.assert_allclose((rows @ found[:, i]).softmax(1).numpy(), expected, atol=2e-3)
 
 
-def test_the_minimum_is_reached_where_classes_are_told_apart_and_features_outnumber_images() -> None:
+def test_the_minimum_is_reached_where_classes_are_told_apart_and_features_outnumber_images() -> (
+    None
+):
     """There the loss is flat, and a solver that stops by a fixed slope ends far above the minimum."""
     linear_model = pytest.importorskip("sklearn.linear_model")
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(30) % 3
-    rows = torch.randn(30, 128, generator=generator) @ torch.randn(128, 128, generator=generator).cumsum(1)
+    rows = torch.randn(30, 128, generator=generator) @ torch.randn(
+        128, 128, generator=generator
+    ).cumsum(1)
     rows, _ = standardised(rows, rows)
 
     def loss(weights: Tensor, strength: float) -> float:
@@ -63,7 +71,8 @@ def test_the_minimum_is_reached_where_classes_are_told_apart_and_features_outnum
         return float(torch.nn.functional.cross_entropy(rows @ weights, labels) + punished)
 
     for strength, found in zip(
-        STRENGTHS, logistic(rows, labels, torch.full((30, 1), 1 / 30, dtype=torch.float64), STRENGTHS)
+        STRENGTHS,
+        logistic(rows, labels, torch.full((30, 1), 1 / 30, dtype=torch.float64), STRENGTHS),
     ):
         other = linear_model.LogisticRegression(C=1 / (strength * 30), tol=1e-9, max_iter=100_000)
         other.fit(rows[:, :-1].numpy(), labels.numpy())
@@ -77,7 +86,9 @@ def test_the_parts_have_their_share_of_every_class() -> None:
     counts = torch.stack([labels[part == i].bincount(minlength=3) for i in range(5)])
     assert part.max() == 4 and (counts.amax(0) - counts.amin(0) <= 1).all()
     assert part.equal(parts(labels, 0)) and not part.equal(parts(labels, 1))
-    assert parts(labels[:35], 0).max() == 1 and parts(labels[:34], 0).max() == 0  # by the smallest class
+    assert (
+        parts(labels[:35], 0).max() == 1 and parts(labels[:34], 0).max() == 0
+    )  # by the smallest class
 
 
 def test_cross_validation_is_each_part_guessed_from_the_others() -> None:
@@ -88,9 +99,13 @@ def test_cross_validation_is_each_part_guessed_from_the_others() -> None:
     for i in range(5):
         inside = part != i
         for n, strength in enumerate(STRENGTHS):
-            other = linear_model.LogisticRegression(C=1 / (strength * int(inside.sum())), tol=1e-8, max_iter=10_000)
+            other = linear_model.LogisticRegression(
+                C=1 / (strength * int(inside.sum())), tol=1e-8, max_iter=10_000
+            )
             other.fit(rows[inside, :-1].numpy(), labels[inside].numpy())
-            right[n] += int((other.predict(rows[~inside, :-1].numpy()) == labels[~inside].numpy()).sum())
+            right[n] += int(
+                (other.predict(rows[~inside, :-1].numpy()) == labels[~inside].numpy()).sum()
+            )
     assert cross_validated(rows, labels, 3) == [count / 90 for count in right]
     assert cross_validated(rows[:61], labels[:61], 0) == []
 
@@ -101,7 +116,9 @@ def test_noise_is_punished_and_cross_validation_does_not_look_at_what_it_tests()
     rows = torch.randn(120, 200, generator=generator)
     labels = torch.arange(120) % 2
     rows, _ = standardised(rows, rows)
-    *_, weights = logistic(rows, labels, torch.full((120, 1), 1 / 120, dtype=torch.float64), STRENGTHS)
+    *_, weights = logistic(
+        rows, labels, torch.full((120, 1), 1 / 120, dtype=torch.float64), STRENGTHS
+    )
     assert ((rows @ weights[:, 0]).argmax(1) == labels).all()
     assert all(0.3 < share < 0.7 for share in cross_validated(rows, labels, 0))
 
@@ -137,7 +154,9 @@ def test_an_end_of_the_strengths_is_remarked() -> None:
     rising = [i / 10 for i in range(len(STRENGTHS))]
     assert "weakest" in remark({"strength": STRENGTHS[-1], "cross_validated": rising})
     assert "strongest" in remark({"strength": STRENGTHS[0], "cross_validated": rising[::-1]})
-    assert remark({"strength": STRENGTHS[0], "cross_validated": [1.0] * len(STRENGTHS)}) == ""  # it makes no difference
+    assert (
+        remark({"strength": STRENGTHS[0], "cross_validated": [1.0] * len(STRENGTHS)}) == ""
+    )  # it makes no difference
     assert remark({"strength": STRENGTHS[3], "cross_validated": rising}) == ""
 
 
@@ -157,16 +176,23 @@ def test_the_fast_probe_equals_scikit_learn_by_hand(
     from sklearn.preprocessing import StandardScaler
 
     photos = make_photos(tmp_path / "photos", each=20)
-    config = Probe(str(own), str(photos), fast=True, pool="token", layer=3, val_fraction=0.5, device="cpu")
+    config = Probe(
+        str(own), str(photos), fast=True, pool="token", layer=3, val_fraction=0.5, device="cpu"
+    )
     result = probe.run(config)
     assert isinstance(result, dict)
     assert (result["train_images"], result["test_images"], result["classes"]) == (30, 30, 3)
-    assert json.loads((own / "results.json").read_text())["probe"] == [json.loads(json.dumps(result))]
+    assert json.loads((own / "results.json").read_text())["probe"] == [
+        json.loads(json.dumps(result))
+    ]
     assert set(result["probe"]) == {"features", "untrained encoder", "raw pixels"}
     printed = capsys.readouterr().out
     for name, found in result["probe"].items():
         assert 0 <= found["low"] <= found["accuracy"] <= found["high"] <= 1
-        assert f"{name:<18} {found['accuracy']:6.1%}" in printed and f"strength {found['strength']:g}" in printed
+        assert (
+            f"{name:<18} {found['accuracy']:6.1%}" in printed
+            and f"strength {found['strength']:g}" in printed
+        )
 
     encoder, sets = load(own), labelled_sets(str(photos), None, 0.5, None, 0)
     sees = [embedding(encoder, 3, "cls", torch.device("cpu"))]
@@ -187,12 +213,16 @@ def test_the_fast_probe_with_few_labels_and_unreadable_files(
 ) -> None:
     photos = make_photos(tmp_path / "photos")
     sets = labelled_sets(str(photos), None, 0.25, 1, 0)
-    result = probe.run(Probe(str(own), str(photos), fast=True, val_fraction=0.25, labels_per_class=1))
+    result = probe.run(
+        Probe(str(own), str(photos), fast=True, val_fraction=0.25, labels_per_class=1)
+    )
     assert isinstance(result, dict) and (result["train_images"], result["test_images"]) == (3, 6)
     assert "has one training image" in capsys.readouterr().out
     assert all(found["strength"] == STRENGTHS[4] for found in result["probe"].values())
 
-    for i, tone in enumerate((10, 120, 230)):  # labels stay with their images when one before them is left out
+    for i, tone in enumerate(
+        (10, 120, 230)
+    ):  # labels stay with their images when one before them is left out
         shutil.rmtree(photos / ("across", "blob", "down")[i])
         (photos / "abc"[i]).mkdir()
         for n in range(8):
@@ -255,9 +285,13 @@ def test_the_settings_reach_the_trained_probe(monkeypatch: pytest.MonkeyPatch) -
     }
     assert probe.run(Probe("run", "data", **given)) == Path("there")
     assert asked[0] == config.Finetune("run", "data", train="head", **given)
-    left_open = {name for name, value in asdict(Probe("run", "data")).items() if value is None} - {"layer"}
+    left_open = {name for name, value in asdict(Probe("run", "data")).items() if value is None} - {
+        "layer"
+    }
     probe.run(Probe("run", "data"))
-    assert all(getattr(asked[1], name) is None for name in left_open)  # classify chooses, as for mae finetune
+    assert all(
+        getattr(asked[1], name) is None for name in left_open
+    )  # classify chooses, as for mae finetune
 
 
 def test_the_verb_trains_a_probe(own: Path, photos: Path) -> None:
@@ -265,7 +299,12 @@ def test_the_verb_trains_a_probe(own: Path, photos: Path) -> None:
     flags = ["--epochs", "1", "--batch-size", "8", "--workers", "0", "--device", "cpu", "--no-flip"]
     assert cli.main(["probe", str(own), str(photos), "--out", str(out), *flags]) == 0
     config = json.loads((out / "config.json").read_text())["config"]
-    assert (config["train"], config["pool"], config["flip"], config["epochs"]) == ("head", "token", False, 1.0)
+    assert (config["train"], config["pool"], config["flip"], config["epochs"]) == (
+        "head",
+        "token",
+        False,
+        1.0,
+    )
     assert (out / "model.safetensors").exists()
     assert cli.main(["probe", str(own), str(photos), "--fast", "--device", "cpu"]) == 0
     assert cli.main(["probe", str(own), str(photos), "--fast", "--epochs", "1"]) == 2

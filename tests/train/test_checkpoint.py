@@ -23,13 +23,19 @@ ENV = os.environ | {"OMP_NUM_THREADS": "1"}
 
 def make(step):
     generator = torch.Generator().manual_seed(step)
-    weights = {"a.weight": torch.randn(5, 3, generator=generator), "a.bias": torch.tensor([-0.0, float("inf"), 1e-42])}
-    moments = {"exp_avg.a.weight": torch.randn(5, 3, generator=generator), "step.a.weight": torch.tensor(float(step))}
+    weights = {
+        "a.weight": torch.randn(5, 3, generator=generator),
+        "a.bias": torch.tensor([-0.0, float("inf"), 1e-42]),
+    }
+    moments = {
+        "exp_avg.a.weight": torch.randn(5, 3, generator=generator),
+        "step.a.weight": torch.tensor(float(step)),
+    }
     return Checkpoint(step, weights, moments, {"parts": 2, "scaler": {"scale": 0.1 + 0.2}})
 
 
 def assert_same(a, b):
-    assert a.step == b.step and a.numbers == b.numbers
+    assert a.step == b.step and a.metadata == b.metadata
     for left, right in ((a.model, b.model), (a.optimizer, b.optimizer)):
         assert left.keys() == right.keys()
         for name in left:
@@ -113,16 +119,24 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_one_is_set_aside_with_one_warning_and_the_older_one_is_used(tmp_path, capfd, damage):
+def test_a_damaged_one_is_set_aside_with_one_warning_and_the_older_one_is_used(
+    tmp_path, capfd, damage
+):
     checkpoint.save(tmp_path, make(5))
     checkpoint.save(tmp_path, make(10))
     DAMAGES[damage](tmp_path / "state/step-00000010")
     found = checkpoint.newest(tmp_path)
     out, err = capfd.readouterr()
     assert_same(found, make(5))
-    assert (out + err).count("warning") == 1 and "step-00000010" in out + err and "set aside" in out + err
+    assert (
+        (out + err).count("warning") == 1
+        and "step-00000010" in out + err
+        and "set aside" in out + err
+    )
     assert names(tmp_path / "state") == ["damaged-step-00000010", "step-00000005"]
-    assert torch.equal(load_file(tmp_path / "model.safetensors")["a.weight"], make(5).model["a.weight"])
+    assert torch.equal(
+        load_file(tmp_path / "model.safetensors")["a.weight"], make(5).model["a.weight"]
+    )
     assert_same(checkpoint.newest(tmp_path), make(5))  # and the second look is silent
     assert capfd.readouterr() == ("", "")
 
@@ -153,10 +167,14 @@ def test_weights_that_a_kill_left_unpublished_are_published_by_newest(tmp_path):
     (tmp_path / "model.safetensors").unlink()
     (tmp_path / "model.safetensors").write_bytes(old)
     checkpoint.newest(tmp_path)
-    assert torch.equal(load_file(tmp_path / "model.safetensors")["a.weight"], make(6).model["a.weight"])
+    assert torch.equal(
+        load_file(tmp_path / "model.safetensors")["a.weight"], make(6).model["a.weight"]
+    )
     (tmp_path / "model.safetensors").unlink()
     checkpoint.newest(tmp_path)
-    assert torch.equal(load_file(tmp_path / "model.safetensors")["a.weight"], make(6).model["a.weight"])
+    assert torch.equal(
+        load_file(tmp_path / "model.safetensors")["a.weight"], make(6).model["a.weight"]
+    )
 
 
 FULL_DISK = """
@@ -181,12 +199,17 @@ except RunError as error:
 
 
 @pytest.mark.parametrize("kind", ["weights", "numbers"])
-def test_a_disk_that_takes_no_more_leaves_the_earlier_checkpoint_and_nothing_partial(tmp_path, kind):
+def test_a_disk_that_takes_no_more_leaves_the_earlier_checkpoint_and_nothing_partial(
+    tmp_path, kind
+):
     """A real failure of write(): a limit on the size of files, EFBIG in place of ENOSPC."""
     command = [sys.executable, "-c", FULL_DISK, str(tmp_path), kind]
     done = subprocess.run(command, capture_output=True, text=True, env=ENV)
     assert done.returncode == 1, done.stderr
-    assert "could not save a checkpoint" in done.stdout and "Earlier checkpoints are untouched" in done.stdout
+    assert (
+        "could not save a checkpoint" in done.stdout
+        and "Earlier checkpoints are untouched" in done.stdout
+    )
     assert names(tmp_path / "state") == ["step-00000001"]
     assert names(tmp_path) == ["model.safetensors", "state"]
     assert checkpoint.newest(tmp_path).step == 1
@@ -212,10 +235,15 @@ with lock(Path(sys.argv[1])):
 
 
 def test_the_lock_keeps_a_second_process_out_and_ends_with_the_first_even_by_kill(tmp_path):
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True, env=ENV)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True, env=ENV
+    )
     try:
         assert holder.stdout.readline() == "locked\n"
-        with pytest.raises(UserError, match="another process is training"), checkpoint.lock(tmp_path):
+        with (
+            pytest.raises(UserError, match="another process is training"),
+            checkpoint.lock(tmp_path),
+        ):
             pass
         holder.send_signal(signal.SIGKILL)
         holder.wait()
@@ -248,8 +276,14 @@ def test_publish_copies_where_there_are_no_hard_links(tmp_path):
     checkpoint.publish(source, target)
     assert target.read_text() == "one" and names(tmp_path) == ["a", "b"]
     other = Path("/dev/shm")
-    if other.is_dir() and os.access(other, os.W_OK) and other.stat().st_dev != tmp_path.stat().st_dev:
-        elsewhere = other / f"torchmae-test-{os.getpid()}"  # a link across file systems fails: the copy is taken
+    if (
+        other.is_dir()
+        and os.access(other, os.W_OK)
+        and other.stat().st_dev != tmp_path.stat().st_dev
+    ):
+        elsewhere = (
+            other / f"torchmae-test-{os.getpid()}"
+        )  # a link across file systems fails: the copy is taken
         try:
             checkpoint.publish(source, elsewhere)
             assert elsewhere.read_text() == "one"

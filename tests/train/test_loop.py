@@ -18,7 +18,7 @@ import torchmae
 from torchmae import cli
 from torchmae.data.loader import Batches
 from torchmae.data.sources import open_source
-from torchmae.data.transforms import Augment
+from torchmae.data.transforms import RandomResizedCropFlip
 from torchmae.errors import RunError
 from torchmae.models import masking
 from torchmae.report.curves import panels
@@ -27,14 +27,25 @@ from torchmae.train.optim import lr_at, peak_lr
 
 ENV = os.environ | {"OMP_NUM_THREADS": "1"}
 OPTIONS = dict(
-    **dict(model="vit_micro", image_size=32, patch_size=8, decoder_dim=32, decoder_depth=1, batch_size=8),
+    **dict(
+        model="vit_micro",
+        image_size=32,
+        patch_size=8,
+        decoder_dim=32,
+        decoder_depth=1,
+        batch_size=8,
+    ),
     **dict(epochs=14, base_lr=0.02, precision="fp32", device="cpu", workers=0, log_every=1),
 )
 STEPS = 42  # 14 epochs of 24 images, 8 a step
 
 
 def flags(options):
-    return [text for name, value in options.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+    return [
+        text
+        for name, value in options.items()
+        for text in (f"--{name.replace('_', '-')}", str(value))
+    ]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -60,7 +71,9 @@ def photos(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(photos, tmp_path_factory):
     """The uninterrupted run."""
-    return torchmae.pretrain(str(photos), out=str(tmp_path_factory.mktemp("whole") / "run"), **OPTIONS)
+    return torchmae.pretrain(
+        str(photos), out=str(tmp_path_factory.mktemp("whole") / "run"), **OPTIONS
+    )
 
 
 def records(run):
@@ -72,7 +85,16 @@ def test_the_log_has_a_line_a_step_with_all_fields(whole):
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
     for line in lines:
         assert set(line) == {
-            *("step", "loss", "grad_norm", "images_per_s", "wait", "skipped", "lr", "peak_memory_mb"),
+            *(
+                "step",
+                "loss",
+                "grad_norm",
+                "images_per_s",
+                "wait",
+                "skipped",
+                "lr",
+                "peak_memory_mb",
+            ),
             *("loss of patch mean", "loss of visible mean"),
         }
         assert all(math.isfinite(value) for value in line.values())
@@ -117,14 +139,18 @@ def test_a_logged_loss_is_the_mean_of_the_steps_since_the_last_line(whole, photo
 def test_the_trivial_predictors_are_right_by_brute_force(whole, photos):
     stored = json.loads((whole / "config.json").read_text())
     encoder = stored["model"]["encoder"]
-    batches = Batches(open_source(photos), Augment((32, 32), 0, (0.2, 1.0), True), 8, 3, 0)
+    batches = Batches(
+        open_source(photos), RandomResizedCropFlip((32, 32), 0, (0.2, 1.0), True), 8, 3, 0
+    )
     step = 30
     batch = batches[step]
     mask = masking.random(masking.noise(0, batch.epoch, batch.sample, 16), (4, 4), 0.75)
     images = batch.images.numpy().astype(np.float64) / 255
     of_patch, of_visible = [], []
     for i in range(8):
-        normal = (images[i] - np.reshape(encoder["mean"], (3, 1, 1))) / np.reshape(encoder["std"], (3, 1, 1))
+        normal = (images[i] - np.reshape(encoder["mean"], (3, 1, 1))) / np.reshape(
+            encoder["std"], (3, 1, 1)
+        )
         targets = []
         for patch in range(16):
             top, left = patch // 4 * 8, patch % 4 * 8
@@ -140,7 +166,9 @@ def test_the_trivial_predictors_are_right_by_brute_force(whole, photos):
     assert line["loss of visible mean"] == pytest.approx(np.mean(of_visible), rel=1e-4)
 
 
-def test_a_loss_that_breaks_stops_the_run_with_65_and_leaves_a_good_checkpoint(photos, tmp_path, capfd):
+def test_a_loss_that_breaks_stops_the_run_with_65_and_leaves_a_good_checkpoint(
+    photos, tmp_path, capfd
+):
     """For real: the learning rate is absurd, so that the loss overflows."""
     run = tmp_path / "run"
     absurd = OPTIONS | {"base_lr": 1e25, "save_minutes": 1e-6, "out": run}
@@ -151,7 +179,9 @@ def test_a_loss_that_breaks_stops_the_run_with_65_and_leaves_a_good_checkpoint(p
     assert len(bad) == 5 and bad == list(range(bad[0], bad[0] + 5)) and lines[-1]["step"] == bad[-1]
     assert all(line["loss"] is None for line in lines if line["skipped"])
     assert all(f"step not applied: {step}\n" in out for step in bad)
-    assert err.startswith("mae: the loss was not finite for 5 steps in a row, up to step " + str(bad[-1]))
+    assert err.startswith(
+        "mae: the loss was not finite for 5 steps in a row, up to step " + str(bad[-1])
+    )
     assert "--base-lr" in err and "Traceback" not in err and len(err.splitlines()) == 1
     weights = load_file(run / "model.safetensors")
     assert all(torch.isfinite(value).all() for value in weights.values())
@@ -159,7 +189,9 @@ def test_a_loss_that_breaks_stops_the_run_with_65_and_leaves_a_good_checkpoint(p
     with pytest.raises(RunError) as caught:  # the same command goes on from there, and breaks again
         torchmae.pretrain(str(photos), **(absurd | {"out": str(run)}))
     assert caught.value.exit_code == 65
-    assert all(torch.isfinite(value).all() for value in load_file(run / "model.safetensors").values())
+    assert all(
+        torch.isfinite(value).all() for value in load_file(run / "model.safetensors").values()
+    )
     assert {p.name for p in before} == {p.name for p in run.rglob("*.safetensors")}
 
 
@@ -169,7 +201,12 @@ def test_a_signal_saves_and_going_on_gives_the_same_weights(whole, photos, tmp_p
     options = OPTIONS | {"workers": 1, "save_minutes": 0.001, "out": run}
     command = [sys.executable, "-m", "torchmae", "pretrain", str(photos), *flags(options)]
     process = subprocess.Popen(
-        command, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        env=ENV,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     try:
         end = time.monotonic() + 60
@@ -190,7 +227,9 @@ def test_a_signal_saves_and_going_on_gives_the_same_weights(whole, photos, tmp_p
     torchmae.pretrain(str(photos), **(OPTIONS | {"out": str(run)}))
     assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     drop = ("images_per_s", "wait", "peak_memory_mb")
-    ours, theirs = ([{k: v for k, v in r.items() if k not in drop} for r in records(r)] for r in (run, whole))
+    ours, theirs = (
+        [{k: v for k, v in r.items() if k not in drop} for r in records(r)] for r in (run, whole)
+    )
     assert ours == theirs
 
 
@@ -207,7 +246,11 @@ def test_no_panel_of_the_curves_is_empty():
         "images per second": ["images_per_s"],
     }
     both = panels([trained, measured])
-    assert both["loss"] == ["loss", "loss of patch mean"] and both["accuracy"] == ["accuracy"] and len(both) == 4
+    assert (
+        both["loss"] == ["loss", "loss of patch mean"]
+        and both["accuracy"] == ["accuracy"]
+        and len(both) == 4
+    )
 
 
 def test_much_waiting_for_data_is_told_once_after_three_readings():

@@ -9,7 +9,16 @@ from torch import nn
 
 from torchmae.models.mae import MAE
 from torchmae.models.vit import ViT
-from torchmae.train.optim import adamw, ema_at, fresh_state, lars, lr_at, parameter_groups, peak_lr, sgd
+from torchmae.train.optim import (
+    adamw,
+    ema_decay_at,
+    init_optimizer_state,
+    lars,
+    lr_at,
+    param_groups_weight_decay,
+    peak_lr,
+    sgd,
+)
 
 BLOCK_DECAYED = ["attn.qkv.weight", "attn.proj.weight", "mlp.fc1.weight", "mlp.fc2.weight"]
 BLOCK_PLAIN = [
@@ -19,13 +28,24 @@ BLOCK_PLAIN = [
 DECAYED = {
     *("encoder.cls_token", "encoder.patch_embed.proj.weight"),
     *(f"encoder.blocks.0.{name}" for name in BLOCK_DECAYED),
-    *("decoder.mask_token", "decoder.embed.weight", "decoder.pred.weight", "decoder.statistics.weight"),
+    *(
+        "decoder.mask_token",
+        "decoder.embed.weight",
+        "decoder.pred.weight",
+        "decoder.statistics.weight",
+    ),
     *(f"decoder.blocks.0.{name}" for name in BLOCK_DECAYED),
 }
 PLAIN = {
     *("encoder.patch_embed.proj.bias", "encoder.norm.weight", "encoder.norm.bias"),
     *(f"encoder.blocks.0.{name}" for name in BLOCK_PLAIN),
-    *("decoder.embed.bias", "decoder.norm.weight", "decoder.norm.bias", "decoder.pred.bias", "decoder.statistics.bias"),
+    *(
+        "decoder.embed.bias",
+        "decoder.norm.weight",
+        "decoder.norm.bias",
+        "decoder.pred.bias",
+        "decoder.statistics.bias",
+    ),
     *(f"decoder.blocks.0.{name}" for name in BLOCK_PLAIN),
 }
 FROZEN = {"encoder.pos_embed", "decoder.pos_embed"}
@@ -37,7 +57,7 @@ def tiny():
 
 def test_every_parameter_is_in_the_group_of_the_table():
     model = tiny()
-    decayed, plain = parameter_groups(model, 0.05)
+    decayed, plain = param_groups_weight_decay(model, 0.05)
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.05, 0.0)
     assert set(decayed["names"]) == DECAYED
     assert set(plain["names"]) == PLAIN
@@ -45,14 +65,18 @@ def test_every_parameter_is_in_the_group_of_the_table():
     names = decayed["names"] + plain["names"]
     parameters = dict(model.named_parameters())
     assert len(names) == len(set(names)), "a parameter stands in two groups"
-    assert all(parameters[n] is p for g in (decayed, plain) for n, p in zip(g["names"], g["params"]))
+    assert all(
+        parameters[n] is p for g in (decayed, plain) for n, p in zip(g["names"], g["params"])
+    )
     assert all(p.ndim == 1 for p in plain["params"]) and all(p.ndim > 1 for p in decayed["params"])
 
 
 def test_a_group_without_members_is_left_out():
-    assert [g["names"] for g in parameter_groups(nn.Linear(2, 2, bias=False), 0.1)] == [["weight"]]
+    assert [g["names"] for g in param_groups_weight_decay(nn.Linear(2, 2, bias=False), 0.1)] == [
+        ["weight"]
+    ]
     frozen = nn.Linear(2, 2).requires_grad_(False)
-    assert parameter_groups(frozen, 0.1) == []
+    assert param_groups_weight_decay(frozen, 0.1) == []
 
 
 def test_the_learning_rate_rule_in_numbers():
@@ -97,7 +121,7 @@ def test_fused_adamw_equals_torchs_plain_adamw():
         fused=False,
         foreach=False,
     )
-    fused = adamw(parameter_groups(ours, 0.05), (0.9, 0.95))
+    fused = adamw(param_groups_weight_decay(ours, 0.05), (0.9, 0.95))
     for step in range(8):
         data = torch.randn(4, 6)
         for model, optimizer in ((ours, fused), (theirs, plain)):
@@ -128,8 +152,8 @@ def two_alike():
 
 def test_sgd_equals_torchs_plain_sgd():
     ours, theirs = two_alike()
-    fused = sgd(parameter_groups(ours, 0.0), (0.9, 0.999))
-    fused.state.update({p: fresh_state("sgd", p) for p in ours.parameters()})
+    fused = sgd(param_groups_weight_decay(ours, 0.0), (0.9, 0.999))
+    fused.state.update({p: init_optimizer_state("sgd", p) for p in ours.parameters()})
     train(fused, ours)
     train(torch.optim.SGD(theirs.parameters(), lr=0.0, momentum=0.9, foreach=False), theirs)
     for a, b in zip(ours.parameters(), theirs.parameters()):
@@ -141,8 +165,8 @@ def test_lars_by_hand(weight_decay):
     """By the formulas of You et al. 2017: the trust ratio on matrices, plain momentum on vectors."""
     ours, theirs = two_alike()
     ours, theirs = ours.double(), theirs.double()
-    optimizer = lars(parameter_groups(ours, weight_decay), (0.9, 0.999))
-    optimizer.state.update({p: fresh_state("lars", p) for p in ours.parameters()})
+    optimizer = lars(param_groups_weight_decay(ours, weight_decay), (0.9, 0.999))
+    optimizer.state.update({p: init_optimizer_state("lars", p) for p in ours.parameters()})
     speeds = [torch.zeros_like(p) for p in theirs.parameters()]
     torch.manual_seed(1)
     for _ in range(6):
@@ -162,10 +186,12 @@ def test_lars_by_hand(weight_decay):
                 p -= 0.5 * speed
     for a, b in zip(ours.parameters(), theirs.parameters()):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
-    zero = nn.Linear(2, 2, bias=False)  # all-zero weights have no size: the gradient is taken as it is
+    zero = nn.Linear(
+        2, 2, bias=False
+    )  # all-zero weights have no size: the gradient is taken as it is
     nn.init.zeros_(zero.weight)
-    optimizer = lars(parameter_groups(zero, 0.0), (0.9, 0.999))
-    optimizer.state[zero.weight] = fresh_state("lars", zero.weight)
+    optimizer = lars(param_groups_weight_decay(zero, 0.0), (0.9, 0.999))
+    optimizer.state[zero.weight] = init_optimizer_state("lars", zero.weight)
     optimizer.param_groups[0]["lr"] = 1.0
     zero.weight.grad = torch.ones(2, 2)
     optimizer.step()
@@ -173,5 +199,9 @@ def test_lars_by_hand(weight_decay):
 
 
 def test_the_average_forgets_the_start():
-    assert ema_at(0, None) == 0.0 and ema_at(0, 0.9999) == 0.1 and ema_at(90, 0.9999) == 0.91
-    assert ema_at(10**6, 0.9999) == 0.9999 and ema_at(50, 0.5) == 0.5
+    assert (
+        ema_decay_at(0, None) == 0.0
+        and ema_decay_at(0, 0.9999) == 0.1
+        and ema_decay_at(90, 0.9999) == 0.91
+    )
+    assert ema_decay_at(10**6, 0.9999) == 0.9999 and ema_decay_at(50, 0.5) == 0.5

@@ -12,10 +12,10 @@ from torchmae.data.loader import Batch
 from torchmae.models.mae import MAE
 from torchmae.models.vit import ViT
 from torchmae.tasks.pretrain.task import PretrainTask
-from torchmae.train.config import Plan
+from torchmae.train.config import TrainConfig
 from torchmae.train.distributed import World
-from torchmae.train.optim import ema_at
-from torchmae.train.trainer import Step
+from torchmae.train.optim import ema_decay_at
+from torchmae.train.trainer import Trainer
 
 WORLD = World(0, 1, torch.device("cpu"))
 GOOD, NAN, INF, GRADIENT = 0, 1, 2, 3  # what a batch does to the loss of `Small`, by its "epoch"
@@ -28,7 +28,7 @@ class Small(nn.Module):
         super().__init__()
         torch.manual_seed(seed)
         self.model = nn.Sequential(nn.Linear(12, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 3))
-        self.aside = frozenset()
+        self.exclude_from_grad_norm = frozenset()
 
     def layers(self):
         return [self.model[0]]
@@ -49,7 +49,9 @@ def batch(count=12, kind=GOOD, seed=0):
     return (
         Batch(images, torch.zeros(count, dtype=torch.long), torch.arange(count), [])
         if kind == GOOD
-        else spoil(Batch(images, torch.zeros(count, dtype=torch.long), torch.arange(count), []), kind)
+        else spoil(
+            Batch(images, torch.zeros(count, dtype=torch.long), torch.arange(count), []), kind
+        )
     )
 
 
@@ -59,15 +61,27 @@ def spoil(good, kind):
     return good._replace(epoch=epoch)
 
 
-def make(task=None, clip_grad=None, precision="fp32", micro_batch=None, **more):
-    plan = Plan(100, 0, 1e-3, 0.05, (0.9, 0.95), clip_grad, precision, micro_batch=micro_batch, **more)
-    return Step(task or Small(), WORLD, plan)
+def make(task=None, clip_grad=None, precision="fp32", micro_batch_size=None, **more):
+    plan = TrainConfig(
+        100,
+        0,
+        1e-3,
+        0.05,
+        (0.9, 0.95),
+        clip_grad,
+        precision,
+        micro_batch_size=micro_batch_size,
+        **more,
+    )
+    return Trainer(task or Small(), WORLD, plan)
 
 
 def bits(step):
     """All that a step may change, as bytes."""
     weights, moments, _ = step.state()
-    return {name: value.numpy().tobytes() for part in (weights, moments) for name, value in part.items()}
+    return {
+        name: value.numpy().tobytes() for part in (weights, moments) for name, value in part.items()
+    }
 
 
 def test_accumulation_in_parts_gives_the_loss_and_gradients_of_the_whole():
@@ -85,10 +99,10 @@ def test_accumulation_in_parts_gives_the_loss_and_gradients_of_the_whole():
 
 def test_a_whole_step_in_parts_moves_the_weights_as_one_part():
     after = []
-    for micro in (None, 6, 5, 1):
-        step = make(micro_batch=micro)
+    for micro_batch_size in (None, 6, 5, 1):
+        step = make(micro_batch_size=micro_batch_size)
         results = [step(batch(seed=i), 1e-2) for i in range(3)]
-        assert step.micro == -(-12 // -(-12 // (micro or 12)))
+        assert step.micro_batch_size == -(-12 // -(-12 // (micro_batch_size or 12)))
         after.append((results, [p.detach() for p in step.parameters.values()]))
     for other in after[1:]:
         torch.testing.assert_close(other, after[0], rtol=1e-4, atol=1e-5)
@@ -124,7 +138,7 @@ def test_a_loss_or_gradient_that_is_not_finite_changes_nothing(kind, precision):
 
 
 def test_a_bad_micro_batch_spoils_the_whole_step():
-    step = make(micro_batch=3)
+    step = make(micro_batch_size=3)
     before = bits(step)
     assert not torch.isfinite(step(batch(kind=NAN), 1e-2)[0])
     assert bits(step) == before
@@ -151,8 +165,12 @@ def test_clipping_in_numbers():
         assert step(data, 0.0)[1] == norm, "the norm that is logged is the one before clipping"
         scale = min(1.0, limit / float(norm))
         for name, parameter in step.parameters.items():
-            torch.testing.assert_close(parameter.grad, gradients[name] * scale, rtol=1e-4, atol=1e-8)
-    clipped = torch.cat([p.grad.flatten() for p in make_and_step(float(norm) / 4, data).parameters.values()])
+            torch.testing.assert_close(
+                parameter.grad, gradients[name] * scale, rtol=1e-4, atol=1e-8
+            )
+    clipped = torch.cat(
+        [p.grad.flatten() for p in make_and_step(float(norm) / 4, data).parameters.values()]
+    )
     assert float(clipped.norm()) == pytest.approx(float(norm) / 4, rel=1e-4)
 
 
@@ -189,7 +207,9 @@ def test_the_statistics_head_does_not_touch_the_training_of_anything_else(clip_g
         for part in ("weight", "bias")
     }
     assert all(ours[name] == theirs[name] for name in theirs)
-    assert with_head.task.model.decoder.statistics.weight.abs().sum().item() > 0, "the head itself must learn"
+    assert with_head.task.model.decoder.statistics.weight.abs().sum().item() > 0, (
+        "the head itself must learn"
+    )
 
 
 def test_float16_with_its_scaler_takes_steps_and_halves_its_scale_on_overflow():
@@ -206,12 +226,12 @@ def test_float16_with_its_scaler_takes_steps_and_halves_its_scale_on_overflow():
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_state_and_load_continue_identically(precision):
-    whole, first, second = (make(precision=precision, micro_batch=5) for _ in range(3))
+    whole, first, second = (make(precision=precision, micro_batch_size=5) for _ in range(3))
     for i in range(6):
         whole(batch(seed=i), 1e-2)
     for i in range(3):
         first(batch(seed=i), 1e-2)
-    second = make(Small(seed=9), precision=precision, micro_batch=5)
+    second = make(Small(seed=9), precision=precision, micro_batch_size=5)
     assert bits(second) != bits(first)
     second.load(*first.state())
     assert bits(second) == bits(first)
@@ -265,20 +285,27 @@ print("finished with", step.micro, "at a time", losses)
 def test_out_of_memory_halves_the_micro_batch_and_says_so():
     """A real one: the address space is limited so that 8 images do not fit and 2 do."""
     env = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", OUT_OF_MEMORY, "300"], capture_output=True, text=True, env=env)
+    done = subprocess.run(
+        [sys.executable, "-c", OUT_OF_MEMORY, "300"], capture_output=True, text=True, env=env
+    )
     assert done.returncode == 0, done.stderr
     said = [line for line in done.stdout.splitlines() if "out of memory" in line]
     assert said[0] == "out of memory: going on with micro-batches of 4 images"
-    micro = int(done.stdout.partition("finished with ")[2].split()[0])
-    assert micro == 8 // 2 ** len(said) and 1 <= micro < 8
+    micro_batch_size = int(done.stdout.partition("finished with ")[2].split()[0])
+    assert micro_batch_size == 8 // 2 ** len(said) and 1 <= micro_batch_size < 8
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS is Linux's")
 def test_out_of_memory_with_one_image_is_an_error_with_a_mend():
     env = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", OUT_OF_MEMORY, "40"], capture_output=True, text=True, env=env)
+    done = subprocess.run(
+        [sys.executable, "-c", OUT_OF_MEMORY, "40"], capture_output=True, text=True, env=env
+    )
     assert done.returncode == 1
-    assert "RunError: out of memory even with one image at a time: choose a smaller --model" in done.stderr
+    assert (
+        "RunError: out of memory even with one image at a time: choose a smaller --model"
+        in done.stderr
+    )
 
 
 def test_what_is_not_out_of_memory_is_not_swallowed():
@@ -296,9 +323,14 @@ def test_the_plan_reaches_the_optimizer():
     before = [parameter.detach().clone() for parameter in step.parameters.values()]
     step(batch(), 1e-2)
     rates = {name: group["lr"] for group in step.optimizer.param_groups for name in group["names"]}
-    assert rates["0.weight"] == rates["0.bias"] == 0.5e-2 and rates["3.weight"] == rates["1.bias"] == 1e-2
+    assert (
+        rates["0.weight"] == rates["0.bias"] == 0.5e-2
+        and rates["3.weight"] == rates["1.bias"] == 1e-2
+    )
     moved = [(a.detach() - b).abs().max() for a, b in zip(step.parameters.values(), before)]
-    for name, size in zip(step.parameters, moved):  # the first step of Adam moves everything by its learning rate
+    for name, size in zip(
+        step.parameters, moved
+    ):  # the first step of Adam moves everything by its learning rate
         torch.testing.assert_close(size.item(), rates[name], rtol=0.1, atol=0)
     assert {group["lr"] for group in stepped().optimizer.param_groups} == {1e-2}
 
@@ -327,22 +359,26 @@ def test_the_average_of_the_weights_by_brute_force_and_taken_up_again():
     for i in range(8):
         if i == 5:
             halfway = step.state()
-            halfway = [{name: value.clone() for name, value in part.items()} for part in halfway[:2]] + [halfway[2]]
-        decay = ema_at(i, 0.9)
+            halfway = [
+                {name: value.clone() for name, value in part.items()} for part in halfway[:2]
+            ] + [halfway[2]]
+        decay = ema_decay_at(i, 0.9)
         step(batch(seed=i), 1e-2, decay)
         for name, parameter in step.parameters.items():
             expected[name] = decay * expected[name] + (1 - decay) * parameter.detach()
-    torch.testing.assert_close(step.average, expected, rtol=1e-5, atol=1e-6)
-    weights, moving, _ = step.state()
+    torch.testing.assert_close(step.ema, expected, rtol=1e-5, atol=1e-6)
+    weights, optimizer_state, _ = step.state()
     for name, parameter in step.parameters.items():
-        assert torch.equal(weights[name], step.average[name]) and torch.equal(moving[f"raw.{name}"], parameter)
+        assert torch.equal(weights[name], step.ema[name]) and torch.equal(
+            optimizer_state[f"raw.{name}"], parameter
+        )
         assert not torch.equal(weights[name], parameter)
-    with step.averaged():
+    with step.ema_weights():
         assert torch.equal(step.task.model[0].weight, weights["0.weight"])
-    assert torch.equal(step.task.model[0].weight, moving["raw.0.weight"])
+    assert torch.equal(step.task.model[0].weight, optimizer_state["raw.0.weight"])
 
     other = make(Small(seed=1), ema=0.9)
     other.load(*halfway)
     for i in range(5, 8):
-        other(batch(seed=i), 1e-2, ema_at(i, 0.9))
+        other(batch(seed=i), 1e-2, ema_decay_at(i, 0.9))
     assert bits(other) == bits(step)

@@ -86,24 +86,39 @@ def check(config: Bench) -> None:
     """What can be known to be wrong before anything is built."""
     kind = choose(KINDS, config.what, "WHAT")
     for field in fields(config):
-        if field.name not in kind.settings | OF_ALL and getattr(config, field.name) != field.default:
+        if (
+            field.name not in kind.settings | OF_ALL
+            and getattr(config, field.name) != field.default
+        ):
             goes = [what for what, other in KINDS.items() if field.name in other.settings]
-            raise UserError(f"{word_of(config, field.name)} goes with mae bench {', '.join(goes)} only: leave it out")
+            raise UserError(
+                f"{word_of(config, field.name)} goes with mae bench {', '.join(goes)} only: leave it out"
+            )
     if config.what == "data" and config.data is None:
         raise UserError("DATA is missing: mae bench data FOLDER measures on image files of yours")
-    check_numbers(config, ("batch_size", "image_size", "patch_size", "rounds", "threads", "step_images_per_s"), ())
+    check_numbers(
+        config,
+        ("batch_size", "image_size", "patch_size", "rounds", "threads", "step_images_per_s"),
+        (),
+    )
     if config.precision not in (None, "fp32", "bf16"):
         raise UserError(f"--precision {config.precision}: fp32 or bf16")
     if config.step_images_per_s is not None and config.model is not None:
-        raise UserError("--model is there to measure what --step-images-per-s says: leave one of them out")
+        raise UserError(
+            "--model is there to measure what --step-images-per-s says: leave one of them out"
+        )
     if config.out is None:
         return
     if Path(config.out).is_dir() or config.out.endswith("/"):
-        raise UserError(f"--out {config.out} is a folder: name a file such as {Path(config.out) / 'bench.json'}")
+        raise UserError(
+            f"--out {config.out} is a folder: name a file such as {Path(config.out) / 'bench.json'}"
+        )
     try:
         Path(config.out).parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--out {config.out} cannot be written: {error.strerror or error}") from error
+        raise UserError(
+            f"--out {config.out} cannot be written: {error.strerror or error}"
+        ) from error
 
 
 def word_of(config: Bench, name: str) -> str:
@@ -155,7 +170,15 @@ def command(config: Bench) -> str:
     for field in fields(config):
         value, flag = getattr(config, field.name), f"--{field.name.replace('_', '-')}"
         named = field.name in ("what", "data", "out")
-        if named or value == field.default or field.name not in KINDS[config.what].settings | OF_ALL:
+        if (
+            named
+            or value == field.default
+            or field.name not in KINDS[config.what].settings | OF_ALL
+        ):
             continue
-        words += [flag, str(value)] if not isinstance(value, bool) else [flag if value else f"--no-{field.name}"]
+        words += (
+            [flag, str(value)]
+            if not isinstance(value, bool)
+            else [flag if value else f"--no-{field.name}"]
+        )
     return shlex.join(words)

@@ -1,6 +1,7 @@
 """`mae bench data`: images/s per core for each way from a file to a crop, the loader's overhead, the cores a step needs."""
 
 import io
+import logging
 import math
 import os
 import tempfile
@@ -21,17 +22,26 @@ from torch import Tensor
 
 from torchmae.bench.config import Bench, models
 from torchmae.bench.step import build, case_of
-from torchmae.bench.timing import Contender, race, speed_beside, spread, threads, turns
+from torchmae.bench.timing import (
+    Candidate,
+    benchmark_interleaved,
+    interleave,
+    speed_beside,
+    spread,
+    threads,
+)
 from torchmae.data.decode import BadImage, decode, extension
 from torchmae.data.labels import Subset
 from torchmae.data.loader import Batches
 from torchmae.data.sources import open_source
 from torchmae.data.sources.source import Source
-from torchmae.data.transforms import Augment, cut
+from torchmae.data.transforms import RandomResizedCropFlip, resized_crop
 from torchmae.errors import UserError
 from torchmae.models.weights import seeded
 from torchmae.tasks.pack.config import Pack
 from torchmae.tasks.pack.run import run
+
+logger = logging.getLogger(__name__)
 
 MOST_FILES, MOST_PIXELS = 200, 250_000_000  # of a sample, which is kept decoded in memory too
 
@@ -59,7 +69,12 @@ class Sample:
     def facts(self) -> dict[str, Any]:
         sizes = [len(self.source.read(i)) for i in range(len(self))]
         areas = [pixels.shape[0] * pixels.shape[1] for pixels in self.pixels]
-        return {"files": len(self), "left_out": self.bad, "kb": median(sizes) / 1e3, "megapixels": median(areas) / 1e6}
+        return {
+            "files": len(self),
+            "left_out": self.bad,
+            "kb": median(sizes) / 1e3,
+            "megapixels": median(areas) / 1e6,
+        }
 
 
 def data(config: Bench, device: torch.device) -> dict[str, Any]:
@@ -69,27 +84,33 @@ def data(config: Bench, device: torch.device) -> dict[str, Any]:
     result: dict[str, Any] = {"sample": sample.facts()}
     left_out = f" ({sample.bad} could not be read)" if sample.bad else ""
     facts = "{files} files{0}, medians: {kb:.0f} kB, {megapixels:.2f} megapixels"
-    print(facts.format(left_out, **result["sample"]))
+    logger.info(facts.format(left_out, **result["sample"]))
     with tempfile.TemporaryDirectory(prefix="mae-bench-") as folder, threads(1), seeded(0):
         paths, result["left_out"] = paths_of(sample, size, packed_set(sample, Path(folder)))
-        rounds, base = race(paths, config.rounds, torch.device("cpu")), paths[0].name
-        seconds = {path.name: [s / path.flops for s in rounds[path.name]] for path in paths}  # an image
+        rounds, base = (
+            benchmark_interleaved(paths, config.rounds, torch.device("cpu")),
+            paths[0].name,
+        )
+        seconds = {
+            path.name: [s / path.flops for s in rounds[path.name]] for path in paths
+        }  # an image
         result["paths"] = [
-            path_row(name, own, None if name == base else seconds[base]) for name, own in seconds.items()
+            path_row(name, own, None if name == base else seconds[base])
+            for name, own in seconds.items()
         ]
-        print("\n".join(path_table(result)), flush=True)
+        logger.info("\n".join(path_table(result)))
         result["pixels"] = difference(sample, size)
-        print(
+        logger.info(
             "\n"
             + "beside PIL's own crop and resize: {mean:.3f} levels in the mean, {most} at most".format(
                 **result["pixels"]
             )
         )
-        batches = Batches(sample.source, Augment(size), min(BATCH, len(sample)))
+        batches = Batches(sample.source, RandomResizedCropFlip(size), min(BATCH, len(sample)))
         result["loader"] = loader(batches, config.rounds)
-        print("\n".join(loader_table(result["loader"])), flush=True)
+        logger.info("\n".join(loader_table(result["loader"])))
     result["steps"] = steps(config, device)
-    print("\n".join(cores_table(result, device)), flush=True)
+    logger.info("\n".join(cores_table(result, device)))
     return result
 
 
@@ -102,8 +123,12 @@ def take(source: Source, name: str) -> Sample:
         try:
             encoded = source.read(i)
             if not isinstance(encoded, bytes):
-                raise UserError(f"mae bench data measures how image files are decoded, but {name} gives pixels")
-            with Image.open(io.BytesIO(encoded)) as image:  # what only one of the two can read would be no comparison
+                raise UserError(
+                    f"mae bench data measures how image files are decoded, but {name} gives pixels"
+                )
+            with Image.open(
+                io.BytesIO(encoded)
+            ) as image:  # what only one of the two can read would be no comparison
                 image.convert("RGB")
             decoded = decode(encoded)
         except (BadImage, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
@@ -133,21 +158,25 @@ def packed_set(sample: Sample, folder: Path) -> Source:
     return open_source(str(folder / "packed"))
 
 
-def paths_of(sample: Sample, size: tuple[int, int], packed: Source) -> tuple[list[Contender], list[str]]:
+def paths_of(
+    sample: Sample, size: tuple[int, int], packed: Source
+) -> tuple[list[Candidate], list[str]]:
     """Each way from a file to what a model takes, the reference's first, over all of the sample; and what is left out, why.
     In place of operations a contender has its number of images."""
-    augment, count = Augment(size), len(sample)
+    augment, count = RandomResizedCropFlip(size), len(sample)
 
-    def each(name: str, one: Callable[[int], object]) -> Contender:
-        return Contender(name, lambda: [one(i) for i in range(count)], count)
+    def each(name: str, one: Callable[[int], object]) -> Candidate:
+        return Candidate(name, lambda: [one(i) for i in range(count)], count)
 
-    def ours(name: str, source: Source) -> Contender:
+    def ours(name: str, source: Source) -> Candidate:
         """The very work of a loader's worker: whole batches."""
         batches = Batches(source, augment, min(BATCH, len(source)))
         steps = -(-len(source) // batches.batch_size)
-        return Contender(name, lambda: [batches[step] for step in range(steps)], steps * batches.batch_size)
+        return Candidate(
+            name, lambda: [batches[step] for step in range(steps)], steps * batches.batch_size
+        )
 
-    paths: list[Contender] = []
+    paths: list[Candidate] = []
     left_out: list[str] = []
     if find_spec("torchvision") is None:
         left_out.append('torchvision: pip install "torchmae[torchvision]" adds its two rows')
@@ -160,7 +189,9 @@ def paths_of(sample: Sample, size: tuple[int, int], packed: Source) -> tuple[lis
                 fast(i)
             paths.append(each("torchvision decode_image + v2, uint8", fast))
         except RuntimeError as error:
-            left_out.append(f"torchvision decode_image: it cannot read one of the files ({str(error).splitlines()[0]})")
+            left_out.append(
+                f"torchvision decode_image: it cannot read one of the files ({str(error).splitlines()[0]})"
+            )
     paths.append(ours("torchmae", sample.source))
     paths.append(ours(f"torchmae, packed at size {PACKED}", packed))
     paths.append(each("torchmae, decoded in memory", lambda i: augment(sample.pixels[i], 0, i)))
@@ -172,18 +203,22 @@ def pil_and_torchvision(source: Source, size: tuple[int, int]) -> Callable[[int]
     from torchvision import transforms as v1
 
     crop = v1.RandomResizedCrop(size, scale=(0.2, 1.0), interpolation=v1.InterpolationMode.BICUBIC)
-    transform = v1.Compose([crop, v1.RandomHorizontalFlip(), v1.ToTensor(), v1.Normalize(MEAN, STD)])
+    transform = v1.Compose(
+        [crop, v1.RandomHorizontalFlip(), v1.ToTensor(), v1.Normalize(MEAN, STD)]
+    )
     return lambda i: transform(opened(source, i))
 
 
-def pil_alone(source: Source, augment: Augment) -> Callable[[int], Tensor]:
+def pil_alone(source: Source, augment: RandomResizedCropFlip) -> Callable[[int], Tensor]:
     """The same without torchvision."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
 
     def one(i: int) -> Tensor:
         image = opened(source, i)
         top, left, height, width, flip = augment.crop(image.height, image.width, 0, i)
-        small = image.crop((left, top, left + width, top + height)).resize(augment.size[::-1], Image.Resampling.BICUBIC)
+        small = image.crop((left, top, left + width, top + height)).resize(
+            augment.size[::-1], Image.Resampling.BICUBIC
+        )
         small = ImageOps.mirror(small) if flip else small
         return (torch.from_numpy(np.array(small)).permute(2, 0, 1).float() / 255 - mean) / std
 
@@ -201,7 +236,9 @@ def torchvision_alone(source: Source, size: tuple[int, int]) -> Callable[[int], 
     from torchvision.io import ImageReadMode, decode_image
     from torchvision.transforms import InterpolationMode, v2
 
-    crop = v2.RandomResizedCrop(size, scale=(0.2, 1.0), interpolation=InterpolationMode.BICUBIC, antialias=True)
+    crop = v2.RandomResizedCrop(
+        size, scale=(0.2, 1.0), interpolation=InterpolationMode.BICUBIC, antialias=True
+    )
     transform = v2.Compose([crop, v2.RandomHorizontalFlip()])
 
     def one(i: int) -> Tensor:
@@ -213,7 +250,12 @@ def torchvision_alone(source: Source, size: tuple[int, int]) -> Callable[[int], 
 
 def path_row(name: str, own: list[float], base: list[float] | None) -> dict[str, Any]:
     speed = None if base is None else speed_beside(own, base)
-    return {"name": name, "images_per_s": median(1 / s for s in own), "speed": speed, "seconds": own}
+    return {
+        "name": name,
+        "images_per_s": median(1 / s for s in own),
+        "speed": speed,
+        "seconds": own,
+    }
 
 
 def path_table(result: dict[str, Any]) -> Iterator[str]:
@@ -226,7 +268,7 @@ def path_table(result: dict[str, Any]) -> Iterator[str]:
 
 def difference(sample: Sample, size: tuple[int, int]) -> dict[str, Any]:
     """Our crops beside PIL's of the same windows, decoding included, in levels of 0 to 255."""
-    means, most, equal, augment = [], 0, 0, Augment(size, flip=False)
+    means, most, equal, augment = [], 0, 0, RandomResizedCropFlip(size, flip=False)
     for i, pixels in enumerate(sample.pixels):
         with Image.open(io.BytesIO(bytes(sample.source.read(i)))) as image:
             theirs = ImageOps.exif_transpose(image).convert("RGB")
@@ -235,11 +277,18 @@ def difference(sample: Sample, size: tuple[int, int]) -> dict[str, Any]:
         equal += int(np.array_equal(np.asarray(theirs), pixels))
         window = augment.crop(theirs.height, theirs.width, 0, i)
         box = (window.left, window.top, window.left + window.width, window.top + window.height)
-        small = np.asarray(theirs.crop(box).resize(size[::-1], Image.Resampling.BICUBIC)).astype(int)
-        gap = np.abs(cut(pixels, window, size).permute(1, 2, 0).numpy() - small)
+        small = np.asarray(theirs.crop(box).resize(size[::-1], Image.Resampling.BICUBIC)).astype(
+            int
+        )
+        gap = np.abs(resized_crop(pixels, window, size).permute(1, 2, 0).numpy() - small)
         means.append(float(gap.mean()))
         most = max(most, int(gap.max()))
-    return {"files": len(means), "decoded_equal": equal, "mean": float(np.mean(means or [0.0])), "most": most}
+    return {
+        "files": len(means),
+        "decoded_equal": equal,
+        "mean": float(np.mean(means or [0.0])),
+        "most": most,
+    }
 
 
 def loader(batches: Batches, rounds: int) -> dict[str, Any]:
@@ -267,15 +316,22 @@ def loader(batches: Batches, rounds: int) -> dict[str, Any]:
             next(made)
         return many * batch / (time.perf_counter() - began)
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     workers = sorted({0, 1, 2, cores})
-    measures: dict[str, Callable[[], float]] = {"direct": direct, **{f"{n}": partial(through, n) for n in workers}}
-    rates = turns(measures, rounds)
+    measures: dict[str, Callable[[], float]] = {
+        "direct": direct,
+        **{f"{n}": partial(through, n) for n in workers},
+    }
+    rates = interleave(measures, rounds)
     return {
         "batch": batch,
         "batches": count,
         "direct": {"images_per_s": median(rates["direct"]), "rates": rates["direct"]},
-        "workers": {n: {"images_per_s": median(rates[f"{n}"]), "rates": rates[f"{n}"]} for n in workers},
+        "workers": {
+            n: {"images_per_s": median(rates[f"{n}"]), "rates": rates[f"{n}"]} for n in workers
+        },
         "overhead": [1 - through / alone for through, alone in zip(rates["1"], rates["direct"])],
     }
 
@@ -300,7 +356,9 @@ def steps(config: Bench, device: torch.device) -> dict[str, float]:
     for name in models(config.model):
         with seeded(0):
             case = case_of(config, device)
-            seconds = race([case.ours("torchmae", build(config, name))], 2, device)["torchmae"]
+            seconds = benchmark_interleaved(
+                [case.ours("torchmae", build(config, name))], 2, device
+            )["torchmae"]
         found[name] = len(case.images) / median(seconds)
     return found
 
@@ -309,7 +367,9 @@ def cores_table(result: dict[str, Any], device: torch.device) -> Iterator[str]:
     """A worker's overhead is not in it: it shows above."""
     names = list(result["steps"])
     yield f"\n{'cores needed to feed a step':<40}" + "".join(f"{name:>14}" for name in names)
-    yield f"{'  which takes images/s':<40}" + "".join(f"{rate:>14.4g}" for rate in result["steps"].values())
+    yield f"{'  which takes images/s':<40}" + "".join(
+        f"{rate:>14.4g}" for rate in result["steps"].values()
+    )
     for row in result["paths"]:
         needed = {name: rate / row["images_per_s"] for name, rate in result["steps"].items()}
         row["cores_needed"] = needed

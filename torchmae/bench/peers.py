@@ -63,7 +63,10 @@ class Lightly(nn.Module):
     def __init__(self, config: dict[str, Any], mask_ratio: float):
         super().__init__()
         from lightly.models import utils
-        from lightly.models.modules import MaskedVisionTransformerDecoderTIMM, MaskedVisionTransformerTIMM
+        from lightly.models.modules import (
+            MaskedVisionTransformerDecoderTIMM,
+            MaskedVisionTransformerTIMM,
+        )
         from timm.models.vision_transformer import VisionTransformer
 
         encoder, width = config["encoder"], config["decoder_dim"]
@@ -80,13 +83,17 @@ class Lightly(nn.Module):
         self.utils, self.mask_ratio, self.patch_size = utils, mask_ratio, encoder["patch_size"]
         self.encoder = MaskedVisionTransformerTIMM(vit)
         self.embed = nn.Linear(encoder["embed_dim"], width)
-        shape = dict(embed_dim=width, depth=config["decoder_depth"], num_heads=config["decoder_heads"])
+        shape = dict(
+            embed_dim=width, depth=config["decoder_depth"], num_heads=config["decoder_heads"]
+        )
         self.decoder = MaskedVisionTransformerDecoderTIMM(vit.patch_embed.num_patches, **shape)
         self.pred = nn.Linear(width, encoder["patch_size"] ** 2 * encoder["channels"])
 
     def forward(self, images: Tensor) -> Tensor:
         u, size = self.utils, (len(images), self.encoder.sequence_length)
-        keep, hide = u.random_token_mask(size=size, mask_ratio=self.mask_ratio, device=images.device)
+        keep, hide = u.random_token_mask(
+            size=size, mask_ratio=self.mask_ratio, device=images.device
+        )
         x = self.embed(self.encoder.encode(images, idx_keep=keep))
         tokens = u.repeat_token(self.decoder.mask_token, size)
         x = self.decoder(u.set_at_index(tokens, keep, x.type_as(tokens)))

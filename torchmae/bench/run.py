@@ -1,6 +1,7 @@
 """`mae bench`: speed on this machine, a table on the screen and all rounds in a JSON file."""
 
 import json
+import logging
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from torchmae.data.sources import open_source
 from torchmae.disk import write_text
 from torchmae.errors import RunError
 from torchmae.train.distributed import find_device
+
+logger = logging.getLogger(__name__)
 
 # Of each WHAT the function that measures: settings and device to what the JSON file says of it.
 WHAT = {"step": step, "wall-clock": wall_clock, "data": data, "resume": resume, "startup": startup}
@@ -39,11 +42,17 @@ def run(config: Bench) -> Path:
             "command": command(public(config)),
             "machine": here,
             "versions": versions((*PACKAGES, *PEERS)),
-            "settings": {name: value for name, value in asdict(public(config)).items() if name != "out"},
+            "settings": {
+                name: value for name, value in asdict(public(config)).items() if name != "out"
+            },
         }
-        size = f"; {config.precision}, batch {config.batch_size}" if config.what in ("step", "wall-clock") else ""
+        size = (
+            f"; {config.precision}, batch {config.batch_size}"
+            if config.what in ("step", "wall-clock")
+            else ""
+        )
         rounds = f"; medians of {config.rounds} rounds" if config.measure else ""
-        print(
+        logger.info(
             f"{here['device']}, {here['threads']} threads, load {here['load']}{size}{', compiled' if config.compile else ''}"
             f"{rounds}"
         )
@@ -52,5 +61,5 @@ def run(config: Bench) -> Path:
         write_text(out, json.dumps(result, indent=1))
     except OSError as error:
         raise RunError(f"could not write {out}: {error.strerror or error}") from error
-    print(f"{out}: all rounds")
+    logger.info(f"{out}: all rounds")
     return out

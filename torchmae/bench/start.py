@@ -1,6 +1,7 @@
 """`mae bench resume` and `mae bench startup`: what stands between a command and its first step."""
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -22,13 +23,15 @@ from PIL import Image
 
 from torchmae.bench.config import Bench, models
 from torchmae.bench.step import LR, build, case_of
-from torchmae.bench.timing import Contender, race, speed_beside, spread, turns
+from torchmae.bench.timing import Candidate, benchmark_interleaved, interleave, speed_beside, spread
 from torchmae.errors import RunError
 from torchmae.models.weights import seeded
 from torchmae.tasks.pack import run as pack
 from torchmae.tasks.pack.config import Pack
 from torchmae.train import checkpoint
 from torchmae.train.checkpoint import Checkpoint, newest
+
+logger = logging.getLogger(__name__)
 
 BLOCK = 1 << 24  # bytes of a plain copy at a time
 
@@ -48,8 +51,10 @@ def resume(config: Bench, device: torch.device) -> dict[str, Any]:
             with tempfile.TemporaryDirectory(prefix="mae-bench-", dir=place) as folder:
                 result[name] = resumed(config, name, device, Path(folder))
         except OSError as error:
-            raise RunError(f"could not write beside {config.out}: {error.strerror or error}") from error
-        print("\n".join(resume_table(name, result[name])), flush=True)
+            raise RunError(
+                f"could not write beside {config.out}: {error.strerror or error}"
+            ) from error
+        logger.info("\n".join(resume_table(name, result[name])))
     return {"models": result}
 
 
@@ -65,7 +70,7 @@ def resumed(config: Bench, name: str, device: torch.device, folder: Path) -> dic
     def load() -> None:
         saved = newest(folder)
         assert saved is not None
-        trainer.load(saved.model, saved.optimizer, saved.numbers)
+        trainer.load(saved.model, saved.optimizer, saved.metadata)
 
     save()
     size = sum(file.stat().st_size for file in (folder / "state").rglob("*") if file.is_file())
@@ -84,7 +89,9 @@ def resumed(config: Bench, name: str, device: torch.device, folder: Path) -> dic
                 pass
 
     steps = {"save": save, "load": load, "plain write": write, "plain read": read}
-    seconds = race([Contender(what, step, 0.0) for what, step in steps.items()], config.rounds, device)
+    seconds = benchmark_interleaved(
+        [Candidate(what, step, 0.0) for what, step in steps.items()], config.rounds, device
+    )
     rows = [
         {
             "name": what,
@@ -108,14 +115,19 @@ def resume_table(name: str, result: dict[str, Any]) -> Iterator[str]:
 
 def startup(config: Bench, device: torch.device) -> dict[str, Any]:
     """Real commands in processes of their own: --help, and a training until its first step is logged."""
-    environment = {**os.environ, **({"OMP_NUM_THREADS": str(config.threads)} if config.threads else {})}
+    environment = {
+        **os.environ,
+        **({"OMP_NUM_THREADS": str(config.threads)} if config.threads else {}),
+    }
     with tempfile.TemporaryDirectory(prefix="mae-bench-") as name:
         folder = Path(name)
         data = config.data or make_packed_set(folder)
 
         def whole(*words: str) -> float:
             began = time.perf_counter()
-            subprocess.run([sys.executable, *words], env=environment, capture_output=True, check=True)
+            subprocess.run(
+                [sys.executable, *words], env=environment, capture_output=True, check=True
+            )
             return time.perf_counter() - began
 
         measures = {
@@ -124,13 +136,13 @@ def startup(config: Bench, device: torch.device) -> dict[str, Any]:
             "mae --help": partial(whole, "-m", "torchmae", "--help"),
             "first step": partial(first_step, data, device, folder, environment),
         }
-        seconds = turns(measures, config.rounds)
+        seconds = interleave(measures, config.rounds)
     parts = zip(seconds["import torch"], seconds["python -c pass"], seconds["first step"])
     shares = [(torch_ - empty) / first for torch_, empty, first in parts]
     rows = [{"name": what, "s": median(own), "seconds": own} for what, own in seconds.items()]
     result = {"rows": rows, "import_torch_share": {"median": median(shares), "shares": shares}}
     what = "DATA" if config.data else f"a packed set of {IMAGES} images"
-    print("\n".join(startup_table(result, what)), flush=True)
+    logger.info("\n".join(startup_table(result, what)))
     return {"startup": result}
 
 
@@ -141,7 +153,9 @@ def make_packed_set(folder: Path) -> str:
     for i in range(IMAGES):
         wave = np.sin(rows / random.uniform(2, 20) + columns / random.uniform(2, 20))[..., None]
         pixels = 128 + 60 * wave * random.uniform(0, 1, 3) + random.normal(0, 8, (SIDE, SIDE, 3))
-        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / "files" / f"{i:04d}.jpg", quality=92)
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(
+            folder / "files" / f"{i:04d}.jpg", quality=92
+        )
     with redirect_stdout(StringIO()):
         pack.run(Pack(str(folder / "files"), str(folder / "packed")))
     return str(folder / "packed")
@@ -154,9 +168,22 @@ def first_step(data: str, device: torch.device, folder: Path, environment: dict[
     for place in (run, cache):
         shutil.rmtree(place, ignore_errors=True)
     environment = {**environment, "XDG_CACHE_HOME": str(cache)}
-    flags: dict[str, object] = dict(model="vit_micro", image_size=64, epochs=100, workers=1, log_every=1)
+    flags: dict[str, object] = dict(
+        model="vit_micro", image_size=64, epochs=100, workers=1, log_every=1
+    )
     words = [f"--{flag.replace('_', '-')}={value}" for flag, value in flags.items()]
-    command = [sys.executable, "-m", "torchmae", "pretrain", data, "--out", str(run), "--device", str(device), *words]
+    command = [
+        sys.executable,
+        "-m",
+        "torchmae",
+        "pretrain",
+        data,
+        "--out",
+        str(run),
+        "--device",
+        str(device),
+        *words,
+    ]
     log, began = run / "log.jsonl", time.perf_counter()
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(command, env=environment, stdout=said, stderr=subprocess.STDOUT)
@@ -164,7 +191,9 @@ def first_step(data: str, device: torch.device, folder: Path, environment: dict[
             while not (log.exists() and log.stat().st_size):
                 if process.poll() is not None or time.perf_counter() - began > LIMIT:
                     said.seek(0)
-                    *_, last = said.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
+                    *_, last = said.read().decode(errors="replace").strip().splitlines() or [
+                        "it said nothing"
+                    ]
                     raise RunError(f"mae pretrain did not come to its first step: {last}")
                 time.sleep(0.005)
             seconds = time.perf_counter() - began

@@ -1,6 +1,7 @@
 """`mae bench step` and `mae bench wall-clock`: a training step beside other libraries; what leaving mask tokens out of the
 encoder saves."""
 
+import logging
 import math
 from collections.abc import Iterator
 from statistics import median
@@ -11,22 +12,33 @@ from torch import Tensor, nn
 
 from torchmae.bench.config import Bench, models, patch_size
 from torchmae.bench.peers import WITHOUT, Peer, find_peers
-from torchmae.bench.timing import Contender, matrix_product, race, speed_beside, spread, step_memory_mb
+from torchmae.bench.timing import (
+    Candidate,
+    benchmark_interleaved,
+    matrix_product,
+    speed_beside,
+    spread,
+    step_memory_mb,
+)
 from torchmae.data.loader import Batch
 from torchmae.models.mae import MAE
-from torchmae.models.masking import kept
+from torchmae.models.masking import num_visible
 from torchmae.models.vit import ViT, size_of
 from torchmae.models.weights import seeded
 from torchmae.tasks.pretrain.task import PretrainTask
-from torchmae.train.config import Plan
+from torchmae.train.config import TrainConfig
 from torchmae.train.distributed import World
-from torchmae.train.optim import parameter_groups
-from torchmae.train.trainer import Step
+from torchmae.train.optim import param_groups_weight_decay
+from torchmae.train.trainer import Trainer
+
+logger = logging.getLogger(__name__)
 
 MASK_RATIO = 0.75
 
 
-NARROW = 64  # width of a decoder head in vit-pytorch unless asked otherwise; the paper's are 32 wide
+NARROW = (
+    64  # width of a decoder head in vit-pytorch unless asked otherwise; the paper's are 32 wide
+)
 
 
 LR, WEIGHT_DECAY, BETAS = 1e-4, 0.05, (0.9, 0.95)
@@ -46,7 +58,7 @@ def flops(model: MAE, mask_ratio: float = MASK_RATIO) -> int:
     """
     encoder, decoder, patches = model.encoder, model.decoder, math.prod(model.encoder.grid)
     dim, width = encoder.embed_dim, decoder.norm.normalized_shape[0]
-    encoded = 1 + (patches if model.encode_all else kept(patches, mask_ratio))
+    encoded = 1 + (patches if model.encode_all else num_visible(patches, mask_ratio))
 
     def linear(tokens: int, inputs: int, outputs: int) -> int:
         return 2 * tokens * inputs * outputs
@@ -55,8 +67,12 @@ def flops(model: MAE, mask_ratio: float = MASK_RATIO) -> int:
         return linear(tokens, dim, 4 * dim + 2 * hidden) + 2 * linear(tokens, dim, tokens)
 
     embedding = linear(patches, encoder.patch_size**2 * encoder.channels, dim)
-    rest = encoder.depth * block(encoded, dim, int(dim * encoder.mlp_ratio)) + linear(encoded, dim, width)
-    rest += len(decoder.blocks) * block(1 + patches, width, 4 * width) + linear(1 + patches, width, model.target.width)
+    rest = encoder.depth * block(encoded, dim, int(dim * encoder.mlp_ratio)) + linear(
+        encoded, dim, width
+    )
+    rest += len(decoder.blocks) * block(1 + patches, width, 4 * width) + linear(
+        1 + patches, width, model.target.width
+    )
     return 2 * embedding + 3 * rest
 
 
@@ -67,30 +83,46 @@ class Case(NamedTuple):
     device: torch.device
     images: Tensor  # uint8, on the device
 
-    def ours(self, name: str, model: MAE, against: str | None = None, note: str = "") -> Contender:
+    def ours(self, name: str, model: MAE, against: str | None = None, note: str = "") -> Candidate:
         """The very step of `mae pretrain`: pixels normalised, masks drawn, statistics head, gradient norm and all."""
         trainer, batch, work = self.trainer(model), self.batch(), flops(model) * len(self.images)
-        return Contender(name, lambda: trainer(batch, LR), work, trainer.task.model, trainer.optimizer, note, against)
+        return Candidate(
+            name,
+            lambda: trainer(batch, LR),
+            work,
+            trainer.task.model,
+            trainer.optimizer,
+            note,
+            against,
+        )
 
-    def trainer(self, model: MAE) -> Step:
+    def trainer(self, model: MAE) -> Trainer:
         assert self.config.precision
         task = PretrainTask(model, "random", MASK_RATIO, 0).to(self.device).train()
         numbers = (1, 0, LR, WEIGHT_DECAY, BETAS, None)
-        plan = Plan(*numbers, self.config.precision, self.config.compile, micro_batch=len(self.images))
-        return Step(task, World(0, 1, self.device), plan)
+        plan = TrainConfig(
+            *numbers, self.config.precision, self.config.compile, micro_batch_size=len(self.images)
+        )
+        return Trainer(task, World(0, 1, self.device), plan)
 
     def batch(self) -> Batch:
         number = torch.arange(len(self.images), device=self.device)
         return Batch(self.images, torch.zeros_like(number), number, [])
 
-    def theirs(self, name: str, model: nn.Module, work: float, against: str, note: str) -> Contender:
+    def theirs(
+        self, name: str, model: nn.Module, work: float, against: str, note: str
+    ) -> Candidate:
         """The plainest good loop around another library's model: autocast, fused AdamW; images are normalised already."""
         model = model.to(self.device).train()
         if self.config.compile:
             model.compile()
-        optimizer = torch.optim.AdamW(parameter_groups(model, WEIGHT_DECAY), LR, BETAS, fused=True)
+        optimizer = torch.optim.AdamW(
+            param_groups_weight_decay(model, WEIGHT_DECAY), LR, BETAS, fused=True
+        )
         images = (self.images.float() / 255 - 0.5) / 0.5
-        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+        autocast = torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"
+        )
 
         def step() -> Tensor:
             optimizer.zero_grad(set_to_none=True)
@@ -100,7 +132,7 @@ class Case(NamedTuple):
             optimizer.step()
             return loss.detach()
 
-        return Contender(name, step, work, model, optimizer, note, against)
+        return Candidate(name, step, work, model, optimizer, note, against)
 
 
 def case_of(config: Bench, device: torch.device) -> Case:
@@ -119,18 +151,23 @@ def step(config: Bench, device: torch.device) -> dict[str, Any]:
     peers = find_peers(config.vs or "")
     left_out = [reason for name, reason in WITHOUT.items() if name in (config.vs or "")]
     for reason in left_out:
-        print(f"left out: {reason}")
+        logger.info(f"left out: {reason}")
     return {
         "left_out": left_out,
         "models": {name: one_step(config, name, peers, device) for name in models(config.model)},
     }
 
 
-def one_step(config: Bench, name: str, peers: dict[str, Peer], device: torch.device) -> dict[str, Any]:
+def one_step(
+    config: Bench, name: str, peers: dict[str, Peer], device: torch.device
+) -> dict[str, Any]:
     with seeded(0):
         case, model = case_of(config, device), build(config, name)
-        contenders = [matrix_product(device, config.precision or "fp32"), *step_contenders(case, model, peers)]
-        seconds = race(contenders, config.rounds, device)
+        contenders = [
+            matrix_product(device, config.precision or "fp32"),
+            *step_contenders(case, model, peers),
+        ]
+        seconds = benchmark_interleaved(contenders, config.rounds, device)
         memory = {contender.name: step_memory_mb(contender, device) for contender in contenders}
     product, images = contenders[0], len(case.images)
     peak = [product.flops / s for s in seconds[product.name]]
@@ -149,13 +186,17 @@ def one_step(config: Bench, name: str, peers: dict[str, Peer], device: torch.dev
             "seconds": own,
         }
         rows.append(row)
-    measured = {"note": product.note, "tflops": median(peak) / 1e12, "seconds": seconds[product.name]}
+    measured = {
+        "note": product.note,
+        "tflops": median(peak) / 1e12,
+        "seconds": seconds[product.name],
+    }
     result = {"gflop_per_image": flops(model) / 1e9, "matrix_product": measured, "rows": rows}
-    print("\n".join(step_table(name, result)), flush=True)
+    logger.info("\n".join(step_table(name, result)))
     return result
 
 
-def step_contenders(case: Case, model: MAE, peers: dict[str, Peer]) -> Iterator[Contender]:
+def step_contenders(case: Case, model: MAE, peers: dict[str, Peer]) -> Iterator[Candidate]:
     """torchmae first. Where heads of 64 make another decoder, vit-pytorch has a second row with them, beside torchmae's own."""
     described, work = model.config(), flops(model) * len(case.images)
     yield case.ours("torchmae", model)
@@ -164,9 +205,13 @@ def step_contenders(case: Case, model: MAE, peers: dict[str, Peer]) -> Iterator[
     heads = max(1, described["decoder_dim"] // NARROW)
     if "vit-pytorch" in peers and heads != described["decoder_heads"]:
         other, text = described | {"decoder_heads": heads}, f"decoder heads of {NARROW}"
-        yield case.ours(f"torchmae, {text}", MAE.build(other), note="beside vit-pytorch with its usual heads")
+        yield case.ours(
+            f"torchmae, {text}", MAE.build(other), note="beside vit-pytorch with its usual heads"
+        )
         again = peers["vit-pytorch"].build(other, MASK_RATIO)
-        yield case.theirs(f"vit-pytorch, {text}", again, work, f"torchmae, {text}", "its default: less softmax")
+        yield case.theirs(
+            f"vit-pytorch, {text}", again, work, f"torchmae, {text}", "its default: less softmax"
+        )
 
 
 def step_table(name: str, result: dict[str, Any]) -> Iterator[str]:
@@ -190,16 +235,24 @@ def wall_clock(config: Bench, device: torch.device) -> dict[str, Any]:
 def one_table(config: Bench, name: str, device: torch.device) -> dict[str, Any]:
     variants = [(True, 8), (False, 8), (False, 1)]
     names = [
-        f"mask tokens in the {'encoder' if all_ else 'decoder'}, decoder depth {depth}" for all_, depth in variants
+        f"mask tokens in the {'encoder' if all_ else 'decoder'}, decoder depth {depth}"
+        for all_, depth in variants
     ]
-    with seeded(0), device if config.measure else torch.device("meta"):  # to count, no weights are needed
-        models = [build(config, name, encode_all=all_, decoder_depth=depth) for all_, depth in variants]
+    with (
+        seeded(0),
+        device if config.measure else torch.device("meta"),
+    ):  # to count, no weights are needed
+        models = [
+            build(config, name, encode_all=all_, decoder_depth=depth) for all_, depth in variants
+        ]
     counts = [flops(model) for model in models]
     seconds: dict[str, list[float]] = {}
     if config.measure:
         with seeded(0):
             case = case_of(config, device)
-            seconds = race([case.ours(n, model) for n, model in zip(names, models)], config.rounds, device)
+            seconds = benchmark_interleaved(
+                [case.ours(n, model) for n, model in zip(names, models)], config.rounds, device
+            )
     rows = [
         {
             "name": names[i],
@@ -211,7 +264,7 @@ def one_table(config: Bench, name: str, device: torch.device) -> dict[str, Any]:
         }
         for i, (all_, depth) in enumerate(variants)
     ]
-    print("\n".join(wall_clock_table(name, rows)), flush=True)
+    logger.info("\n".join(wall_clock_table(name, rows)))
     return {"rows": rows}
 
 

@@ -28,7 +28,7 @@ PRODUCT = "matrix product"
 
 
 @dataclass(frozen=True)
-class Contender:
+class Candidate:
     """One training to be timed: `step()` makes a step with `flops` operations."""
 
     name: str
@@ -40,20 +40,26 @@ class Contender:
     against: str | None = None  # whom its speed is compared with
 
 
-def matrix_product(device: torch.device, precision: str) -> Contender:
+def matrix_product(device: torch.device, precision: str) -> Candidate:
     """A large square product: the speed that this machine reaches at best, at this moment."""
     side = 8192 if device.type == "cuda" else 2048
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
-    return Contender(PRODUCT, lambda: torch.mm(a, b, out=out), 2.0 * side**3, note=f"{side}x{side}, {precision}")
+    return Candidate(
+        PRODUCT, lambda: torch.mm(a, b, out=out), 2.0 * side**3, note=f"{side}x{side}, {precision}"
+    )
 
 
-def race(contenders: Sequence[Contender], rounds: int, device: torch.device) -> dict[str, list[float]]:
+def benchmark_interleaved(
+    contenders: Sequence[Candidate], rounds: int, device: torch.device
+) -> dict[str, list[float]]:
     """Seconds a step of each contender in each round. Each has two steps to warm up, and is not always first or last."""
     repeat: dict[str, int] = {}
     seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
-    with tqdm(total=len(contenders) * (rounds + 1), unit=" measurements", disable=None, leave=False) as bar:
+    with tqdm(
+        total=len(contenders) * (rounds + 1), unit=" measurements", disable=None, leave=False
+    ) as bar:
         for contender in contenders:
             timed(contender.step, 1, device)  # compiles, finds out what fits into memory
             repeat[contender.name] = min(200, math.ceil(LEAST / timed(contender.step, 1, device)))
@@ -62,14 +68,16 @@ def race(contenders: Sequence[Contender], rounds: int, device: torch.device) -> 
         for i in range(rounds):
             turn = i % len(contenders)
             for contender in (*contenders[turn:], *contenders[:turn]):
-                seconds[contender.name].append(timed(contender.step, repeat[contender.name], device))
+                seconds[contender.name].append(
+                    timed(contender.step, repeat[contender.name], device)
+                )
                 at_rest(contender)
                 bar.update()
     return seconds
 
 
-def turns(measures: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """What each of these measurements, which look at the clock themselves, gives in each round; the order as in `race`."""
+def interleave(measures: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """What each of these measurements, which look at the clock themselves, gives in each round; the order as in `benchmark_interleaved`."""
     names = list(measures)
     found: dict[str, list[float]] = {name: [] for name in names}
     for i in tqdm(range(-1, rounds), unit=" rounds", disable=None, leave=False):
@@ -91,7 +99,7 @@ def timed(step: Callable[[], object], count: int, device: torch.device) -> float
     return (time.perf_counter() - began) / count
 
 
-def at_rest(contender: Contender) -> None:
+def at_rest(contender: Candidate) -> None:
     """Without gradients, so that only one contender at a time has them in memory; a step drops them first in any case."""
     if contender.optimizer is not None:
         contender.optimizer.zero_grad(set_to_none=True)
@@ -105,7 +113,7 @@ def wait(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
-def step_memory_mb(contender: Contender, device: torch.device) -> float | None:
+def step_memory_mb(contender: Candidate, device: torch.device) -> float | None:
     """The most that one step's tensors take, with weights and optimizer state, in MB (10^6); as if it were alone there.
 
     On a CPU the profiler adds up every tensor's bytes: what the process holds says little, since freed memory stays with it.

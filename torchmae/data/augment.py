@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
-from torchmae.data.transforms import Augment, Pixels, cut
+from torchmae.data.transforms import Pixels, RandomResizedCropFlip, resized_crop
 from torchmae.hashing import AUGMENT, hash32
 
 Op = Callable[[Image.Image, float, "Fill"], Image.Image]
@@ -22,7 +22,11 @@ Fill = tuple[int, ...] | int
 def warp(matrix: Callable[[Image.Image, float], tuple[float, ...]]) -> Op:
     """A geometric operation from its affine matrix (output to input) at a signed strength of -1..1."""
     return lambda image, level, fill: image.transform(
-        image.size, Image.Transform.AFFINE, matrix(image, level), Image.Resampling.BICUBIC, fillcolor=fill
+        image.size,
+        Image.Transform.AFFINE,
+        matrix(image, level),
+        Image.Resampling.BICUBIC,
+        fillcolor=fill,
     )
 
 
@@ -34,7 +38,8 @@ def enhance(kind: Callable[[Image.Image], ImageEnhance._Enhance]) -> Op:
 def solarize_add(image: Image.Image, level: float, fill: Fill) -> Image.Image:
     """Adds up to 110 to what is darker than 128."""
     return image.point(
-        [min(255, i + int(110 * abs(level))) if i < 128 else i for i in range(256)] * len(image.getbands())
+        [min(255, i + int(110 * abs(level))) if i < 128 else i for i in range(256)]
+        * len(image.getbands())
     )
 
 
@@ -44,8 +49,12 @@ OPS: dict[str, Op] = {
     "auto contrast": lambda image, level, fill: ImageOps.autocontrast(image),
     "equalize": lambda image, level, fill: ImageOps.equalize(image),
     "invert": lambda image, level, fill: ImageOps.invert(image),
-    "rotate": lambda image, level, fill: image.rotate(30 * level, Image.Resampling.BICUBIC, fillcolor=fill),
-    "posterize": lambda image, level, fill: ImageOps.posterize(image, max(1, 4 - int(4 * abs(level)))),
+    "rotate": lambda image, level, fill: image.rotate(
+        30 * level, Image.Resampling.BICUBIC, fillcolor=fill
+    ),
+    "posterize": lambda image, level, fill: ImageOps.posterize(
+        image, max(1, 4 - int(4 * abs(level)))
+    ),
     "solarize": lambda image, level, fill: ImageOps.solarize(image, 256 - int(256 * abs(level))),
     "solarize add": solarize_add,
     "color": enhance(ImageEnhance.Color),
@@ -68,21 +77,25 @@ class StrongAugment:
     geometric operations uncover, and the noise.
     """
 
-    crop: Augment
+    crop: RandomResizedCropFlip
     magnitude: float
     erase: float
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
     def __call__(self, image: Pixels, epoch: int, sample: int) -> UInt8[Tensor, "C h w"]:
-        pixels = cut(image, self.crop.crop(image.shape[0], image.shape[1], epoch, sample), self.crop.size)
+        pixels = resized_crop(
+            image, self.crop.crop(image.shape[0], image.shape[1], epoch, sample), self.crop.size
+        )
         words = [hash32(self.crop.seed, AUGMENT, epoch, sample, i) for i in range(2)]
         generator = np.random.Generator(np.random.Philox(key=words[0] << 32 | words[1]))
         if self.magnitude and len(pixels) in (1, 3):
             pixels = self.rand_augment(pixels, generator)
         return self.erased(pixels, generator) if generator.uniform() < self.erase else pixels
 
-    def rand_augment(self, pixels: UInt8[Tensor, "C h w"], generator: np.random.Generator) -> UInt8[Tensor, "C h w"]:
+    def rand_augment(
+        self, pixels: UInt8[Tensor, "C h w"], generator: np.random.Generator
+    ) -> UInt8[Tensor, "C h w"]:
         array = pixels.permute(1, 2, 0).numpy()
         grey = array.shape[2] == 1
         image = Image.fromarray(array[:, :, 0] if grey else np.ascontiguousarray(array))
@@ -94,16 +107,23 @@ class StrongAugment:
             if generator.uniform() < 0.5:
                 image = OPS[names[index]](image, sign * level, fill[0] if grey else fill)
         made = np.array(image)
-        return torch.from_numpy(made[None] if grey else np.ascontiguousarray(made.transpose(2, 0, 1)))
+        return torch.from_numpy(
+            made[None] if grey else np.ascontiguousarray(made.transpose(2, 0, 1))
+        )
 
-    def erased(self, pixels: UInt8[Tensor, "C h w"], generator: np.random.Generator) -> UInt8[Tensor, "C h w"]:
+    def erased(
+        self, pixels: UInt8[Tensor, "C h w"], generator: np.random.Generator
+    ) -> UInt8[Tensor, "C h w"]:
         channels, height, width = pixels.shape
         for _ in range(10):
             area = height * width * generator.uniform(0.02, 1 / 3)
             aspect = np.exp(generator.uniform(np.log(0.3), -np.log(0.3)))
             h, w = round(np.sqrt(area * aspect)), round(np.sqrt(area / aspect))
             if 0 < h < height and 0 < w < width:
-                top, left = generator.integers(0, height - h + 1), generator.integers(0, width - w + 1)
+                top, left = (
+                    generator.integers(0, height - h + 1),
+                    generator.integers(0, width - w + 1),
+                )
                 colour = [np.array(values).reshape(-1, 1, 1) for values in (self.mean, self.std)]
                 noise = (colour[0] + colour[1] * generator.standard_normal((channels, h, w))) * 255
                 pixels = pixels.clone()

@@ -54,7 +54,24 @@ SAFE_FORMATS = (
         "ICNS",
         "PSD",
     ),
-    *("QOI", "SGI", "PCX", "DCX", "DDS", "FTEX", "BLP", "FLI", "GBR", "IM", "MSP", "PCD", "PIXAR", "SUN", "XBM", "XPM"),
+    *(
+        "QOI",
+        "SGI",
+        "PCX",
+        "DCX",
+        "DDS",
+        "FTEX",
+        "BLP",
+        "FLI",
+        "GBR",
+        "IM",
+        "MSP",
+        "PCD",
+        "PIXAR",
+        "SUN",
+        "XBM",
+        "XPM",
+    ),
     "TGA",
 )
 
@@ -62,7 +79,9 @@ SAFE_FORMATS = (
 @cache
 def _formats() -> list[str]:
     Image.init()
-    return [name for name in SAFE_FORMATS if name in Image.OPEN]  # MPO is opened as JPEG; AVIF may not be built in
+    return [
+        name for name in SAFE_FORMATS if name in Image.OPEN
+    ]  # MPO is opened as JPEG; AVIF may not be built in
 
 
 def image_extensions() -> frozenset[str]:
@@ -80,7 +99,10 @@ def extension(data: bytes, max_megapixels: float = 100.0) -> str:
 
 
 def decode(
-    data: bytes | UInt8[np.ndarray, "H W K"], channels: int = 3, max_megapixels: float = 100.0, white: int = 65535
+    data: bytes | UInt8[np.ndarray, "H W K"],
+    channels: int = 3,
+    max_megapixels: float = 100.0,
+    white: int = 65535,
 ) -> UInt8[np.ndarray, "H W C"]:
     """Encoded image bytes, or pixels [H, W, 1 or 3 or C], to new uint8 pixels [H, W, channels] (see the table above).
 
@@ -123,11 +145,17 @@ def from_pil(image: Image.Image, white: int = 65535) -> UInt8[np.ndarray, "H W C
     if image.mode == "F":
         raise BadImage("32-bit float has no defined white; save it as 8- or 16-bit")
     if image.has_transparency_data:
-        image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")  # La converts to LA alone
+        image = (image.convert("LA") if image.mode == "La" else image).convert(
+            "RGBA"
+        )  # La converts to LA alone
         over = Image.new("RGB", image.size, "white")
         over.paste(image.convert("RGB"), mask=image.getchannel("A"))
         return np.array(over)
-    return np.array(image.convert("L"))[:, :, None] if image.mode in ("1", "L") else np.array(image.convert("RGB"))
+    return (
+        np.array(image.convert("L"))[:, :, None]
+        if image.mode in ("1", "L")
+        else np.array(image.convert("RGB"))
+    )
 
 
 def _scaled(values: Integer[np.ndarray, "H W"], white: int) -> UInt8[np.ndarray, "H W"]:
@@ -135,9 +163,13 @@ def _scaled(values: Integer[np.ndarray, "H W"], white: int) -> UInt8[np.ndarray,
     if low < 0:
         raise BadImage(f"negative values, down to {low}")
     if high > white:
-        raise BadImage(f"would clip: its values reach {high}, above the {white} that is said to be white")
+        raise BadImage(
+            f"would clip: its values reach {high}, above the {white} that is said to be white"
+        )
     if 0 < high <= white / 16:
-        raise BadImage(f"would turn nearly black: its values reach only {high} of {white}; say the value of white")
+        raise BadImage(
+            f"would turn nearly black: its values reach only {high} of {white}; say the value of white"
+        )
     return ((values * 255 + white // 2) // white).astype(np.uint8)
 
 

@@ -98,7 +98,9 @@ def labelled_sets(
         ids = few(names, labels_per_class, seed)
         train, names = Subset(train, ids), [names[i] for i in ids]
     number = {name: i for i, name in enumerate(classes)}
-    train_labels, val_labels = (torch.tensor([number[name] for name in some]) for some in (names, test_names))
+    train_labels, val_labels = (
+        torch.tensor([number[name] for name in some]) for some in (names, test_names)
+    )
     return LabelledSets(train, test, classes, train_labels, val_labels)
 
 
@@ -148,7 +150,9 @@ def tar_split(source: Tars, data: str) -> tuple[Source, Source] | None:
     """The images below train/ and below val/, in tars whose every image lies below such a folder."""
     members: dict[str, list[int]] = {}
     for i in range(len(source)):
-        part = next((folder for folder in source.member(i).split("/")[:-1] if folder in PARTS), None)
+        part = next(
+            (folder for folder in source.member(i).split("/")[:-1] if folder in PARTS), None
+        )
         if part is None:
             return None
         members.setdefault(part, []).append(i)
@@ -157,7 +161,9 @@ def tar_split(source: Tars, data: str) -> tuple[Source, Source] | None:
         return None
     for part in found:
         if {source.label(i) for i in members[part]} == {part}:
-            raise UserError(f"{data} has no labels in {part}/: give each image a folder of its class, or a .cls member")
+            raise UserError(
+                f"{data} has no labels in {part}/: give each image a folder of its class, or a .cls member"
+            )
     return Subset(source, members[found[0]]), Subset(source, members[found[1]])
 
 
@@ -192,7 +198,9 @@ def empty_classes(source: Files, classes: Collection[str]) -> list[str]:
     """The folders (and broken links to such) right below the source's that gave no image. Hidden ones are no classes."""
     with os.scandir(source.root) as entries:
         folders = {entry.name for entry in entries if entry.is_dir()}
-    folders |= {bad.name for bad in source.unusable if "/" not in bad.name and not suffix_of(bad.name)}
+    folders |= {
+        bad.name for bad in source.unusable if "/" not in bad.name and not suffix_of(bad.name)
+    }
     return sorted(name for name in folders - set(classes) if not name.startswith("."))
 
 

@@ -44,7 +44,9 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device; the copy overlaps with work there."""
-        images, epoch, sample = (x.to(device, non_blocking=True) for x in (self.images, self.epoch, self.sample))
+        images, epoch, sample = (
+            x.to(device, non_blocking=True) for x in (self.images, self.epoch, self.sample)
+        )
         return Batch(images, epoch, sample, self.bad, self.step)
 
 
@@ -111,15 +113,21 @@ class Batches(Dataset[Batch]):
         index = sample
         for attempt in range(100 + len(self.source)):
             try:
-                return index, read(self.source, index, self.channels, self.max_megapixels, self.white)
+                return index, read(
+                    self.source, index, self.channels, self.max_megapixels, self.white
+                )
             except BadImage as error:
                 bad.append(BadFile(self.source.name(index), str(error)))
                 # A hundred throws, and then one after the other: a set that is nearly all bad still trains.
-                thrown = hash32(self.seed, REPLACE, sample, attempt)
-                index = (thrown if attempt < 100 else index + 1) % len(self.source)
-        raise RunError(f"none of the {len(self.source)} files can be read; the last: {bad[-1].name}: {bad[-1].reason}")
+                drawn = hash32(self.seed, REPLACE, sample, attempt)
+                index = (drawn if attempt < 100 else index + 1) % len(self.source)
+        raise RunError(
+            f"none of the {len(self.source)} files can be read; the last: {bad[-1].name}: {bad[-1].reason}"
+        )
 
-    def loader(self, start: int, stop: int, workers: int, pin_memory: bool = False) -> "DataLoader[Batch]":
+    def loader(
+        self, start: int, stop: int, workers: int, pin_memory: bool = False
+    ) -> "DataLoader[Batch]":
         """The batches of the steps `start..stop-1`, prepared by `workers` processes (0: by this one)."""
         return DataLoader(
             self,
@@ -154,7 +162,9 @@ def read(source: Source, index: int, channels: int, max_megapixels: float, white
         data = source.read(index)
     except OSError as error:
         raise BadImage(error.strerror or str(error)) from error
-    if not isinstance(data, bytes) and data.size and data.shape[2] == channels:  # a copy of the window is made later
+    if (
+        not isinstance(data, bytes) and data.size and data.shape[2] == channels
+    ):  # a copy of the window is made later
         pixels = data.view()
         pixels.flags.writeable = False
         return pixels

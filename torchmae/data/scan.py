@@ -29,7 +29,6 @@ from torchmae.errors import UserError
 from torchmae.runfolder import note_bad_files
 from torchmae.version import __version__
 
-
 FULL = 20_000  # up to so many images are decoded, a matter of seconds; of larger sets only heads and ends are read
 
 
@@ -39,7 +38,10 @@ KEPT = ("bad", "sizes", "moments")
 MEASURED = 2_000  # images behind mean and deviation
 
 
-POWERS = (np.arange(256) / 255) ** [[1], [2]]  # of what a pixel can be, to be weighed by how many are it
+POWERS = (np.arange(256) / 255) ** [
+    [1],
+    [2],
+]  # of what a pixel can be, to be weighed by how many are it
 
 
 Sizes = Int32[np.ndarray, "N 2"]
@@ -76,10 +78,12 @@ class Found(NamedTuple):
 class Scanned(Protocol):
     """A source that may know by itself what a scan would find."""
 
-    def scanned(self, channels: int, max_megapixels: float, white: int) -> tuple[Sizes, Moments] | None: ...
+    def scanned(
+        self, channels: int, max_megapixels: float, white: int
+    ) -> tuple[Sizes, Moments] | None: ...
 
 
-class Look(NamedTuple):
+class FileStats(NamedTuple):
     """What one file said: its size, the mean and the mean square of its pixels (if decoded), or what is wrong with it."""
 
     size: tuple[int, int] = (0, 0)
@@ -97,29 +101,33 @@ def scan(source: Source, channels: int, max_megapixels: float, white: int) -> Sc
     """
     asked = channels, max_megapixels, white
     known = source.scanned(*asked) if isinstance(source, Scanned) else None
-    bad, sizes, moments, _ = Found([], *known) if known else find(source, *asked)
+    bad, sizes, moments, _ = Found([], *known) if known else load_or_scan(source, *asked)
     good = sizes[sizes[:, 0] > 0]
     height, width = (int(x) for x in np.median(good, axis=0)) if len(good) else (0, 0)
     mean, square = moments
-    std = np.sqrt(np.maximum(square - mean**2, 1e-4))  # at least 0.01: a blank data set is not divided by zero
+    std = np.sqrt(
+        np.maximum(square - mean**2, 1e-4)
+    )  # at least 0.01: a blank data set is not divided by zero
     mean, std = (tuple(x.round(4).tolist()) for x in (mean, std))
-    return Scan(len(source), [*source.unusable, *bad], height, width, mean, std, len(source) <= FULL, sizes)
+    return Scan(
+        len(source), [*source.unusable, *bad], height, width, mean, std, len(source) <= FULL, sizes
+    )
 
 
-def find(source: Source, channels: int, max_megapixels: float, white: int) -> Found:
+def load_or_scan(source: Source, channels: int, max_megapixels: float, white: int) -> Found:
     """What a look at all files finds, or found when they were the same."""
     file = cache_file(source, channels, max_megapixels, white)
-    found = recalled(file, len(source)) if file else None
+    found = load_cached(file, len(source)) if file else None
     if found is None:
-        found = look_at_all(source, channels, max_megapixels, white)
+        found = scan_all(source, channels, max_megapixels, white)
         if file and gives_files(source) and not found.passing:
-            keep(file, found)
+            save_cached(file, found)
     return found
 
 
-def look_at_all(source: Source, channels: int, max_megapixels: float, white: int) -> Found:
+def scan_all(source: Source, channels: int, max_megapixels: float, white: int) -> Found:
     bad, sizes, moments, passing = [], array("i"), [], False
-    for one in looks(source, range(len(source)), channels, max_megapixels, white):
+    for one in inspect_files(source, range(len(source)), channels, max_megapixels, white):
         sizes.extend(one.size)
         passing |= one.passing
         if one.bad:
@@ -132,7 +140,9 @@ def look_at_all(source: Source, channels: int, max_megapixels: float, white: int
 
 def measure(source: Source, channels: int, max_megapixels: float, white: int) -> Moments:
     """The mean and the mean square of the pixels as a scan takes them, without the look at all other images."""
-    some = looks(source, range(0, len(source), stride(source)), channels, max_megapixels, white)
+    some = inspect_files(
+        source, range(0, len(source), stride(source)), channels, max_megapixels, white
+    )
     moments = [one.moments for one in some if one.moments is not None]
     return np.mean(moments, axis=0) if moments else np.zeros((2, channels))
 
@@ -142,30 +152,39 @@ def stride(source: Source) -> int:
     return max(1, len(source) // MEASURED)
 
 
-def looks(source: Source, which: range, channels: int, max_megapixels: float, white: int) -> Iterator[Look]:
+def inspect_files(
+    source: Source, which: range, channels: int, max_megapixels: float, white: int
+) -> Iterator[FileStats]:
     complete, every = len(source) <= FULL, stride(source)
 
-    def look(index: int) -> Look:
+    def look(index: int) -> FileStats:
         try:
             if not complete and index % every:
                 data = source.read(index)
-                return Look(inspect(data, max_megapixels) if isinstance(data, bytes) else data.shape[:2])
+                return FileStats(
+                    inspect(data, max_megapixels) if isinstance(data, bytes) else data.shape[:2]
+                )
             image = read(source, index, channels, max_megapixels, white)
             if index % every:
-                return Look(image.shape[:2])
+                return FileStats(image.shape[:2])
             counts = [np.bincount(one, minlength=256) for one in image.reshape(-1, channels).T]
-            return Look(image.shape[:2], POWERS @ np.stack(counts, axis=1) / (image.shape[0] * image.shape[1]))
+            return FileStats(
+                image.shape[:2],
+                POWERS @ np.stack(counts, axis=1) / (image.shape[0] * image.shape[1]),
+            )
         except (BadImage, OSError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             cause = error.__cause__ if isinstance(error, BadImage) else error
             passing = isinstance(cause, MemoryError) or getattr(cause, "errno", None) is not None
-            return Look(bad=BadFile(source.name(index), reason), passing=passing)
+            return FileStats(bad=BadFile(source.name(index), reason), passing=passing)
 
     with (
         ThreadPoolExecutor(os.cpu_count()) as pool,
         tqdm(desc="scan", total=len(which), unit=" images", disable=None, leave=False) as bar,
     ):
-        for first in range(0, len(which), 4096):  # not all at once: a million waiting tasks need gigabytes
+        for first in range(
+            0, len(which), 4096
+        ):  # not all at once: a million waiting tasks need gigabytes
             for one in pool.map(look, which[first : first + 4096]):
                 bar.update()
                 yield one
@@ -189,7 +208,7 @@ def cache_file(source: Source, channels: int, max_megapixels: float, white: int)
     return cache_folder("scans") / f"{key}.safetensors"
 
 
-def recalled(file: Path, images: int) -> Found | None:
+def load_cached(file: Path, images: int) -> Found | None:
     """What was kept of an earlier scan; None if there is nothing, or nothing whole."""
     try:
         kept = load(file.read_bytes())
@@ -201,7 +220,7 @@ def recalled(file: Path, images: int) -> Found | None:
         return None
 
 
-def keep(file: Path, found: Found) -> None:
+def save_cached(file: Path, found: Found) -> None:
     """Writes what a scan found into the cache, if that can be done."""
     bad = np.frombuffer(json.dumps(found.bad).encode(), dtype=np.uint8)
     arrays = dict(zip(KEPT, (bad, found.sizes, found.moments)))
@@ -215,7 +234,7 @@ def checksum(*arrays: np.ndarray) -> int:
     return crc32(b"".join(x.tobytes() for x in arrays))
 
 
-def bad_budget(count: int, percent: float) -> int:
+def max_bad_files(count: int, percent: float) -> int:
     """How many bad files of `count` a run puts up with: the given share, and at least 20."""
     return max(20, int(count * percent / 100))
 
@@ -237,7 +256,7 @@ def scan_and_report(
             f"none of {found.images} images can be read; the first: {found.bad[0].name}: {found.bad[0].reason}. "
             f"All are listed in {out / 'bad-files.jsonl'}"
         )
-    if len(found.bad) > bad_budget(found.images, max_bad_percent):
+    if len(found.bad) > max_bad_files(found.images, max_bad_percent):
         examples = "; ".join(f"{name}: {reason}" for name, reason in found.bad[:3])
         raise UserError(
             f"{len(found.bad)} of {found.images} images cannot be read, more than --max-bad-percent {max_bad_percent:g} "

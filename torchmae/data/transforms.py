@@ -15,7 +15,7 @@ from torchmae.hashing import CROP, uniform
 
 Pixels = UInt8[np.ndarray, "H W C"]
 
-THROWS = 10  # of a random window, before the largest one in the middle is taken
+MAX_ATTEMPTS = 10  # of a random window, before the largest one in the middle is taken
 
 
 class Crop(NamedTuple):
@@ -29,7 +29,7 @@ class Crop(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Augment:
+class RandomResizedCropFlip:
     """The paper's pre-training augmentation: random resized crop and horizontal flip, nothing else (Table 1e).
 
     A pure function of (seed, epoch, sample). `size` is `(H, W)`; the aspect range 3/4..4/3 is relative to that of `size`.
@@ -42,7 +42,9 @@ class Augment:
 
     def crop(self, height: int, width: int, epoch: int, sample: int) -> Crop:
         """The window of one sample."""
-        return self.window(height, width, lambda counter: uniform(self.seed, CROP, epoch, sample, counter))
+        return self.window(
+            height, width, lambda counter: uniform(self.seed, CROP, epoch, sample, counter)
+        )
 
     def crops(
         self,
@@ -52,12 +54,14 @@ class Augment:
         samples: Int64[np.ndarray, "B"],
     ) -> list[Crop]:
         """`crop` of each sample, in a quarter of the time: all draws are hashed together."""
-        draws = uniform(self.seed, CROP, epochs[:, None], samples[:, None], np.arange(4 * THROWS + 1)).tolist()
+        draws = uniform(
+            self.seed, CROP, epochs[:, None], samples[:, None], np.arange(4 * MAX_ATTEMPTS + 1)
+        ).tolist()
         each = zip(heights.tolist(), widths.tolist(), draws)
         return [self.window(height, width, drawn.__getitem__) for height, width, drawn in each]
 
     def window(self, height: int, width: int, draw: Callable[[int], float]) -> Crop:
-        """`THROWS` throws of area and aspect; if none fits, the largest centred window of an allowed aspect.
+        """`MAX_ATTEMPTS` throws of area and aspect; if none fits, the largest centred window of an allowed aspect.
 
         `draw` gives a number in [0, 1) for a counter; those of throw t are 4 t + 1 to 4 t + 4.
         """
@@ -65,22 +69,27 @@ class Augment:
         shape = self.size[1] / self.size[0]
         low, high = 3 / 4 * shape, 4 / 3 * shape
         (small, large), (narrow, wide) = self.scale, (math.log(low), math.log(high))
-        for first in range(1, 4 * THROWS, 4):
+        for first in range(1, 4 * MAX_ATTEMPTS, 4):
             area = height * width * (small + (large - small) * draw(first))
             aspect = math.exp(narrow + (wide - narrow) * draw(first + 1))
             w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
             if 0 < w <= width and 0 < h <= height:
-                top, left = int(draw(first + 2) * (height - h + 1)), int(draw(first + 3) * (width - w + 1))
+                top, left = (
+                    int(draw(first + 2) * (height - h + 1)),
+                    int(draw(first + 3) * (width - w + 1)),
+                )
                 return Crop(top, left, h, w, flip)
         w, h = min(width, max(1, round(height * high))), min(height, max(1, round(width / low)))
         return Crop((height - h) // 2, (width - w) // 2, h, w, flip)
 
     def __call__(self, image: Pixels, epoch: int, sample: int) -> UInt8[Tensor, "C h w"]:
-        return cut(image, self.crop(image.shape[0], image.shape[1], epoch, sample), self.size)
+        return resized_crop(
+            image, self.crop(image.shape[0], image.shape[1], epoch, sample), self.size
+        )
 
 
 @dataclass(frozen=True)
-class Whole:
+class CenterCropResize:
     """For looking at an image as it is: the largest centred window of the right aspect, resized; nothing random.
 
     `share` is that of the window's sides which is seen: 0.875 is what "resize to 256, take the middle 224" sees.
@@ -92,14 +101,21 @@ class Whole:
     def __call__(self, image: Pixels, epoch: int = 0, sample: int = 0) -> UInt8[Tensor, "C h w"]:
         height, width = image.shape[:2]
         ratio = min(height / self.size[0], width / self.size[1]) * self.share
-        h, w = (max(1, min(side, round(ratio * wanted))) for side, wanted in zip((height, width), self.size))
-        return cut(image, Crop((height - h) // 2, (width - w) // 2, h, w, False), self.size)
+        h, w = (
+            max(1, min(side, round(ratio * wanted)))
+            for side, wanted in zip((height, width), self.size)
+        )
+        return resized_crop(
+            image, Crop((height - h) // 2, (width - w) // 2, h, w, False), self.size
+        )
 
 
-def cut(image: Pixels, crop: Crop, size: tuple[int, int]) -> UInt8[Tensor, "C h w"]:
+def resized_crop(image: Pixels, crop: Crop, size: tuple[int, int]) -> UInt8[Tensor, "C h w"]:
     """The window, resized with an antialiased bicubic filter on uint8 (PIL's filter), mirrored if asked."""
     window = image[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
     pixels = torch.from_numpy(np.require(window, requirements=["C", "W"])).permute(2, 0, 1)
     if pixels.shape[1:] != size:
-        pixels = F.interpolate(pixels.unsqueeze(0), size=size, mode="bicubic", antialias=True).squeeze(0)
+        pixels = F.interpolate(
+            pixels.unsqueeze(0), size=size, mode="bicubic", antialias=True
+        ).squeeze(0)
     return (pixels.flip(-1) if crop.flip else pixels).contiguous()

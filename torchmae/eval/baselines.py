@@ -1,5 +1,6 @@
 """What frozen features are measured beside: the same images seen by the run, by an untrained encoder, as bare pixels."""
 
+import logging
 from collections.abc import Callable
 
 import torch
@@ -15,25 +16,33 @@ from torchmae.models.vit import ViT
 from torchmae.models.weights import load, seeded
 from torchmae.runfolder import read_config
 
-Look = Callable[[Source, Int64[Tensor, "N"]], tuple[dict[str, Float[Tensor, "M F"]], Int64[Tensor, "M"]]]
+logger = logging.getLogger(__name__)
+
+Look = Callable[
+    [Source, Int64[Tensor, "N"]], tuple[dict[str, Float[Tensor, "M F"]], Int64[Tensor, "M"]]
+]
 
 
-def looker(run: str, layer: int | None, pooling: str, side: int, seed: int, device: torch.device) -> Look:
+def looker(
+    run: str, layer: int | None, pool: str, side: int, seed: int, device: torch.device
+) -> Look:
     """The function from images and their labels to the features of each of the three, by name, and the labels.
 
     Images that cannot be read are named and left out. What is wrong with the settings is said before any is read.
     """
     encoder = load(run)
     functions: dict[str, Function] = {
-        "features": embedding(encoder, layer, pooling, device),
-        "untrained encoder": embedding(fresh(run, seed), layer, pooling, device),
+        "features": embedding(encoder, layer, pool, device),
+        "untrained encoder": embedding(fresh(run, seed), layer, pool, device),
         "raw pixels": lambda images: raw_pixels(images, side),
     }
 
-    def look(images: Source, labels: Int64[Tensor, "N"]) -> tuple[dict[str, Float[Tensor, "M F"]], Int64[Tensor, "M"]]:
+    def look(
+        images: Source, labels: Int64[Tensor, "N"]
+    ) -> tuple[dict[str, Float[Tensor, "M F"]], Int64[Tensor, "M"]]:
         ids, found, bad = collect(images, encoder, run, list(functions.values()), device)
         for name, reason in bad:
-            print(f"left out: {name}: {reason}")
+            logger.info(f"left out: {name}: {reason}")
         return dict(zip(functions, found)), labels[ids]
 
     return look

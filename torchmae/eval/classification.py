@@ -29,7 +29,9 @@ class Scores:
         return {name: value for name, value in vars(self).items() if name != "confusion"}
 
 
-def scores(logits: Float[Tensor, "N classes"], labels: Int64[Tensor, "N"], classes: tuple[str, ...]) -> Scores:
+def scores(
+    logits: Float[Tensor, "N classes"], labels: Int64[Tensor, "N"], classes: tuple[str, ...]
+) -> Scores:
     """The scores of logits against labels (numbers of classes)."""
     order = logits.argsort(dim=1, descending=True, stable=True)
     right = order[:, 0] == labels
@@ -38,17 +40,26 @@ def scores(logits: Float[Tensor, "N classes"], labels: Int64[Tensor, "N"], class
     confidence = logits.softmax(1).amax(1)
     bins = (confidence * 15).long().clamp(max=14)
     error = sum(
-        float((right[bins == b].float().mean() - confidence[bins == b].mean()).abs() * (bins == b).float().mean())
+        float(
+            (right[bins == b].float().mean() - confidence[bins == b].mean()).abs()
+            * (bins == b).float().mean()
+        )
         for b in bins.unique()
     )
-    confusion = torch.bincount(labels * len(classes) + order[:, 0], minlength=len(classes) ** 2).view(len(classes), -1)
+    confusion = torch.bincount(
+        labels * len(classes) + order[:, 0], minlength=len(classes) ** 2
+    ).view(len(classes), -1)
     return Scores(
         count,
         float(right.float().mean()),
         float((order[:, :5] == labels.unsqueeze(1)).any(1).float().mean()),
         low,
         high,
-        {name: float(right[labels == i].float().mean()) for i, name in enumerate(classes) if bool((labels == i).any())},
+        {
+            name: float(right[labels == i].float().mean())
+            for i, name in enumerate(classes)
+            if bool((labels == i).any())
+        },
         error,
         confusion.tolist(),
     )

@@ -13,14 +13,14 @@ from tqdm import tqdm
 from torchmae.data.decode import BadImage
 from torchmae.data.loader import read, start_worker
 from torchmae.data.sources.source import BadFile, Source
-from torchmae.data.transforms import Whole
+from torchmae.data.transforms import CenterCropResize
 from torchmae.errors import UserError, choose
 from torchmae.models.heads import Classifier
 from torchmae.models.vit import ViT
 from torchmae.runfolder import read_config
 from torchmae.tasks.pretrain.config import workers
 
-POOLINGS = {
+POOLS = {
     "mean": lambda tokens: tokens[:, 1:].mean(1),
     "cls": lambda tokens: tokens[:, 0],
     "cls+mean": lambda tokens: torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], dim=1),
@@ -32,7 +32,7 @@ class Images(Dataset[Any]):
     """The readable images of a source, whole, in batches; those that are not readable are named."""
 
     source: Source
-    transform: Whole
+    transform: CenterCropResize
     channels: int
     batch_size: int
     max_megapixels: float
@@ -42,8 +42,14 @@ class Images(Dataset[Any]):
         return -(-len(self.source) // self.batch_size)
 
     def __getitem__(self, batch: int) -> tuple[list[int], UInt8[Tensor, "B C H W"], list[BadFile]]:
-        ids, images, bad = [], [torch.zeros(0, self.channels, *self.transform.size, dtype=torch.uint8)], []
-        for i in range(batch * self.batch_size, min(len(self.source), (batch + 1) * self.batch_size)):
+        ids, images, bad = (
+            [],
+            [torch.zeros(0, self.channels, *self.transform.size, dtype=torch.uint8)],
+            [],
+        )
+        for i in range(
+            batch * self.batch_size, min(len(self.source), (batch + 1) * self.batch_size)
+        ):
             try:
                 pixels = read(self.source, i, self.channels, self.max_megapixels, self.white)
             except BadImage as error:
@@ -57,18 +63,25 @@ class Images(Dataset[Any]):
 Function = Callable[[UInt8[Tensor, "B C H W"]], Shaped[Tensor, "B ..."]]
 
 
-def embedding(encoder: ViT, layer: int | None, pooling: str, device: torch.device) -> Function:
+def embedding(encoder: ViT, layer: int | None, pool: str, device: torch.device) -> Function:
     """The function from uint8 images to the encoder's pooled features, float32 on the CPU."""
-    pool = choose(POOLINGS, pooling, "pooling")
+    pooled = choose(POOLS, pool, "pooling")
     if layer is not None and not 1 <= layer <= len(encoder.blocks):
         raise UserError(f"--layer {layer}: 1 to {len(encoder.blocks)}")
     encoder = encoder.eval().to(device)
-    return lambda images: pool(encoder(encoder.normalize(images.to(device)), layer=layer)).float().cpu()
+    return lambda images: (
+        pooled(encoder(encoder.normalize(images.to(device)), layer=layer)).float().cpu()
+    )
 
 
 @torch.no_grad()
 def collect(
-    source: Source, like: ViT, run: str, functions: Sequence[Function], device: torch.device, batch_size: int = 64
+    source: Source,
+    like: ViT,
+    run: str,
+    functions: Sequence[Function],
+    device: torch.device,
+    batch_size: int = 64,
 ) -> tuple[list[int], list[Shaped[Tensor, "N ..."]], list[BadFile]]:
     """Indices of the readable images, what each function makes of them, and the files that could not be read.
 
@@ -76,22 +89,35 @@ def collect(
     """
     rules = read_config(run)["config"]
     limits = rules.get("max_megapixels", 100.0), rules.get("white", 65535)
-    images = Images(source, Whole(like.image_size, rules.get("eval_crop", 1.0)), like.channels, batch_size, *limits)
+    images = Images(
+        source,
+        CenterCropResize(like.image_size, rules.get("crop_pct", 1.0)),
+        like.channels,
+        batch_size,
+        *limits,
+    )
     processes = workers(device, 1) if len(images) > 4 else 0
     loader = DataLoader(
-        images, batch_size=None, num_workers=processes, worker_init_fn=start_worker if processes else None
+        images,
+        batch_size=None,
+        num_workers=processes,
+        worker_init_fn=start_worker if processes else None,
     )
     ids: list[int] = []
     bad: list[BadFile] = []
     rows: list[list[Tensor]] = [[] for _ in functions]
-    for some_ids, some, some_bad in tqdm(loader, "embed", unit=" batches", disable=None, leave=False):
+    for some_ids, some, some_bad in tqdm(
+        loader, "embed", unit=" batches", disable=None, leave=False
+    ):
         ids += some_ids
         bad += some_bad
         if some_ids:
             for made, function in zip(rows, functions):
                 made.append(function(some))
     if not ids:
-        raise UserError(f"none of the {len(source)} images can be read; the first: {bad[0].name}: {bad[0].reason}")
+        raise UserError(
+            f"none of the {len(source)} images can be read; the first: {bad[0].name}: {bad[0].reason}"
+        )
     return ids, [torch.cat(made) for made in rows], bad
 
 

@@ -17,13 +17,27 @@ class Difference(NamedTuple):
 def difference(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
     """The 95 % interval of the mean of the paired differences."""
     pairs = [a - b for a, b in zip(ours, theirs, strict=True)]
-    mean, half = statistics.mean(pairs), t_quantile(len(pairs) - 1) * statistics.stdev(pairs) / math.sqrt(len(pairs))
+    mean, half = (
+        statistics.mean(pairs),
+        t_quantile(len(pairs) - 1) * statistics.stdev(pairs) / math.sqrt(len(pairs)),
+    )
     return Difference(mean, mean - half, mean + half)
 
 
 def t_quantile(degrees: int) -> float:
     """The 97.5 % quantile of Student's t: half its width holds 95 %."""
-    exact = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)  # 1 to 10 degrees of freedom
+    exact = (
+        12.706,
+        4.303,
+        3.182,
+        2.776,
+        2.571,
+        2.447,
+        2.365,
+        2.306,
+        2.262,
+        2.228,
+    )  # 1 to 10 degrees of freedom
     if degrees <= len(exact):
         return exact[degrees - 1]
     z = 1.959964  # Cornish-Fisher's expansion around the normal distribution: three digits from 11 degrees on
@@ -36,5 +50,9 @@ def interval(right: int, count: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a share."""
     z, share = 1.959964, right / count
     centre = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    half = (
+        z
+        / (1 + z * z / count)
+        * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    )
     return max(0.0, centre - half), min(1.0, centre + half)

@@ -26,7 +26,9 @@ def probed(
     """Accuracy on the test rows, used once, of the regression on all training rows with the strength found on these alone."""
     rows, test_rows = standardised(train, test)
     validated = cross_validated(rows, labels, seed)
-    best = max(range(len(validated)), key=validated.__getitem__) if validated else len(STRENGTHS) // 2
+    best = (
+        max(range(len(validated)), key=validated.__getitem__) if validated else len(STRENGTHS) // 2
+    )
     everything = torch.full((len(rows), 1), 1 / len(rows), dtype=rows.dtype)
     *_, weights = logistic(rows, labels, everything, STRENGTHS[: best + 1])
     score = accuracy((test_rows @ weights[:, 0]).argmax(1), truth)
@@ -40,11 +42,15 @@ def standardised(
     a last feature of 1, for the bias."""
     mean, deviation = train.double().mean(0), train.double().std(0, correction=0)
     deviation = torch.where(deviation > 1e-6, deviation, 1.0)
-    first, second = (F.pad((rows.double() - mean) / deviation, (0, 1), value=1.0) for rows in (train, test))
+    first, second = (
+        F.pad((rows.double() - mean) / deviation, (0, 1), value=1.0) for rows in (train, test)
+    )
     return first, second
 
 
-def cross_validated(rows: Float64[Tensor, "N D"], labels: Int64[Tensor, "N"], seed: int) -> list[float]:
+def cross_validated(
+    rows: Float64[Tensor, "N D"], labels: Int64[Tensor, "N"], seed: int
+) -> list[float]:
     """The accuracy of each strength on rows left out of the fit, one part after the other. Empty where a class has but one
     row: there are no parts then."""
     part = parts(labels, seed)
@@ -89,7 +95,9 @@ def logistic(
     """
     fits, classes = weights.shape[1], int(labels.max()) + 1
     hits = F.one_hot(labels, classes).unsqueeze(1)
-    batches = list(zip(*(x.split(4096) for x in (rows, hits, weights.unsqueeze(2)))))  # bounds the memory of the logits
+    batches = list(
+        zip(*(x.split(4096) for x in (rows, hits, weights.unsqueeze(2))))
+    )  # bounds the memory of the logits
     punished = torch.ones(rows.shape[1], 1, dtype=rows.dtype)
     punished[-1] = 0
 
@@ -99,10 +107,15 @@ def logistic(
         return (some @ found).view(-1, fits, classes).log_softmax(2)
 
     def fit(strength: float, start: Float64[Tensor, "D columns"]) -> Float64[Tensor, "D columns"]:
-        curvature, at_start = strength * torch.diag(punished[:, 0]), strength / 2 * (punished * start.square()).sum()
+        curvature, at_start = (
+            strength * torch.diag(punished[:, 0]),
+            strength / 2 * (punished * start.square()).sum(),
+        )
         for some, hit, counts in batches:
             logs = log_chances(some, start)
-            eigenvalue = (counts * (1 - logs.exp().square().sum(2, keepdim=True))).sum(1) / (fits * (classes - 1))
+            eigenvalue = (counts * (1 - logs.exp().square().sum(2, keepdim=True))).sum(1) / (
+                fits * (classes - 1)
+            )
             curvature += (some * eigenvalue).T @ some
             at_start -= (counts * hit * logs).sum()
         curvature += 1e-7 * torch.diag(curvature.diagonal())  # whatever rounding does, more than 0
@@ -112,7 +125,10 @@ def logistic(
 
         def loss_and_slope() -> Tensor:
             found = back.T @ moved
-            loss, slope = strength / 2 * (punished * found.square()).sum(), strength * punished * found
+            loss, slope = (
+                strength / 2 * (punished * found.square()).sum(),
+                strength * punished * found,
+            )
             for some, hit, counts in batches:
                 logs = log_chances(some, found)
                 loss -= (counts * hit * logs).sum()
@@ -124,7 +140,11 @@ def logistic(
         # tiny, and the slope must be small beside it: with 1e-4 for all, the loss could end ten times too high.
         enough = 1e-4 * min(1.0, float(at_start) / fits) ** 0.5
         optimizer = torch.optim.LBFGS(
-            [moved], max_iter=3000, tolerance_grad=enough, tolerance_change=0, line_search_fn="strong_wolfe"
+            [moved],
+            max_iter=3000,
+            tolerance_grad=enough,
+            tolerance_change=0,
+            line_search_fn="strong_wolfe",
         )
         optimizer.step(loss_and_slope)
         return back.T @ moved

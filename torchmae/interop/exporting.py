@@ -12,15 +12,22 @@ from torch import Tensor, nn
 
 from torchmae.errors import RunError, UserError
 from torchmae.interop.foreign import library
-from torchmae.interop.names import Weights, fold_bn, to_ours, to_plain, to_torchvision, to_transformers
+from torchmae.interop.names import (
+    Weights,
+    fold_bn,
+    to_ours,
+    to_plain,
+    to_torchvision,
+    to_transformers,
+)
 from torchmae.models.heads import Classifier
 from torchmae.models.mae import MAE, build_encoder
-from torchmae.models.masking import Mask, kept
-from torchmae.models.patches import take
+from torchmae.models.masking import Mask, num_visible
+from torchmae.models.patches import gather_tokens
 from torchmae.models.vit import ViT
 
 
-class Subject(NamedTuple):
+class ExportInput(NamedTuple):
     """What is exported: the module in eval mode, its weights under plain names (see `models.convert`), its description,
     the folder in which it will stand at the end, and the share of an image's sides that evaluation sees."""
 
@@ -29,7 +36,7 @@ class Subject(NamedTuple):
     config: dict[str, Any]
     mask_ratio: float
     out: Path
-    eval_crop: float
+    crop_pct: float
 
     @property
     def encoder(self) -> ViT:
@@ -40,8 +47,8 @@ class Subject(NamedTuple):
         return "mean" if isinstance(self.encoder.norm, nn.Identity) else "token"
 
 
-class Made(NamedTuple):
-    """An export: the function of the reloaded model, images to what `answer` gives; the lines that load it; that model, if
+class ExportResult(NamedTuple):
+    """An export: the function of the reloaded model, images to what `reference_output` gives; the lines that load it; that model, if
     it is one of PyTorch; the largest difference allowed."""
 
     reloaded: Callable[[Float[Tensor, "B C H W"]], Tensor]
@@ -52,21 +59,21 @@ class Made(NamedTuple):
 
 
 @torch.no_grad()
-def answer(subject: Subject, images: Float[Tensor, "B C H W"]) -> Tensor:
+def reference_output(subject: ExportInput, images: Float[Tensor, "B C H W"]) -> Tensor:
     """Tokens of an encoder, logits of a classifier, predictions of an MAE for the patches that `hidden` gives."""
     if isinstance(subject.model, MAE):
         return subject.model(images, hidden(subject, images)).prediction
     return subject.model(images)
 
 
-def hidden(subject: Subject, images: Tensor) -> Mask:
+def hidden(subject: ExportInput, images: Tensor) -> Mask:
     """The first patches are visible, as many as the run's ratio leaves."""
     order = torch.arange(subject.encoder.grid[0] * subject.encoder.grid[1]).expand(len(images), -1)
-    visible = kept(order.shape[1], subject.mask_ratio)
+    visible = num_visible(order.shape[1], subject.mask_ratio)
     return Mask(order[:, :visible], order[:, visible:])
 
 
-def compare(subject: Subject, made: Made) -> str:
+def compare(subject: ExportInput, made: ExportResult) -> str:
     """How far the two are apart on 16 random images (in each size of batch), in words; `RunError` if that is too far.
 
     The tolerance is absolute. Where outputs are large, float32 itself rounds more coarsely than that, in any order of the
@@ -74,11 +81,11 @@ def compare(subject: Subject, made: Made) -> str:
     """
     encoder, generator = subject.encoder, torch.Generator().manual_seed(0)
     images = torch.randn(16, encoder.channels, *encoder.image_size, generator=generator)
-    difference, largest = apart(subject, made, images)
+    difference, largest = max_abs_diff(subject, made, images)
     words = f"by at most {difference:.1e}"
     if not difference <= made.tolerance and made.model is not None:
         models = (subject.model.double(), made.model.double())
-        difference, _ = apart(subject, made, images.double())
+        difference, _ = max_abs_diff(subject, made, images.double())
         words += f" in float32 (outputs go up to {largest:.0f}) and by {difference:.1e} in float64"
         for model in models:
             model.float()
@@ -89,11 +96,13 @@ def compare(subject: Subject, made: Made) -> str:
     return words
 
 
-def apart(subject: Subject, made: Made, images: Float[Tensor, "B C H W"]) -> tuple[float, float]:
+def max_abs_diff(
+    subject: ExportInput, made: ExportResult, images: Float[Tensor, "B C H W"]
+) -> tuple[float, float]:
     """The largest difference, over all sizes of batch, and the largest output."""
     differences, outputs = [], []
     for batch in made.batches:
-        expected, given = answer(subject, images[:batch]), made.reloaded(images[:batch])
+        expected, given = reference_output(subject, images[:batch]), made.reloaded(images[:batch])
         if given.shape != expected.shape:
             raise RunError(
                 f"reloaded, the export gives {list(given.shape)}, not {list(expected.shape)}: nothing written"
@@ -103,21 +112,23 @@ def apart(subject: Subject, made: Made, images: Float[Tensor, "B C H W"]) -> tup
     return float(torch.stack(differences).max()), float(torch.stack(outputs).max())
 
 
-def no_decoder(subject: Subject, form: str) -> None:
+def no_decoder(subject: ExportInput, form: str) -> None:
     if isinstance(subject.model, MAE):
         raise UserError(
             f"{form} has no masked autoencoder: add --only encoder, or use --to transformers or safetensors"
         )
 
 
-def square(subject: Subject, form: str) -> int:
+def square(subject: ExportInput, form: str) -> int:
     height, width = subject.encoder.image_size
     if height != width:
-        raise UserError(f"{form} takes square images only, not {height}x{width}: use --to timm, onnx or torch-export")
+        raise UserError(
+            f"{form} takes square images only, not {height}x{width}: use --to timm, onnx or torch-export"
+        )
     return height
 
 
-def to_timm(subject: Subject, folder: Path) -> Made:
+def to_timm(subject: ExportInput, folder: Path) -> ExportResult:
     """A folder for `timm.create_model("local-dir:...")`, which can be uploaded to a hub as it is."""
     timm = library("timm", "timm")
     no_decoder(subject, "timm")
@@ -130,24 +141,33 @@ def to_timm(subject: Subject, folder: Path) -> Made:
         input_size=[encoder.channels, *encoder.image_size], mean=encoder.mean, std=encoder.std
     )
     places = dict(first_conv="patch_embed.proj", classifier="head", num_classes=len(classes))
-    shown = dict(fixed_input_size=True, interpolation="bicubic", crop_pct=subject.eval_crop)
+    shown = dict(fixed_input_size=True, interpolation="bicubic", crop_pct=subject.crop_pct)
     about: dict[str, Any] = dict(
-        architecture="vit_base_patch16_224", num_classes=len(classes), num_features=encoder.embed_dim
+        architecture="vit_base_patch16_224",
+        num_classes=len(classes),
+        num_features=encoder.embed_dim,
     )
-    about |= dict(model_args={**arguments, "num_classes": len(classes)}, pretrained_cfg=pixels | places | shown)
+    about |= dict(
+        model_args={**arguments, "num_classes": len(classes)},
+        pretrained_cfg=pixels | places | shown,
+    )
     about |= {"label_names": classes} if classes else {}
     (folder / "config.json").write_text(json.dumps(about, indent=1))
     save(fold_bn(subject.weights), folder)
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     use = "logits = model(images)" if classes else "tokens = model.forward_features(images)"
-    return Made(
+    return ExportResult(
         model if classes else model.forward_features,
-        ["import timm", f'model = timm.create_model("local-dir:{subject.out}", pretrained=True).eval()', use],
+        [
+            "import timm",
+            f'model = timm.create_model("local-dir:{subject.out}", pretrained=True).eval()',
+            use,
+        ],
         model,
     )
 
 
-def to_hugging_face(subject: Subject, folder: Path) -> Made:
+def to_hugging_face(subject: ExportInput, folder: Path) -> ExportResult:
     """A folder for `from_pretrained`: ViTModel, ViTForImageClassification (class token) or ViTMAEForPreTraining."""
     transformers = library("transformers", "transformers")
     transformers.utils.logging.disable_progress_bar()
@@ -157,7 +177,9 @@ def to_hugging_face(subject: Subject, folder: Path) -> Made:
             "transformers' ViT classifies the class token; this one pools the mean of the patches: use --to timm or onnx"
         )
     sizes: dict[str, Any] = {
-        "image_size": encoder.image_size[0] if len(set(encoder.image_size)) == 1 else encoder.image_size,
+        "image_size": encoder.image_size[0]
+        if len(set(encoder.image_size)) == 1
+        else encoder.image_size,
         "patch_size": encoder.patch_size,
         "num_channels": encoder.channels,
         "hidden_size": encoder.embed_dim,
@@ -183,20 +205,32 @@ def to_hugging_face(subject: Subject, folder: Path) -> Made:
         kind, use, extra = transformers.ViTMAEForPreTraining, "output = model(images).logits", ""
     elif isinstance(model, Classifier):
         theirs = transformers.ViTConfig(**sizes, id2label=dict(enumerate(model.classes)))
-        kind, use, extra = transformers.ViTForImageClassification, "output = model(images).logits", ""
+        kind, use, extra = (
+            transformers.ViTForImageClassification,
+            "output = model(images).logits",
+            "",
+        )
     else:
         theirs = transformers.ViTConfig(**sizes)
     theirs.architectures = [kind.__name__]
     theirs.save_pretrained(folder)
     # Not save_pretrained for the weights: 5.23 gives the decoder's names that no other version knows.
-    save(to_transformers(fold_bn(subject.weights), "" if kind is transformers.ViTModel else "vit."), folder)
+    save(
+        to_transformers(fold_bn(subject.weights), "" if kind is transformers.ViTModel else "vit."),
+        folder,
+    )
     height, width = encoder.image_size
     pixels: dict[str, Any] = {
         "image_processor_type": "ViTImageProcessor",
         "size": {"height": height, "width": width},
         "resample": 3,
     }
-    pixels |= {"do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
+    pixels |= {
+        "do_resize": True,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+    }
     pixels |= {"image_mean": encoder.mean, "image_std": encoder.std}
     (folder / "preprocessor_config.json").write_text(json.dumps(pixels, indent=1))
     again = kind.from_pretrained(folder, **({"add_pooling_layer": False} if extra else {})).eval()
@@ -205,23 +239,31 @@ def to_hugging_face(subject: Subject, folder: Path) -> Made:
         if isinstance(model, MAE):
             mask = hidden(subject, images)
             order = torch.cat(mask, dim=1).float()
-            return take(again(images, noise=order).logits, mask.hide)
+            return gather_tokens(again(images, noise=order).logits, mask.hide)
         output = again(images)
         return output.logits if isinstance(model, Classifier) else output.last_hidden_state
 
     load_line = f'model = {kind.__name__}.from_pretrained("{subject.out}"{extra}).eval()'
-    return Made(reloaded, [f"from transformers import {kind.__name__}", load_line, use], again)
+    return ExportResult(
+        reloaded, [f"from transformers import {kind.__name__}", load_line, use], again
+    )
 
 
-def to_vision(subject: Subject, folder: Path) -> Made:
+def to_vision(subject: ExportInput, folder: Path) -> ExportResult:
     """The weights of a `torchvision.models.VisionTransformer`, which has 3 channels, squares and a class token."""
     models = library("torchvision.models", "torchvision")
     no_decoder(subject, "torchvision")
     encoder, classes = subject.encoder, subject.config.get("classes")
     side = square(subject, "torchvision's VisionTransformer")
     if subject.pool == "mean" or encoder.channels != 3:
-        what = "3 channels" if encoder.channels != 3 else "the class token's head, and this one pools the mean"
-        raise UserError(f"torchvision's VisionTransformer has {what}: use --to timm, onnx or torch-export")
+        what = (
+            "3 channels"
+            if encoder.channels != 3
+            else "the class token's head, and this one pools the mean"
+        )
+        raise UserError(
+            f"torchvision's VisionTransformer has {what}: use --to timm, onnx or torch-export"
+        )
     arguments = {
         "image_size": side,
         "patch_size": encoder.patch_size,
@@ -248,10 +290,12 @@ def to_vision(subject: Subject, folder: Path) -> Made:
     lines += [f"model = torchvision.models.VisionTransformer({listed})"]
     lines += [] if classes else ["model.heads = torch.nn.Identity()  # the class token's features"]
     lines.append(f'model.load_state_dict(load_file("{subject.out}/model.safetensors"))')
-    return Made(again if classes else tokens, [*lines, "output = model.eval()(images)"], again)
+    return ExportResult(
+        again if classes else tokens, [*lines, "output = model.eval()(images)"], again
+    )
 
 
-def program(subject: Subject, form: str) -> Any:
+def program(subject: ExportInput, form: str) -> Any:
     """The forward pass without a mask as a graph, for any number of images."""
     no_decoder(subject, form)
     images = torch.zeros(2, subject.encoder.channels, *subject.encoder.image_size)
@@ -259,22 +303,33 @@ def program(subject: Subject, form: str) -> Any:
     return torch.export.export(subject.model, (images,), dynamic_shapes=batch, strict=True)
 
 
-def to_torch_export(subject: Subject, folder: Path) -> Made:
+def to_torch_export(subject: ExportInput, folder: Path) -> ExportResult:
     """A program that needs PyTorch, but not torchmae."""
     torch.export.save(program(subject, "torch.export"), folder / "model.pt2")
     again = torch.export.load(folder / "model.pt2").module()
-    lines = ["import torch", f'model = torch.export.load("{subject.out}/model.pt2").module()', "output = model(images)"]
-    return Made(again, lines, again, batches=(1, 3, 16))
+    lines = [
+        "import torch",
+        f'model = torch.export.load("{subject.out}/model.pt2").module()',
+        "output = model(images)",
+    ]
+    return ExportResult(again, lines, again, batches=(1, 3, 16))
 
 
-def to_onnx(subject: Subject, folder: Path) -> Made:
+def to_onnx(subject: ExportInput, folder: Path) -> ExportResult:
     """A graph for ONNX Runtime and its relatives."""
-    onnxruntime, _ = library("onnxruntime", "onnx"), library("onnxscript", "onnx")  # torch.onnx.export needs the latter
+    onnxruntime, _ = (
+        library("onnxruntime", "onnx"),
+        library("onnxscript", "onnx"),
+    )  # torch.onnx.export needs the latter
     graph = program(subject, "ONNX")
-    made = torch.onnx.export(graph, (), input_names=["images"], output_names=["output"], dynamo=True, verbose=False)
+    made = torch.onnx.export(
+        graph, (), input_names=["images"], output_names=["output"], dynamo=True, verbose=False
+    )
     assert made is not None
     made.save(folder / "model.onnx")
-    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        folder / "model.onnx", providers=["CPUExecutionProvider"]
+    )
     lines = [
         "import onnxruntime",
         f'session = onnxruntime.InferenceSession("{subject.out}/model.onnx")',
@@ -284,23 +339,40 @@ def to_onnx(subject: Subject, folder: Path) -> Made:
     def reloaded(images: Tensor) -> Tensor:
         return torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
-    return Made(reloaded, lines, None, 1e-4, (1, 3, 16))
+    return ExportResult(reloaded, lines, None, 1e-4, (1, 3, 16))
 
 
-def to_safetensors(subject: Subject, folder: Path) -> Made:
+def to_safetensors(subject: ExportInput, folder: Path) -> ExportResult:
     """One file in the layout of facebookresearch/mae (timm's names); its metadata lets mae import know it exactly."""
     if subject.pool == "mean" and isinstance(subject.model, ViT):
-        raise UserError("the norm of this encoder belongs to its classifier's pooling: export the classifier")
-    stated = {**subject.config, "mask_ratio": subject.mask_ratio, "eval_crop": subject.eval_crop}
+        raise UserError(
+            "the norm of this encoder belongs to its classifier's pooling: export the classifier"
+        )
+    stated = {**subject.config, "mask_ratio": subject.mask_ratio, "crop_pct": subject.crop_pct}
     save(subject.weights, folder, {"torchmae": json.dumps(stated)})
-    builders = {MAE: MAE.build, Classifier: Classifier.build, ViT: lambda c: build_encoder(c["encoder"])}
+    builders = {
+        MAE: MAE.build,
+        Classifier: Classifier.build,
+        ViT: lambda c: build_encoder(c["encoder"]),
+    }
     again: Any = builders[type(subject.model)](subject.config)
     weights = to_ours(to_plain(load_file(folder / "model.safetensors"))[1], subject.config)
-    own = {n.removeprefix("encoder."): w for n, w in weights.items()} if isinstance(again, ViT) else weights
+    own = (
+        {n.removeprefix("encoder."): w for n, w in weights.items()}
+        if isinstance(again, ViT)
+        else weights
+    )
     again.load_state_dict(own)
-    lines = ["from safetensors.torch import load_file", f'weights = load_file("{subject.out}/model.safetensors")']
-    lines += ["model.load_state_dict(weights)  # of timm, or of facebookresearch/mae for a whole MAE"]
-    return Made(lambda images: answer(subject._replace(model=again.eval()), images), lines, again)
+    lines = [
+        "from safetensors.torch import load_file",
+        f'weights = load_file("{subject.out}/model.safetensors")',
+    ]
+    lines += [
+        "model.load_state_dict(weights)  # of timm, or of facebookresearch/mae for a whole MAE"
+    ]
+    return ExportResult(
+        lambda images: reference_output(subject._replace(model=again.eval()), images), lines, again
+    )
 
 
 def save(weights: Weights, folder: Path, metadata: dict[str, str] | None = None) -> None:
@@ -308,7 +380,7 @@ def save(weights: Weights, folder: Path, metadata: dict[str, str] | None = None)
     save_file(stored, folder / "model.safetensors", metadata or {"format": "pt"})
 
 
-EXPORTS: dict[str, Callable[[Subject, Path], Made]] = {
+EXPORTS: dict[str, Callable[[ExportInput, Path], ExportResult]] = {
     "timm": to_timm,
     "transformers": to_hugging_face,
     "torchvision": to_vision,

@@ -46,7 +46,11 @@ def open_weights(source: str, image_size: str | int | None = None) -> Source:
     if kind == "timm" and name:
         return from_timm(name, image_size)
     path = Path(download(name) if kind == "hf" and name else source)
-    if path.is_dir() and not (path / "config.json").exists() and len(alone := list(path.glob("*.safetensors"))) == 1:
+    if (
+        path.is_dir()
+        and not (path / "config.json").exists()
+        and len(alone := list(path.glob("*.safetensors"))) == 1
+    ):
         path = alone[0]  # as mae export --to safetensors leaves it
     if path.is_dir():
         return from_folder(path)
@@ -77,15 +81,25 @@ def read_file(path: Path) -> tuple[Weights, dict[str, Any]]:
             ) from error
         # PyTorch's own words for the rest recommend to load the file without this protection.
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
-        why = "another kind of file, or one with more than tensors in it" if "eights_only" in str(error) else why
+        why = (
+            "another kind of file, or one with more than tensors in it"
+            if "eights_only" in str(error)
+            else why
+        )
         raise UserError(f"{path} cannot be read as a PyTorch file: {why}") from error
     arguments = value.get("args") if isinstance(value, dict) else None
     for name in ("model", "state_dict", "module"):
         if isinstance(value, dict) and isinstance(value.get(name), dict):
             value = value[name]
             break
-    if not isinstance(value, dict) or not value or not all(isinstance(v, Tensor) for v in value.values()):
-        raise UserError(f"{path} holds no state dict (names and tensors), also not under model, state_dict or module")
+    if (
+        not isinstance(value, dict)
+        or not value
+        or not all(isinstance(v, Tensor) for v in value.values())
+    ):
+        raise UserError(
+            f"{path} holds no state dict (names and tensors), also not under model, state_dict or module"
+        )
     facts: dict[str, Any] = {}
     if isinstance(arguments, argparse.Namespace) and hasattr(arguments, "norm_pix_loss"):
         facts["target"] = "norm-pixels" if arguments.norm_pix_loss else "pixels"
@@ -98,8 +112,10 @@ def read_file(path: Path) -> tuple[Weights, dict[str, Any]]:
 def facts_of_model(model: dict[str, Any]) -> dict[str, Any]:
     """Facts from our own description of a model, which `mae export` leaves in its files."""
     encoder = model["encoder"]
-    facts = {name: encoder[name] for name in ("image_size", "mean", "std")} | {"heads": encoder["num_heads"]}
-    others = ("decoder_heads", "target", "loss_on", "classes", "mask_ratio", "eval_crop")
+    facts = {name: encoder[name] for name in ("image_size", "mean", "std")} | {
+        "heads": encoder["num_heads"]
+    }
+    others = ("decoder_heads", "target", "loss_on", "classes", "mask_ratio", "crop_pct")
     return facts | {name: model[name] for name in others if name in model}
 
 
@@ -109,22 +125,41 @@ def from_folder(folder: Path) -> Source:
         config = json.loads((folder / "config.json").read_text())
         assert isinstance(config, dict)
     except (OSError, ValueError, AssertionError) as error:
-        raise UserError(f"{folder} has no config.json of a model ({type(error).__name__})") from error
+        raise UserError(
+            f"{folder} has no config.json of a model ({type(error).__name__})"
+        ) from error
     if "torchmae" in config:
         raise UserError(f"{folder} is a run folder already: use it as it is")
-    file = next((f for n in ("model.safetensors", "pytorch_model.bin") if (f := folder / n).is_file()), None)
+    file = next(
+        (f for n in ("model.safetensors", "pytorch_model.bin") if (f := folder / n).is_file()), None
+    )
     if file is None:
         raise UserError(f"{folder} has neither model.safetensors nor pytorch_model.bin")
     weights, stated = read_file(file)
     if "architecture" in config:
         cfg, args = config.get("pretrained_cfg", {}), config.get("model_args", {})
-        facts = {"mean": cfg.get("mean"), "std": cfg.get("std"), "classes": config.get("label_names")}
-        facts |= {"heads": args.get("num_heads"), "image_size": args.get("img_size"), "eval_crop": cfg.get("crop_pct")}
-        return Source(weights, stated | {n: v for n, v in facts.items() if v is not None}, sha256(file))
+        facts = {
+            "mean": cfg.get("mean"),
+            "std": cfg.get("std"),
+            "classes": config.get("label_names"),
+        }
+        facts |= {
+            "heads": args.get("num_heads"),
+            "image_size": args.get("img_size"),
+            "crop_pct": cfg.get("crop_pct"),
+        }
+        return Source(
+            weights, stated | {n: v for n, v in facts.items() if v is not None}, sha256(file)
+        )
     if config.get("model_type") not in ("vit", "vit_mae"):
-        raise UserError(f"{folder} holds a model of type {config.get('model_type')}; torchmae imports vit and vit_mae")
+        raise UserError(
+            f"{folder} holds a model of type {config.get('model_type')}; torchmae imports vit and vit_mae"
+        )
     return Source(
-        weights, stated | facts_of_transformers(folder, config), sha256(file), transformers_model(folder, config)
+        weights,
+        stated | facts_of_transformers(folder, config),
+        sha256(file),
+        transformers_model(folder, config),
     )
 
 
@@ -154,20 +189,31 @@ def transformers_model(folder: Path, config: dict[str, Any]) -> Any:
     except UserError:
         return None
     transformers.utils.logging.disable_progress_bar()
-    name = (config.get("architectures") or [{"vit": "ViTModel", "vit_mae": "ViTMAEModel"}[config["model_type"]]])[0]
+    name = (
+        config.get("architectures")
+        or [{"vit": "ViTModel", "vit_mae": "ViTMAEModel"}[config["model_type"]]]
+    )[0]
     try:
         return getattr(transformers, name).from_pretrained(folder, local_files_only=True).eval()
     except Exception as error:
-        raise UserError(f"transformers cannot load {folder} as {name}: {str(error).splitlines()[0]}") from error
+        raise UserError(
+            f"transformers cannot load {folder} as {name}: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def download(name: str) -> str:
     """The folder of a model on the hub, downloaded because the user named it."""
     hub = library("huggingface_hub", "transformers")
     try:
-        return str(hub.snapshot_download(name, allow_patterns=["*.json", "model.safetensors", "pytorch_model.bin"]))
+        return str(
+            hub.snapshot_download(
+                name, allow_patterns=["*.json", "model.safetensors", "pytorch_model.bin"]
+            )
+        )
     except Exception as error:
-        raise UserError(f"hf:{name} could not be fetched: {str(error).strip().splitlines()[0]}") from error
+        raise UserError(
+            f"hf:{name} could not be fetched: {str(error).strip().splitlines()[0]}"
+        ) from error
 
 
 def from_timm(name: str, image_size: str | int | None) -> Source:
@@ -191,11 +237,16 @@ def from_timm(name: str, image_size: str | int | None) -> Source:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"timm:{name} could not be made: {str(error).strip().splitlines()[0]}") from error
+        raise UserError(
+            f"timm:{name} could not be made: {str(error).strip().splitlines()[0]}"
+        ) from error
     cfg = model.pretrained_cfg
     facts = {"mean": cfg.get("mean"), "std": cfg.get("std"), "classes": cfg.get("label_names")}
-    facts["eval_crop"] = cfg.get("crop_pct")
+    facts["crop_pct"] = cfg.get("crop_pct")
     if hasattr(model, "blocks") and hasattr(model, "patch_embed"):
-        facts |= {"heads": getattr(model.blocks[0].attn, "num_heads", None), "image_size": model.patch_embed.img_size}
+        facts |= {
+            "heads": getattr(model.blocks[0].attn, "num_heads", None),
+            "image_size": model.patch_embed.img_size,
+        }
     known = {n: v for n, v in facts.items() if v is not None}
     return Source(model.state_dict(), known, sha256(Path(file)) if file else None, model.eval())

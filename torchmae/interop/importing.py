@@ -13,7 +13,7 @@ from torchmae.interop.foreign import Source
 from torchmae.interop.names import Weights, decoder_config, encoder_config
 from torchmae.models.heads import Classifier
 from torchmae.models.mae import MAE
-from torchmae.models.masking import Mask, kept
+from torchmae.models.masking import Mask, num_visible
 from torchmae.models.patches import IMAGENET, sincos_positions
 from torchmae.models.vit import ViT
 from torchmae.options import parse_size
@@ -32,7 +32,9 @@ class Report:
         self.lines.append(f"  {what:<10}{line}")
 
 
-def describe(config: Import, plain: Weights, facts: dict[str, Any], report: Report) -> dict[str, Any]:
+def describe(
+    config: Import, plain: Weights, facts: dict[str, Any], report: Report
+) -> dict[str, Any]:
     """What `config()` of the model will be: an MAE's, a classifier's or, under "encoder" alone, an encoder's."""
 
     def said(name: str, otherwise: Any = None) -> tuple[Any, str]:
@@ -42,7 +44,9 @@ def describe(config: Import, plain: Weights, facts: dict[str, Any], report: Repo
         return (facts[name], "the source's") if name in facts else (otherwise, "assumed")
 
     if facts.get("activation", "gelu") != "gelu":
-        raise UserError(f"the source's activation is {facts['activation']}; torchmae's ViT has exact GELU")
+        raise UserError(
+            f"the source's activation is {facts['activation']}; torchmae's ViT has exact GELU"
+        )
     size = said("image_size")[0]
     size = parse_size(size) if isinstance(size, str | int) else tuple(size) if size else None
     heads, why_heads = said("heads")
@@ -62,13 +66,25 @@ def describe(config: Import, plain: Weights, facts: dict[str, Any], report: Repo
         if isinstance(names, str):
             names = read_classes(names)
         if len(names) != len(plain["head.weight"]):
-            raise UserError(f"{len(names)} class names ({why}) for a head of {len(plain['head.weight'])} classes")
+            raise UserError(
+                f"{len(names)} class names ({why}) for a head of {len(plain['head.weight'])} classes"
+            )
         pool = "mean" if "fc_norm.weight" in plain else "token"
-        report.note("head", f"{len(names)} classes (names {why}) on the {pool}" + " of the patches" * (pool == "mean"))
-        return {"encoder": encoder, "classes": list(names), "pool": pool, "batch_norm": "bn.running_mean" in plain}
+        report.note(
+            "head",
+            f"{len(names)} classes (names {why}) on the {pool}"
+            + " of the patches" * (pool == "mean"),
+        )
+        return {
+            "encoder": encoder,
+            "classes": list(names),
+            "pool": pool,
+            "batch_norm": "bn.running_mean" in plain,
+        }
     if not any(name.startswith("decoder_") for name in plain):
         report.note(
-            "decoder", "missing, so mae reconstruct refuses; mae_visualize_* files and ViTMAEForPreTraining have one"
+            "decoder",
+            "missing, so mae reconstruct refuses; mae_visualize_* files and ViTMAEForPreTraining have one",
         )
         return {"encoder": encoder}
     heads, why_heads = said("decoder_heads")
@@ -80,12 +96,23 @@ def describe(config: Import, plain: Weights, facts: dict[str, Any], report: Repo
         f"predicts {target} ({why}{'; --target says otherwise' if why == 'assumed' else ''})",
     )
     if target == "norm-pixels":
-        report.note("pictures", "brightness and contrast of hidden patches as the visible ones' (no head for them)")
+        report.note(
+            "pictures",
+            "brightness and contrast of hidden patches as the visible ones' (no head for them)",
+        )
     loss_on = facts.get("loss_on", "hidden")
-    return {"encoder": encoder, **decoder, "target": target, "loss_on": loss_on, "encode_all": False}
+    return {
+        "encoder": encoder,
+        **decoder,
+        "target": target,
+        "loss_on": loss_on,
+        "encode_all": False,
+    }
 
 
-def crop_of(asked: float | None, facts: dict[str, Any], layout: str, model: dict[str, Any]) -> tuple[float, str]:
+def crop_of(
+    asked: float | None, facts: dict[str, Any], layout: str, model: dict[str, Any]
+) -> tuple[float, str]:
     """The share of an image's sides that evaluation sees, and where that comes from.
 
     The published figures of the reference are measured on the middle 224 px of 256 up to 224 px, on whole images above.
@@ -93,13 +120,16 @@ def crop_of(asked: float | None, facts: dict[str, Any], layout: str, model: dict
     share, why = 1.0, "assumed"
     if asked is not None:
         share, why = asked, "as asked"
-    elif "eval_crop" in facts:
-        share, why = float(facts["eval_crop"]), "the source's"
-    elif "classes" in model and layout in ("facebookresearch/mae", "timm"):  # fine-tuned files have timm's names
+    elif "crop_pct" in facts:
+        share, why = float(facts["crop_pct"]), "the source's"
+    elif "classes" in model and layout in (
+        "facebookresearch/mae",
+        "timm",
+    ):  # fine-tuned files have timm's names
         share = 0.875 if max(model["encoder"]["image_size"]) <= 224 else 1.0
-        why = "assumed, as facebookresearch/mae measures; --eval-crop says otherwise"
+        why = "assumed, as facebookresearch/mae measures; --crop-pct says otherwise"
     if not 0 < share <= 1:
-        raise UserError(f"--eval-crop {share:g} ({why}): say a share above 0, at most 1")
+        raise UserError(f"--crop-pct {share:g} ({why}): say a share above 0, at most 1")
     return share, why
 
 
@@ -115,13 +145,22 @@ def compare(made: nn.Module, found: Source, report: Report) -> None:
     """A forward pass on random images, beside the source's own model if there is one; what differs, as notes."""
     encoder = made if isinstance(made, ViT) else made.encoder
     assert isinstance(encoder, ViT)
-    same = torch.allclose(encoder.pos_embed, sincos_positions(encoder.grid, encoder.embed_dim), atol=1e-5)
-    report.note("positions", "the fixed sin-cos table" if same else "learned; used as they are, fixed in training")
-    images = torch.randn(2, encoder.channels, *encoder.image_size, generator=torch.Generator().manual_seed(0))
+    same = torch.allclose(
+        encoder.pos_embed, sincos_positions(encoder.grid, encoder.embed_dim), atol=1e-5
+    )
+    report.note(
+        "positions",
+        "the fixed sin-cos table" if same else "learned; used as they are, fixed in training",
+    )
+    images = torch.randn(
+        2, encoder.channels, *encoder.image_size, generator=torch.Generator().manual_seed(0)
+    )
     own = outputs(made, images)
     broken = [name for name, value in own.items() if not value.isfinite().all()]
     if broken:
-        raise UserError(f"{', '.join(broken)} of random images are not finite: the weights are damaged")
+        raise UserError(
+            f"{', '.join(broken)} of random images are not finite: the weights are damaged"
+        )
     shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in own.items())
     report.note("proof", f"2 random images give {shapes}, all finite")
     if found.model is None:
@@ -133,13 +172,17 @@ def compare(made: nn.Module, found: Source, report: Report) -> None:
     if epsilons != {1e-6}:
         far = max(differences(own, outputs(found.model, images)).values())
         listed = ", ".join(f"{e:g}" for e in sorted(epsilons))
-        report.note("norm eps", f"{listed} in the source, 1e-6 here: its outputs differ by up to {far:.1e} for that")
+        report.note(
+            "norm eps",
+            f"{listed} in the source, 1e-6 here: its outputs differ by up to {far:.1e} for that",
+        )
         for norm in norms:
             norm.eps = 1e-6
     theirs = outputs(found.model, images)
     for name, difference in differences(own, theirs).items():
         report.note(
-            "proof", f"{name} differ from those of {type(found.model).__module__.split('.')[0]} by {difference:.1e}"
+            "proof",
+            f"{name} differ from those of {type(found.model).__module__.split('.')[0]} by {difference:.1e}",
         )
         if not difference <= CLOSE * max(1.0, float(theirs[name].abs().max())):
             raise UserError(
@@ -149,7 +192,11 @@ def compare(made: nn.Module, found: Source, report: Report) -> None:
 
 
 def differences(own: dict[str, Tensor], theirs: dict[str, Tensor]) -> dict[str, float]:
-    return {name: float((value - theirs[name]).abs().max()) for name, value in own.items() if name in theirs}
+    return {
+        name: float((value - theirs[name]).abs().max())
+        for name, value in own.items()
+        if name in theirs
+    }
 
 
 def outputs(model: Any, images: Float[Tensor, "B C H W"]) -> dict[str, Tensor]:
@@ -180,7 +227,9 @@ def outputs(model: Any, images: Float[Tensor, "B C H W"]) -> dict[str, Tensor]:
     config.mask_ratio = 0.75
     predictions = {}
     if hasattr(model, "decoder"):
-        predictions = {"predictions": model(images, noise=order).logits[:, kept(count, 0.75) :]}
+        predictions = {
+            "predictions": model(images, noise=order).logits[:, num_visible(count, 0.75) :]
+        }
     config.mask_ratio = ratio
     return {"tokens": tokens, **predictions}
 
@@ -188,5 +237,5 @@ def outputs(model: Any, images: Float[Tensor, "B C H W"]) -> dict[str, Tensor]:
 def first_quarter(images: Tensor, encoder: ViT) -> Mask:
     """The first quarter of the patches is visible."""
     order = torch.arange(encoder.grid[0] * encoder.grid[1]).expand(len(images), -1)
-    visible = kept(order.shape[1], 0.75)
+    visible = num_visible(order.shape[1], 0.75)
     return Mask(order[:, :visible], order[:, visible:])

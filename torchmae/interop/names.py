@@ -63,7 +63,10 @@ TRANSFORMERS = {
     "norm": "layernorm",
     "head": "classifier",
     "mask_token": "decoder.mask_token",
-    **{f"decoder_{name}": f"decoder.decoder_{name}" for name in ("embed", "pos_embed", "norm", "pred")},
+    **{
+        f"decoder_{name}": f"decoder.decoder_{name}"
+        for name in ("embed", "pos_embed", "norm", "pred")
+    },
     **under("decoder_blocks.N", "decoder.decoder_layers.N", LAYER),
 }
 
@@ -106,7 +109,11 @@ TORCHVISION = {
 PROBE = {"bn": "head.0", "head": "head.1"}  # the linear probe of facebookresearch/mae
 
 
-UNUSED = {"embeddings.mask_token", "pooler.dense.weight", "pooler.dense.bias"}  # no part of an encoder's tokens
+UNUSED = {
+    "embeddings.mask_token",
+    "pooler.dense.weight",
+    "pooler.dense.bias",
+}  # no part of an encoder's tokens
 
 
 PAIR = r"\.(weight|bias)"
@@ -160,8 +167,12 @@ def join_qkv(weights: Weights) -> Weights:
         if ".attn.q." in name:
             parts = [joined.pop(name.replace(".attn.q.", f".attn.{x}."), None) for x in "qkv"]
             if any(part is None for part in parts):
-                raise UserError(f"{name} is there, but not the key's and the value's: the file is incomplete")
-            joined[name.replace(".attn.q.", ".attn.qkv.")] = torch.cat([part for part in parts if part is not None])
+                raise UserError(
+                    f"{name} is there, but not the key's and the value's: the file is incomplete"
+                )
+            joined[name.replace(".attn.q.", ".attn.qkv.")] = torch.cat(
+                [part for part in parts if part is not None]
+            )
     return joined
 
 
@@ -170,7 +181,10 @@ def split_qkv(weights: Weights) -> Weights:
     cut: Weights = {}
     for name, weight in weights.items():
         if ".attn.qkv." in name:
-            cut |= {name.replace(".attn.qkv.", f".attn.{x}."): part for x, part in zip("qkv", weight.chunk(3))}
+            cut |= {
+                name.replace(".attn.qkv.", f".attn.{x}."): part
+                for x, part in zip("qkv", weight.chunk(3))
+            }
         else:
             cut[name] = weight
     return cut
@@ -181,7 +195,9 @@ def to_plain(weights: Mapping[str, Tensor]) -> tuple[str, Weights, list[str]]:
 
     What our ViT cannot represent, and what is no ViT at all, is a `UserError` that names the tensors.
     """
-    names = {name.removeprefix("module."): weight for name, weight in weights.items()}  # DistributedDataParallel's
+    names = {
+        name.removeprefix("module."): weight for name, weight in weights.items()
+    }  # DistributedDataParallel's
     unused: list[str] = []
     plain: Weights
     if "encoder.patch_embed.proj.weight" in names:
@@ -193,7 +209,9 @@ def to_plain(weights: Mapping[str, Tensor]) -> tuple[str, Weights, list[str]]:
         layout = "transformers"
         classic = {classic_name(name): weight for name, weight in names.items()}
         unused = sorted(UNUSED & set(classic))
-        plain = join_qkv(rename({n: w for n, w in classic.items() if n not in UNUSED}, swap(TRANSFORMERS)))
+        plain = join_qkv(
+            rename({n: w for n, w in classic.items() if n not in UNUSED}, swap(TRANSFORMERS))
+        )
     elif "conv_proj.weight" in names:
         layout, plain = "torchvision", rename(names, swap(TORCHVISION))
     elif "patch_embed.proj.weight" in names:
@@ -215,7 +233,11 @@ def refuse_foreign(plain: Weights) -> None:
     """A `UserError` that says what of a ViT ours cannot represent."""
     strange = [name for name in plain if not KNOWN.fullmatch(name)]
     if strange:
-        what = [words for pattern, words in FOREIGN.items() if any(re.search(pattern, name) for name in strange)]
+        what = [
+            words
+            for pattern, words in FOREIGN.items()
+            if any(re.search(pattern, name) for name in strange)
+        ]
         raise UserError(
             f"torchmae's ViT has no {' and no '.join(what) or 'such tensors'}: {', '.join(strange[:4])} ({len(strange)} in all)"
         )
@@ -223,13 +245,19 @@ def refuse_foreign(plain: Weights) -> None:
         if name not in plain:
             raise UserError(f"it has no {words} ({name} is missing), which torchmae's ViT needs")
     if "norm.weight" in plain and "fc_norm.weight" in plain:
-        raise UserError("it has a norm before and one after the pooling (norm and fc_norm); torchmae's ViT has either")
+        raise UserError(
+            "it has a norm before and one after the pooling (norm and fc_norm); torchmae's ViT has either"
+        )
     if "fc_norm.weight" in plain and "head.weight" not in plain:
-        raise UserError("it has the norm of a classifier's pooling (fc_norm) but no head: import the whole classifier")
+        raise UserError(
+            "it has the norm of a classifier's pooling (fc_norm) but no head: import the whole classifier"
+        )
 
 
 def count_blocks(plain: Mapping[str, Tensor], prefix: str) -> int:
-    numbers = [int(m.group(1)) for m in (re.match(rf"{prefix}\.(\d+)\.", name) for name in plain) if m]
+    numbers = [
+        int(m.group(1)) for m in (re.match(rf"{prefix}\.(\d+)\.", name) for name in plain) if m
+    ]
     return 1 + max(numbers, default=-1)
 
 
@@ -239,7 +267,9 @@ def mlp_ratio(dim: int, hidden: int) -> float:
     return ratio if int(dim * ratio) == hidden else (hidden + 0.5) / dim
 
 
-def encoder_config(plain: Weights, image_size: tuple[int, int] | None, num_heads: int | None) -> dict[str, Any]:
+def encoder_config(
+    plain: Weights, image_size: tuple[int, int] | None, num_heads: int | None
+) -> dict[str, Any]:
     """The arguments of `ViT` from the shapes of the tensors, all but mean and std.
 
     The image is square unless `image_size` says otherwise. Shapes do not tell the heads: without `num_heads` they are those
@@ -254,7 +284,9 @@ def encoder_config(plain: Weights, image_size: tuple[int, int] | None, num_heads
     dim, channels, patch = kernel.shape[:3]
     rows = table.shape[1]
     if image_size is None:
-        side = next((math.isqrt(n) for n in (rows - 1, rows) if n > 0 and math.isqrt(n) ** 2 == n), None)
+        side = next(
+            (math.isqrt(n) for n in (rows - 1, rows) if n > 0 and math.isqrt(n) ** 2 == n), None
+        )
         if side is None:
             raise UserError(
                 f"the position table has {rows} rows, no square grid and a class token: say its image size with "
@@ -270,10 +302,16 @@ def encoder_config(plain: Weights, image_size: tuple[int, int] | None, num_heads
     depth = count_blocks(plain, "blocks")
     first = plain.get("blocks.0.mlp.fc1.weight")
     if first is None:
-        raise UserError("it has no blocks.0.mlp.fc1.weight: the file is incomplete, or no plain ViT")
-    heads = num_heads or next((size["num_heads"] for size in SIZES.values() if size["embed_dim"] == dim), None)
+        raise UserError(
+            "it has no blocks.0.mlp.fc1.weight: the file is incomplete, or no plain ViT"
+        )
+    heads = num_heads or next(
+        (size["num_heads"] for size in SIZES.values() if size["embed_dim"] == dim), None
+    )
     if heads is None:
-        raise UserError(f"no size that torchmae knows is {dim} wide, and shapes do not tell the heads: say --heads")
+        raise UserError(
+            f"no size that torchmae knows is {dim} wide, and shapes do not tell the heads: say --heads"
+        )
     return {
         "image_size": image_size,
         "patch_size": patch,
@@ -287,10 +325,15 @@ def encoder_config(plain: Weights, image_size: tuple[int, int] | None, num_heads
 
 def decoder_config(plain: Weights, num_heads: int | None) -> dict[str, Any]:
     """The decoder's arguments of `MAE`; the heads, if they are not known, 32 wide as in the paper's decoder."""
-    missing = [n for n in ("decoder_embed.weight", "decoder_pred.weight", "mask_token") if n not in plain]
+    missing = [
+        n for n in ("decoder_embed.weight", "decoder_pred.weight", "mask_token") if n not in plain
+    ]
     if missing:
         raise UserError(f"the decoder is incomplete: {', '.join(missing)} is missing")
-    dim, values = plain["decoder_embed.weight"].shape[0], plain["patch_embed.proj.weight"][0].numel()
+    dim, values = (
+        plain["decoder_embed.weight"].shape[0],
+        plain["patch_embed.proj.weight"][0].numel(),
+    )
     hidden = len(plain.get("decoder_blocks.0.mlp.fc1.weight", ()))
     out = len(plain["decoder_pred.weight"])
     if hidden != 4 * dim or out != values:
@@ -312,12 +355,16 @@ def to_ours(plain: Weights, config: dict[str, Any]) -> Weights:
     queries, keys and values, and the statistics head, which starts as "as the visible patches".
     """
     whole = {
-        name: (weight.detach().float() if weight.is_floating_point() else weight).contiguous().clone()
+        name: (weight.detach().float() if weight.is_floating_point() else weight)
+        .contiguous()
+        .clone()
         for name, weight in plain.items()
     }
     encoder = config["encoder"]
     dim, (height, width) = encoder["embed_dim"], encoder["image_size"]
-    if whole["pos_embed"].shape[1] == (height // encoder["patch_size"]) * (width // encoder["patch_size"]):
+    if whole["pos_embed"].shape[1] == (height // encoder["patch_size"]) * (
+        width // encoder["patch_size"]
+    ):
         whole["pos_embed"] = F.pad(whole["pos_embed"], (0, 0, 1, 0))
     for name in list(whole):
         if name.endswith("attn.qkv.weight"):
@@ -327,7 +374,10 @@ def to_ours(plain: Weights, config: dict[str, Any]) -> Weights:
     ours = {n if n.startswith(kept) else f"encoder.{n}": weight for n, weight in ours.items()}
     if config.get("target") == "norm-pixels":
         dim = config["decoder_dim"]
-        ours |= {"decoder.statistics.weight": torch.zeros(2, dim), "decoder.statistics.bias": torch.zeros(2)}
+        ours |= {
+            "decoder.statistics.weight": torch.zeros(2, dim),
+            "decoder.statistics.bias": torch.zeros(2),
+        }
     return ours
 
 
@@ -347,7 +397,8 @@ def to_transformers(plain: Weights, prefix: str) -> Weights:
     """The names on the hub. `prefix` is "vit." for a model with a head or a decoder, "" for an encoder alone."""
     theirs = rename(split_qkv(plain), TRANSFORMERS)
     return {
-        n if n.startswith(("decoder.", "classifier.")) else f"{prefix}{n}": w.contiguous() for n, w in theirs.items()
+        n if n.startswith(("decoder.", "classifier.")) else f"{prefix}{n}": w.contiguous()
+        for n, w in theirs.items()
     }
 
 

@@ -23,7 +23,9 @@ class Classifier(nn.Module):
         batch_norm: a BatchNorm without affine parameters before the linear map (the paper's linear probe, appendix A.1).
     """
 
-    def __init__(self, encoder: ViT, classes: Sequence[str], pool: str = "mean", batch_norm: bool = False):
+    def __init__(
+        self, encoder: ViT, classes: Sequence[str], pool: str = "mean", batch_norm: bool = False
+    ):
         super().__init__()
         if pool not in POOLS:
             raise UserError(f"unknown pool '{pool}'; one of: {', '.join(POOLS)}")
@@ -32,8 +34,14 @@ class Classifier(nn.Module):
         self.encoder, self.classes, self.pool = encoder, tuple(classes), pool
         if pool == "mean":
             encoder.norm = nn.Identity()  # type: ignore[assignment]
-        self.fc_norm = nn.LayerNorm(encoder.embed_dim, eps=1e-6) if pool == "mean" else nn.Identity()
-        self.bn = nn.BatchNorm1d(encoder.embed_dim, affine=False, eps=1e-6) if batch_norm else nn.Identity()
+        self.fc_norm = (
+            nn.LayerNorm(encoder.embed_dim, eps=1e-6) if pool == "mean" else nn.Identity()
+        )
+        self.bn = (
+            nn.BatchNorm1d(encoder.embed_dim, affine=False, eps=1e-6)
+            if batch_norm
+            else nn.Identity()
+        )
         self.head = nn.Linear(encoder.embed_dim, len(classes))
         nn.init.trunc_normal_(self.head.weight, std=0.01 if batch_norm else 2e-5)
         nn.init.zeros_(self.head.bias)
@@ -50,7 +58,10 @@ class Classifier(nn.Module):
     @classmethod
     def build(cls, config: dict[str, Any]) -> "Classifier":
         """The classifier that `config()` described, with fresh weights."""
-        return cls(build_encoder(config["encoder"]), **{name: v for name, v in config.items() if name != "encoder"})
+        return cls(
+            build_encoder(config["encoder"]),
+            **{name: v for name, v in config.items() if name != "encoder"},
+        )
 
     def forward(
         self, images: Float[Tensor, "B C H W"], draws: Float[Tensor, "B depth 2"] | None = None

@@ -9,11 +9,14 @@ from torch import Tensor, nn
 
 from torchmae.errors import UserError, choose
 from torchmae.models.masking import Mask
-from torchmae.models.patches import patch_statistics, patchify, sincos_positions, take
+from torchmae.models.patches import gather_tokens, patch_statistics, patchify, sincos_positions
 from torchmae.models.targets import TARGETS
 from torchmae.models.vit import Block, Rows, ViT, initialize
 
-LOSSES = {"hidden": "the mean over hidden patches", "all": "the mean over all patches (paper: 0.5 % worse)"}
+LOSSES = {
+    "hidden": "the mean over hidden patches",
+    "all": "the mean over all patches (paper: 0.5 % worse)",
+}
 
 
 class Output(NamedTuple):
@@ -53,7 +56,9 @@ class Decoder(nn.Module):
         self.pred = nn.Linear(dim, out_dim)
         initialize(self)
         self.statistics = nn.Linear(dim, 2) if statistics else None
-        if self.statistics is not None:  # starts as "as the visible patches"; last, so no other draw changes
+        if (
+            self.statistics is not None
+        ):  # starts as "as the visible patches"; last, so no other draw changes
             nn.init.zeros_(self.statistics.weight)
             nn.init.zeros_(self.statistics.bias)
 
@@ -64,7 +69,7 @@ class Decoder(nn.Module):
         """
         x, masked = self.tokens(latent, mask)
         if masked is not None:
-            x = torch.cat([x, take(*masked)], dim=1)
+            x = torch.cat([x, gather_tokens(*masked)], dim=1)
         for block in self.blocks:
             x = block(x)
         return self.norm(x)
@@ -80,12 +85,22 @@ class Decoder(nn.Module):
             x, masked = block(x, masked), None
         return self.norm(self.blocks[-1](x, masked, skip=1 + mask.keep.shape[1]))
 
-    def tokens(self, latent: Float[Tensor, "B T D"], mask: Mask) -> tuple[Float[Tensor, "B T E"], Rows | None]:
+    def tokens(
+        self, latent: Float[Tensor, "B T D"], mask: Mask
+    ) -> tuple[Float[Tensor, "B T E"], Rows | None]:
         """What enters the first block: the encoded tokens, and the mask tokens as rows of a table; each with its position."""
-        x, cls_position, positions = self.embed(latent), self.pos_embed[:, :1], self.pos_embed[:, 1:]
+        x, cls_position, positions = (
+            self.embed(latent),
+            self.pos_embed[:, :1],
+            self.pos_embed[:, 1:],
+        )
         places = torch.cat(mask, dim=1) if self.mask_token is None else mask.keep
-        encoded = torch.cat([x[:, :1] + cls_position, x[:, 1:] + take(positions, places)], dim=1)
-        return encoded, None if self.mask_token is None else Rows(self.mask_token + positions, mask.hide)
+        encoded = torch.cat(
+            [x[:, :1] + cls_position, x[:, 1:] + gather_tokens(positions, places)], dim=1
+        )
+        return encoded, None if self.mask_token is None else Rows(
+            self.mask_token + positions, mask.hide
+        )
 
 
 class MAE(nn.Module):
@@ -123,9 +138,13 @@ class MAE(nn.Module):
         self.target_name, self.loss_on, self.encode_all = target, loss_on, encode_all
         self.target = choose(TARGETS, target, "target")(encoder.patch_size, encoder.channels)
         shape = (encoder.embed_dim, encoder.grid, self.target.width, dim, depth, heads)
-        self.decoder = Decoder(*shape, statistics=self.target.loses_statistics, mask_token=not encode_all)
+        self.decoder = Decoder(
+            *shape, statistics=self.target.loses_statistics, mask_token=not encode_all
+        )
         # Here and not in the encoder, whose weights are those of a plain ViT.
-        self.mask_token = nn.Parameter(torch.randn(1, 1, encoder.embed_dim) * 0.02) if encode_all else None
+        self.mask_token = (
+            nn.Parameter(torch.randn(1, 1, encoder.embed_dim) * 0.02) if encode_all else None
+        )
 
     def config(self) -> dict[str, Any]:
         """JSON-able arguments for `MAE.build`."""
@@ -144,7 +163,10 @@ class MAE(nn.Module):
     @classmethod
     def build(cls, config: dict[str, Any]) -> "MAE":
         """The model that `config()` described, with fresh weights."""
-        return cls(build_encoder(config["encoder"]), **{name: v for name, v in config.items() if name != "encoder"})
+        return cls(
+            build_encoder(config["encoder"]),
+            **{name: v for name, v in config.items() if name != "encoder"},
+        )
 
     def forward(self, images: Float[Tensor, "B C H W"], mask: Mask) -> Output:
         """Loss and prediction for normalised float images; draws nothing at random, the caller makes the mask."""
@@ -154,7 +176,9 @@ class MAE(nn.Module):
                 f"encoder, decoder and mask disagree: grids {self.encoder.grid} and {self.decoder.grid}, {count} patches"
             )
         latent = self.encode(images, mask)
-        exact = torch.promote_types(images.dtype, torch.float32)  # autocast's halves are too coarse for a loss
+        exact = torch.promote_types(
+            images.dtype, torch.float32
+        )  # autocast's halves are too coarse for a loss
         if self.loss_on == "hidden":
             hidden = self.decoder.hidden(latent, mask)
             prediction = self.decoder.pred(hidden).to(exact)
@@ -167,8 +191,12 @@ class MAE(nn.Module):
             prediction = everything[:, mask.keep.shape[1] :]
         if self.decoder.statistics is None:
             return Output(loss, prediction, None, None)
-        seen, truth = (patch_statistics(patchify(images, self.encoder.patch_size, ids)) for ids in mask)
-        statistics = seen.mean(dim=1, keepdim=True) + self.decoder.statistics(hidden.detach()).to(exact)
+        seen, truth = (
+            patch_statistics(patchify(images, self.encoder.patch_size, ids)) for ids in mask
+        )
+        statistics = seen.mean(dim=1, keepdim=True) + self.decoder.statistics(hidden.detach()).to(
+            exact
+        )
         statistics_loss = (statistics - truth).square().mean()
         return Output(loss, prediction, statistics_loss, statistics)
 
@@ -176,12 +204,14 @@ class MAE(nn.Module):
         """What the decoder gets: encoded tokens of the visible patches, or with `encode_all` of all places."""
         if self.mask_token is None:
             return self.encoder(images, mask.keep)
-        masked = self.mask_token + take(self.encoder.pos_embed[:, 1:], mask.hide)
-        return self.encoder.encode(torch.cat([self.encoder.tokens(images, mask.keep), masked], dim=1))
+        masked = self.mask_token + gather_tokens(self.encoder.pos_embed[:, 1:], mask.hide)
+        return self.encoder.encode(
+            torch.cat([self.encoder.tokens(images, mask.keep), masked], dim=1)
+        )
 
-    def set_checkpoint(self, on: bool) -> None:
-        """Activation checkpointing in encoder and decoder; see `ViT.set_checkpoint`."""
-        self.encoder.set_checkpoint(on)
+    def set_grad_checkpointing(self, on: bool) -> None:
+        """Activation checkpointing in encoder and decoder; see `ViT.set_grad_checkpointing`."""
+        self.encoder.set_grad_checkpointing(on)
         for block in self.decoder.blocks:
             block.checkpointed = on  # type: ignore[assignment]
 
@@ -195,5 +225,7 @@ def decoder_size(embed_dim: int) -> tuple[int, int, int]:
 
 def build_encoder(config: dict[str, Any]) -> ViT:
     """The encoder that `ViT.config()` described, with fresh weights; lists from JSON become tuples again."""
-    arguments: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in config.items()}
+    arguments: dict[str, Any] = {
+        name: tuple(v) if isinstance(v, list) else v for name, v in config.items()
+    }
     return ViT(**arguments)

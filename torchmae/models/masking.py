@@ -26,13 +26,15 @@ class Mask(NamedTuple):
 Masking = Callable[[Int64[Tensor, "B N"], tuple[int, int], float], Mask]
 
 
-def noise(seed: int, epoch: Int64[Tensor, "B"], sample: Int64[Tensor, "B"], patches: int) -> Int64[Tensor, "B N"]:
+def noise(
+    seed: int, epoch: Int64[Tensor, "B"], sample: Int64[Tensor, "B"], patches: int
+) -> Int64[Tensor, "B N"]:
     """Integers >= 0, all different within an image: 32 hashed bits, then the patch index, which breaks ties."""
     place = torch.arange(patches, device=sample.device)
     return hash32(seed, MASK, epoch.unsqueeze(1), sample.unsqueeze(1), place) * patches + place
 
 
-def kept(patches: int, ratio: float) -> int:
+def num_visible(patches: int, ratio: float) -> int:
     """How many patches stay visible: `floor(N * (1 - ratio))`, as in the reference; `UserError` unless 0 < K < N."""
     # The rounding takes away float dust: 10 * (1 - 0.9) is 0.9999999999999998, and means 1.
     count = int(round(patches * (1 - ratio), 9))
@@ -43,15 +45,15 @@ def kept(patches: int, ratio: float) -> int:
     return count
 
 
-def split(order: Int64[Tensor, "B N"], ratio: float) -> Mask:
+def mask_from_order(order: Int64[Tensor, "B N"], ratio: float) -> Mask:
     """The first K patches of the order stay, the others are hidden."""
-    count = kept(order.shape[1], ratio)
+    count = num_visible(order.shape[1], ratio)
     return Mask(order[:, :count], order[:, count:])
 
 
 def random(noise: Int64[Tensor, "B N"], grid: tuple[int, int], ratio: float) -> Mask:
     """Uniform without replacement (paper section 3, the default)."""
-    return split(noise.argsort(dim=1), ratio)
+    return mask_from_order(noise.argsort(dim=1), ratio)
 
 
 def block(noise: Int64[Tensor, "B N"], grid: tuple[int, int], ratio: float) -> Mask:
@@ -63,10 +65,10 @@ def block(noise: Int64[Tensor, "B N"], grid: tuple[int, int], ratio: float) -> M
     rows, columns = grid
     batch, patches = noise.shape
     shapes = block_table(rows, columns, noise.device)
-    throws = torch.arange(BLOCKS, device=noise.device)
+    draws = torch.arange(BLOCKS, device=noise.device)
 
     def draw(purpose: int) -> Int64[Tensor, "B Blocks"]:
-        return hash32(BLOCK, noise[:, :1], throws, purpose)
+        return hash32(BLOCK, noise[:, :1], draws, purpose)
 
     shape = shapes[draw(0) % len(shapes)]
     height, width = shape[..., 0], shape[..., 1]
@@ -74,11 +76,13 @@ def block(noise: Int64[Tensor, "B N"], grid: tuple[int, int], ratio: float) -> M
     place = torch.arange(patches, device=noise.device)
     down, across = (x.view(batch, BLOCKS, 1) for x in (top, left))
     row, column = place // columns - down, place % columns - across
-    inside = (row >= 0) & (row < height.unsqueeze(2)) & (column >= 0) & (column < width.unsqueeze(2))
+    inside = (
+        (row >= 0) & (row < height.unsqueeze(2)) & (column >= 0) & (column < width.unsqueeze(2))
+    )
     first = torch.where(inside.any(1), inside.int().argmax(1), BLOCKS)
     # Later blocks come first in the order (they stay visible); equal blocks by place, what no block covers by noise.
     within = torch.where(first < BLOCKS, patches - 1 - place, noise.argsort(dim=1).argsort(dim=1))
-    return split(((BLOCKS - first) * patches + within).argsort(dim=1), ratio)
+    return mask_from_order(((BLOCKS - first) * patches + within).argsort(dim=1), ratio)
 
 
 BLOCKS = 32
@@ -88,7 +92,10 @@ BLOCKS = 32
 def block_shapes(rows: int, columns: int) -> list[tuple[int, int]]:
     """A table of block sizes, so that drawing one needs integers only: 16 areas by 16 log-spaced aspects 0.3..1/0.3."""
     patches = rows * columns
-    smallest, largest = max(1.0, patches * 16 / 196), max(1.0, patches / 2)  # BEiT's least is 16 patches of 14 x 14
+    smallest, largest = (
+        max(1.0, patches * 16 / 196),
+        max(1.0, patches / 2),
+    )  # BEiT's least is 16 patches of 14 x 14
     table = []
     for i in range(16):
         area = smallest + (largest - smallest) * (i + 0.5) / 16
@@ -110,19 +117,25 @@ def grid(noise: Int64[Tensor, "B N"], grid: tuple[int, int], ratio: float) -> Ma
     upper left, lower right, upper right, lower left; the corner that is only partly taken, by noise."""
     place = torch.arange(noise.shape[1], device=noise.device)
     row, column = place // grid[1] % 2, place % grid[1] % 2
-    turn = 3 * row + 2 * column - 4 * row * column  # 0 upper left, 1 lower right, 2 upper right, 3 lower left
+    turn = (
+        3 * row + 2 * column - 4 * row * column
+    )  # 0 upper left, 1 lower right, 2 upper right, 3 lower left
     rank = noise.argsort(dim=1).argsort(dim=1)
-    return split((turn * noise.shape[1] + rank).argsort(dim=1), ratio)
+    return mask_from_order((turn * noise.shape[1] + rank).argsort(dim=1), ratio)
 
 
-def given(hidden: Bool[Tensor, "B N"]) -> Mask:
+def mask_from_bool(hidden: Bool[Tensor, "B N"]) -> Mask:
     """A user's own mask, True where hidden. All images must hide the same number of patches, and neither none nor all."""
     counts = hidden.sum(dim=1)
     count, patches = int(counts[0]), hidden.shape[1]
     if not bool((counts == count).all()):
-        raise UserError(f"masks of one batch must hide equally many patches, not {counts.min()} to {counts.max()}")
+        raise UserError(
+            f"masks of one batch must hide equally many patches, not {counts.min()} to {counts.max()}"
+        )
     if not 0 < count < patches:
-        raise UserError(f"the mask hides {count} of {patches} patches: at least one must be visible and one hidden")
+        raise UserError(
+            f"the mask hides {count} of {patches} patches: at least one must be visible and one hidden"
+        )
     order = hidden.int().argsort(dim=1, stable=True)
     return Mask(order[:, : patches - count], order[:, patches - count :])
 

@@ -16,14 +16,25 @@ from torch import Tensor
 
 from torchmae.errors import UserError
 
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation of its pixels, a value a channel
+IMAGENET = (
+    (0.485, 0.456, 0.406),
+    (0.229, 0.224, 0.225),
+)  # mean and deviation of its pixels, a value a channel
 
 
 def grid_of(image_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
     """The grid `(h, w)` of an image of `(H, W)` pixels; `UserError` if the patch does not divide it."""
     height, width = image_size
-    if patch_size < 1 or height < patch_size or width < patch_size or height % patch_size or width % patch_size:
-        near = [max(1, round(side / max(1, patch_size))) * max(1, patch_size) for side in image_size]
+    if (
+        patch_size < 1
+        or height < patch_size
+        or width < patch_size
+        or height % patch_size
+        or width % patch_size
+    ):
+        near = [
+            max(1, round(side / max(1, patch_size))) * max(1, patch_size) for side in image_size
+        ]
         raise UserError(
             f"image size {height}x{width} is not divisible by patch size {patch_size}: "
             f"use image size {near[0]}x{near[1]} or another patch size"
@@ -36,35 +47,49 @@ def patchify(
 ) -> Shaped[Tensor, "B K P"]:
     """Cuts images into patches, row by row; the values of a patch are ordered (row, column, channel).
 
-    With `ids` only those patches are cut out, for each image its own: `take(patchify(images, patch_size), ids)`.
+    With `ids` only those patches are cut out, for each image its own: `gather_tokens(patchify(images, patch_size), ids)`.
     """
     batch, channels, height, width = images.shape
     rows, columns = grid_of((height, width), patch_size)
-    cut = images.reshape(batch, channels, rows, patch_size, columns, patch_size).permute(0, 2, 4, 3, 5, 1)
+    cut = images.reshape(batch, channels, rows, patch_size, columns, patch_size).permute(
+        0, 2, 4, 3, 5, 1
+    )
     if ids is not None:
-        cut = cut[torch.arange(batch, device=ids.device).unsqueeze(1), ids // columns, ids % columns]
+        cut = cut[
+            torch.arange(batch, device=ids.device).unsqueeze(1), ids // columns, ids % columns
+        ]
     return cut.reshape(batch, -1, patch_size * patch_size * channels)
 
 
-def unpatchify(patches: Shaped[Tensor, "B N P"], patch_size: int, grid: tuple[int, int]) -> Shaped[Tensor, "B C H W"]:
+def unpatchify(
+    patches: Shaped[Tensor, "B N P"], patch_size: int, grid: tuple[int, int]
+) -> Shaped[Tensor, "B C H W"]:
     """The inverse of `patchify`."""
     batch, count, values = patches.shape
     rows, columns = grid
     if count != rows * columns or values % patch_size**2:
-        raise UserError(f"{count} patches of {values} values do not make a {rows}x{columns} grid of {patch_size} px")
+        raise UserError(
+            f"{count} patches of {values} values do not make a {rows}x{columns} grid of {patch_size} px"
+        )
     channels = values // patch_size**2
     cut = patches.reshape(batch, rows, columns, patch_size, patch_size, channels)
-    return cut.permute(0, 5, 1, 3, 2, 4).reshape(batch, channels, rows * patch_size, columns * patch_size)
+    return cut.permute(0, 5, 1, 3, 2, 4).reshape(
+        batch, channels, rows * patch_size, columns * patch_size
+    )
 
 
-def take(tokens: Shaped[Tensor, "#B N X"], ids: Int64[Tensor, "B K"]) -> Shaped[Tensor, "B K X"]:
+def gather_tokens(
+    tokens: Shaped[Tensor, "#B N X"], ids: Int64[Tensor, "B K"]
+) -> Shaped[Tensor, "B K X"]:
     """Picks tokens by index, for each image its own; one row of tokens (`B` = 1) serves all images."""
     tokens = tokens.expand(len(ids), -1, -1)
     return tokens.gather(1, ids.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 
-def put(patches: Shaped[Tensor, "B N X"], ids: Int64[Tensor, "B K"], new: Shaped[Tensor, "B K X"]) -> Tensor:
-    """A copy of `patches` with those at `ids` replaced: the inverse of `take`."""
+def scatter_tokens(
+    patches: Shaped[Tensor, "B N X"], ids: Int64[Tensor, "B K"], new: Shaped[Tensor, "B K X"]
+) -> Tensor:
+    """A copy of `patches` with those at `ids` replaced: the inverse of `gather_tokens`."""
     return patches.scatter(1, ids.unsqueeze(-1).expand(-1, -1, patches.shape[-1]), new)
 
 
@@ -76,7 +101,9 @@ def sincos_positions(grid: tuple[int, int], dim: int) -> Float[Tensor, "1 T D"]:
     """
     if dim % 4:
         raise UserError(f"2-D sin-cos positions need a width divisible by 4, not {dim}")
-    rows, columns = torch.meshgrid(*(torch.arange(side, dtype=torch.float64) for side in grid), indexing="ij")
+    rows, columns = torch.meshgrid(
+        *(torch.arange(side, dtype=torch.float64) for side in grid), indexing="ij"
+    )
     frequency = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
     angles = [coordinate.reshape(-1, 1) * frequency for coordinate in (columns, rows)]
     table = torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)
@@ -95,14 +122,18 @@ def resize_positions(
         return positions
     table = positions[:, 1:].float().reshape(1, *old, -1).permute(0, 3, 1, 2)
     table = F.interpolate(table, size=new, mode="bicubic", antialias=True)
-    return torch.cat([positions[:, :1], table.flatten(2).transpose(1, 2).to(positions.dtype)], dim=1)
+    return torch.cat(
+        [positions[:, :1], table.flatten(2).transpose(1, 2).to(positions.dtype)], dim=1
+    )
 
 
 def normalize(
     images: Shaped[Tensor, "B C H W"], mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Float[Tensor, "B C H W"]:
     """uint8 pixels (0..255) to floats: `(pixels / 255 - mean) / std`, a mean and a deviation for each channel."""
-    shift, scale = (images.new_tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in (mean, std))
+    shift, scale = (
+        images.new_tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in (mean, std)
+    )
     return (images.float() / 255 - shift) / scale
 
 

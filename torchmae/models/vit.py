@@ -12,7 +12,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from torchmae.errors import UserError, choose
-from torchmae.models.patches import grid_of, patchify, resize_positions, sincos_positions, take
+from torchmae.models.patches import (
+    gather_tokens,
+    grid_of,
+    patchify,
+    resize_positions,
+    sincos_positions,
+)
 
 
 def attention(device: torch.device, precision: str) -> str:
@@ -32,14 +38,18 @@ SIZES: dict[str, dict[str, int]] = {
 }
 
 
-def drop_path(x: Float[Tensor, "B U D"], draws: Float[Tensor, "B"], rate: float) -> Float[Tensor, "B U D"]:
+def drop_path(
+    x: Float[Tensor, "B U D"], draws: Float[Tensor, "B"], rate: float
+) -> Float[Tensor, "B U D"]:
     """Stochastic depth (Huang et al. 2016): leaves out a branch for the images whose uniform draw is below the rate, and scales
     the others up."""
     return x * ((draws >= rate) / (1 - rate)).to(x.dtype).view(-1, 1, 1)
 
 
 def attend(
-    q: Float[Tensor, "B heads U d"], k: Float[Tensor, "B heads T d"], v: Float[Tensor, "B heads T d"]
+    q: Float[Tensor, "B heads U d"],
+    k: Float[Tensor, "B heads T d"],
+    v: Float[Tensor, "B heads T d"],
 ) -> Float[Tensor, "B heads U d"]:
     """Softmax attention. Training in bf16 on a CPU takes the plain products: at the lengths of MAE (17 to 257 tokens) the
     fused kernel's backward is slower there (measured: ViT-Micro at 64 patches 668 against 305 images/s)."""
@@ -49,7 +59,7 @@ def attend(
 
 
 class Rows(NamedTuple):
-    """Tokens that images have in common, as rows of one table: image b has `take(table, ids)[b]`."""
+    """Tokens that images have in common, as rows of one table: image b has `gather_tokens(table, ids)[b]`."""
 
     table: Float[Tensor, "1 N D"]
     ids: Int64[Tensor, "B M"]
@@ -66,13 +76,19 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Float[Tensor, "B T D"], shared: Rows | None = None, skip: int = 0) -> Float[Tensor, "B U D"]:
+    def forward(
+        self, x: Float[Tensor, "B T D"], shared: Rows | None = None, skip: int = 0
+    ) -> Float[Tensor, "B U D"]:
         qkv = self.qkv(x)
         if shared is not None:
-            qkv = torch.cat([qkv, take(self.qkv(shared.table), shared.ids)], dim=1)
+            qkv = torch.cat([qkv, gather_tokens(self.qkv(shared.table), shared.ids)], dim=1)
         batch, tokens, width = qkv.shape
-        q, k, v = qkv.reshape(batch, tokens, 3, self.num_heads, width // 3 // self.num_heads).permute(2, 0, 3, 1, 4)
-        return self.proj(attend(q[:, :, skip:], k, v).transpose(1, 2).reshape(batch, tokens - skip, width // 3))
+        q, k, v = qkv.reshape(
+            batch, tokens, 3, self.num_heads, width // 3 // self.num_heads
+        ).permute(2, 0, 3, 1, 4)
+        return self.proj(
+            attend(q[:, :, skip:], k, v).transpose(1, 2).reshape(batch, tokens - skip, width // 3)
+        )
 
 
 class Mlp(nn.Module):
@@ -103,7 +119,9 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.drop_rate = 0.0
-        self.checkpointed = False  # while training, keep the inputs only, and compute again in the backward pass
+        self.checkpointed = (
+            False  # while training, keep the inputs only, and compute again in the backward pass
+        )
 
     def forward(
         self,
@@ -117,11 +135,15 @@ class Block(nn.Module):
         return self.compute(x, shared, skip, draws)
 
     def compute(
-        self, x: Float[Tensor, "B T D"], shared: Rows | None, skip: int, draws: Float[Tensor, "B 2"] | None
+        self,
+        x: Float[Tensor, "B T D"],
+        shared: Rows | None,
+        skip: int,
+        draws: Float[Tensor, "B 2"] | None,
     ) -> Float[Tensor, "B U D"]:
         normed = self.norm1(x)
         if shared is not None:
-            x = torch.cat([x, take(*shared)], dim=1)
+            x = torch.cat([x, gather_tokens(*shared)], dim=1)
             shared = Rows(self.norm1(shared.table), shared.ids)
         branch = self.attn(normed, shared, skip)
         drops = draws is not None and self.training and self.drop_rate > 0
@@ -138,7 +160,9 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(channels, dim, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, patches: Float[Tensor, "B K P"]) -> Float[Tensor, "B K D"]:
-        weight = self.proj.weight.permute(0, 2, 3, 1).flatten(1)  # to the patch order (row, column, channel)
+        weight = self.proj.weight.permute(0, 2, 3, 1).flatten(
+            1
+        )  # to the patch order (row, column, channel)
         return F.linear(patches, weight, self.proj.bias)
 
 
@@ -168,14 +192,23 @@ class ViT(nn.Module):
         std: tuple[float, ...] | None = None,
     ):
         super().__init__()
-        self.image_size, self.patch_size, self.channels, self.embed_dim = image_size, patch_size, channels, embed_dim
+        self.image_size, self.patch_size, self.channels, self.embed_dim = (
+            image_size,
+            patch_size,
+            channels,
+            embed_dim,
+        )
         self.depth, self.num_heads, self.mlp_ratio = depth, num_heads, mlp_ratio
         self.mean, self.std = mean or (0.5,) * channels, std or (0.5,) * channels
         if len(self.mean) != channels or len(self.std) != channels:
-            raise UserError(f"mean {self.mean} and std {self.std} need one value for each of {channels} channels")
+            raise UserError(
+                f"mean {self.mean} and std {self.std} need one value for each of {channels} channels"
+            )
         statistics = torch.tensor([self.mean, self.std]).view(2, -1, 1, 1)
         self.pixel_statistics: Tensor
-        self.register_buffer("pixel_statistics", statistics, persistent=False)  # not among the weights
+        self.register_buffer(
+            "pixel_statistics", statistics, persistent=False
+        )  # not among the weights
         self.grid = grid_of(image_size, patch_size)
         self.patch_embed = PatchEmbed(patch_size, channels, embed_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
@@ -187,12 +220,24 @@ class ViT(nn.Module):
 
     def config(self) -> dict[str, object]:
         """The arguments that build this encoder again (without drop path, which belongs to a training)."""
-        names = ("image_size", "patch_size", "channels", "embed_dim", "depth", "num_heads", "mlp_ratio", "mean", "std")
+        names = (
+            "image_size",
+            "patch_size",
+            "channels",
+            "embed_dim",
+            "depth",
+            "num_heads",
+            "mlp_ratio",
+            "mean",
+            "std",
+        )
         return {name: getattr(self, name) for name in names}
 
     def normalize(self, images: UInt8[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         """uint8 pixels to what `forward` takes: `(pixels / 255 - mean) / std`."""
-        mean, std = self.pixel_statistics  # on the device already: nothing is copied there at each step
+        mean, std = (
+            self.pixel_statistics
+        )  # on the device already: nothing is copied there at each step
         return (images.float() / 255 - mean) / std
 
     def layers(self) -> list[nn.Module]:
@@ -219,12 +264,19 @@ class ViT(nn.Module):
         """What enters the first block: the class token and the embedded patches, with their positions."""
         if images.shape[1:] != (self.channels, *self.image_size):
             given, wanted = (
-                " x ".join(map(str, shape)) for shape in (images.shape[1:], (self.channels, *self.image_size))
+                " x ".join(map(str, shape))
+                for shape in (images.shape[1:], (self.channels, *self.image_size))
             )
-            raise UserError(f"the encoder takes images of {wanted} (channels, height, width), not {given}")
-        positions = self.pos_embed[:, 1:] if keep is None else take(self.pos_embed[:, 1:], keep)
+            raise UserError(
+                f"the encoder takes images of {wanted} (channels, height, width), not {given}"
+            )
+        positions = (
+            self.pos_embed[:, 1:] if keep is None else gather_tokens(self.pos_embed[:, 1:], keep)
+        )
         first = (self.cls_token + self.pos_embed[:, :1]).expand(len(images), -1, -1)
-        return torch.cat([first, self.patch_embed(patchify(images, self.patch_size, keep)) + positions], dim=1)
+        return torch.cat(
+            [first, self.patch_embed(patchify(images, self.patch_size, keep)) + positions], dim=1
+        )
 
     def encode(
         self,
@@ -244,7 +296,7 @@ class ViT(nn.Module):
         for i, block in enumerate(self.blocks):
             block.drop_rate = rate * i / max(1, self.depth - 1)  # type: ignore[assignment]
 
-    def set_checkpoint(self, on: bool) -> None:
+    def set_grad_checkpointing(self, on: bool) -> None:
         """Activation checkpointing: blocks keep only what enters them and compute the rest again for the gradient, so that
         training takes much less memory and about a third more time. A matter of the run: not in `config()`."""
         for block in self.blocks:
@@ -271,12 +323,17 @@ class ViT(nn.Module):
         channels are all alike gives what it gave before. With as many channels as before, only the statistics change.
         """
         if len(mean) != channels or len(std) != channels:
-            raise UserError(f"mean {mean} and std {std} need one value for each of {channels} channels")
+            raise UserError(
+                f"mean {mean} and std {std} need one value for each of {channels} channels"
+            )
         proj = self.patch_embed.proj
         if channels != self.channels:
             each = proj.weight.data.sum(1, keepdim=True) / channels
             weight = each.expand(-1, channels, -1, -1).contiguous()
-            proj.weight, proj.in_channels = nn.Parameter(weight, proj.weight.requires_grad), channels
+            proj.weight, proj.in_channels = (
+                nn.Parameter(weight, proj.weight.requires_grad),
+                channels,
+            )
         self.channels, self.mean, self.std = channels, mean, std
         self.pixel_statistics = self.pixel_statistics.new_tensor([mean, std]).view(2, -1, 1, 1)
 

@@ -33,16 +33,22 @@ def read_weights(run: str | os.PathLike[str], name: str = "model.safetensors") -
     """`model.safetensors` of a run folder, or another of its files, on the CPU."""
     path = Path(run) / name
     if not path.is_file() and name != "model.safetensors":
-        raise UserError(f"{run} has no {name}: only mae finetune keeps the weights of the best epoch")
+        raise UserError(
+            f"{run} has no {name}: only mae finetune keeps the weights of the best epoch"
+        )
     if not path.is_file():
-        raise UserError(f"{run} holds no weights yet (no model.safetensors): let its training reach a checkpoint first")
+        raise UserError(
+            f"{run} holds no weights yet (no model.safetensors): let its training reach a checkpoint first"
+        )
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
 
 
-def load_weights(module: nn.Module, weights: dict[str, Tensor], source: str | os.PathLike[str]) -> None:
+def load_weights(
+    module: nn.Module, weights: dict[str, Tensor], source: str | os.PathLike[str]
+) -> None:
     """Every parameter from `weights`, names and shapes equal; otherwise a `UserError` that names the first differences."""
     own = module.state_dict()
     wrong = [f"{name} is missing" for name in own if name not in weights]
@@ -59,7 +65,9 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor], source: str | os
     module.load_state_dict(weights)
 
 
-def build(maker: Callable[[dict[str, Any]], T], config: dict[str, Any], run: str | os.PathLike[str]) -> T:
+def build(
+    maker: Callable[[dict[str, Any]], T], config: dict[str, Any], run: str | os.PathLike[str]
+) -> T:
     """The module that a config describes; settings that this version does not know are a `UserError`."""
     try:
         return maker(config)
@@ -87,7 +95,9 @@ def load_classifier(run: str | os.PathLike[str], best: bool = False) -> Classifi
     """
     config = read_config(run)
     if kind_of(config) != "classifier":
-        raise UserError(f"{run} holds no classifier: make one with mae finetune {run} LABELLED --out OUT")
+        raise UserError(
+            f"{run} holds no classifier: make one with mae finetune {run} LABELLED --out OUT"
+        )
     model = build(Classifier.build, config["model"], run)
     load_weights(model, read_weights(run, "best.safetensors" if best else "model.safetensors"), run)
     return model.eval()
@@ -105,5 +115,9 @@ def load(run: str | os.PathLike[str]) -> ViT:
     if config["model"].get("pool") == "mean":
         encoder.norm = nn.Identity()  # type: ignore[assignment]
     weights = read_weights(run)
-    load_weights(encoder, {n.removeprefix("encoder."): w for n, w in weights.items() if n.startswith("encoder.")}, run)
+    load_weights(
+        encoder,
+        {n.removeprefix("encoder."): w for n, w in weights.items() if n.startswith("encoder.")},
+        run,
+    )
     return encoder.eval()

@@ -29,13 +29,13 @@ def finetune_base() -> Finetune:
         weight_decay=0.05,
         layer_decay=0.75,
         drop_path=0.1,
-        magnitude=9,
-        erase=0.0,
+        randaug_magnitude=9,
+        random_erasing=0.0,
         mixup=0.8,
         cutmix=1.0,
-        smoothing=0.1,
+        label_smoothing=0.1,
         ema=0.0,
-        eval_crop=0.875,
+        crop_pct=0.875,
     )
 
 
@@ -45,7 +45,7 @@ def finetune_base_repo() -> Finetune:
 
         torchrun --nproc-per-node 8 -m torchmae finetune RUN IMAGENET --preset finetune_base_repo
     """
-    return replace(finetune_base(), base_lr=5e-4, layer_decay=0.65, erase=0.25)
+    return replace(finetune_base(), base_lr=5e-4, layer_decay=0.65, random_erasing=0.25)
 
 
 def finetune_large() -> Finetune:
@@ -62,7 +62,7 @@ def finetune_large_repo() -> Finetune:
 
         torchrun --nproc-per-node 8 -m torchmae finetune RUN IMAGENET --preset finetune_large_repo
     """
-    return replace(finetune_large(), drop_path=0.2, erase=0.25)
+    return replace(finetune_large(), drop_path=0.2, random_erasing=0.25)
 
 
 def finetune_huge() -> Finetune:
@@ -80,7 +80,7 @@ def finetune_huge_repo() -> Finetune:
 
         torchrun --nproc-per-node 8 -m torchmae finetune RUN IMAGENET --preset finetune_huge_repo
     """
-    return replace(finetune_huge(), drop_path=0.3, erase=0.25)
+    return replace(finetune_huge(), drop_path=0.3, random_erasing=0.25)
 
 
 def finetune_huge_448() -> Finetune:
@@ -90,7 +90,7 @@ def finetune_huge_448() -> Finetune:
 
         torchrun --nproc-per-node 8 -m torchmae finetune RUN IMAGENET --preset finetune_huge_448
     """
-    return replace(finetune_huge_repo(), image_size=448, eval_crop=1.0)
+    return replace(finetune_huge_repo(), image_size=448, crop_pct=1.0)
 
 
 def scratch_base() -> Finetune:
@@ -154,7 +154,7 @@ def probe_base() -> Finetune:
         base_lr=0.1,
         min_lr=0.0,
         weight_decay=0.0,
-        eval_crop=0.875,
+        crop_pct=0.875,
     )
 
 

@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 
 
-def draw_confusion(confusion: list[list[int]], classes: tuple[str, ...], path: Path, title: str = "") -> None:
+def draw_confusion(
+    confusion: list[list[int]], classes: tuple[str, ...], path: Path, title: str = ""
+) -> None:
     """The confusion matrix, each row as shares of its true class."""
     from matplotlib.figure import Figure
 
@@ -22,6 +24,14 @@ def draw_confusion(confusion: list[list[int]], classes: tuple[str, ...], path: P
     if len(classes) <= 20:
         for row, column in np.argwhere(matrix > 0):
             colour = "white" if shares[row, column] > 0.5 else "black"
-            axis.text(column, row, f"{matrix[row, column]:.0f}", ha="center", va="center", color=colour, fontsize=8)
+            axis.text(
+                column,
+                row,
+                f"{matrix[row, column]:.0f}",
+                ha="center",
+                va="center",
+                color=colour,
+                fontsize=8,
+            )
     figure.colorbar(shown, label="share of the true class")
     figure.savefig(path, dpi=110, bbox_inches="tight")

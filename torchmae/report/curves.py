@@ -9,7 +9,11 @@ from torchmae.runfolder import read_log
 def panels(records: list[dict[str, Any]]) -> dict[str, list[str]]:
     """What is drawn together: every loss, the learning rate, what evaluators measured (else the gradient norm), speed."""
     names = dict.fromkeys(name for record in records for name in record)
-    measured = [name for name in dict.fromkeys(n for r in records if "loss" not in r for n in r) if name != "step"]
+    measured = [
+        name
+        for name in dict.fromkeys(n for r in records if "loss" not in r for n in r)
+        if name != "step"
+    ]
     return {
         "loss": [name for name in names if name == "loss" or name.startswith("loss of")],
         "learning rate": ["lr"],
@@ -30,7 +34,13 @@ def draw_curves(run: Path) -> Path | None:
     for axis, (title, shown) in zip(figure.subplots(2, 2).flat, panels(records).items()):
         for name in shown:
             points = [(r["step"], r[name]) for r in records if r.get(name) is not None]
-            axis.plot(*zip(*points), label=name, linewidth=1.2, marker="o" if len(points) < 10 else None, markersize=4)
+            axis.plot(
+                *zip(*points),
+                label=name,
+                linewidth=1.2,
+                marker="o" if len(points) < 10 else None,
+                markersize=4,
+            )
         axis.set(title=title, xlabel="step")
         axis.grid(alpha=0.3)
         if len(shown) > 1:

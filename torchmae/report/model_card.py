@@ -13,7 +13,13 @@ from torchmae.runfolder import read_config
 
 
 def card(
-    run: str, what: str, encoder: ViT, classes: Sequence[str], lines: Sequence[str], note: str, folder: Path
+    run: str,
+    what: str,
+    encoder: ViT,
+    classes: Sequence[str],
+    lines: Sequence[str],
+    note: str,
+    folder: Path,
 ) -> str:
     """The README.md of the files in `folder`, `what` of a run; `lines` of Python load them, `note` says how well.
 
@@ -21,7 +27,9 @@ def card(
     """
     described, results = read_config(run), Path(run) / "results.json"
     data: dict[str, Any] = described.get("data") or {}
-    recipe = {n: public(v) for n, v in described.get("config", {}).items() if v is not None and n != "out"}
+    recipe = {
+        n: public(v) for n, v in described.get("config", {}).items() if v is not None and n != "out"
+    }
     height, width = encoder.image_size
     text = f"""# A Vision Transformer ({what}) made with torchmae {described.get("torchmae", "")}
 

@@ -7,14 +7,23 @@ from torch import Tensor
 
 from torchmae.models.mae import MAE
 from torchmae.models.masking import Mask, masking, noise
-from torchmae.models.patches import denormalize, patch_statistics, patchify, put, take, unpatchify
+from torchmae.models.patches import (
+    denormalize,
+    gather_tokens,
+    patch_statistics,
+    patchify,
+    scatter_tokens,
+    unpatchify,
+)
 from torchmae.report.sheet import sheet
 
 
 def draw_mask(model: MAE, name: str, ratio: float, seed: int, sample: Tensor) -> Mask:
     """The masks of the samples in epoch 0 of a seed."""
     grid = model.encoder.grid
-    return masking(name)(noise(seed, torch.zeros_like(sample), sample, grid[0] * grid[1]), grid, ratio)
+    return masking(name)(
+        noise(seed, torch.zeros_like(sample), sample, grid[0] * grid[1]), grid, ratio
+    )
 
 
 @torch.no_grad()
@@ -31,16 +40,23 @@ def predict_pixels(
     floats = encoder.normalize(images)
     output = model(floats, mask)
     patches = patchify(floats, size)
-    truth = take(patches, mask.hide)
+    truth = gather_tokens(patches, mask.hide)
     statistics = patch_statistics(truth) if true_statistics else output.statistics
     predicted = model.target.to_pixels(output.prediction, statistics)
-    grey, white = (patchify(encoder.normalize(torch.full_like(images, value)), size) for value in (128, 255))
+    grey, white = (
+        patchify(encoder.normalize(torch.full_like(images, value)), size) for value in (128, 255)
+    )
     rows = [
-        put(patches, mask.hide, take(grey, mask.hide)),
-        put(patches, mask.hide, predicted),
-        put(white, mask.hide, predicted),
+        scatter_tokens(patches, mask.hide, gather_tokens(grey, mask.hide)),
+        scatter_tokens(patches, mask.hide, predicted),
+        scatter_tokens(white, mask.hide, predicted),
     ]
-    return torch.stack([denormalize(unpatchify(row, size, encoder.grid), encoder.mean, encoder.std) for row in rows])
+    return torch.stack(
+        [
+            denormalize(unpatchify(row, size, encoder.grid), encoder.mean, encoder.std)
+            for row in rows
+        ]
+    )
 
 
 def caption(model: MAE, true_statistics: bool) -> str:
@@ -48,11 +64,15 @@ def caption(model: MAE, true_statistics: bool) -> str:
     if not model.target.loses_statistics:
         return "raw pixels as predicted"
     if true_statistics:
-        return "brightness and contrast of hidden patches are the TRUE ones (leaks part of the answer)"
+        return (
+            "brightness and contrast of hidden patches are the TRUE ones (leaks part of the answer)"
+        )
     return "brightness and contrast of hidden patches are predicted"
 
 
-def draw(model: MAE, images: UInt8[Tensor, "B C H W"], mask: Mask, true_statistics: bool = False) -> Image.Image:
+def draw(
+    model: MAE, images: UInt8[Tensor, "B C H W"], mask: Mask, true_statistics: bool = False
+) -> Image.Image:
     """One column an image: original, masked, reconstruction, prediction alone; names at the left, a caption below."""
     device = next(model.parameters()).device
     was_training = model.training

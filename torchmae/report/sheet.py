@@ -22,6 +22,9 @@ def sheet(rows: Sequence[UInt8[Tensor, "B C H W"]], names: Sequence[str], note: 
         for i, image in enumerate(images):
             shown = image[:3] if channels >= 3 else image[:1].expand(3, -1, -1)
             tile = Image.fromarray(shown.permute(1, 2, 0).contiguous().numpy())
-            canvas.paste(tile.resize((width, height), Image.Resampling.NEAREST), (margin + i * (width + gap), top))
+            canvas.paste(
+                tile.resize((width, height), Image.Resampling.NEAREST),
+                (margin + i * (width + gap), top),
+            )
     pen.text((gap, canvas.height - foot + 3), note, fill="black", font=font)
     return canvas

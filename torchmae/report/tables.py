@@ -14,7 +14,9 @@ def ready(out: Path) -> None:
         trial.touch()
         trial.unlink()
     except OSError as error:
-        raise UserError(f"--out {out} cannot be written ({error.strerror or error}): name another file") from error
+        raise UserError(
+            f"--out {out} cannot be written ({error.strerror or error}): name another file"
+        ) from error
     if out.is_dir():
         raise UserError(f"--out {out} is a folder: name a file")
 

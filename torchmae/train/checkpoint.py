@@ -7,6 +7,7 @@ A checkpoint is written under a temporary name, synced, renamed, and its parent 
 """
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ from torchmae.disk import sha256, sync, write_text
 from torchmae.errors import RunError, UserError
 from torchmae.runfolder import checkpoints
 
+logger = logging.getLogger(__name__)
+
 KEEP = 2
 
 
@@ -34,7 +37,7 @@ class Checkpoint(NamedTuple):
     step: int
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
-    numbers: dict[str, Any]
+    metadata: dict[str, Any]
 
 
 def save(run: Path, checkpoint: Checkpoint) -> None:
@@ -47,18 +50,25 @@ def save(run: Path, checkpoint: Checkpoint) -> None:
         partial.mkdir()
         save_file(checkpoint.model, partial / "model.safetensors")
         save_file(checkpoint.optimizer, partial / "optimizer.safetensors")
-        write_text(partial / "state.json", json.dumps({"step": checkpoint.step, **checkpoint.numbers}))
+        write_text(
+            partial / "state.json", json.dumps({"step": checkpoint.step, **checkpoint.metadata})
+        )
         hashes = {file.name: sha256(file) for file in sorted(partial.iterdir())}
         write_text(partial / "manifest.json", json.dumps(hashes, indent=1))
         for file in partial.iterdir():
-            shutil.copymode(partial / "state.json", file)  # safetensors makes its files for their owner only
+            shutil.copymode(
+                partial / "state.json", file
+            )  # safetensors makes its files for their owner only
             sync(file)
         sync(partial)
         shutil.rmtree(final, ignore_errors=True)
         os.rename(partial, final)
         sync(state)
         publish(final / "model.safetensors", run / "model.safetensors")
-    except (OSError, SafetensorError) as error:  # the latter is what safetensors makes of a full disk
+    except (
+        OSError,
+        SafetensorError,
+    ) as error:  # the latter is what safetensors makes of a full disk
         shutil.rmtree(partial, ignore_errors=True)
         reason = getattr(error, "strerror", None) or error
         raise RunError(
@@ -82,14 +92,16 @@ def newest(run: Path) -> Checkpoint | None:
             wrong = [name for name, digest in manifest.items() if sha256(folder / name) != digest]
             if wrong:
                 raise ValueError(f"{', '.join(wrong)} changed after saving")
-            numbers = json.loads((folder / "state.json").read_text())
-            model, optimizer = (load_file(folder / f"{name}.safetensors") for name in ("model", "optimizer"))
-            found = Checkpoint(numbers.pop("step"), model, optimizer, numbers)
+            metadata = json.loads((folder / "state.json").read_text())
+            model, optimizer = (
+                load_file(folder / f"{name}.safetensors") for name in ("model", "optimizer")
+            )
+            found = Checkpoint(metadata.pop("step"), model, optimizer, metadata)
         except (OSError, ValueError, KeyError, SafetensorError) as error:
-            aside = folder.with_name(f"damaged-{folder.name}")
-            shutil.rmtree(aside, ignore_errors=True)
-            os.rename(folder, aside)
-            print(f"warning: checkpoint {folder} is damaged ({error}); set aside as {aside.name}", flush=True)
+            damaged = folder.with_name(f"damaged-{folder.name}")
+            shutil.rmtree(damaged, ignore_errors=True)
+            os.rename(folder, damaged)
+            logger.warning(f"checkpoint {folder} is damaged ({error}); set aside as {damaged.name}")
             continue
         shown = run / "model.safetensors"
         if not shown.exists() or not shown.samefile(folder / "model.safetensors"):
@@ -121,7 +133,11 @@ def lock(run: Path) -> Iterator[None]:
         return
     with (run / ".lock").open("w") as file:
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process only: workers do not inherit it
+            fcntl.lockf(
+                file, fcntl.LOCK_EX | fcntl.LOCK_NB
+            )  # of this process only: workers do not inherit it
         except (BlockingIOError, PermissionError) as error:
-            raise UserError(f"another process is training in {run}: wait for it, or choose another --out") from error
+            raise UserError(
+                f"another process is training in {run}: wait for it, or choose another --out"
+            ) from error
         yield

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainConfig:
     """How to train. What stands between the lines does not decide the weights."""
 
     steps: int
@@ -20,9 +20,9 @@ class Plan:
     precision: str  # fp32, bf16 or fp16
     # ---
     compile: bool = False
-    shard: bool = False
+    fsdp: bool = False
     workers: int = 0
-    micro_batch: int | None = None
+    micro_batch_size: int | None = None
     log_every: int = 20
     save_minutes: float = 5.0
     evaluate_minutes: float = 3.0
@@ -32,14 +32,18 @@ class Plan:
     least_lr: float = 0.0
     optimizer: str = "adamw"  # a name in optim.OPTIMIZERS
     layer_decay: float | None = None  # None: every layer learns at the same rate (pre-training)
-    ema: float | None = None  # decay of an average of the weights, which is what is evaluated and kept
+    ema: float | None = (
+        None  # decay of an average of the weights, which is what is evaluated and kept
+    )
 
 
 class Task(Protocol):
     """What is trained: a module whose call on a batch gives the loss, and all of whose weights are in `model`."""
 
     model: nn.Module
-    aside: frozenset[str]  # parameters that gradient norm and clipping do not count: no other parameter hangs on them
+    exclude_from_grad_norm: frozenset[
+        str
+    ]  # parameters that gradient norm and clipping do not count: no other parameter hangs on them
 
     def layers(self) -> list[nn.Module]: ...
     def __call__(self, batch: Any) -> dict[str, Tensor]: ...
@@ -48,7 +52,7 @@ class Task(Protocol):
 
 
 @runtime_checkable
-class Steps(Protocol):
+class BatchStream(Protocol):
     """The batches of any range of steps, in order, the same in every run."""
 
     @property

@@ -32,7 +32,7 @@ class World:
         return self.rank == 0
 
     @property
-    def here(self) -> int:
+    def local_size(self) -> int:
         """Processes on this machine."""
         return int(os.environ.get("LOCAL_WORLD_SIZE", self.size))
 
@@ -44,7 +44,7 @@ class World:
             value /= self.size
         return value
 
-    def agree(self, *flags: bool) -> tuple[bool, ...]:
+    def any_rank(self, *flags: bool) -> tuple[bool, ...]:
         """For each flag: is it true in any process? On the host, so that a GPU's queue of work does not wait."""
         if self.size == 1:
             return flags
@@ -67,22 +67,24 @@ class World:
             raise outcome[1]
         return outcome[0]
 
-    def wrap(self, task: nn.Module, layers: list[nn.Module], shard: bool) -> nn.Module:
-        """The task made to train with all processes: replicated (DDP) or, with `shard`, its parameters cut up (FSDP2)."""
+    def wrap(self, task: nn.Module, layers: list[nn.Module], fsdp: bool) -> nn.Module:
+        """The task made to train with all processes: replicated (DDP) or, with `fsdp`, its parameters cut up (FSDP2)."""
         if self.size == 1:
             return task
-        if shard:
+        if fsdp:
             for layer in layers:
                 fully_shard(layer)
             fully_shard(task)
             return task
-        return DistributedDataParallel(task, device_ids=[self.device.index] if self.device.type == "cuda" else None)
+        return DistributedDataParallel(
+            task, device_ids=[self.device.index] if self.device.type == "cuda" else None
+        )
 
-    def whole(self, value: Tensor) -> Tensor:
+    def gather(self, value: Tensor) -> Tensor:
         """A parameter or state tensor in full, whatever its sharding (all processes must ask)."""
         return value.full_tensor() if isinstance(value, DTensor) else value
 
-    def fill(self, target: Tensor, value: Tensor) -> None:
+    def scatter_into(self, target: Tensor, value: Tensor) -> None:
         """Copies a full tensor into a parameter or state tensor, whatever its sharding."""
         value = value.to(target.device)
         with torch.no_grad():
@@ -90,7 +92,7 @@ class World:
                 value = distribute_tensor(value, target.device_mesh, target.placements)
             target.copy_(value)
 
-    def like(self, value: Tensor, example: Tensor) -> Tensor:
+    def match_layout(self, value: Tensor, example: Tensor) -> Tensor:
         """A small tensor in the same form as `example`, so that one fused operation can use both."""
         if not isinstance(example, DTensor):
             return value
@@ -130,13 +132,19 @@ def find_device(name: str) -> torch.device:
     """ "auto" is the GPU if there is one; otherwise the named device, or a `UserError` if it is not there."""
     if name == "auto":
         return torch.device(
-            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+            "cuda"
+            if torch.cuda.is_available()
+            else "mps"
+            if torch.backends.mps.is_available()
+            else "cpu"
         )
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"device '{name}' is not available here: use auto, cpu, cuda or cuda:N") from error
+        raise UserError(
+            f"device '{name}' is not available here: use auto, cpu, cuda or cuda:N"
+        ) from error
     return device
 
 
@@ -152,7 +160,9 @@ def start(device: str = "auto") -> Iterator[World]:
         found = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(found)
     # The others wait while the main process scans the data, which may take long.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if found.type == "cuda" else "gloo", timeout=timedelta(hours=3))
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if found.type == "cuda" else "gloo", timeout=timedelta(hours=3)
+    )
     try:
         yield World(dist.get_rank(), size, found)
     finally:

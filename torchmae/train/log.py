@@ -1,6 +1,7 @@
 """What a person sees of a run: the progress bar, log.jsonl, TensorBoard, curves.png, bad-files.jsonl."""
 
 import json
+import logging
 import sys
 import time
 from pathlib import Path
@@ -12,6 +13,8 @@ from tqdm import tqdm
 from torchmae.disk import write_text
 from torchmae.errors import missing_extra
 from torchmae.runfolder import read_log
+
+logger = logging.getLogger(__name__)
 
 
 class Log:
@@ -28,7 +31,14 @@ class Log:
         path = run / "log.jsonl"
         write_text(path, "".join(json.dumps(r) + "\n" for r in read_log(run) if r["step"] <= start))
         self.file = path.open("a", buffering=1)
-        self.bar = tqdm(total=steps, initial=start, unit=" steps", dynamic_ncols=True, disable=None, smoothing=0.05)
+        self.bar = tqdm(
+            total=steps,
+            initial=start,
+            unit=" steps",
+            dynamic_ncols=True,
+            disable=None,
+            smoothing=0.05,
+        )
         if tensorboard:
             try:
                 from torch.utils.tensorboard import SummaryWriter
@@ -53,7 +63,9 @@ class Log:
             if self.writer is not None and name != "step" and value is not None:
                 self.writer.add_scalar(name, value, record["step"])
         if "loss" not in record:
-            self.measured = "".join(f"  {name} {value:.4g}" for name, value in record.items() if name != "step")
+            self.measured = "".join(
+                f"  {name} {value:.4g}" for name, value in record.items() if name != "step"
+            )
         if record.get("loss") is not None:
             self.show(record)
 
@@ -69,13 +81,12 @@ class Log:
         self.bar.set_postfix_str(text)
         if self.bar.disable and (now - self.shown > 15 or step == self.steps):
             self.shown = now
-            print(f"step {step}/{self.steps}  {text}  {duration(left)} left", flush=True)
+            logger.info(f"step {step}/{self.steps}  {text}  {duration(left)} left")
 
     def say(self, message: str) -> None:
         """A line for the user that does not tear the progress bar."""
         if self.active:
-            tqdm.write(message, file=sys.stdout)
-            sys.stdout.flush()
+            logger.info(message)
 
     def __enter__(self) -> "Log":
         return self

@@ -1,5 +1,6 @@
 """fit(): the one loop behind every training. Step, log, save, evaluate; it knows a task only by calling it."""
 
+import logging
 import math
 import signal
 import sys
@@ -17,10 +18,12 @@ from torchmae.errors import RunError
 from torchmae.runfolder import note_bad_files
 from torchmae.train import optim
 from torchmae.train.checkpoint import Checkpoint, newest, save
-from torchmae.train.config import Evaluator, Plan, Steps
+from torchmae.train.config import BatchStream, Evaluator, TrainConfig
 from torchmae.train.distributed import World, gathered
 from torchmae.train.log import Log, peak_memory_mb
-from torchmae.train.trainer import Step
+from torchmae.train.trainer import Trainer
+
+logger = logging.getLogger(__name__)
 
 BAD_IN_A_ROW = 5  # steps with a loss that is not finite, after which a run gives up
 
@@ -40,7 +43,12 @@ class Outcome:
 
 
 def fit(
-    task: Any, batches: Steps, plan: Plan, run: Path, world: World, evaluators: Sequence[Evaluator] = ()
+    task: Any,
+    batches: BatchStream,
+    plan: TrainConfig,
+    run: Path,
+    world: World,
+    evaluators: Sequence[Evaluator] = (),
 ) -> Outcome:
     """Trains until `plan.steps`, from the newest checkpoint in `run` if there is one.
 
@@ -53,40 +61,47 @@ def fit(
     if saved and start >= plan.steps:
         task.model.load_state_dict(saved.model)
         return Outcome(start)
-    trainer = Step(task, world, plan)
+    trainer = Trainer(task, world, plan)
     if saved:
-        trainer.load(saved.model, saved.optimizer, saved.numbers)
+        trainer.load(saved.model, saved.optimizer, saved.metadata)
     if saved and world.is_main:
-        print(f"going on from step {start} of {plan.steps}", flush=True)
+        logger.info(f"going on from step {start} of {plan.steps}")
     log = Log(run, plan.steps, start, world.is_main, plan.tensorboard)
     meter = Meter(start, batches.batch_size)
     saved_at = evaluated_at = time.monotonic()
 
     def evaluate(done: int) -> None:
         task.eval()
-        with torch.no_grad(), trainer.averaged(), gathered(trainer.module):
+        with torch.no_grad(), trainer.ema_weights(), gathered(trainer.module):
             for name, value in (pair for evaluator in evaluators for pair in evaluator(done)):
                 log.write({"step": done, name: value})
         task.train()
 
     task.train()
     with stop_signals() as stop, log:
-        if saved and evaluation_is_due(start, plan) and log.lacks_evaluation():  # the stop came between the two
+        if (
+            saved and evaluation_is_due(start, plan) and log.lacks_evaluation()
+        ):  # the stop came between the two
             evaluate(start)
         loader = iter(batches.loader(start, plan.steps, plan.workers, world.device.type == "cuda"))
         for step in range(start, plan.steps):
             with meter.waiting():
                 batch = next(loader).to(world.device)
             for name in note_bad_files(run, batch.bad) if batch.bad else ():
-                log.say(f"bad file, replaced by another image: {name} (see {run / 'bad-files.jsonl'})")
+                log.say(
+                    f"bad file, replaced by another image: {name} (see {run / 'bad-files.jsonl'})"
+                )
             lr = optim.lr_at(step, plan.steps, plan.warmup_steps, plan.lr, plan.least_lr)
-            meter.add(trainer(batch, lr, optim.ema_at(step, plan.ema)))
+            meter.add(trainer(batch, lr, optim.ema_decay_at(step, plan.ema)))
             log.advance()
             done, last = step + 1, step + 1 == plan.steps
 
             if last or done % plan.log_every == 0:
                 with torch.no_grad():
-                    extra = {name: float(world.mean(value)) for name, value in task.diagnose(batch).items()}
+                    extra = {
+                        name: float(world.mean(value))
+                        for name, value in task.diagnose(batch).items()
+                    }
                 record, bad = meter.read()
                 record |= {**extra, "lr": lr, "peak_memory_mb": peak_memory_mb(world.device)}
                 log.write(record)
@@ -96,7 +111,9 @@ def fit(
                         f"{plan.workers}), smaller files (mae pack) or, for mae pretrain, --cache memory"
                     )
                 if bad:
-                    log.say(f"loss or gradient not finite, step not applied: {', '.join(map(str, bad))}")
+                    log.say(
+                        f"loss or gradient not finite, step not applied: {', '.join(map(str, bad))}"
+                    )
                 if meter.streak >= BAD_IN_A_ROW:
                     raise RunError(
                         f"the loss was not finite for {meter.streak} steps in a row, up to step {done}. None was applied; "
@@ -106,7 +123,7 @@ def fit(
                     )
 
             now = time.monotonic()
-            stopping, saving, evaluating = world.agree(
+            stopping, saving, evaluating = world.any_rank(
                 stop.number is not None,
                 world.is_main and now - saved_at > 60 * plan.save_minutes,
                 world.is_main and now - evaluated_at > 60 * plan.evaluate_minutes
@@ -124,14 +141,19 @@ def fit(
                 meter.restart()
             if stopping and not last:
                 code = 128 + (stop.number or signal.SIGTERM)
-                raise RunError(f"stopped at step {done} of {plan.steps} and saved; the same command goes on", code)
+                raise RunError(
+                    f"stopped at step {done} of {plan.steps} and saved; the same command goes on",
+                    code,
+                )
     return Outcome(plan.steps, record)
 
 
-def evaluation_is_due(done: int, plan: Plan) -> bool:
+def evaluation_is_due(done: int, plan: TrainConfig) -> bool:
     """Whether step `done` is the first at or behind the end of a stretch of `evaluate_steps`, which need not be whole."""
     every = plan.evaluate_steps
-    return every is not None and done > 0 and int(done / every + 1e-9) > int((done - 1) / every + 1e-9)
+    return (
+        every is not None and done > 0 and int(done / every + 1e-9) > int((done - 1) / every + 1e-9)
+    )
 
 
 class Meter:
@@ -159,7 +181,9 @@ class Meter:
 
     def read(self) -> tuple[dict[str, Any], list[int]]:
         """The record of the steps since the last reading, and which of them (1-based) were not finite."""
-        values = torch.stack(self.values).tolist()  # the one place where the host waits for the device
+        values = torch.stack(
+            self.values
+        ).tolist()  # the one place where the host waits for the device
         seconds = time.monotonic() - self.began
         finite = [math.isfinite(sum(pair)) for pair in values]
         for good in finite:
@@ -203,7 +227,7 @@ def stop_signals() -> Iterator[Stop]:
 
     def note(number: int, frame: object) -> None:
         stop.number = number
-        print(f"\n{signal.Signals(number).name}: finishing the step, then saving", file=sys.stderr, flush=True)
+        print(f"\n{signal.Signals(number).name}: finishing the step, then saving", file=sys.stderr)
         signal.signal(number, before[number])
 
     try:

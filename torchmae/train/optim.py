@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchmae.errors import choose
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def param_groups_weight_decay(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Every trainable parameter in exactly one group: matrices decay, 1-D parameters (biases, norms) do not.
 
     The class and mask tokens are 3-D and decay, as in the reference's pre-training.
@@ -26,7 +26,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     ]
 
 
-def layered_groups(
+def param_groups_layer_decay(
     model: nn.Module, layers: list[nn.Module], weight_decay: float, layer_decay: float
 ) -> list[dict[str, Any]]:
     """Groups of fine-tuning: the learning rate of layer i is `layer_decay ** (N + 1 - i)` times the head's, where i is 0 for
@@ -43,7 +43,12 @@ def layered_groups(
         layer = depth.get(id(parameter), 0 if token or "patch_embed." in name else len(layers) + 1)
         decay = 0.0 if token or parameter.ndim <= 1 else weight_decay
         scale = layer_decay ** (len(layers) + 1 - layer)
-        fresh: dict[str, Any] = {"params": [], "names": [], "weight_decay": decay, "lr_scale": scale}
+        fresh: dict[str, Any] = {
+            "params": [],
+            "names": [],
+            "weight_decay": decay,
+            "lr_scale": scale,
+        }
         group = groups.setdefault((scale, decay), fresh)
         group["params"].append(parameter)
         group["names"].append(name)
@@ -65,7 +70,9 @@ class LARS(torch.optim.Optimizer):
     al. 2017); vectors are moved as by SGD. The optimizer of the paper's linear probe (Table 10), for very large batches."""
 
     TRUST = 0.001
-    found_inf: Tensor | None = None  # 1: leave the step out, decided on the device as in the fused optimizers
+    found_inf: Tensor | None = (
+        None  # 1: leave the step out, decided on the device as in the fused optimizers
+    )
 
     def __init__(self, groups: list[dict[str, Any]], momentum: float):
         super().__init__(groups, dict(lr=0.0, momentum=momentum, weight_decay=0.0))
@@ -78,7 +85,9 @@ class LARS(torch.optim.Optimizer):
                 if parameter.ndim > 1:
                     gradient = gradient + group["weight_decay"] * parameter
                     sizes = parameter.norm(), gradient.norm()
-                    scale = torch.where((sizes[0] > 0) & (sizes[1] > 0), self.TRUST * sizes[0] / sizes[1], 1.0)
+                    scale = torch.where(
+                        (sizes[0] > 0) & (sizes[1] > 0), self.TRUST * sizes[0] / sizes[1], 1.0
+                    )
                     gradient = gradient * scale
                 moved = group["momentum"] * momentum + gradient
                 if self.found_inf is not None:
@@ -95,14 +104,16 @@ def lars(groups: list[dict[str, Any]], betas: tuple[float, float]) -> LARS:
     return LARS(groups, betas[0])
 
 
-OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], tuple[float, float]], torch.optim.Optimizer]] = {
+OPTIMIZERS: dict[
+    str, Callable[[list[dict[str, Any]], tuple[float, float]], torch.optim.Optimizer]
+] = {
     "adamw": adamw,
     "lars": lars,
     "sgd": sgd,
 }
 
 
-def fresh_state(optimizer: str, parameter: Tensor) -> dict[str, Tensor]:
+def init_optimizer_state(optimizer: str, parameter: Tensor) -> dict[str, Tensor]:
     """What the named optimizer keeps for a parameter, before its first step."""
     choose(OPTIMIZERS, optimizer, "optimizer")
     if optimizer == "adamw":
@@ -124,7 +135,7 @@ def lr_at(step: int, steps: int, warmup: int, peak: float, least: float = 0.0) -
     return least + (peak - least) * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def ema_at(step: int, decay: float | None) -> float:
+def ema_decay_at(step: int, decay: float | None) -> float:
     """The share of itself that the average of the weights keeps at a step (0-based): `decay` in the end, but less at first,
     so that a short training does not average its start: (1 + step) / (10 + step), a window of about a tenth of the past."""
     return 0.0 if decay is None else min(decay, (1 + step) / (10 + step))

@@ -9,15 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
-from torchmae.data import decode
-from torchmae.data.cache import disk as cache
-from torchmae.data.cache import folder, layout, memory
+from torchmae.data.cache import layout, memory
 from torchmae.data.cache.disk import make_folder
+from torchmae.data.cache.folder import cache_folder
 from torchmae.data.cache.memory import Cached
+from torchmae.data.decode import decode
 from torchmae.data.loader import Batches
 from torchmae.data.scan import scan
 from torchmae.data.sources import open_source
-from torchmae.data.transforms import Augment
+from torchmae.data.transforms import RandomResizedCropFlip
 from torchmae.errors import UserError
 
 LIMITS = (3, 100.0, 65535)
@@ -40,11 +40,16 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def kept(folder: Path, where: str) -> Cached:
     source = open_source(folder)
     sizes = scan(source, *LIMITS).sizes
-    return Cached(source, sizes, *LIMITS, make_folder(str(folder), source, sizes, *LIMITS) if where == "disk" else None)
+    return Cached(
+        source,
+        sizes,
+        *LIMITS,
+        make_folder(str(folder), source, sizes, *LIMITS) if where == "disk" else None,
+    )
 
 
 def batches(source, workers: int) -> list[torch.Tensor]:
-    made = Batches(source, Augment((24, 24)), 8)
+    made = Batches(source, RandomResizedCropFlip((24, 24)), 8)
     return [batch.images for batch in made.loader(0, 6, workers)]
 
 
@@ -55,17 +60,22 @@ def test_batches_are_those_without_a_cache(folder, where, workers):
     for made, plain in zip(batches(source, workers), batches(open_source(folder), 0), strict=True):
         assert torch.equal(made, plain)
     good = source.sizes[:, 0] > 0
-    assert (source.sums > 0).tolist() == good.tolist()  # six batches show each image: what workers decoded is here
-    for made, plain in zip(batches(source, 0), batches(open_source(folder), 0), strict=True):  # now from the cache
+    assert (
+        source.sums > 0
+    ).tolist() == good.tolist()  # six batches show each image: what workers decoded is here
+    for made, plain in zip(
+        batches(source, 0), batches(open_source(folder), 0), strict=True
+    ):  # now from the cache
         assert torch.equal(made, plain)
 
 
 @pytest.mark.parametrize("where", ["memory", "disk"])
 def test_an_image_is_decoded_once_and_cannot_be_written_to(folder, where, monkeypatch):
     source, decoded = kept(folder, where), []
-    decode = decode.decode
-    monkeypatch.setattr(cache, "decode", lambda data, *rest: decoded.append(1) or decode(data, *rest))
-    made = Batches(source, Augment((24, 24)), 8)
+    monkeypatch.setattr(
+        memory, "decode", lambda data, *rest: decoded.append(1) or decode(data, *rest)
+    )
+    made = Batches(source, RandomResizedCropFlip((24, 24)), 8)
     first, again = (made.read(3, [])[1] for _ in range(2))
     assert np.array_equal(first, again) and len(decoded) == 1
     with pytest.raises(ValueError, match="read-only"):
@@ -74,7 +84,7 @@ def test_an_image_is_decoded_once_and_cannot_be_written_to(folder, where, monkey
 
 def test_a_file_goes_on_where_another_process_stopped(folder, monkeypatch):
     list(batches(kept(folder, "disk"), 2))
-    monkeypatch.setattr(cache, "decode", lambda *_: pytest.fail("this was kept"))
+    monkeypatch.setattr(memory, "decode", lambda *_: pytest.fail("this was kept"))
     again = kept(folder, "disk")
     for i in np.flatnonzero(again.sizes[:, 0]).tolist():
         assert again.read(i).shape == (*again.sizes[i].tolist(), 3)
@@ -113,9 +123,11 @@ def test_a_changed_folder_is_decoded_anew(folder, change):
     now = kept(folder, "disk")
     assert now.folder != source.folder
     assert not source.folder.exists()  # it is of no use to anybody
-    plain = Batches(open_source(folder), Augment((24, 24)), 8)
-    made = Batches(now, Augment((24, 24)), 8)
-    assert torch.equal(made[0].images, plain[0].images) and torch.equal(made[1].images, plain[1].images)
+    plain = Batches(open_source(folder), RandomResizedCropFlip((24, 24)), 8)
+    made = Batches(now, RandomResizedCropFlip((24, 24)), 8)
+    assert torch.equal(made[0].images, plain[0].images) and torch.equal(
+        made[1].images, plain[1].images
+    )
 
 
 def test_an_image_of_another_size_than_was_scanned_is_decoded_each_time(folder):
@@ -126,7 +138,7 @@ def test_an_image_of_another_size_than_was_scanned_is_decoded_each_time(folder):
 
 
 def open_pixels(folder: Path, i: int) -> np.ndarray:
-    return decode.decode(open_source(folder).read(i), *LIMITS)
+    return decode(open_source(folder).read(i), *LIMITS)
 
 
 def test_a_disk_cache_pickles_and_one_in_memory_says_why_not(folder):
@@ -141,14 +153,17 @@ def test_a_disk_without_room_is_an_error_before_anything_is_decoded(folder):
     source = open_source(folder)
     sizes = np.full((len(source), 2), 2**21, dtype=np.int32)  # 171 terabytes
     with pytest.raises(
-        UserError, match=r"--cache disk needs 171,523.8 GB .* GB are free\): make room, set XDG_CACHE_HOME"
+        UserError,
+        match=r"--cache disk needs 171,523.8 GB .* GB are free\): make room, set XDG_CACHE_HOME",
     ):
         make_folder(str(folder), source, sizes, *LIMITS)
-    assert list(folder.cache_folder("decoded").iterdir()) == []
+    assert list(cache_folder("decoded").iterdir()) == []
 
 
 def test_memory_that_does_not_suffice_is_an_error():
-    with pytest.raises(UserError, match="--cache memory needs 2.0 GB for the decoded images, 1.0 GB are free"):
+    with pytest.raises(
+        UserError, match="--cache memory needs 2.0 GB for the decoded images, 1.0 GB are free"
+    ):
         layout.check_room("memory", 2 * 10**9, 1e9)
     assert layout.free_memory() > 1e6
 
@@ -176,7 +191,9 @@ def test_a_cache_that_is_not_whole_is_made_anew(folder, file, harm):
 
 def test_the_sum_sees_lost_and_exchanged_words():
     columns, ramp = np.full(512, 0xFF00000000000000, np.uint64), np.arange(512, dtype=np.uint64)
-    rooms = [words.view(np.uint8) for words in (columns, ramp, ramp[::-1].copy(), np.zeros_like(ramp))]
+    rooms = [
+        words.view(np.uint8) for words in (columns, ramp, ramp[::-1].copy(), np.zeros_like(ramp))
+    ]
     assert len({int(memory.sum_of(room)) for room in rooms} | {0}) == 5
 
 
@@ -203,7 +220,9 @@ def test_an_array_that_is_replaced_while_it_is_read(tmp_path, monkeypatch):
     first = Cached(source, sizes, *LIMITS, make_folder("set.npy", source, sizes, *LIMITS))
     assert (first.read(0) == 1).all()
     source = open_source(tmp_path / "set.npy")
-    assert (Cached(source, sizes, *LIMITS, make_folder("set.npy", source, sizes, *LIMITS)).read(0) == 2).all()
+    assert (
+        Cached(source, sizes, *LIMITS, make_folder("set.npy", source, sizes, *LIMITS)).read(0) == 2
+    ).all()
 
 
 def test_a_cache_folder_that_cannot_be_made_is_one_line(folder, monkeypatch):

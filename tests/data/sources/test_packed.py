@@ -19,7 +19,7 @@ from torchmae.data.labels import Subset, open_pair
 from torchmae.data.scan import Scan
 from torchmae.data.sources import open_source, packed
 from torchmae.data.sources.packed import ARRAYS, INDEX, PROGRESS, Packed, Part, Shard
-from torchmae.data.sources.source import Source, Strings
+from torchmae.data.sources.source import Source, StringArray
 from torchmae.errors import UserError
 
 IMAGES = {f"{'ab'[i % 2]}/{i}.png": png(i) for i in range(8)}
@@ -53,7 +53,13 @@ def test_the_shards_are_plain_tars_for_others(shards: Path) -> None:
 
 def test_labels_that_are_no_folders_are_told_to_other_readers_too(tmp_path: Path) -> None:
     shard = Shard(tmp_path / "shard-000000.tar")
-    for name, label in [("a/1.png", "dog"), ("a/2.png", ""), ("3.png", "cat"), ("b/c/4.png", "b"), ("d/5.png", "d")]:
+    for name, label in [
+        ("a/1.png", "dog"),
+        ("a/2.png", ""),
+        ("3.png", "cat"),
+        ("b/c/4.png", "b"),
+        ("d/5.png", "d"),
+    ]:
         shard.add(name, label, png(), (7, 6), bytes(16), 0)
     packed.write_index(tmp_path, [shard.finish()], {"settings": {}, "data": {}})
     for spec in (tmp_path, tmp_path / "shard-000000.tar"):
@@ -62,21 +68,35 @@ def test_labels_that_are_no_folders_are_told_to_other_readers_too(tmp_path: Path
 
 def test_names_of_any_kind(tmp_path: Path) -> None:
     given = ["é" * 90 + "/" + "x" * 150 + ".png", "\udcff.png", "new\nline.png"]
-    source = open_source(pack_shards(tmp_path / "s", {name: png(i) for i, name in enumerate(given)}))
-    assert names(source) == given and [source.read(i) for i in range(3)] == [png(i) for i in range(3)]
-    assert [name.partition("/")[2] for name in names(open_source(tmp_path / "s/shard-000000.tar"))] == given
+    source = open_source(
+        pack_shards(tmp_path / "s", {name: png(i) for i, name in enumerate(given)})
+    )
+    assert names(source) == given and [source.read(i) for i in range(3)] == [
+        png(i) for i in range(3)
+    ]
+    assert [
+        name.partition("/")[2] for name in names(open_source(tmp_path / "s/shard-000000.tar"))
+    ] == given
 
 
 def test_opening_reads_the_index_alone(tmp_path: Path) -> None:
     """However many images there are: no walk, and no header of a tar."""
-    roots = [pack_shards(tmp_path / str(n), {f"{i}.png": png(i % 9) for i in range(n)}, 10) for n in (5, 200)]
+    roots = [
+        pack_shards(tmp_path / str(n), {f"{i}.png": png(i % 9) for i in range(n)}, 10)
+        for n in (5, 200)
+    ]
     seen: list[tuple[str, str]] = []
     watching = [True]
 
     def hook(event: str, arguments: tuple) -> None:
         if watching[0] and event in ("open", "os.listdir", "os.scandir", "tarfile.open"):
             seen.append(
-                (event, os.fsdecode(arguments[0]) if isinstance(arguments[0], (str, bytes, os.PathLike)) else "")
+                (
+                    event,
+                    os.fsdecode(arguments[0])
+                    if isinstance(arguments[0], (str, bytes, os.PathLike))
+                    else "",
+                )
             )
 
     sys.addaudithook(hook)  # it stays, so it must be cheap once the test is over
@@ -84,7 +104,11 @@ def test_opening_reads_the_index_alone(tmp_path: Path) -> None:
         for root in roots:
             seen.clear()
             open_source(root)
-            inside = [(event, os.path.basename(path)) for event, path in seen if path.startswith(str(root))]
+            inside = [
+                (event, os.path.basename(path))
+                for event, path in seen
+                if path.startswith(str(root))
+            ]
             assert sorted(set(inside)) == [("open", INDEX), ("open", ARRAYS)] and len(inside) <= 3
     finally:
         watching[0] = False
@@ -99,7 +123,9 @@ def test_the_fingerprint_is_the_same_anywhere(shards: Path, tmp_path: Path) -> N
     os.utime(moved / "shard-000000.tar", (1, 1))
     assert open_source(moved).fingerprint() == open_source(f"packed:{moved}").fingerprint()
     in_order = pack_shards(tmp_path / "sorted", dict(sorted(IMAGES.items())), 4)
-    assert open_source(in_order).fingerprint() == files.fingerprint()  # so that a run goes on from the packed files
+    assert (
+        open_source(in_order).fingerprint() == files.fingerprint()
+    )  # so that a run goes on from the packed files
 
 
 def change(file: Path, **more: object) -> None:
@@ -118,8 +144,16 @@ def flip(file: Path, at: int) -> None:
     [
         (lambda at: (at / INDEX).write_text(""), INDEX, "is damaged"),
         (lambda at: (at / INDEX).write_text((at / INDEX).read_text()[:200]), INDEX, "is damaged"),
-        (lambda at: change(at / INDEX, shards=[{"file": "shard-000000.tar"}]), INDEX, "it has no 'bytes'"),
-        (lambda at: change(at / INDEX, shards=[{"file": "../x", "bytes": 3}]), INDEX, "no shard can be ../x"),
+        (
+            lambda at: change(at / INDEX, shards=[{"file": "shard-000000.tar"}]),
+            INDEX,
+            "it has no 'bytes'",
+        ),
+        (
+            lambda at: change(at / INDEX, shards=[{"file": "../x", "bytes": 3}]),
+            INDEX,
+            "no shard can be ../x",
+        ),
         (lambda at: change(at / INDEX, shards=3), INDEX, "is damaged"),
         (lambda at: change(at / INDEX, version=2), INDEX, "use a newer one"),
         (lambda at: change(at / INDEX, images=3), ARRAYS, "do not fit together"),
@@ -128,7 +162,11 @@ def flip(file: Path, at: int) -> None:
         (lambda at: os.truncate(at / ARRAYS, 100), ARRAYS, "SHA-256"),
         (lambda at: (at / ARRAYS).unlink(), ARRAYS, "No such file"),
         (lambda at: (at / "shard-000001.tar").unlink(), "shard-000001.tar", "is missing"),
-        (lambda at: os.truncate(at / "shard-000002.tar", 10), "shard-000002.tar", "has 10 bytes, but was packed with"),
+        (
+            lambda at: os.truncate(at / "shard-000002.tar", 10),
+            "shard-000002.tar",
+            "has 10 bytes, but was packed with",
+        ),
     ],
 )
 def test_damage_is_named(shards: Path, harm, file: str, reason: str) -> None:
@@ -168,12 +206,19 @@ def test_what_is_not_finished_is_not_opened(shards: Path) -> None:
 
 
 def test_a_packed_set_brings_its_own_split(tmp_path: Path) -> None:
-    images = {f"{part}/{kind}/{i}.png": png(i) for part in ("train", "val") for kind in "ab" for i in range(2)}
+    images = {
+        f"{part}/{kind}/{i}.png": png(i)
+        for part in ("train", "val")
+        for kind in "ab"
+        for i in range(2)
+    }
     train, val = open_pair(str(pack_shards(tmp_path / "s", images)), None)
     assert val is not None and labels(train) == labels(val) == ["a", "a", "b", "b"]
 
 
-def scan(source: Source, channels: int = 3, max_megapixels: float = 100.0, white: int = 65535) -> Scan:
+def scan(
+    source: Source, channels: int = 3, max_megapixels: float = 100.0, white: int = 65535
+) -> Scan:
     return module.scan(source, channels, max_megapixels, white)
 
 
@@ -192,16 +237,22 @@ def test_a_set_of_an_older_version_is_scanned(shards: Path) -> None:
     assert scan(source).sizes.tolist() == [[7, 6]] * 8
 
 
-def test_a_set_knows_its_scan_by_its_own_rules_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_set_knows_its_scan_by_its_own_rules_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shard = Shard(tmp_path / "shard-000000.tar")
     for i, (name, data) in enumerate(IMAGES.items()):
         shard.add(name, name[0], data, (7, 6), bytes(16), i)
     settings = {"settings": {"white": 4095, "max_megapixels": 50.0}, "data": {}}
-    packed.write_index(tmp_path, [shard.finish()], settings, lambda source: module.measure(source, 3, 50.0, 4095))
+    packed.write_index(
+        tmp_path, [shard.finish()], settings, lambda source: module.measure(source, 3, 50.0, 4095)
+    )
     source = open_source(tmp_path)
     assert isinstance(source, Packed)
     for rules in [(1, 50.0, 4095), (3, 49.0, 4095), (3, 50.0, 65535)]:
-        assert source.scanned(*rules) is None and scan(source, *rules).sizes.tolist() == [[7, 6]] * 8
+        assert (
+            source.scanned(*rules) is None and scan(source, *rules).sizes.tolist() == [[7, 6]] * 8
+        )
     fresh = scan(Subset(source, range(8)), 3, 60.0, 4095)
     monkeypatch.setattr(Packed, "read", refuse)
     found = scan(source, 3, 60.0, 4095)
@@ -213,17 +264,26 @@ def test_parts_end_at_the_first_that_is_not_whole(tmp_path: Path) -> None:
 
     def write(number: int) -> Part:
         shard = Shard(tmp_path / packed.shard_name(number))
-        shard.add(f"{number}/\udcff.png", str(number), png(number), (7, number), bytes([number] * 16), number)
+        shard.add(
+            f"{number}/\udcff.png",
+            str(number),
+            png(number),
+            (7, number),
+            bytes([number] * 16),
+            number,
+        )
         part = shard.finish(bad=[["x", "why"]])
         packed.write_part(tmp_path, number, part)
         return part
 
     for part, again in zip([write(i) for i in range(4)], packed.parts(tmp_path), strict=True):
         for one, other in zip(part, again):
-            if isinstance(one, Strings):
+            if isinstance(one, StringArray):
                 assert list(one) == list(other)
             else:
-                np.testing.assert_equal(one, json.loads(json.dumps(other)) if isinstance(one, dict) else other)
+                np.testing.assert_equal(
+                    one, json.loads(json.dumps(other)) if isinstance(one, dict) else other
+                )
     os.truncate(packed.part_file(tmp_path, 2), 50)
     assert len(list(packed.parts(tmp_path))) == 2
     (tmp_path / packed.shard_name(1)).unlink()
@@ -236,5 +296,8 @@ def test_parts_end_at_the_first_that_is_not_whole(tmp_path: Path) -> None:
 
 
 def test_strings_joined() -> None:
-    some = [Strings(["a", "", "é"]), Strings([]), Strings(["\udcff", "z"])]
-    assert list(Strings.joined(some)) == ["a", "", "é", "\udcff", "z"] and list(Strings.joined([])) == []
+    some = [StringArray(["a", "", "é"]), StringArray([]), StringArray(["\udcff", "z"])]
+    assert (
+        list(StringArray.joined(some)) == ["a", "", "é", "\udcff", "z"]
+        and list(StringArray.joined([])) == []
+    )

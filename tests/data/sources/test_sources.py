@@ -12,13 +12,18 @@ from torchmae.data.decode import BadImage, decode
 from torchmae.data.labels import Subset
 from torchmae.data.sources import SOURCES, open_source
 from torchmae.data.sources.hubs import TorchVision
-from torchmae.data.sources.source import Source, Strings, time_of
+from torchmae.data.sources.source import Source, StringArray, time_of
 from torchmae.errors import UserError
 
 
 def answer(source: Source) -> tuple:
     last = len(source) - 1
-    return source.name(last), source.label(last), decode(source.read(last), source.channels).tobytes(), len(source)
+    return (
+        source.name(last),
+        source.label(last),
+        decode(source.read(last), source.channels).tobytes(),
+        len(source),
+    )
 
 
 def in_child(source: Source, pipe) -> None:
@@ -65,7 +70,10 @@ def test_contract(kind, tmp_path):
     half = Subset(source, range(3))
     assert half.stamp() != stamp or stamp is None
     assert (
-        half.stamp() == Subset(open_source(spec), range(3)).stamp() != Subset(source, range(1, 4)).stamp() or not stamp
+        half.stamp()
+        == Subset(open_source(spec), range(3)).stamp()
+        != Subset(source, range(1, 4)).stamp()
+        or not stamp
     )
 
 
@@ -99,11 +107,16 @@ def test_a_stamp_is_that_of_opening(tmp_path):
 
 def test_strings():
     items = ["a", "", "ü/漢字.jpg", "\udcff.png", "z" * 300]
-    strings = pickle.loads(pickle.dumps(Strings(items)))
-    assert list(strings) == items and strings[-1] == items[-1] and strings[1:3] == items[1:3] and len(strings) == 5
+    strings = pickle.loads(pickle.dumps(StringArray(items)))
+    assert (
+        list(strings) == items
+        and strings[-1] == items[-1]
+        and strings[1:3] == items[1:3]
+        and len(strings) == 5
+    )
     with pytest.raises(IndexError):
         strings[5]
-    assert list(Strings([])) == []
+    assert list(StringArray([])) == []
 
 
 def brute_force(root: str) -> tuple[list[str], list[str]]:
@@ -123,7 +136,11 @@ def brute_force(root: str) -> tuple[list[str], list[str]]:
                 for folder, inside, names_here in os.walk(path):
                     folders.add(os.stat(folder).st_ino)
                     paths = {one: os.path.join(folder, one) for one in inside}
-                    inside[:] = [n for n, p in paths.items() if os.path.islink(p) or os.stat(p).st_ino not in folders]
+                    inside[:] = [
+                        n
+                        for n, p in paths.items()
+                        if os.path.islink(p) or os.stat(p).st_ino not in folders
+                    ]
                     for one in [*inside, *names_here]:
                         name = os.path.relpath(os.path.join(folder, one), root)
                         if os.path.islink(os.path.join(folder, one)):
@@ -141,10 +158,25 @@ def brute_force(root: str) -> tuple[list[str], list[str]]:
 
 class TestFolder:
     def test_names_labels_and_extensions(self, tmp_path):
-        plant(tmp_path, "b/deep/2.JPG", "b/1.Jpeg", "a/é 漢.webp", "top.png", "a/.hidden.TIFF", "a-b/x.png")
+        plant(
+            tmp_path,
+            "b/deep/2.JPG",
+            "b/1.Jpeg",
+            "a/é 漢.webp",
+            "top.png",
+            "a/.hidden.TIFF",
+            "a-b/x.png",
+        )
         plant(tmp_path, "b/readme.txt", "b/x.eps", "b/noext", "b/a.png.part")
         source = open_source(tmp_path)
-        assert names(source) == ["a-b/x.png", "a/.hidden.TIFF", "a/é 漢.webp", "b/1.Jpeg", "b/deep/2.JPG", "top.png"]
+        assert names(source) == [
+            "a-b/x.png",
+            "a/.hidden.TIFF",
+            "a/é 漢.webp",
+            "b/1.Jpeg",
+            "b/deep/2.JPG",
+            "top.png",
+        ]
         assert labels(source) == ["a-b", "a", "a", "b", "b", None]
         assert source.read(5) == (tmp_path / "top.png").read_bytes()
 
@@ -152,7 +184,11 @@ class TestFolder:
         with open(os.fsencode(tmp_path) + b"/\xff\xfe.png", "wb") as file:
             file.write(png())
         source = open_source(tmp_path)
-        assert names(source) == ["\udcff\udcfe.png"] and source.read(0) == png() and source.fingerprint()
+        assert (
+            names(source) == ["\udcff\udcfe.png"]
+            and source.read(0) == png()
+            and source.fingerprint()
+        )
 
     def test_order_of_creation_does_not_show(self, tmp_path):
         files = [f"{i % 5}/{i * 7919 % 101}.png" for i in range(50)]
@@ -162,9 +198,25 @@ class TestFolder:
         assert names(one) == names(two) == sorted(files) and one.fingerprint() == two.fingerprint()
 
     def test_order_is_that_of_the_whole_paths(self, tmp_path):
-        parts = ["a", "a-b", "a.b", "a b", "a0", "aa", "A", "é", "漢", "\U0001f600", "\udcff", "z.png"]
+        parts = [
+            "a",
+            "a-b",
+            "a.b",
+            "a b",
+            "a0",
+            "aa",
+            "A",
+            "é",
+            "漢",
+            "\U0001f600",
+            "\udcff",
+            "z.png",
+        ]
         generator = random.Random(1)
-        files = {"/".join([*generator.choices(parts, k=generator.randint(0, 4)), "x.png"]) for _ in range(300)}
+        files = {
+            "/".join([*generator.choices(parts, k=generator.randint(0, 4)), "x.png"])
+            for _ in range(300)
+        }
         files |= {f"{folder}{name}.png" for folder in ("", "a/", "a-b/") for name in parts}
         plant(tmp_path, *generator.sample(sorted(files), len(files)))
         assert names(open_source(tmp_path)) == sorted(files)
@@ -173,12 +225,18 @@ class TestFolder:
     def test_links_of_all_kinds_by_brute_force(self, tmp_path, seed):
         """Random trees with links to files, to folders, to other links, to what is not there, and of one file twice."""
         generator = random.Random(seed)
-        folders = [tmp_path / place for place in ("root", "root/a", "root/a-b", "root/a/b", "out", "out/c", "out/c/d")]
+        folders = [
+            tmp_path / place
+            for place in ("root", "root/a", "root/a-b", "root/a/b", "out", "out/c", "out/c/d")
+        ]
         for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
         there = []
         for i in range(40):
-            path = generator.choice(folders) / f"{generator.choice('abc')}{i}{generator.choice(['.png', '', '.txt'])}"
+            path = (
+                generator.choice(folders)
+                / f"{generator.choice('abc')}{i}{generator.choice(['.png', '', '.txt'])}"
+            )
             kind = generator.choice(["file", "file", "hard", "link", "link", "nothing"])
             some = [one for one in there if one.is_file()] if kind == "hard" else [*there, *folders]
             if kind == "nothing":
@@ -202,7 +260,9 @@ class TestFolder:
     def test_symlinks_are_followed_and_counted_once(self, tmp_path):
         root = plant(tmp_path / "root", "z/real.png", "z/other.png")
         plant(tmp_path / "outside", "o.png", "deep/p.png")
-        (root / "a_link").symlink_to(root / "z")  # sorts before the real folder, and loses all the same
+        (root / "a_link").symlink_to(
+            root / "z"
+        )  # sorts before the real folder, and loses all the same
         (root / "a_file.png").symlink_to(root / "z/real.png")
         (root / "z/up").symlink_to(root)
         (root / "out").symlink_to(tmp_path / "outside")
@@ -212,7 +272,9 @@ class TestFolder:
         source = open_source(root)
         assert names(source) == ["out/deep/p.png", "out/o.png", "z/hard.png", "z/other.png"]
         assert [bad.name for bad in source.unusable] == ["a_link", "out2", "z/up"]
-        assert {bad.reason for bad in source.unusable} == {"symlink to a folder that is already counted"}
+        assert {bad.reason for bad in source.unusable} == {
+            "symlink to a folder that is already counted"
+        }
 
     def test_broken_symlinks(self, tmp_path):
         plant(tmp_path, "good.png")
@@ -228,7 +290,9 @@ class TestFolder:
             "self.png": "broken symlink: Too many levels of symbolic links",
         }
 
-    @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads everything")
+    @pytest.mark.skipif(
+        not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads everything"
+    )
     def test_unreadable_folder(self, tmp_path):
         plant(tmp_path, "good.png", "locked/x.png")
         (tmp_path / "locked").chmod(0)
@@ -242,7 +306,9 @@ class TestFolder:
         assert names(open_source(tmp_path)) == ["good.png"]
 
     def test_errors(self, tmp_path):
-        with pytest.raises(UserError, match=r"no images in .*: 0 other files .*extensions looked for: .*\.jpg"):
+        with pytest.raises(
+            UserError, match=r"no images in .*: 0 other files .*extensions looked for: .*\.jpg"
+        ):
             open_source(tmp_path)
         plant(tmp_path, "a.txt", "b.txt", "c.json")
         with pytest.raises(UserError, match=r"3 other files \(2 \.txt, 1 \.json\)"):
@@ -298,7 +364,9 @@ class TestList:
 
     def test_errors(self, tmp_path):
         (tmp_path / "x.txt").write_text("gone.png\n")
-        with pytest.raises(UserError, match=r"names no image that exists; the first of 1: 'gone.png'"):
+        with pytest.raises(
+            UserError, match=r"names no image that exists; the first of 1: 'gone.png'"
+        ):
             open_source(tmp_path / "x.txt")
         (tmp_path / "x.csv").write_text("")
         with pytest.raises(UserError, match="names no image"):
@@ -316,8 +384,15 @@ class TestTar:
             "a/0002.cls": b"7",
             "a/0002.seg.PNG": png(2),
         }
-        source = open_source(pack(tmp_path / "s.tar", {**members, "./t/c/3.png": png(3), "none.png": png(4)}))
-        assert names(source) == ["s.tar/0001.jpg", "s.tar/a/0002.seg.PNG", "s.tar/t/c/3.png", "s.tar/none.png"]
+        source = open_source(
+            pack(tmp_path / "s.tar", {**members, "./t/c/3.png": png(3), "none.png": png(4)})
+        )
+        assert names(source) == [
+            "s.tar/0001.jpg",
+            "s.tar/a/0002.seg.PNG",
+            "s.tar/t/c/3.png",
+            "s.tar/none.png",
+        ]
         assert labels(source) == ["3", "7", "c", None]
         assert [source.read(i) for i in range(4)] == [png(1), png(2), png(3), png(4)]
 
@@ -383,7 +458,11 @@ class TestArray:
         pixels = noise(*shape)
         np.save(tmp_path / "x.npy", pixels)
         source = open_source(tmp_path / "x.npy")
-        assert source.read(3).shape == want and source.channels == want[2] and source.name(3) == "x.npy[3]"
+        assert (
+            source.read(3).shape == want
+            and source.channels == want[2]
+            and source.name(3) == "x.npy[3]"
+        )
         straight = pixels[3][..., None] if len(shape) == 3 else pixels[3]
         again = np.moveaxis(straight, 0, -1) if straight.shape != want else straight
         np.testing.assert_array_equal(source.read(3), again)
@@ -392,7 +471,9 @@ class TestArray:
         np.save(tmp_path / "x.npy", noise(5, 8, 8, 8))
         with pytest.raises(UserError, match=r"not clear; add \?layout=NHWC"):
             open_source(tmp_path / "x.npy")
-        plain, moved = (open_source(f"{tmp_path}/x.npy?layout={layout}").read(1) for layout in ("NHWC", "NCHW"))
+        plain, moved = (
+            open_source(f"{tmp_path}/x.npy?layout={layout}").read(1) for layout in ("NHWC", "NCHW")
+        )
         np.testing.assert_array_equal(np.moveaxis(plain, 0, -1), moved)
 
     def test_the_right_array_of_many(self, tmp_path):
@@ -404,10 +485,18 @@ class TestArray:
         np.savez(tmp_path / "b.npz", x_train=some, y_train=[1, 0, 1, 2], x_test=more, y_test=[5, 6])
         assert labels(open_source(tmp_path / "b.npz")) == ["1", "0", "1", "2"]
         assert labels(open_source(f"{tmp_path}/b.npz?key=x_test")) == ["5", "6"]
-        np.savez(tmp_path / "c.npz", train_images=some, train_labels=np.array([[1], [0], [1], [2]]), val_images=more)
+        np.savez(
+            tmp_path / "c.npz",
+            train_images=some,
+            train_labels=np.array([[1], [0], [1], [2]]),
+            val_images=more,
+        )
         assert labels(open_source(f"{tmp_path}/c.npz?key=train_images")) == ["1", "0", "1", "2"]
         assert labels(open_source(f"{tmp_path}/c.npz?key=val_images")) == [None, None]
-        with pytest.raises(UserError, match=r"which of the arrays .* one of: train_images, train_labels, val_images"):
+        with pytest.raises(
+            UserError,
+            match=r"which of the arrays .* one of: train_images, train_labels, val_images",
+        ):
             open_source(tmp_path / "c.npz")
         with pytest.raises(UserError, match="Did you mean val_images"):
             open_source(f"{tmp_path}/c.npz?key=val_image")
@@ -462,7 +551,12 @@ class TestOthers:
 
     def test_torchvision_classes_of_one_name_stay_different(self):
         class Birds:
-            classes = (("crane",), ("kite", "glede"), ("crane",), "owl")  # tuples of synonyms, as ImageNet's
+            classes = (
+                ("crane",),
+                ("kite", "glede"),
+                ("crane",),
+                "owl",
+            )  # tuples of synonyms, as ImageNet's
             targets = (0, 1, 2, 3, -1, 7)
 
             def __len__(self):
@@ -478,7 +572,11 @@ class TestOthers:
         datasets = pytest.importorskip("datasets")
         monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
         source = open_source(f"hf:{saved_dataset(tmp_path / 'one', 3)}")
-        assert source.read(2) == png(2) and labels(source) == ["cat", "dog", "cat"] and source.name(1) == "one[1]"
+        assert (
+            source.read(2) == png(2)
+            and labels(source) == ["cat", "dog", "cat"]
+            and source.name(1) == "one[1]"
+        )
         both = datasets.DatasetDict(
             train=datasets.load_from_disk(str(tmp_path / "one")),
             test=datasets.load_from_disk(str(saved_dataset(tmp_path / "two", 2))),
@@ -489,8 +587,14 @@ class TestOthers:
         with pytest.raises(UserError, match=r"one of: train, test\. Did you mean test"):
             open_source(f"hf:{tmp_path}/both?split=tests")
         plant(tmp_path / "files/train", "cat/1.png", "dog/2.png")
-        loose = open_source(f"hf:{tmp_path}/files?split=train")  # a folder of images, which `datasets` loads by itself
-        assert labels(loose) == ["cat", "dog"] and decode(loose.read(1)).shape == (7, 6, 3) and loose.fingerprint()
+        loose = open_source(
+            f"hf:{tmp_path}/files?split=train"
+        )  # a folder of images, which `datasets` loads by itself
+        assert (
+            labels(loose) == ["cat", "dog"]
+            and decode(loose.read(1)).shape == (7, 6, 3)
+            and loose.fingerprint()
+        )
         with pytest.raises(UserError, match="unknown image column"):
             open_source(f"hf:{tmp_path}/both?column=id")
 

@@ -19,11 +19,11 @@ from torchmae.tasks.finetune.config import Finetune, choices, resolve
 from torchmae.tasks.finetune.run import plan_of
 from torchmae.tasks.finetune.run import run as finetune
 from torchmae.tasks.finetune.task import ClassifyTask
-from torchmae.train.config import Plan
+from torchmae.train.config import TrainConfig
 from torchmae.train.distributed import World
 from torchmae.train.loop import evaluation_is_due
-from torchmae.train.optim import layered_groups
-from torchmae.train.trainer import Step
+from torchmae.train.optim import param_groups_layer_decay
+from torchmae.train.trainer import Trainer
 
 CPU = World(0, 1, torch.device("cpu"))
 QUICK = dict(epochs=2, batch_size=6, workers=0, device="cpu", precision="fp32")
@@ -39,7 +39,7 @@ def test_every_parameter_is_in_one_group_with_the_expected_scale_and_decay() -> 
     model = small_classifier()
     model.encoder.pos_embed.requires_grad_(True)
     table = {}
-    for group in layered_groups(model, model.encoder.layers(), 0.1, 0.5):
+    for group in param_groups_layer_decay(model, model.encoder.layers(), 0.1, 0.5):
         for name in group["names"]:
             assert name not in table
             table[name] = (group["lr_scale"], group["weight_decay"])
@@ -58,7 +58,9 @@ def test_every_parameter_is_in_one_group_with_the_expected_scale_and_decay() -> 
             expected[f"encoder.blocks.{i}.{part}.weight"] = (scale, 0.1)
             expected[f"encoder.blocks.{i}.{part}.bias"] = (scale, 0)
         for part in ("norm1", "norm2"):
-            expected[f"encoder.blocks.{i}.{part}.weight"] = expected[f"encoder.blocks.{i}.{part}.bias"] = (scale, 0)
+            expected[f"encoder.blocks.{i}.{part}.weight"] = expected[
+                f"encoder.blocks.{i}.{part}.bias"
+            ] = (scale, 0)
     assert table == expected
 
 
@@ -71,15 +73,21 @@ def test_what_each_kind_of_training_moves() -> None:
     assert set(trainable(model, "head")) == {"head.weight", "head.bias"}
     assert set(trainable(model, "0")) == behind
     assert set(trainable(model, "1")) == behind | last
-    assert set(trainable(model, "0.5")) == behind | {n for n in last if ".mlp." in n or ".norm2." in n}
-    assert {n for n in everything if n.startswith("encoder.blocks.0.")} <= set(trainable(model, "3"))
+    assert set(trainable(model, "0.5")) == behind | {
+        n for n in last if ".mlp." in n or ".norm2." in n
+    }
+    assert {n for n in everything if n.startswith("encoder.blocks.0.")} <= set(
+        trainable(model, "3")
+    )
     for wrong in ("4", "-1", "1.5", "heads", "nan"):
         with pytest.raises(UserError, match="number of blocks from 0 to 3"):
             trainable(model, wrong)
 
 
 @pytest.mark.parametrize("train", ["head", "0.5", "2", "all"])
-def test_frozen_means_unchanged_bit_for_bit(run: Path, photos: Path, tmp_path: Path, train: str) -> None:
+def test_frozen_means_unchanged_bit_for_bit(
+    run: Path, photos: Path, tmp_path: Path, train: str
+) -> None:
     from torchmae.models.weights import read_weights
 
     out = finetune(Finetune(str(run), str(photos), out=str(tmp_path / "ft"), train=train, **QUICK))
@@ -100,9 +108,16 @@ def test_parts_that_do_not_move_stay_in_eval_mode() -> None:
     model.encoder.set_drop_path(0.5)
     labels = torch.zeros(2, dtype=torch.int64)
     task = ClassifyTask(model, labels, Finetune("x", "y", train="1")).train()
-    assert [block.training for block in model.encoder.blocks] == [False, False, True] and model.head.training
+    assert [block.training for block in model.encoder.blocks] == [
+        False,
+        False,
+        True,
+    ] and model.head.training
     head = ClassifyTask(small_classifier(), labels, Finetune("x", "y", train="head")).train()
-    assert not any(module.training for module in head.model.encoder.modules()) and head.model.head.training
+    assert (
+        not any(module.training for module in head.model.encoder.modules())
+        and head.model.head.training
+    )
     assert task.eval().model.encoder.blocks[2].training is False
 
 
@@ -127,32 +142,77 @@ def resolved(config: Finetune, images: int) -> Finetune:
 def test_defaults_follow_the_number_of_labels_and_say_why() -> None:
     few, many = (resolved(Finetune("run", "x"), n) for n in (100, 5000))
     assert few.epochs == 100 and many.epochs == 20 and few.mixup == 0 < many.mixup
-    assert (few.magnitude, few.erase, many.magnitude, many.erase) == (5, 0, 9, 0.25)
-    assert (few.layer_decay, few.weight_decay, few.image_size, few.beta2, few.ema) == (0.75, 0.05, "32", 0.999, 0)
+    assert (
+        few.randaug_magnitude,
+        few.random_erasing,
+        many.randaug_magnitude,
+        many.random_erasing,
+    ) == (5, 0, 9, 0.25)
+    assert (few.layer_decay, few.weight_decay, few.image_size, few.beta2, few.ema) == (
+        0.75,
+        0.05,
+        "32",
+        0.999,
+        0,
+    )
     head = resolved(Finetune("run", "x", train="head"), 100)
-    assert (head.weight_decay, head.magnitude, head.erase, head.mixup, head.smoothing) == (0, 0, 0, 0, 0)
+    assert (
+        head.weight_decay,
+        head.randaug_magnitude,
+        head.random_erasing,
+        head.mixup,
+        head.label_smoothing,
+    ) == (
+        0,
+        0,
+        0,
+        0,
+        0,
+    )
     assert (head.pool, head.optimizer, head.base_lr) == ("token", "sgd", 1.0)
     assert resolved(Finetune("run", "x", train="head", batch_size=4096), 9000).optimizer == "lars"
     scratch = resolved(Finetune("none", "x"), 100)
-    assert (scratch.weight_decay, scratch.beta2, scratch.ema, scratch.layer_decay) == (0.3, 0.95, 0.9999, 1)
-    asked = Finetune("run", "x", epochs=3, drop_path=0.0, magnitude=5)
+    assert (scratch.weight_decay, scratch.beta2, scratch.ema, scratch.layer_decay) == (
+        0.3,
+        0.95,
+        0.9999,
+        1,
+    )
+    asked = Finetune("run", "x", epochs=3, drop_path=0.0, randaug_magnitude=5)
     given = choices(asked, 100, 50, (32, 32), CPU)
-    assert not {"epochs", "drop_path", "magnitude"} & set(given) and all(choice.why for choice in given.values())
+    assert not {"epochs", "drop_path", "randaug_magnitude"} & set(given) and all(
+        choice.why for choice in given.values()
+    )
     kept = resolve(asked, given, 100)
-    assert (kept.epochs, kept.drop_path, kept.magnitude) == (3, 0, 5)
+    assert (kept.epochs, kept.drop_path, kept.randaug_magnitude) == (3, 0, 5)
     with pytest.raises(UserError, match="--batch-size 1000 is more than the 18 labelled images"):
         resolved(Finetune("run", "x", batch_size=1000), 18)
     for one in (few, many, head, scratch):
         assert not [n for n, value in vars(one).items() if value is None and n not in UNSET]
 
 
-UNSET = {"out", "val", "model", "labels_per_class", "patch_size", "channels", "clip_grad", "micro_batch"}
+UNSET = {
+    "out",
+    "val",
+    "model",
+    "labels_per_class",
+    "patch_size",
+    "channels",
+    "clip_grad",
+    "micro_batch_size",
+}
 
 
 def test_splits_and_subsets_are_stratified_and_seeded(photos: Path) -> None:
     data = labelled_sets(str(photos), None, 0.25, 3, 0)
-    assert data.classes == ("across", "blob", "down") and len(data.train) == 9 and len(data.val) == 6
-    assert data.train_labels.bincount().tolist() == [3, 3, 3] and data.val_labels.bincount().tolist() == [2, 2, 2]
+    assert (
+        data.classes == ("across", "blob", "down") and len(data.train) == 9 and len(data.val) == 6
+    )
+    assert data.train_labels.bincount().tolist() == [
+        3,
+        3,
+        3,
+    ] and data.val_labels.bincount().tolist() == [2, 2, 2]
     names = [{some.name(i) for i in range(len(some))} for some in (data.train, data.val)]
     assert not names[0] & names[1]
     for i in range(len(data.train)):
@@ -163,20 +223,36 @@ def test_splits_and_subsets_are_stratified_and_seeded(photos: Path) -> None:
 
 def test_another_resolution_resizes_the_positions(run: Path, photos: Path, tmp_path: Path) -> None:
     out = finetune(
-        Finetune(str(run), str(photos), out=str(tmp_path / "ft"), image_size="48x32", **{**QUICK, "epochs": 1})
+        Finetune(
+            str(run),
+            str(photos),
+            out=str(tmp_path / "ft"),
+            image_size="48x32",
+            **{**QUICK, "epochs": 1},
+        )
     )
-    assert json.loads((out / "config.json").read_text())["model"]["encoder"]["image_size"] == [48, 32]
+    assert json.loads((out / "config.json").read_text())["model"]["encoder"]["image_size"] == [
+        48,
+        32,
+    ]
 
 
-def test_from_scratch_and_resume_is_finished(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_from_scratch_and_resume_is_finished(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = Finetune(
-        "none", str(photos), out=str(tmp_path / "s"), image_size=16, patch_size=8, **{**QUICK, "epochs": 1}
+        "none",
+        str(photos),
+        out=str(tmp_path / "s"),
+        image_size=16,
+        patch_size=8,
+        **{**QUICK, "epochs": 1},
     )
     out = finetune(config)
     weights = (out / "model.safetensors").read_bytes()
     assert finetune(config) == out and (out / "model.safetensors").read_bytes() == weights
     with pytest.raises(UserError, match=r"smoothing was 0.1, is 0.2"):
-        finetune(replace(config, smoothing=0.2))
+        finetune(replace(config, label_smoothing=0.2))
 
 
 def test_mistakes_come_before_compute(run: Path, photos: Path, tmp_path: Path) -> None:
@@ -201,7 +277,7 @@ def test_mistakes_come_before_compute(run: Path, photos: Path, tmp_path: Path) -
         (replace(asked, run=str(tmp_path)), "is not a run folder"),
         (replace(asked, train="9"), "number of blocks from 0 to 6"),
         (replace(asked, pool="max"), "--pool max: mean or token"),
-        (replace(asked, smoothing=1.0), "--smoothing 1.0"),
+        (replace(asked, label_smoothing=1.0), "--label-smoothing 1.0"),
         (replace(asked, epochs=float("nan")), "--epochs nan: must be a finite number"),
         (replace(asked, run="none", train="head"), "from scratch .* everything has to be trained"),
         (replace(asked, batch_size=1000), "--batch-size 1000 is more than the 18 labelled images"),
@@ -215,7 +291,12 @@ def test_stochastic_depth_reaches_what_is_trained(train: str) -> None:
     """Once it did nothing at all: the task had set its modules, which hold no parameters, to eval mode."""
     model, labels = small_classifier(), torch.arange(8) % 2
     torch.nn.init.normal_(model.head.weight)
-    batch = Batch(torch.randint(0, 256, (8, 1, 8, 8), dtype=torch.uint8), torch.zeros(8).long(), torch.arange(8), [])
+    batch = Batch(
+        torch.randint(0, 256, (8, 1, 8, 8), dtype=torch.uint8),
+        torch.zeros(8).long(),
+        torch.arange(8),
+        [],
+    )
     losses = {}
     for rate in (0.0, 0.9):
         task = ClassifyTask(model, labels, Finetune("x", "y", train=train, drop_path=rate)).train()
@@ -229,15 +310,26 @@ def test_stochastic_depth_reaches_what_is_trained(train: str) -> None:
 
 def test_the_plan_of_a_classifier_reaches_its_optimizer() -> None:
     """The table above, through plan and step, where layer decay was once lost."""
-    config = resolved(Finetune("run", "x", weight_decay=0.1, layer_decay=0.5, epochs=5, base_lr=1e-3), 100)
+    config = resolved(
+        Finetune("run", "x", weight_decay=0.1, layer_decay=0.5, epochs=5, base_lr=1e-3), 100
+    )
     task = ClassifyTask(small_classifier(), torch.zeros(2).long(), config)
-    step = Step(task, CPU, plan_of(replace(config, precision="fp32"), 100))
-    found = {name: (g["lr_scale"], g["weight_decay"]) for g in step.optimizer.param_groups for name in g["names"]}
-    assert found["head.weight"] == (1, 0.1) and found["encoder.blocks.0.mlp.fc1.weight"] == (1 / 8, 0.1)
+    step = Trainer(task, CPU, plan_of(replace(config, precision="fp32"), 100))
+    found = {
+        name: (g["lr_scale"], g["weight_decay"])
+        for g in step.optimizer.param_groups
+        for name in g["names"]
+    }
+    assert found["head.weight"] == (1, 0.1) and found["encoder.blocks.0.mlp.fc1.weight"] == (
+        1 / 8,
+        0.1,
+    )
     assert found["encoder.pos_embed"] == (1 / 16, 0) and found["fc_norm.bias"] == (1, 0)
 
 
-def test_validation_comes_after_every_epoch_also_where_an_epoch_is_no_whole_number_of_steps() -> None:
+def test_validation_comes_after_every_epoch_also_where_an_epoch_is_no_whole_number_of_steps() -> (
+    None
+):
     plan = plan_of(resolved(Finetune("run", "x", epochs=4, batch_size=16), 40), 40)
     assert plan.steps == 10 and plan.evaluate_steps == pytest.approx(2.5 * 1)
     assert [done for done in range(1, 11) if evaluation_is_due(done, plan)] == [3, 5, 8, 10]
@@ -248,7 +340,9 @@ def without(run: Path, *names: str) -> None:
         (run / name).unlink()
 
 
-def test_a_kill_before_the_last_validation_is_made_good(run: Path, photos: Path, tmp_path: Path) -> None:
+def test_a_kill_before_the_last_validation_is_made_good(
+    run: Path, photos: Path, tmp_path: Path
+) -> None:
     config = Finetune(str(run), str(photos), out=str(tmp_path / "k"), **QUICK)
     out = finetune(config)
     whole = {name: (out / name).read_text() for name in ("last.json", "results.json")}
@@ -262,12 +356,16 @@ def test_a_kill_before_the_last_validation_is_made_good(run: Path, photos: Path,
     assert (out / "last.json").read_text() == whole["last.json"]
 
 
-def test_what_an_earlier_start_measured_does_not_count(run: Path, photos: Path, tmp_path: Path) -> None:
+def test_what_an_earlier_start_measured_does_not_count(
+    run: Path, photos: Path, tmp_path: Path
+) -> None:
     config = Finetune(str(run), str(photos), out=str(tmp_path / "s"), **QUICK)
     out = finetune(config)
     shutil.rmtree(out / "state")
     without(out, "model.safetensors")  # as a kill before the first checkpoint leaves it
-    (out / "best.json").write_text(json.dumps({**json.loads((out / "best.json").read_text()), "top1": 2.0, "step": 77}))
+    (out / "best.json").write_text(
+        json.dumps({**json.loads((out / "best.json").read_text()), "top1": 2.0, "step": 77})
+    )
     finetune(replace(config, base_lr=1e-5))
     assert json.loads((out / "best.json").read_text())["step"] != 77
 
@@ -279,7 +377,9 @@ def test_other_labels_are_another_run(run: Path, photos: Path, tmp_path: Path) -
     config = Finetune(str(run), str(table), out=str(tmp_path / "csv"), **{**QUICK, "epochs": 1})
     finetune(config)
     swap = {"across": "down", "down": "across", "blob": "blob"}
-    table.write_text("\n".join(["path,label", *(f"{r.split(',')[0]},{swap[r.split(',')[1]]}" for r in rows)]))
+    table.write_text(
+        "\n".join(["path,label", *(f"{r.split(',')[0]},{swap[r.split(',')[1]]}" for r in rows)])
+    )
     with pytest.raises(UserError, match="is another run"):
         finetune(config)
 
@@ -287,8 +387,15 @@ def test_other_labels_are_another_run(run: Path, photos: Path, tmp_path: Path) -
 def test_a_probe_s_trial_does_not_count_among_its_statistics() -> None:
     model = Classifier(ViT((8, 8), 4, 1, 16, 3, 2), ["a", "b"], "token", batch_norm=True)
     task = ClassifyTask(model, torch.zeros(8).long(), Finetune("x", "y", train="head"))
-    step = Step(task.train(), CPU, Plan(9, 0, 1e-3, 0.0, (0.9, 0.999), None, "fp32", optimizer="sgd"))
-    batch = Batch(torch.randint(0, 256, (8, 1, 8, 8), dtype=torch.uint8), torch.zeros(8).long(), torch.arange(8), [])
+    step = Trainer(
+        task.train(), CPU, TrainConfig(9, 0, 1e-3, 0.0, (0.9, 0.999), None, "fp32", optimizer="sgd")
+    )
+    batch = Batch(
+        torch.randint(0, 256, (8, 1, 8, 8), dtype=torch.uint8),
+        torch.zeros(8).long(),
+        torch.arange(8),
+        [],
+    )
     step(batch, 1e-3)
     assert model.bn.num_batches_tracked == 1
 
@@ -298,10 +405,16 @@ def test_settings_that_could_not_arrive_are_refused(run: Path, photos: Path) -> 
     for config, message in [
         (replace(asked, model="vit_huge"), "--model vit_huge is for training from scratch"),
         (replace(asked, patch_size=7), "--patch-size 7 is for training from scratch"),
-        (replace(asked, run="none", model=str(run), patch_size=16), "--patch-size 16: that of .* is 8"),
+        (
+            replace(asked, run="none", model=str(run), patch_size=16),
+            "--patch-size 16: that of .* is 8",
+        ),
         (replace(asked, train="head", batch_size=1), "more than one image at a time"),
-        (replace(asked, train="head", micro_batch=4), "sees the whole batch"),
-        (replace(asked, mixup=0.8, batch_size=12, micro_batch=3), "must be even and divide the batch"),
+        (replace(asked, train="head", micro_batch_size=4), "sees the whole batch"),
+        (
+            replace(asked, mixup=0.8, batch_size=12, micro_batch_size=3),
+            "must be even and divide the batch",
+        ),
         (replace(asked, val=str(photos)), "is the data that is trained on"),
         (replace(asked, run=str(photos), data=str(run)), "is not a run folder"),
     ]:

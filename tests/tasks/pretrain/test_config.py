@@ -38,7 +38,9 @@ def test_a_laptop_with_200_images_gets_a_small_model_and_a_short_run() -> None:
 
 
 def test_more_data_on_a_gpu_gets_a_larger_model() -> None:
-    models = [settings.resolve(Pretrain("x"), found(n), 3, GPU).model for n in (1_000, 100_000, 1_000_000)]
+    models = [
+        settings.resolve(Pretrain("x"), found(n), 3, GPU).model for n in (1_000, 100_000, 1_000_000)
+    ]
     assert models == ["vit_tiny", "vit_small", "vit_base"]
 
 
@@ -47,7 +49,9 @@ def test_the_paper_s_learning_rate_from_vit_base_on() -> None:
     assert settings.base_lr(4096, 192) == pytest.approx(1.5e-4)
 
 
-@pytest.mark.parametrize("size, patch", [(224, 16), (192, 16), (128, 16), (96, 8), (64, 8), (32, 4), (28, 4), (16, 2)])
+@pytest.mark.parametrize(
+    "size, patch", [(224, 16), (192, 16), (128, 16), (96, 8), (64, 8), (32, 4), (28, 4), (16, 2)]
+)
 def test_patch_sizes(size: int, patch: int) -> None:
     assert settings.patch_size((size, size)) == patch
 

@@ -28,7 +28,18 @@ from torchmae.runfolder import read_config
 from torchmae.tasks.pretrain.config import Pretrain
 
 FLAGS = [
-    *("--model", "vit_micro", "--image-size", "32", "--patch-size", "8", "--decoder-dim", "32", "--decoder-depth", "1"),
+    *(
+        "--model",
+        "vit_micro",
+        "--image-size",
+        "32",
+        "--patch-size",
+        "8",
+        "--decoder-dim",
+        "32",
+        "--decoder-depth",
+        "1",
+    ),
     *("--epochs", "1", "--workers", "1"),
 ]
 
@@ -50,7 +61,9 @@ def contents(folder: Path) -> dict[str, str]:
         if path.is_symlink():
             found[str(path)] = f"link to {os.readlink(path)}"
         elif path.is_file():
-            found[str(path)] = f"{hashlib.sha256(path.read_bytes()).hexdigest()} {path.stat().st_mtime_ns}"
+            found[str(path)] = (
+                f"{hashlib.sha256(path.read_bytes()).hexdigest()} {path.stat().st_mtime_ns}"
+            )
     return found
 
 
@@ -58,20 +71,28 @@ def bomb(width: int, height: int) -> bytes:
     """A PNG of a few kB whose 1-bit pixels would be width * height."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     rows = zlib.compressobj(9)
     line = bytes(1 + width // 8)
     body = b"".join(rows.compress(line) for _ in range(height)) + rows.flush()
     header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+    )
 
 
 def make_strange(folder: Path) -> None:
     """What people's folders hold: good images of every kind, and everything that only looks like one."""
-    picture = Image.fromarray(np.random.default_rng(1).integers(0, 255, (50, 70, 3), dtype=np.uint8))
+    picture = Image.fromarray(
+        np.random.default_rng(1).integers(0, 255, (50, 70, 3), dtype=np.uint8)
+    )
     picture.convert("CMYK").save(folder / "cmyk.jpg")
-    Image.fromarray(np.arange(0, 65_536, 16, dtype=np.uint16).reshape(64, 64)).save(folder / "deep.png")
+    Image.fromarray(np.arange(0, 65_536, 16, dtype=np.uint16).reshape(64, 64)).save(
+        folder / "deep.png"
+    )
     picture.convert("P", palette=Image.Palette.ADAPTIVE).save(folder / "palette.png")
     picture.save(folder / "moving.gif", save_all=True, append_images=[picture.rotate(90)])
     turned = Image.Exif()
@@ -92,7 +113,9 @@ def make_strange(folder: Path) -> None:
     (folder / "notes.txt").write_text("not looked at")
 
 
-def test_a_strange_folder_trains_reports_each_file_rightly_and_stays_as_it_was(photos: Path, tmp_path: Path) -> None:
+def test_a_strange_folder_trains_reports_each_file_rightly_and_stays_as_it_was(
+    photos: Path, tmp_path: Path
+) -> None:
     data = tmp_path / "photos"
     data.mkdir()
     for i, file in enumerate(sorted(photos.rglob("*.jpg"))):
@@ -103,7 +126,9 @@ def test_a_strange_folder_trains_reports_each_file_rightly_and_stays_as_it_was(p
     assert done.returncode == 0, done.stderr
     assert contents(data) == before
     assert "36 images" in done.stdout  # 24 photos, 8 strange and good, 4 bad; not the links
-    bad = [json.loads(line) for line in (tmp_path / "run" / "bad-files.jsonl").read_text().splitlines()]
+    bad = [
+        json.loads(line) for line in (tmp_path / "run" / "bad-files.jsonl").read_text().splitlines()
+    ]
     reasons = {entry["file"]: entry["reason"] for entry in bad}
     assert len(bad) == len(reasons) == 7
     for name, word in {
@@ -123,8 +148,12 @@ def test_a_strange_folder_trains_reports_each_file_rightly_and_stays_as_it_was(p
 
 @pytest.mark.parametrize("masking", MASKINGS)
 @pytest.mark.parametrize("target", TARGETS)
-def test_every_masking_and_target_trains(photos: Path, tmp_path: Path, masking: str, target: str) -> None:
-    run = torchmae.pretrain(str(photos), out=str(tmp_path), masking=masking, target=target, epochs=1, **SMALL)
+def test_every_masking_and_target_trains(
+    photos: Path, tmp_path: Path, masking: str, target: str
+) -> None:
+    run = torchmae.pretrain(
+        str(photos), out=str(tmp_path), masking=masking, target=target, epochs=1, **SMALL
+    )
     records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert np.isfinite(records[-1]["loss"]) and records[-1]["step"] == 3
 
@@ -133,17 +162,23 @@ def test_checkpointed_blocks_give_the_same_weights_and_may_change_when_a_run_goe
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     for name, on in (("plain", False), ("less", True)):
-        out = torchmae.pretrain(str(photos), out=tmp_path / name, checkpoint_blocks=on, epochs=2, **SMALL)
+        out = torchmae.pretrain(
+            str(photos), out=tmp_path / name, grad_checkpointing=on, epochs=2, **SMALL
+        )
         assert (", blocks checkpointed\n" in capsys.readouterr().out) == on
-        assert read_config(out)["config"]["checkpoint_blocks"] == on
-    assert (tmp_path / "less/model.safetensors").read_bytes() == (tmp_path / "plain/model.safetensors").read_bytes()
+        assert read_config(out)["config"]["grad_checkpointing"] == on
+    assert (tmp_path / "less/model.safetensors").read_bytes() == (
+        tmp_path / "plain/model.safetensors"
+    ).read_bytes()
     asked = dict(out=tmp_path / "less", epochs=2, **SMALL)
-    assert torchmae.pretrain(str(photos), checkpoint_blocks=False, **asked) == tmp_path / "less"
+    assert torchmae.pretrain(str(photos), grad_checkpointing=False, **asked) == tmp_path / "less"
     assert "nothing to do" in capsys.readouterr().out
 
 
-def test_mask_tokens_in_the_encoder(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    words = ["--out", tmp_path / "run", "--encode-all", "--checkpoint-blocks", "--epochs", 2]
+def test_mask_tokens_in_the_encoder(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    words = ["--out", tmp_path / "run", "--encode-all", "--grad-checkpointing", "--epochs", 2]
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
     assert cli.main(["pretrain", str(photos), *map(str, words), *flags]) == 0
     said = capsys.readouterr().out
@@ -152,8 +187,10 @@ def test_mask_tokens_in_the_encoder(photos: Path, tmp_path: Path, capsys: pytest
     stored, model = read_config(tmp_path / "run"), load_mae(tmp_path / "run")
     assert stored["config"]["encode_all"] is True and stored["model"]["encode_all"] is True
     assert model.mask_token is not None and model.decoder.mask_token is None
-    again = Pretrain(**{n: tuple(v) if isinstance(v, list) else v for n, v in stored["config"].items()})
-    assert again.encode_all and again.checkpoint_blocks
+    again = Pretrain(
+        **{n: tuple(v) if isinstance(v, list) else v for n, v in stored["config"].items()}
+    )
+    assert again.encode_all and again.grad_checkpointing
     with pytest.raises(UserError, match="encode_all was True, is False"):
         torchmae.pretrain(str(photos), out=tmp_path / "run", epochs=2, **SMALL)
 
@@ -171,26 +208,33 @@ def test_the_library_and_the_command_make_the_same_run(photos: Path, tmp_path: P
     assert first == second
 
 
-def test_load_gives_an_encoder_with_positions_and_the_data_s_normalisation(run: Path, photos: Path) -> None:
+def test_load_gives_an_encoder_with_positions_and_the_data_s_normalisation(
+    run: Path, photos: Path
+) -> None:
     encoder = torchmae.load(run)
     assert isinstance(encoder, ViT) and not encoder.training
     images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
     assert encoder(encoder.normalize(images)).shape == (2, 1 + 16, 128)
     assert encoder.pos_embed[:, 1:].abs().sum() > 0
     pixels = (
-        np.concatenate([np.asarray(Image.open(file)).reshape(-1, 3) for file in sorted(photos.rglob("*.jpg"))]) / 255
+        np.concatenate(
+            [np.asarray(Image.open(file)).reshape(-1, 3) for file in sorted(photos.rglob("*.jpg"))]
+        )
+        / 255
     )
     np.testing.assert_allclose(encoder.mean, pixels.mean(0), atol=1e-4)
     np.testing.assert_allclose(encoder.std, pixels.std(0), atol=1e-4)
 
 
-def test_the_encoder_is_trained_as_if_there_were_no_statistics_head(photos: Path, tmp_path: Path) -> None:
+def test_the_encoder_is_trained_as_if_there_were_no_statistics_head(
+    photos: Path, tmp_path: Path
+) -> None:
     """The head learns from detached features: one run with it, one without, and the encoders are the same bit for bit."""
     from torchmae.data.loader import Batch
     from torchmae.tasks.pretrain.task import PretrainTask
-    from torchmae.train.config import Plan
+    from torchmae.train.config import TrainConfig
     from torchmae.train.distributed import World
-    from torchmae.train.trainer import Step
+    from torchmae.train.trainer import Trainer
 
     def train(with_head: bool) -> dict[str, torch.Tensor]:
         torch.manual_seed(0)
@@ -198,13 +242,17 @@ def test_the_encoder_is_trained_as_if_there_were_no_statistics_head(photos: Path
         if not with_head:
             model.decoder.statistics = None
         task = PretrainTask(model, "random", 0.75, 0)
-        plan = Plan(5, 0, 1e-3, 0.05, (0.9, 0.95), 0.1, "fp32")
-        step = Step(task, World(0, 1, torch.device("cpu")), plan)
+        plan = TrainConfig(5, 0, 1e-3, 0.05, (0.9, 0.95), 0.1, "fp32")
+        step = Trainer(task, World(0, 1, torch.device("cpu")), plan)
         generator = torch.Generator().manual_seed(1)
         for i in range(5):
             images = torch.randint(0, 256, (4, 1, 16, 16), generator=generator, dtype=torch.uint8)
-            step(Batch(images, torch.zeros(4, dtype=torch.int64), torch.arange(4) + 4 * i, []), 1e-3)
-        return {name: value for name, value in model.state_dict().items() if "statistics" not in name}
+            step(
+                Batch(images, torch.zeros(4, dtype=torch.int64), torch.arange(4) + 4 * i, []), 1e-3
+            )
+        return {
+            name: value for name, value in model.state_dict().items() if "statistics" not in name
+        }
 
     with_head, without = train(True), train(False)
     assert all(torch.equal(with_head[name], without[name]) for name in without)
@@ -216,12 +264,16 @@ def test_trivial_predictors_by_brute_force(photos: Path) -> None:
 
     model = MAE(ViT((16, 16), 4, 1, 32, 2, 2, mean=(0.4,), std=(0.3,)), 16, 1, 2, target="pixels")
     task = PretrainTask(model, "random", 0.75, 0)
-    images = torch.randint(0, 256, (3, 1, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    images = torch.randint(
+        0, 256, (3, 1, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
     batch = Batch(images, torch.zeros(3, dtype=torch.int64), torch.arange(3), [])
     mask, floats = task.mask(batch), (images.double() / 255 - 0.4) / 0.3
     patch_mean, visible_mean = [], []
     for image, keep, hide in zip(floats[:, 0], mask.keep.tolist(), mask.hide.tolist()):
-        cut = [image[4 * (i // 4) : 4 * (i // 4) + 4, 4 * (i % 4) : 4 * (i % 4) + 4] for i in range(16)]
+        cut = [
+            image[4 * (i // 4) : 4 * (i // 4) + 4, 4 * (i % 4) : 4 * (i % 4) + 4] for i in range(16)
+        ]
         visible = sum(cut[i] for i in keep) / len(keep)
         patch_mean += [float(((cut[i] - cut[i].mean()) ** 2).mean()) for i in hide]
         visible_mean += [float(((cut[i] - visible) ** 2).mean()) for i in hide]
@@ -231,7 +283,9 @@ def test_trivial_predictors_by_brute_force(photos: Path) -> None:
 
 
 def test_tensorboard_and_imagenet_normalisation(photos: Path, tmp_path: Path) -> None:
-    run = torchmae.pretrain(str(photos), out=str(tmp_path), tensorboard=True, normalize="imagenet", epochs=1, **SMALL)
+    run = torchmae.pretrain(
+        str(photos), out=str(tmp_path), tensorboard=True, normalize="imagenet", epochs=1, **SMALL
+    )
     assert torchmae.load(run).mean == (0.485, 0.456, 0.406)
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -257,7 +311,9 @@ def test_no_run_folder_inside_the_data(photos: Path) -> None:
     assert contents(photos) == before
 
 
-def test_weights_without_their_checkpoints_are_not_overwritten(photos: Path, tmp_path: Path) -> None:
+def test_weights_without_their_checkpoints_are_not_overwritten(
+    photos: Path, tmp_path: Path
+) -> None:
     """Regression: with state/ gone the same command trained again from step 0."""
     import shutil
 
@@ -285,11 +341,17 @@ def test_torn_lines_and_leftovers_do_not_stop_a_resume(photos: Path, tmp_path: P
 
 def test_tiny_grey_images_train_by_default(tmp_path: Path) -> None:
     """Regression: patches of one value, whose deviation is not a number."""
-    np.save(tmp_path / "d8.npy", np.random.default_rng(0).integers(0, 255, (24, 8, 8), dtype=np.uint8))
-    run = torchmae.pretrain(tmp_path / "d8.npy", out=str(tmp_path / "run"), epochs=1, workers=0, device="cpu")
+    np.save(
+        tmp_path / "d8.npy", np.random.default_rng(0).integers(0, 255, (24, 8, 8), dtype=np.uint8)
+    )
+    run = torchmae.pretrain(
+        tmp_path / "d8.npy", out=str(tmp_path / "run"), epochs=1, workers=0, device="cpu"
+    )
     assert torchmae.load(run).patch_size == 2
     with pytest.raises(UserError, match="patches of one value"):
-        torchmae.pretrain(tmp_path / "d8.npy", out=str(tmp_path / "other"), patch_size=1, epochs=1, device="cpu")
+        torchmae.pretrain(
+            tmp_path / "d8.npy", out=str(tmp_path / "other"), patch_size=1, epochs=1, device="cpu"
+        )
 
 
 @pytest.mark.parametrize("cache", ["memory", "disk", "device"])
@@ -297,17 +359,23 @@ def test_a_cache_does_not_change_the_weights(tmp_path, cache, capsys):
     photos = make_photos(tmp_path / "photos")
     (photos / "zz.jpg").write_bytes(b"no image")
     runs = [
-        torchmae.pretrain(str(photos), out=str(tmp_path / (kind or "plain")), epochs=3, cache=kind, **SMALL)
+        torchmae.pretrain(
+            str(photos), out=str(tmp_path / (kind or "plain")), epochs=3, cache=kind, **SMALL
+        )
         for kind in (None, cache)
     ]
     plain, made = (load_file(run / "model.safetensors") for run in runs)
-    assert plain.keys() == made.keys() and all(torch.equal(plain[name], made[name]) for name in plain)
+    assert plain.keys() == made.keys() and all(
+        torch.equal(plain[name], made[name]) for name in plain
+    )
     said = capsys.readouterr().out
     assert (
         "decoded each time" in said
         and {"memory": "kept in memory", "disk": "in a file", "device": "on the dev"}[cache] in said
     )
-    torchmae.pretrain(str(photos), out=str(tmp_path / cache), epochs=3, cache="none", **SMALL)  # may change at any time
+    torchmae.pretrain(
+        str(photos), out=str(tmp_path / cache), epochs=3, cache="none", **SMALL
+    )  # may change at any time
     assert "is finished" in capsys.readouterr().out
 
 

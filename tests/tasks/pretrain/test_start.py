@@ -28,7 +28,7 @@ from torchmae.runfolder import read_config
 from torchmae.tasks.import_weights import config, run
 from torchmae.tasks.pretrain import config as settings
 from torchmae.tasks.pretrain.config import Pretrain
-from torchmae.tasks.pretrain.start import adopt, build
+from torchmae.tasks.pretrain.start import build, init_from_run
 from torchmae.tasks.pretrain.task import PretrainTask
 from torchmae.train.distributed import World
 
@@ -40,7 +40,7 @@ def begin(run: Path, channels: int = 3, **options: Any) -> tuple[MAE, str, Pretr
     """The model before its first step, for data of so many channels; its origin in words; the settings."""
     asked = Pretrain("photos", from_run=str(run), **options)
     settings.check(asked)
-    config, parent = adopt(asked, channels)
+    config, parent = init_from_run(asked, channels)
     assert parent is not None
     channels = config.channels or channels
     found = Scan(24, [], 40, 48, (0.4,) * channels, (0.3,) * channels, True)
@@ -57,7 +57,9 @@ def same(ours: nn.Module, theirs: nn.Module, but: Sequence[str] = ()) -> None:
 
 
 def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
-    return {str(p): (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.rglob("*") if p.is_file()}
+    return {
+        str(p): (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.rglob("*") if p.is_file()
+    }
 
 
 def shake(module: nn.Module) -> None:
@@ -72,12 +74,22 @@ def make_run(folder: Path, model: MAE | Classifier) -> Path:
     """A run folder of a model, as a training leaves it."""
     folder.mkdir()
     save_file(model.state_dict(), folder / "model.safetensors")
-    runs.write_config(folder, "finetune" if isinstance(model, Classifier) else "pretrain", {}, None, model.config())
+    runs.write_config(
+        folder,
+        "finetune" if isinstance(model, Classifier) else "pretrain",
+        {},
+        None,
+        model.config(),
+    )
     return folder
 
 
-def make_mae(folder: Path, channels: int = 3, target: str = "norm-pixels", encode_all: bool = False) -> Path:
-    model = MAE(ViT((32, 32), 8, channels, 128, 6, 4), 32, 1, 4, target=target, encode_all=encode_all)
+def make_mae(
+    folder: Path, channels: int = 3, target: str = "norm-pixels", encode_all: bool = False
+) -> Path:
+    model = MAE(
+        ViT((32, 32), 8, channels, 128, 6, 4), 32, 1, 4, target=target, encode_all=encode_all
+    )
     shake(model)
     return make_run(folder, model)
 
@@ -97,28 +109,54 @@ def test_the_start_is_the_run_bit_for_bit_and_so_is_its_loss(run: Path) -> None:
     assert model.config() == parent.config() and origin == f"{run}: encoder and decoder"
     assert (config.model, config.image_size, config.patch_size) == ("vit_micro", "32", 8)
     assert config.normalize == "run" and model.encoder.mean == parent.encoder.mean != (0.4,) * 3
-    images = torch.randint(0, 256, (4, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    images = torch.randint(
+        0, 256, (4, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
     batch = Batch(images, torch.zeros(4, dtype=torch.int64), torch.arange(4), [])
     losses = [PretrainTask(m, "random", 0.75, 0)(batch)["loss"].item() for m in (model, parent)]
     assert losses[0] == losses[1]
-    assert not model.encoder.pos_embed.requires_grad and all(p.requires_grad for p in model.encoder.blocks.parameters())
+    assert not model.encoder.pos_embed.requires_grad and all(
+        p.requires_grad for p in model.encoder.blocks.parameters()
+    )
 
 
 @pytest.mark.usefixtures("untouched")
-def test_a_whole_training_starts_there(run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_whole_training_starts_there(
+    run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     """At learning rate 0 its last weights are its first ones."""
     out = torchmae.pretrain(photos, out=tmp_path / "out", from_run=run, **STILL)
     same(load_mae(out), load_mae(run))
     assert f"      start  {run}: encoder and decoder\n" in capsys.readouterr().out
     stored = read_config(out)["config"]
-    assert stored["from_run"] == str(run) and stored["new_decoder"] is False and stored["normalize"] == "run"
+    assert (
+        stored["from_run"] == str(run)
+        and stored["new_decoder"] is False
+        and stored["normalize"] == "run"
+    )
 
 
 def test_the_command_trains_on_at_another_resolution(
     run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    flags = ["--image-size", "48x32", "--epochs", "2", "--batch-size", "8", "--workers", "0", "--device", "cpu"]
-    assert cli.main(["pretrain", str(photos), "--from", str(run), "--out", str(tmp_path / "out"), *flags]) == 0
+    flags = [
+        "--image-size",
+        "48x32",
+        "--epochs",
+        "2",
+        "--batch-size",
+        "8",
+        "--workers",
+        "0",
+        "--device",
+        "cpu",
+    ]
+    assert (
+        cli.main(
+            ["pretrain", str(photos), "--from", str(run), "--out", str(tmp_path / "out"), *flags]
+        )
+        == 0
+    )
     assert "positions resized from 4x4 to 6x4" in capsys.readouterr().out
     assert load_mae(tmp_path / "out").encoder.image_size == (48, 32)
 
@@ -127,30 +165,45 @@ def test_another_resolution_resizes_positions_and_nothing_else(run: Path) -> Non
     parent = load_mae(run)
     model, origin, _ = begin(run, image_size="64x32")
     assert origin == f"{run}: encoder and decoder; positions resized from 4x4 to 8x4"
-    assert torch.equal(model.encoder.pos_embed, resize_positions(parent.encoder.pos_embed, (4, 4), (8, 4)))
+    assert torch.equal(
+        model.encoder.pos_embed, resize_positions(parent.encoder.pos_embed, (4, 4), (8, 4))
+    )
     assert torch.equal(model.decoder.pos_embed, sincos_positions((8, 4), 32))
     for part in (model.encoder, model.decoder):
-        part.pos_embed = nn.Parameter(torch.zeros(1, 17, part.pos_embed.shape[-1]), requires_grad=False)
+        part.pos_embed = nn.Parameter(
+            torch.zeros(1, 17, part.pos_embed.shape[-1]), requires_grad=False
+        )
     same(model, parent, but=["encoder.pos_embed", "decoder.pos_embed"])
     turned, _, _ = begin(run, image_size="16x64")  # as many patches as before, elsewhere
     assert torch.equal(turned.decoder.pos_embed, sincos_positions((2, 8), 32))
 
 
 @pytest.mark.parametrize("old, new", [(3, 1), (1, 3), (3, 5)])
-def test_other_channels_give_the_same_for_images_whose_channels_are_alike(tmp_path: Path, old: int, new: int) -> None:
+def test_other_channels_give_the_same_for_images_whose_channels_are_alike(
+    tmp_path: Path, old: int, new: int
+) -> None:
     parent = load_mae(make_mae(tmp_path / "run", old))
     model, origin, config = begin(tmp_path / "run", new)
-    assert origin.endswith(f"encoder and decoder; patch weights of {old} channels averaged to {new}")
+    assert origin.endswith(
+        f"encoder and decoder; patch weights of {old} channels averaged to {new}"
+    )
     assert config.normalize == "data" and model.encoder.mean == (0.4,) * new
     changed = ["encoder.patch_embed.proj.weight", "decoder.pred.weight", "decoder.pred.bias"]
-    assert {n for n, w in model.state_dict().items() if w.shape != parent.state_dict()[n].shape} == set(changed)
+    assert {
+        n for n, w in model.state_dict().items() if w.shape != parent.state_dict()[n].shape
+    } == set(changed)
 
     images = torch.randn(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
     mask = torchmae.Mask(*torch.arange(16).expand(2, -1).split([4, 12], dim=1))
-    ours, theirs = (m.eval()(images.expand(-1, n, -1, -1), mask).prediction for m, n in ((model, new), (parent, old)))
+    ours, theirs = (
+        m.eval()(images.expand(-1, n, -1, -1), mask).prediction
+        for m, n in ((model, new), (parent, old))
+    )
     # a value a channel: (images, patches, places, channels)
     ours, theirs = ours.unflatten(-1, (64, new)), theirs.unflatten(-1, (64, old))
-    torch.testing.assert_close(ours, theirs.mean(-1, keepdim=True).expand_as(ours), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        ours, theirs.mean(-1, keepdim=True).expand_as(ours), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_adapting_an_encoder() -> None:
@@ -160,13 +213,22 @@ def test_adapting_an_encoder() -> None:
     encoder.adapt(3, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     assert all(torch.equal(weight, before[name]) for name, weight in encoder.state_dict().items())
     white = torch.full((1, 3, 16, 16), 255, dtype=torch.uint8)
-    torch.testing.assert_close(encoder.normalize(white)[0, :, 0, 0], torch.tensor([0.9 / 0.4, 0.8 / 0.5, 0.7 / 0.6]))
+    torch.testing.assert_close(
+        encoder.normalize(white)[0, :, 0, 0], torch.tensor([0.9 / 0.4, 0.8 / 0.5, 0.7 / 0.6])
+    )
 
     weight = before["patch_embed.proj.weight"]
     encoder.adapt(2, (0.1, 0.2), (0.3, 0.4))
     for channel in range(2):
-        torch.testing.assert_close(encoder.patch_embed.proj.weight[:, channel], weight.mean(1) * 3 / 2)
-    assert encoder.config()["channels"] == 2 and encoder.normalize(white[:, :2]).shape == (1, 2, 16, 16)
+        torch.testing.assert_close(
+            encoder.patch_embed.proj.weight[:, channel], weight.mean(1) * 3 / 2
+        )
+    assert encoder.config()["channels"] == 2 and encoder.normalize(white[:, :2]).shape == (
+        1,
+        2,
+        16,
+        16,
+    )
     built = ViT(**encoder.config())  # type: ignore[arg-type]
     built.load_state_dict(encoder.state_dict())
     images = torch.randn(2, 2, 16, 16)
@@ -183,13 +245,19 @@ def test_adapting_an_encoder() -> None:
         encoder.adapt(3, (0.1,), (0.2, 0.2, 0.2))
 
 
-def test_data_of_five_channels_and_grey_train_on_from_a_run_of_three(run: Path, photos: Path, tmp_path: Path) -> None:
+def test_data_of_five_channels_and_grey_train_on_from_a_run_of_three(
+    run: Path, photos: Path, tmp_path: Path
+) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (16, 32, 32, 5), dtype=np.uint8)
     np.save(tmp_path / "deep.npy", pixels)
-    deep = torchmae.pretrain(tmp_path / "deep.npy", out=tmp_path / "deep", from_run=run, epochs=1, **LIGHT)
+    deep = torchmae.pretrain(
+        tmp_path / "deep.npy", out=tmp_path / "deep", from_run=run, epochs=1, **LIGHT
+    )
     assert load_mae(deep).encoder.channels == 5
     np.testing.assert_allclose(load(deep).mean, pixels.mean((0, 1, 2)) / 255, atol=1e-4)
-    grey = torchmae.pretrain(photos, out=tmp_path / "grey", channels=1, from_run=deep, epochs=1, **LIGHT)
+    grey = torchmae.pretrain(
+        photos, out=tmp_path / "grey", channels=1, from_run=deep, epochs=1, **LIGHT
+    )
     assert load_mae(grey).encoder.channels == 1
 
 
@@ -215,12 +283,16 @@ def test_a_new_decoder_is_that_of_the_seed(run: Path) -> None:
 
 @pytest.mark.parametrize("now", [False, True])
 @pytest.mark.parametrize("was", [False, True])
-def test_mask_tokens_in_encoder_or_decoder_as_the_new_command_says(tmp_path: Path, was: bool, now: bool) -> None:
+def test_mask_tokens_in_encoder_or_decoder_as_the_new_command_says(
+    tmp_path: Path, was: bool, now: bool
+) -> None:
     parent = make_mae(tmp_path / "parent", encode_all=was)
     model, origin, _ = begin(parent, encode_all=now)
     assert model.encode_all is now and (", were in the " in origin) == (was != now)
     mine, theirs = model.state_dict(), load_mae(parent).state_dict()
-    assert mine.keys() ^ theirs.keys() == (set() if was == now else {"mask_token", "decoder.mask_token"})
+    assert mine.keys() ^ theirs.keys() == (
+        set() if was == now else {"mask_token", "decoder.mask_token"}
+    )
     assert all(torch.equal(mine[name], theirs[name]) for name in mine.keys() & theirs.keys())
     if was != now:
         names = ("encoder", "decoder") if now else ("decoder", "encoder")
@@ -238,22 +310,32 @@ def test_another_target_keeps_the_decoder_and_says_so(tmp_path: Path) -> None:
     same(model, parent)
     model, origin, _ = begin(raw)
     assert "target norm-pixels, was pixels" in origin
-    assert model.decoder.statistics is not None and model.decoder.statistics.weight.count_nonzero() == 0
+    assert (
+        model.decoder.statistics is not None
+        and model.decoder.statistics.weight.count_nonzero() == 0
+    )
     model.decoder.statistics = None
     same(model, load_mae(raw))
 
 
 @pytest.mark.parametrize("pool", ["mean", "token"])
-def test_from_a_classifier_with_trained_positions(run: Path, photos: Path, tmp_path: Path, pool: str) -> None:
+def test_from_a_classifier_with_trained_positions(
+    run: Path, photos: Path, tmp_path: Path, pool: str
+) -> None:
     classifier = Classifier(load(run), ["a", "b"], pool)
     shake(classifier)
     folder = make_run(tmp_path / "classifier", classifier)
     out = torchmae.pretrain(photos, out=tmp_path / "out", from_run=folder, **STILL)
     own, theirs = load_mae(out).encoder, classifier.encoder
     if pool == "mean":  # it had no last norm
-        assert isinstance(own.norm, nn.LayerNorm) and own.norm.eps == 1e-6 and bool((own.norm.weight == 1).all())
         assert (
-            begin(folder)[1] == f"{folder}: encoder, with a new decoder; new last norm (the classifier's was its own)"
+            isinstance(own.norm, nn.LayerNorm)
+            and own.norm.eps == 1e-6
+            and bool((own.norm.weight == 1).all())
+        )
+        assert (
+            begin(folder)[1]
+            == f"{folder}: encoder, with a new decoder; new last norm (the classifier's was its own)"
         )
         own.norm = nn.Identity()  # type: ignore[assignment]
     else:
@@ -268,7 +350,9 @@ def imported(tmp_path: Path) -> Path:
     encoder = ViT((16, 16), 4, 3, 64, 2, 2)
     shake(encoder)
     save_file(encoder.state_dict(), tmp_path / "weights.safetensors")
-    config = config.Import(str(tmp_path / "weights.safetensors"), str(tmp_path / "imported"), heads=2)
+    config = config.Import(
+        str(tmp_path / "weights.safetensors"), str(tmp_path / "imported"), heads=2
+    )
     return run.run(config)
 
 
@@ -279,14 +363,18 @@ def test_from_an_imported_encoder_of_a_size_without_a_name(
     options = dict(out=tmp_path / "out", from_run=imported, epochs=1, **LIGHT)
     out = torchmae.pretrain(photos, **options)
     said = capsys.readouterr().out
-    assert f"      start  {imported}: encoder, with a new decoder\n" in said and "64 wide, 2 blocks, 0." in said
+    assert (
+        f"      start  {imported}: encoder, with a new decoder\n" in said
+        and "64 wide, 2 blocks, 0." in said
+    )
     stored = read_config(out)["config"]
     assert stored["model"] is None and (stored["image_size"], stored["patch_size"]) == ("16", 4)
     assert stored["base_lr"] == settings.base_lr(8, 64)
     assert torchmae.pretrain(photos, **options) == out  # finished: nothing to do
     same(begin(imported)[0].encoder, load(imported))
     with pytest.raises(
-        UserError, match=r"--model vit_micro, but that of .* is none with a name \(64 wide, 2 blocks, 2 heads"
+        UserError,
+        match=r"--model vit_micro, but that of .* is none with a name \(64 wide, 2 blocks, 2 heads",
     ):
         begin(imported, model="vit_micro")
 
@@ -334,14 +422,35 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits_without_its_parent(
 
 
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
-    "decoder of nothing": (dict(from_run=None, new_decoder=True), "--new-decoder .* add --from RUN"),
-    "statistics of nothing": (dict(from_run=None, normalize="run"), "--normalize run .* add --from RUN"),
+    "decoder of nothing": (
+        dict(from_run=None, new_decoder=True),
+        "--new-decoder .* add --from RUN",
+    ),
+    "statistics of nothing": (
+        dict(from_run=None, normalize="run"),
+        "--normalize run .* add --from RUN",
+    ),
     "no run": (dict(from_run="nowhere"), "nowhere is not a run folder"),
-    "model": (dict(model="vit_tiny"), "--model vit_tiny, but that of .*small.* is vit_micro: leave --model out$"),
-    "patch": (dict(patch_size=16), "--patch-size 16, but that of .*small.* is 8: leave --patch-size out$"),
-    "decoder width": (dict(decoder_dim=64), "--decoder-dim 64, but that of .* is 32: .* or add --new-decoder"),
-    "decoder depth": (dict(decoder_depth=2), "--decoder-depth 2, but that of .* is 1: .* or add --new-decoder"),
-    "decoder heads": (dict(decoder_heads=2), "--decoder-heads 2, but that of .* is 1: .* or add --new-decoder"),
+    "model": (
+        dict(model="vit_tiny"),
+        "--model vit_tiny, but that of .*small.* is vit_micro: leave --model out$",
+    ),
+    "patch": (
+        dict(patch_size=16),
+        "--patch-size 16, but that of .*small.* is 8: leave --patch-size out$",
+    ),
+    "decoder width": (
+        dict(decoder_dim=64),
+        "--decoder-dim 64, but that of .* is 32: .* or add --new-decoder",
+    ),
+    "decoder depth": (
+        dict(decoder_depth=2),
+        "--decoder-depth 2, but that of .* is 1: .* or add --new-decoder",
+    ),
+    "decoder heads": (
+        dict(decoder_heads=2),
+        "--decoder-heads 2, but that of .* is 1: .* or add --new-decoder",
+    ),
     "image": (dict(image_size=36), "image size 36x36 is not divisible by patch size 8"),
     "statistics": (
         dict(channels=1, normalize="run"),
@@ -354,10 +463,14 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.usefixtures("untouched")
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_said_before_anything_is_trained(run: Path, photos: Path, tmp_path: Path, mistake: str) -> None:
+def test_a_mistake_is_said_before_anything_is_trained(
+    run: Path, photos: Path, tmp_path: Path, mistake: str
+) -> None:
     options, words = MISTAKES[mistake]
     with pytest.raises(UserError, match=words):
-        torchmae.pretrain(photos, **dict(out=tmp_path / "out", from_run=str(run), epochs=1, **LIGHT) | options)
+        torchmae.pretrain(
+            photos, **dict(out=tmp_path / "out", from_run=str(run), epochs=1, **LIGHT) | options
+        )
     assert not (tmp_path / "out" / "config.json").exists()
 
 
@@ -374,10 +487,21 @@ def test_a_run_without_weights(run: Path, photos: Path, tmp_path: Path) -> None:
     (tmp_path / "begun" / "config.json").write_bytes((run / "config.json").read_bytes())
     for options in ({}, {"new_decoder": True}):
         with pytest.raises(UserError, match="holds no weights yet"):
-            torchmae.pretrain(photos, out=tmp_path / "out", from_run=tmp_path / "begun", epochs=1, **options, **LIGHT)
+            torchmae.pretrain(
+                photos,
+                out=tmp_path / "out",
+                from_run=tmp_path / "begun",
+                epochs=1,
+                **options,
+                **LIGHT,
+            )
 
 
-def test_settings_that_repeat_the_run_s_are_welcome(run: Path, photos: Path, tmp_path: Path) -> None:
+def test_settings_that_repeat_the_run_s_are_welcome(
+    run: Path, photos: Path, tmp_path: Path
+) -> None:
     out = torchmae.pretrain(photos, out=tmp_path / "out", from_run=run, epochs=1, **SMALL)
     assert json.loads((out / "config.json").read_text())["config"]["decoder_dim"] == 32
-    assert load_file(out / "model.safetensors").keys() == load_file(run / "model.safetensors").keys()
+    assert (
+        load_file(out / "model.safetensors").keys() == load_file(run / "model.safetensors").keys()
+    )

@@ -20,18 +20,20 @@ from tqdm import tqdm
 
 from torchmae.data.decode import BadImage
 from torchmae.data.loader import Batch, Batches, read
-from torchmae.data.sources.source import Around, BadFile
-from torchmae.data.transforms import Augment, Crop, Pixels, cut
+from torchmae.data.sources.source import BadFile, SourceWrapper
+from torchmae.data.transforms import Crop, Pixels, RandomResizedCropFlip, resized_crop
 from torchmae.errors import UserError
 
-AT_ONCE = 2**23  # values that are resized together: each takes up to 64 bytes of memory for a moment
+AT_ONCE = (
+    2**23
+)  # values that are resized together: each takes up to 64 bytes of memory for a moment
 
 
-class Resident:
+class DeviceLoader:
     """The batches of `Batches`, bit for bit, made on the device from a data set that lies there decoded."""
 
     def __init__(self, batches: Batches, device: torch.device):
-        if not isinstance(batches.transform, Augment):
+        if not isinstance(batches.transform, RandomResizedCropFlip):
             given = type(batches.transform).__name__
             raise UserError(
                 f"of images that lie on the device, only random crops and flips are made there, not {given}"
@@ -41,7 +43,7 @@ class Resident:
         self.decoded = Decoded(batches, device)
         self.batches = replace(batches, source=self.decoded)
         self.replaced: dict[int, tuple[int, list[BadFile]]] = {}  # bad samples that were drawn
-        # Dense products waste most of their work on zeros. Measured on one core at 32 pixels: as fast as `cut`, image by
+        # Dense products waste most of their work on zeros. Measured on one core at 32 pixels: as fast as `resized_crop`, image by
         # image, for 1 channel, half as fast for 3; at 224 pixels 35 times slower.
         self.together = device.type != "cpu"
 
@@ -54,7 +56,9 @@ class Resident:
         )
         return rows, columns
 
-    def loader(self, start: int, stop: int, workers: int, pin_memory: bool = False) -> Iterator[Batch]:
+    def loader(
+        self, start: int, stop: int, workers: int, pin_memory: bool = False
+    ) -> Iterator[Batch]:
         """The batches of the steps `start..stop-1`, on the device; there is nothing to do for workers."""
         return (self[step] for step in range(start, stop))
 
@@ -66,8 +70,13 @@ class Resident:
         crops = self.augment.crops(heights, widths, epochs, samples)
         if self.together:
             return self.cut_together(epochs, samples, crops, bad, step)
-        images = [cut(self.decoded.read(i), crop, self.augment.size) for i, crop in zip(samples.tolist(), crops)]
-        return Batch(torch.stack(images), torch.from_numpy(epochs), torch.from_numpy(samples), bad, step)
+        images = [
+            resized_crop(self.decoded.read(i), crop, self.augment.size)
+            for i, crop in zip(samples.tolist(), crops)
+        ]
+        return Batch(
+            torch.stack(images), torch.from_numpy(epochs), torch.from_numpy(samples), bad, step
+        )
 
     def shown(self, sample: int, bad: list[BadFile]) -> int:
         """The sample, or what `Batches` shows in its place."""
@@ -93,26 +102,44 @@ class Resident:
         stride = self.decoded.sizes[samples, 1] * self.channels
         first = self.decoded.starts[samples] + top * stride + left * self.channels
         numbers = torch.from_numpy(np.stack([epochs, samples, first, stride, height, width, flip]))
-        numbers = (numbers.pin_memory() if self.device.type == "cuda" else numbers).to(self.device, non_blocking=True)
+        numbers = (numbers.pin_memory() if self.device.type == "cuda" else numbers).to(
+            self.device, non_blocking=True
+        )
         longest = int(height.max()), int(width.max())
         values = self.channels * math.prod(map(max, longest, self.augment.size))
         parts = numbers[2:].split(max(1, AT_ONCE // values), dim=1)
-        return Batch(torch.cat([self.windows(part, *longest) for part in parts]), numbers[0], numbers[1], bad, step)
+        return Batch(
+            torch.cat([self.windows(part, *longest) for part in parts]),
+            numbers[0],
+            numbers[1],
+            bad,
+            step,
+        )
 
-    def windows(self, numbers: Int64[Tensor, "5 B"], height: int, width: int) -> UInt8[Tensor, "B C h w"]:
+    def windows(
+        self, numbers: Int64[Tensor, "5 B"], height: int, width: int
+    ) -> UInt8[Tensor, "B C h w"]:
         """Resized windows, given where each begins in the storage, the values of a row there, its sides and whether it is
         mirrored. Pixels are taken for the largest `height` and `width`; those outside a window get zero weights."""
         first, stride, heights, widths, flips = numbers
         (h, w), channels, (rows, columns) = self.augment.size, self.channels, self.filters
-        down, across, kinds = (torch.arange(count, device=self.device) for count in (height, width, channels))
-        places = (first[:, None] + stride[:, None] * down)[..., None, None] + (kinds[:, None] + channels * across)
+        down, across, kinds = (
+            torch.arange(count, device=self.device) for count in (height, width, channels)
+        )
+        places = (first[:, None] + stride[:, None] * down)[..., None, None] + (
+            kinds[:, None] + channels * across
+        )
         pixels = self.decoded.pixels[places.clamp_(max=len(self.decoded.pixels) - 1)].double()
         narrow = rounded(pixels.flatten(1, 2) @ columns(widths, width, flips).mT)
         small = rounded(rows(heights, height) @ narrow.view(-1, height, channels * w))
-        return small.view(-1, h, channels, w).transpose(1, 2).to(torch.uint8, memory_format=torch.contiguous_format)
+        return (
+            small.view(-1, h, channels, w)
+            .transpose(1, 2)
+            .to(torch.uint8, memory_format=torch.contiguous_format)
+        )
 
 
-class Decoded(Around):
+class Decoded(SourceWrapper):
     """A source whose images are decoded already, one behind the other in one tensor; bad ones stay bad."""
 
     def __init__(self, batches: Batches, device: torch.device):
@@ -124,7 +151,9 @@ class Decoded(Around):
 
         def look(index: int) -> Pixels | str:
             try:
-                return read(self.source, index, self.channels, batches.max_megapixels, batches.white)
+                return read(
+                    self.source, index, self.channels, batches.max_megapixels, batches.white
+                )
             except BadImage as error:
                 return str(error)
 
@@ -134,7 +163,9 @@ class Decoded(Around):
         ):
             for first in range(0, len(self), 4096):  # not all at once: as in `scan`
                 images = [np.zeros(0, dtype=np.uint8)]
-                for index, found in enumerate(pool.map(look, range(first, min(first + 4096, len(self)))), first):
+                for index, found in enumerate(
+                    pool.map(look, range(first, min(first + 4096, len(self)))), first
+                ):
                     bar.update()
                     if isinstance(found, str):
                         self.reasons[index] = found
@@ -160,19 +191,32 @@ class Filter:
 
     def __init__(self, longest: int, out: int, device: torch.device):
         first = np.zeros((longest + 1, out), dtype=np.int64)
-        weights = np.zeros((longest + 1, out, taps(longest, out)), dtype=np.float32)  # holds their 16 bits exactly
+        weights = np.zeros(
+            (longest + 1, out, taps(longest, out)), dtype=np.float32
+        )  # holds their 16 bits exactly
         for length in range(1, longest + 1):
             first[length], weights[length, :, : taps(length, out)] = resampling(length, out)
-        self.first, self.weights = torch.from_numpy(first).to(device), torch.from_numpy(weights).to(device)
-        self.outputs, self.taps = (torch.arange(count, device=device) for count in weights.shape[1:])
+        self.first, self.weights = (
+            torch.from_numpy(first).to(device),
+            torch.from_numpy(weights).to(device),
+        )
+        self.outputs, self.taps = (
+            torch.arange(count, device=device) for count in weights.shape[1:]
+        )
 
     def __call__(
         self, lengths: Int64[Tensor, "B"], longest: int, flips: Int64[Tensor, "B"] | None = None
     ) -> Float64[Tensor, "B out longest"]:
         """A matrix for each window, with zeros behind its length; its rows in reverse order where a flip is 1."""
-        rows = self.outputs if flips is None else (flips[:, None] * (len(self.outputs) - 1) - self.outputs).abs_()
+        rows = (
+            self.outputs
+            if flips is None
+            else (flips[:, None] * (len(self.outputs) - 1) - self.outputs).abs_()
+        )
         first, weights = self.first[lengths[:, None], rows], self.weights[lengths[:, None], rows]
-        matrices = torch.zeros(*first.shape, longest + len(self.taps), dtype=torch.float64, device=first.device)
+        matrices = torch.zeros(
+            *first.shape, longest + len(self.taps), dtype=torch.float64, device=first.device
+        )
         return matrices.scatter_(2, first[..., None] + self.taps, weights.double())[..., :longest]
 
 
@@ -181,7 +225,9 @@ def taps(length: int, out: int) -> int:
     return math.ceil(2 * max(length / out, 1.0)) * 2 + 1
 
 
-def resampling(length: int, out: int) -> tuple[Int64[np.ndarray, "out"], Float64[np.ndarray, "out taps"]]:
+def resampling(
+    length: int, out: int
+) -> tuple[Int64[np.ndarray, "out"], Float64[np.ndarray, "out taps"]]:
     """The first pixel that each output pixel depends on, and its weights: torch's antialiased bicubic filter for uint8.
 
     Step by step as in its `UpSampleKernel.cpp`, because every bit counts: weights are rounded to as many binary places
@@ -194,7 +240,10 @@ def resampling(length: int, out: int) -> tuple[Int64[np.ndarray, "out"], Float64
     count = np.minimum((centre + support + 0.5).astype(np.int64), length) - first
     tap = np.arange(taps(length, out))
     x = np.abs((tap + first[:, None] - centre[:, None] + 0.5) * (1 / max(scale, 1.0)))
-    near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2  # Keys' cubics, a = -0.5
+    near, far = (
+        (1.5 * x - 2.5) * x * x + 1,
+        ((-0.5 * x + 2.5) * x - 4) * x + 2,
+    )  # Keys' cubics, a = -0.5
     weights = np.where(x < 1, near, np.where(x < 2, far, 0.0)) * (tap < count[:, None])
     weights /= weights.cumsum(1)[:, -1:]  # a sum from left to right
     places = 0
@@ -208,9 +257,13 @@ def rounded(values: Float64[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:
     return values.add_(0.5).floor_().clamp_(0, 255)
 
 
-def bytes_needed(sizes: Integer[np.ndarray, "N 2"], channels: int, size: tuple[int, int] = (224, 224)) -> int:
+def bytes_needed(
+    sizes: Integer[np.ndarray, "N 2"], channels: int, size: tuple[int, int] = (224, 224)
+) -> int:
     """Device memory that images of these (height, width) take for good: their pixels and the weights to resize any window
     of them to `size` (or to less). To begin with it is twice the pixels, and a step's work needs up to 64 * AT_ONCE bytes."""
     pixels = int(sizes.astype(np.int64).prod(1).sum()) * channels
     longest = sizes.max(0).tolist()
-    return pixels + sum((side + 1) * out * (8 + 4 * taps(side, out)) for side, out in zip(longest, size))
+    return pixels + sum(
+        (side + 1) * out * (8 + 4 * taps(side, out)) for side, out in zip(longest, size)
+    )

@@ -20,7 +20,12 @@ from torchmae.errors import UserError
 
 
 def make_folder(
-    data: str, source: Source, sizes: Integer[np.ndarray, "N 2"], channels: int, max_megapixels: float, white: int
+    data: str,
+    source: Source,
+    sizes: Integer[np.ndarray, "N 2"],
+    channels: int,
+    max_megapixels: float,
+    white: int,
 ) -> Path:
     """The folder for the decoded images of `data`: the one that is there if nothing has changed since (names, sizes and times
     of the files, settings, decoders), else a new one, with all the room that it will need, in place of the old.
@@ -28,18 +33,28 @@ def make_folder(
     Times are those at opening: what is decoded of a file that changes later is kept under a key that no later run has."""
     stamp = source.stamp()
     if stamp is None:
-        raise UserError(f"--cache disk cannot tell whether {data} has changed since it was kept: use --cache memory")
+        raise UserError(
+            f"--cache disk cannot tell whether {data} has changed since it was kept: use --cache memory"
+        )
     place, settings = os.path.abspath(data), (channels, max_megapixels, white)
     whose = digest_of(place, *settings)[:16]
-    key = digest_of(stamp, *settings, version("pillow"), version("simplejpeg"), sizes.tobytes())[:16]
+    key = digest_of(stamp, *settings, version("pillow"), version("simplejpeg"), sizes.tobytes())[
+        :16
+    ]
     room, needed = cache_folder("decoded"), bytes_needed(sizes, channels)
-    lengths = {PIXELS: max(LINE, int(starts_of(sizes, channels)[-1])), SUMS: max(LINE, 8 * len(sizes))}
+    lengths = {
+        PIXELS: max(LINE, int(starts_of(sizes, channels)[-1])),
+        SUMS: max(LINE, 8 * len(sizes)),
+    }
     folder = room / f"{whose}-{key}"
     try:
         if all_there(folder, lengths):
             return folder
         room.mkdir(mode=0o700, parents=True, exist_ok=True)  # of pictures that others need not see
-        for old in (*room.glob(f"{whose}-*"), *(p for p in room.glob(f".{whose}-*") if is_left_over(p))):
+        for old in (
+            *room.glob(f"{whose}-*"),
+            *(p for p in room.glob(f".{whose}-*") if is_left_over(p)),
+        ):
             if old == folder and all_there(folder, lengths):  # made by another process since
                 return folder
             (old / ABOUT).unlink(missing_ok=True)
@@ -51,7 +66,10 @@ def make_folder(
         try:
             for name, length in lengths.items():
                 allocate(partial / name, length)
-            write_whole(partial / ABOUT, json.dumps({"data": place, "images": len(sizes), "bytes": needed}).encode())
+            write_whole(
+                partial / ABOUT,
+                json.dumps({"data": place, "images": len(sizes), "bytes": needed}).encode(),
+            )
             with suppress(OSError):  # another process was quicker
                 partial.rename(folder)
         finally:

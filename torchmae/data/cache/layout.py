@@ -39,12 +39,19 @@ def free_memory() -> float:
     free = math.inf
     with suppress(OSError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
-        free = 1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
-    with suppress(OSError, ValueError, StopIteration):  # a container's own limit, in which it counts files that it read
+        free = 1024 * int(
+            next(line for line in lines if line.startswith("MemAvailable")).split()[1]
+        )
+    with suppress(
+        OSError, ValueError, StopIteration
+    ):  # a container's own limit, in which it counts files that it read
         group = Path("/sys/fs/cgroup")
         limit, taken = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
         lines = (group / "memory.stat").read_text().splitlines()
         free = min(
-            free, limit - taken + int(next(line for line in lines if line.startswith("inactive_file")).split()[1])
+            free,
+            limit
+            - taken
+            + int(next(line for line in lines if line.startswith("inactive_file")).split()[1]),
         )
     return free

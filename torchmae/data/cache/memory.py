@@ -9,11 +9,11 @@ from jaxtyping import Integer, UInt8
 
 from torchmae.data.cache.layout import LINE, PIXELS, SUMS, starts_of
 from torchmae.data.decode import decode
-from torchmae.data.sources.source import Around, Pixels, Source
+from torchmae.data.sources.source import Pixels, Source, SourceWrapper
 from torchmae.errors import UserError
 
 
-class Cached(Around):
+class Cached(SourceWrapper):
     """A source that decodes each image once: `read` gives pixels `[H, W, channels]`, which must not be written to.
 
     Whoever reads an image first keeps it for all processes that share the memory or the file: forked workers, and with a file
@@ -56,7 +56,11 @@ class Cached(Around):
             raise UserError(
                 "--cache memory is shared with forked processes only, which this system does not have: use disk"
             )
-        return {name: value for name, value in self.__dict__.items() if name not in ("pixels", "sums", "trusted")}
+        return {
+            name: value
+            for name, value in self.__dict__.items()
+            if name not in ("pixels", "sums", "trusted")
+        }
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)

@@ -14,7 +14,7 @@ from torchmae.data.sources.hubs import open_hf, open_torchvision
 from torchmae.data.sources.packed import open_packed
 from torchmae.data.sources.source import BadFile as BadFile
 from torchmae.data.sources.source import Source as Source
-from torchmae.data.sources.source import Strings as Strings
+from torchmae.data.sources.source import StringArray as StringArray
 from torchmae.data.sources.tars import open_tar
 from torchmae.errors import UserError, choose
 
@@ -32,13 +32,17 @@ def open_source(spec: str | os.PathLike) -> Source:
     path = os.path.expanduser(spec)
     if os.path.isdir(path):
         return open_folder(path)
-    whole = os.path.exists(path) or path.lower().endswith(".tar")  # "?" may also be a wildcard of a tar's name
+    whole = os.path.exists(path) or path.lower().endswith(
+        ".tar"
+    )  # "?" may also be a wildcard of a tar's name
     suffix = os.path.splitext(path if whole else path.partition("?")[0])[1].lower()
     by_suffix = {".txt": "list", ".csv": "list", ".tar": "tar", ".npy": "array", ".npz": "array"}
     if suffix in by_suffix:
         return SOURCES[by_suffix[suffix]](path)
     if os.path.exists(path):
-        raise UserError(f"'{spec}' is no source: give a folder, .txt, .csv, .tar, .npy, .npz or one of {_kinds()}")
+        raise UserError(
+            f"'{spec}' is no source: give a folder, .txt, .csv, .tar, .npy, .npz or one of {_kinds()}"
+        )
     if colon and re.fullmatch(r"\w{2,}", kind):
         choose(SOURCES, kind, "kind of source")
     raise UserError(f"no such folder or file: '{spec}' (or one of {_kinds()})")

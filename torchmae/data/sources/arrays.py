@@ -14,7 +14,7 @@ from torchmae.data.sources.source import (
     BadFile,
     Pixels,
     Source,
-    Strings,
+    StringArray,
     digest_of,
     options_of,
     sampled,
@@ -42,7 +42,7 @@ class Arrays:
             facts = os.stat(origin[0])
             self.stamped = digest_of(origin, facts.st_size, time_of(facts))
         self.pixels = load()
-        self.labels = Strings(labels) if labels is not None else None
+        self.labels = StringArray(labels) if labels is not None else None
         self.channels = int(self.pixels.shape[3])
 
     def __getstate__(self) -> dict[str, Any]:
@@ -72,10 +72,16 @@ class Arrays:
 
 def open_array(spec: str) -> Source:
     """A uint8 array: "x.npy", "x.npz", "x.npz?key=train&layout=NCHW"; [N, H, W, C], [N, C, H, W] or [N, H, W]."""
-    path, options = (spec, {}) if os.path.exists(spec) else options_of(os.path.expanduser(spec), ("key", "layout"))
+    path, options = (
+        (spec, {})
+        if os.path.exists(spec)
+        else options_of(os.path.expanduser(spec), ("key", "layout"))
+    )
     path = os.path.abspath(path)
     try:
-        key, labels = _choose_array(path, options.get("key")) if suffix_of(path) == ".npz" else ("", None)
+        key, labels = (
+            _choose_array(path, options.get("key")) if suffix_of(path) == ".npz" else ("", None)
+        )
         origin = (path, key, options.get("layout", ""))
         return Arrays(partial(_load_array, *origin), os.path.basename(path), labels, origin)
     except UserError:
@@ -92,13 +98,19 @@ def _load_array(path: str, key: str, layout: str) -> UInt8[np.ndarray, "N H W C"
         raise UserError(
             f"{what}; only uint8 (0..255) is read: save it as (x * 255).round().astype('uint8') if it is in 0..1"
         )
-    if 0 in pixels.shape or pixels.ndim not in (3, 4) or (pixels.ndim == 3 and pixels.shape[2] <= 4 and not layout):
+    if (
+        0 in pixels.shape
+        or pixels.ndim not in (3, 4)
+        or (pixels.ndim == 3 and pixels.shape[2] <= 4 and not layout)
+    ):
         raise UserError(f"{what}; expected images as [N, H, W, C], [N, C, H, W] or [N, H, W]")
     if pixels.ndim == 3:
         return pixels[..., None]
     first, last = pixels.shape[1] <= 16, pixels.shape[3] <= 16
     if layout not in ("NHWC", "NCHW") and (layout or first == last):
-        raise UserError(f"{what}, whose channel axis is not clear; add ?layout=NHWC or ?layout=NCHW to the name")
+        raise UserError(
+            f"{what}, whose channel axis is not clear; add ?layout=NHWC or ?layout=NCHW to the name"
+        )
     return pixels.transpose(0, 2, 3, 1) if layout == "NCHW" or (not layout and first) else pixels
 
 
@@ -107,19 +119,41 @@ def _choose_array(path: str, key: str | None) -> tuple[str, list[str] | None]:
     with np.load(path, allow_pickle=False) as arrays, zipfile.ZipFile(path) as archive:
         shapes: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
         for name in arrays.files:
-            with archive.open(name if name in archive.namelist() else f"{name}.npy") as file:  # the header alone
+            with archive.open(
+                name if name in archive.namelist() else f"{name}.npy"
+            ) as file:  # the header alone
                 old = np.lib.format.read_magic(file) == (1, 0)
-                header = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
+                header = (
+                    np.lib.format.read_array_header_1_0
+                    if old
+                    else np.lib.format.read_array_header_2_0
+                )
                 shape, _, dtype = header(file)
                 shapes[name] = (shape, dtype)
-        fitting = [name for name, (shape, dtype) in shapes.items() if len(shape) in (3, 4) and dtype == np.uint8]
-        usual = [name for name in ("images", "x", "x_train", "train", "data", "arr_0") if name in shapes]
+        fitting = [
+            name
+            for name, (shape, dtype) in shapes.items()
+            if len(shape) in (3, 4) and dtype == np.uint8
+        ]
+        usual = [
+            name for name in ("images", "x", "x_train", "train", "data", "arr_0") if name in shapes
+        ]
         if key is None and not (len(fitting) == 1 or usual):
-            raise UserError(f"which of the arrays in '{path}'? Add ?key=NAME to the name, one of: {', '.join(shapes)}")
+            raise UserError(
+                f"which of the arrays in '{path}'? Add ?key=NAME to the name, one of: {', '.join(shapes)}"
+            )
         key = key or (fitting[0] if len(fitting) == 1 else usual[0])
         choose(shapes, key, f"array in '{path}'")
         count = shapes[key][0][0] if shapes[key][0] else 0
-        paired = [key.replace("images", "labels"), key.replace("x", "y"), "labels", "y", "label", "targets", "y_train"]
+        paired = [
+            key.replace("images", "labels"),
+            key.replace("x", "y"),
+            "labels",
+            "y",
+            "label",
+            "targets",
+            "y_train",
+        ]
         for name in paired:
             if name != key and name in shapes and shapes[name][0] in ((count,), (count, 1)):
                 return key, [str(value) for value in arrays[name].ravel().tolist()]
@@ -144,12 +178,17 @@ def open_digits(spec: str = "") -> Source:
     part = options.get("part", "all")
     which = choose(DIGITS, part, "part of the digits")
     prefix = "digits" if part == "all" else f"digits-{part}"
-    return Arrays(partial(_load_digits, part), prefix, map(str, _sklearn_digits().target[which].tolist()))
+    return Arrays(
+        partial(_load_digits, part), prefix, map(str, _sklearn_digits().target[which].tolist())
+    )
 
 
 def _load_digits(part: str) -> UInt8[np.ndarray, "N H W 1"]:
     small = np.rint(_sklearn_digits().images[DIGITS[part]] * (255 / 16)).astype(np.uint8)
-    large = [np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BICUBIC)) for image in small]
+    large = [
+        np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BICUBIC))
+        for image in small
+    ]
     return np.stack(large)[..., None]
 
 

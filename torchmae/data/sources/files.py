@@ -14,7 +14,15 @@ import numpy as np
 
 from torchmae.data.decode import image_extensions
 from torchmae.data.sources.packed import is_packed, open_packed
-from torchmae.data.sources.source import BadFile, Source, Strings, digest, digest_of, suffix_of, time_of
+from torchmae.data.sources.source import (
+    BadFile,
+    Source,
+    StringArray,
+    digest,
+    digest_of,
+    suffix_of,
+    time_of,
+)
 from torchmae.data.sources.tars import Tars
 from torchmae.errors import UserError
 
@@ -22,7 +30,7 @@ from torchmae.errors import UserError
 class Listing(NamedTuple):
     """Files: their paths, bytes, and what `time_of` says of when they changed."""
 
-    names: Strings
+    names: StringArray
     sizes: np.ndarray  # int64 [N]
     times: np.ndarray  # int64 [N]
 
@@ -32,7 +40,13 @@ class Files:
 
     channels = 3
 
-    def __init__(self, root: str, listing: Listing, unusable: Sequence[BadFile], labels: Strings | None = None):
+    def __init__(
+        self,
+        root: str,
+        listing: Listing,
+        unusable: Sequence[BadFile],
+        labels: StringArray | None = None,
+    ):
         self.root, self.unusable, self.labels = root, unusable, labels
         self.names, self.sizes, self.times = listing
 
@@ -43,7 +57,9 @@ class Files:
         return self.names[i]
 
     def label(self, i: int) -> str | None:
-        return (self.labels[i] if self.labels else self.names[i].rpartition("/")[0].partition("/")[0]) or None
+        return (
+            self.labels[i] if self.labels else self.names[i].rpartition("/")[0].partition("/")[0]
+        ) or None
 
     def read(self, i: int) -> bytes:
         with open(os.path.join(self.root, self.names[i]), "rb") as file:
@@ -86,7 +102,10 @@ def walk(root: str, wanted: Collection[str]) -> tuple[Listing, list[BadFile], Co
     links to it, and the file system's own order never shows.
     """
     tree = _Tree(root, wanted)
-    may_matter = image_extensions() | {"", ".tar"}  # a broken link without an extension may have been a folder
+    may_matter = image_extensions() | {
+        "",
+        ".tar",
+    }  # a broken link without an extension may have been a folder
     links, rounds = [""], []  # of each round, how many files there are after it
     while links:
         tree.links = []
@@ -128,8 +147,10 @@ class _Found:
         self.hard_links = self.hard_links or facts.st_nlink > 1
 
     def all(self) -> Listing:
-        names = Strings.of(bytes(self.blob), np.array(self.ends, dtype=np.int64))
-        return Listing(names, np.array(self.sizes, dtype=np.int64), np.array(self.times, dtype=np.int64))
+        names = StringArray.of(bytes(self.blob), np.array(self.ends, dtype=np.int64))
+        return Listing(
+            names, np.array(self.sizes, dtype=np.int64), np.array(self.times, dtype=np.int64)
+        )
 
     def once(self, rounds: Sequence[int]) -> Listing:
         """All, sorted by path; of several names of one file the one that came in the earliest round, and there the first."""
@@ -147,7 +168,9 @@ class _Found:
         first = np.ones(len(order), dtype=bool)
         first[1:] = (np.diff(device[best]) != 0) | (np.diff(inode[best]) != 0)
         kept = order[np.sort(best[first])]
-        return Listing(Strings(names[i] for i in kept.tolist()), listing.sizes[kept], listing.times[kept])
+        return Listing(
+            StringArray(names[i] for i in kept.tolist()), listing.sizes[kept], listing.times[kept]
+        )
 
 
 class _Tree:
@@ -172,7 +195,9 @@ class _Tree:
 
     def enter(self, top: str) -> None:
         """Adds the real files below a folder, sorted by path, and notes the symlinks."""
-        waiting = [f"{top}/" if top else ""]  # the next one last; folders end with "/", as the paths below them go on
+        waiting = [
+            f"{top}/" if top else ""
+        ]  # the next one last; folders end with "/", as the paths below them go on
         while waiting:
             path = waiting.pop()
             folder = not path or path.endswith("/")
@@ -230,7 +255,9 @@ def open_list(path: str) -> Source:
         try:
             facts = os.stat(os.path.join(root, name))
         except (OSError, ValueError) as error:
-            unusable.append(BadFile(name, f"listed, but: {getattr(error, 'strerror', None) or error}"))
+            unusable.append(
+                BadFile(name, f"listed, but: {getattr(error, 'strerror', None) or error}")
+            )
             continue
         if name and stat.S_ISREG(facts.st_mode):
             found.add(name, facts)
@@ -238,9 +265,15 @@ def open_list(path: str) -> Source:
         else:
             unusable.append(BadFile(name, "listed, but not a file"))
     if not len(found):
-        first = f"; the first of {len(unusable)}: '{unusable[0].name}' {unusable[0].reason}" if unusable else ""
-        raise UserError(f"the list '{path}' names no image that exists{first}. Paths are relative to '{root}'")
-    return Files(root, found.all(), unusable, Strings(classes))
+        first = (
+            f"; the first of {len(unusable)}: '{unusable[0].name}' {unusable[0].reason}"
+            if unusable
+            else ""
+        )
+        raise UserError(
+            f"the list '{path}' names no image that exists{first}. Paths are relative to '{root}'"
+        )
+    return Files(root, found.all(), unusable, StringArray(classes))
 
 
 def _rows(path: str) -> Iterator[list[str]]:

@@ -24,7 +24,9 @@ class TorchVision:
         names = getattr(data, "classes", None) or []  # those of ImageNet are tuples of synonyms
         self.classes = distinct([", ".join(n) if isinstance(n, tuple) else str(n) for n in names])
         some = np.unique(np.linspace(0, len(data) - 1, 8).astype(int))
-        self.channels = max(int(self.read(int(i)).shape[2]) for i in some)  # some sets mix grey with colour
+        self.channels = max(
+            int(self.read(int(i)).shape[2]) for i in some
+        )  # some sets mix grey with colour
 
     def __len__(self) -> int:
         return len(self.data)
@@ -50,7 +52,13 @@ class TorchVision:
             return from_pil(image)
         tensor = not isinstance(image, np.ndarray)
         pixels = np.asarray(image)
-        pixels = pixels[..., None] if pixels.ndim == 2 else np.moveaxis(pixels, 0, -1) if tensor else pixels
+        pixels = (
+            pixels[..., None]
+            if pixels.ndim == 2
+            else np.moveaxis(pixels, 0, -1)
+            if tensor
+            else pixels
+        )
         if pixels.dtype != np.uint8 or pixels.ndim != 3:
             raise BadImage(f"{pixels.dtype} {list(pixels.shape)} is no uint8 image")
         return pixels
@@ -120,7 +128,9 @@ class HuggingFace:
 
         column = self.images.with_format("arrow")[:][self.image]
         sizes = arrow.fill_null(arrow.binary_length(arrow.struct_field(column, "bytes")), 0)
-        return sampled(self, hashlib.sha256(sizes.to_numpy().astype(np.int64).tobytes()).hexdigest())
+        return sampled(
+            self, hashlib.sha256(sizes.to_numpy().astype(np.int64).tobytes()).hexdigest()
+        )
 
     def stamp(self) -> str | None:
         return None
@@ -134,12 +144,19 @@ def open_hf(spec: str) -> Source:
     if isinstance(data, dict):
         split = options.get("split", "train" if "train" in data else next(iter(data)))
         data = choose(data, split, f"split of '{name}'")
-    columns = {column: kind for column, kind in data.features.items() if isinstance(kind, datasets.Image)}
+    columns = {
+        column: kind for column, kind in data.features.items() if isinstance(kind, datasets.Image)
+    }
     if not columns or len(data) == 0:
-        raise UserError(f"hf:{spec}: no images; {len(data)} rows with the columns {', '.join(data.features)}")
+        raise UserError(
+            f"hf:{spec}: no images; {len(data)} rows with the columns {', '.join(data.features)}"
+        )
     image = options.get("column", next(iter(columns)))
     choose(columns, image, f"image column of '{name}'")
-    label = next((column for column, kind in data.features.items() if isinstance(kind, datasets.ClassLabel)), None)
+    label = next(
+        (column for column, kind in data.features.items() if isinstance(kind, datasets.ClassLabel)),
+        None,
+    )
     return HuggingFace(data, os.path.basename(name.rstrip("/")), image, label)
 
 
@@ -157,15 +174,25 @@ def _load_hf(spec: str) -> tuple[str, dict[str, str], Any]:
         raise missing_extra("datasets", "hf") from error
     name, options = options_of(spec, ("split", "config", "column"))
     path, split = os.path.expanduser(name), options.get("split")
-    saved = any(os.path.exists(os.path.join(path, part)) for part in ("state.json", "dataset_dict.json"))
+    saved = any(
+        os.path.exists(os.path.join(path, part)) for part in ("state.json", "dataset_dict.json")
+    )
     try:
         data = (
-            datasets.load_from_disk(path) if saved else datasets.load_dataset(path, options.get("config"), split=split)
+            datasets.load_from_disk(path)
+            if saved
+            else datasets.load_dataset(path, options.get("config"), split=split)
         )
     except Exception as error:  # the hub, the disk and the format fail in their own ways
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"hf:{spec}: {reason}") from error
-    if saved and split and not isinstance(data, dict) and data.split is not None and str(data.split) != split:
+    if (
+        saved
+        and split
+        and not isinstance(data, dict)
+        and data.split is not None
+        and str(data.split) != split
+    ):
         raise UserError(f"hf:{spec}: the folder holds the split '{data.split}', not '{split}'")
     return name, options, data
 

@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from torchmae.data.decode import BadImage
-from torchmae.data.sources.source import Source, Strings
+from torchmae.data.sources.source import Source, StringArray
 from torchmae.data.sources.tars import Tars
 from torchmae.disk import publish, sha256, write_whole
 from torchmae.errors import UserError
@@ -52,15 +52,27 @@ class Packed(Tars):
         return self.names[i]
 
     def stamp(self) -> str | None:
-        return self.header["index_sha256"]  # with the sums of the images, which every reading compares
+        return self.header[
+            "index_sha256"
+        ]  # with the sums of the images, which every reading compares
 
-    def scanned(self, channels: int, max_megapixels: float, white: int) -> tuple[np.ndarray, np.ndarray] | None:
+    def scanned(
+        self, channels: int, max_megapixels: float, white: int
+    ) -> tuple[np.ndarray, np.ndarray] | None:
         """The height and width of every image, and the mean and the mean square of the pixels, as a scan would find them;
         None if the set is of an older version, or was packed by other rules."""
         settings = self.header["settings"]
-        if self.sizes is None or self.moments is None or (channels, white) != (3, settings.get("white")):
+        if (
+            self.sizes is None
+            or self.moments is None
+            or (channels, white) != (3, settings.get("white"))
+        ):
             return None
-        return (self.sizes, self.moments) if max_megapixels >= settings.get("max_megapixels", np.inf) else None
+        return (
+            (self.sizes, self.moments)
+            if max_megapixels >= settings.get("max_megapixels", np.inf)
+            else None
+        )
 
     def read(self, i: int) -> bytes:
         data = super().read(i)
@@ -74,8 +86,12 @@ def open_packed(path: str) -> Source:
     root = Path(os.path.abspath(os.path.expanduser(path)))
     if not (root / INDEX).exists():
         if (root / PROGRESS / INDEX).exists():
-            raise UserError(f"the packing of '{path}' is not finished: the same mae pack command goes on with it")
-        raise UserError(f"'{path}' is no packed set, it has no {INDEX}: mae pack makes one of any folder of images")
+            raise UserError(
+                f"the packing of '{path}' is not finished: the same mae pack command goes on with it"
+            )
+        raise UserError(
+            f"'{path}' is no packed set, it has no {INDEX}: mae pack makes one of any folder of images"
+        )
     header, file = read_header(root), root / ARRAYS
     try:
         data = file.read_bytes()
@@ -101,7 +117,11 @@ REMEDY = "copy it again from where the set was made, or pack into a new folder"
 
 
 def damaged(file: Path, error: Exception) -> UserError:
-    reason = f"it has no {error}" if isinstance(error, KeyError) else getattr(error, "strerror", None) or error
+    reason = (
+        f"it has no {error}"
+        if isinstance(error, KeyError)
+        else getattr(error, "strerror", None) or error
+    )
     return UserError(f"'{file}' is damaged ({reason}): {REMEDY}")
 
 
@@ -138,12 +158,16 @@ def read_header(folder: Path) -> dict[str, Any]:
         if not isinstance(header["settings"], dict):
             raise ValueError("its settings are none")
         for facts in header.get("shards", ()):
-            if os.path.basename(facts["file"]) != facts["file"] or not isinstance(facts["bytes"], int):
+            if os.path.basename(facts["file"]) != facts["file"] or not isinstance(
+                facts["bytes"], int
+            ):
                 raise ValueError(f"no shard can be {facts['file']} of {facts['bytes']} bytes")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise damaged(file, error) from error
     if version > VERSION:
-        raise UserError(f"'{file}' is of version {version}, but this torchmae reads up to {VERSION}: use a newer one")
+        raise UserError(
+            f"'{file}' is of version {version}, but this torchmae reads up to {VERSION}: use a newer one"
+        )
     return header
 
 
@@ -151,8 +175,8 @@ class Part(NamedTuple):
     """What the index says of one shard. `origins` are the images' numbers in the source, `digests` those of its files;
     `facts` is what the header says of the shard, and what packing needs to go on after it."""
 
-    names: Strings
-    labels: Strings
+    names: StringArray
+    labels: StringArray
     places: np.ndarray  # int64 [n, 2]: offset, bytes
     sums: np.ndarray  # uint32 [n]
     sizes: np.ndarray  # int32 [n, 2]: height, width
@@ -171,7 +195,11 @@ class Shard:
         self.path, self.partial = path, path.with_name(f".{path.name}.partial")
         self.file = self.partial.open("wb")
         self.tar = tarfile.TarFile(
-            fileobj=self.file, mode="w", format=tarfile.GNU_FORMAT, encoding="utf-8", errors="surrogateescape"
+            fileobj=self.file,
+            mode="w",
+            format=tarfile.GNU_FORMAT,
+            encoding="utf-8",
+            errors="surrogateescape",
         )
         self.names: list[str] = []
         self.labels: list[str] = []
@@ -182,13 +210,20 @@ class Shard:
     def size(self) -> int:
         return self.tar.offset
 
-    def add(self, name: str, label: str, data: bytes, size: tuple[int, int], digest: bytes, origin: int) -> None:
+    def add(
+        self, name: str, label: str, data: bytes, size: tuple[int, int], digest: bytes, origin: int
+    ) -> None:
         """One image of (height, width). A label that is not its folder goes into a .cls member, as WebDataset has it."""
         folder, _, base = name.rpartition("/")
         if label != folder.rpartition("/")[2]:
-            self._member(f"{folder}/{base.partition('.')[0]}.cls".lstrip("/"), label.encode("utf-8", "surrogateescape"))
+            self._member(
+                f"{folder}/{base.partition('.')[0]}.cls".lstrip("/"),
+                label.encode("utf-8", "surrogateescape"),
+            )
         self._member(name, data)
-        self.places.extend((self.tar.offset - -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE, len(data)))
+        self.places.extend(
+            (self.tar.offset - -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE, len(data))
+        )
         self.sums.append(zlib.crc32(data))
         self.sizes.extend(size)
         self.origins.append(origin)
@@ -208,10 +243,16 @@ class Shard:
         self.file.close()
         publish(self.partial, self.path)
         size, digest = self.path.stat().st_size, sha256(self.path)
-        facts = {"file": self.path.name, "images": len(self.names), "bytes": size, "sha256": digest, **more}
+        facts = {
+            "file": self.path.name,
+            "images": len(self.names),
+            "bytes": size,
+            "sha256": digest,
+            **more,
+        }
         return Part(
-            Strings(self.names),
-            Strings(self.labels),
+            StringArray(self.names),
+            StringArray(self.labels),
             np.array(self.places, dtype=np.int64).reshape(-1, 2),
             np.array(self.sums, dtype=np.uint32),
             np.array(self.sizes, dtype=np.int32).reshape(-1, 2),
@@ -226,12 +267,12 @@ class Shard:
         self.partial.unlink(missing_ok=True)
 
 
-def packed(strings: Strings, what: str) -> dict[str, np.ndarray]:
+def packed(strings: StringArray, what: str) -> dict[str, np.ndarray]:
     return {what: np.frombuffer(strings.blob, dtype=np.uint8), f"{what}_ends": strings.ends}
 
 
-def unpacked(arrays: dict[str, np.ndarray], what: str) -> Strings:
-    return Strings.of(arrays[what].tobytes(), arrays[f"{what}_ends"])
+def unpacked(arrays: dict[str, np.ndarray], what: str) -> StringArray:
+    return StringArray.of(arrays[what].tobytes(), arrays[f"{what}_ends"])
 
 
 def shard_name(number: int) -> str:
@@ -245,7 +286,9 @@ def part_file(out: Path, number: int) -> Path:
 def write_part(out: Path, number: int, part: Part) -> None:
     facts = np.frombuffer(json.dumps(part.facts).encode(), dtype=np.uint8)
     rest = {name: getattr(part, name) for name in NUMBERS}
-    data = save({**packed(part.names, "names"), **packed(part.labels, "labels"), **rest, "facts": facts})
+    data = save(
+        {**packed(part.names, "names"), **packed(part.labels, "labels"), **rest, "facts": facts}
+    )
     write_whole(part_file(out, number), data)
 
 
@@ -276,19 +319,24 @@ def clear(out: Path, number: int) -> None:
     """Removes what an earlier attempt left of shards from this number on."""
     for pattern in (f"{PROGRESS}/part-*.safetensors", "shard-*.tar"):
         for file in out.glob(pattern):
-            if file.name >= (part_file(out, number).name if file.suffix != ".tar" else shard_name(number)):
+            if file.name >= (
+                part_file(out, number).name if file.suffix != ".tar" else shard_name(number)
+            ):
                 file.unlink()
 
 
 def write_index(
-    out: Path, done: Sequence[Part], header: dict[str, Any], measure: Callable[[Source], np.ndarray] | None = None
+    out: Path,
+    done: Sequence[Part],
+    header: dict[str, Any],
+    measure: Callable[[Source], np.ndarray] | None = None,
 ) -> None:
     """The arrays first: where index.json is, the set is finished. `measure` gives the mean and the mean square of the pixels
     of a set; without it, a scan will look at the images."""
     shards = [np.full((len(part.names), 1), k, dtype=np.int64) for k, part in enumerate(done)]
     arrays = {
-        **packed(Strings.joined([part.names for part in done]), "names"),
-        **packed(Strings.joined([part.labels for part in done]), "labels"),
+        **packed(StringArray.joined([part.names for part in done]), "names"),
+        **packed(StringArray.joined([part.labels for part in done]), "labels"),
         "places": np.concatenate([np.hstack([k, part.places]) for k, part in zip(shards, done)]),
         "sums": np.concatenate([part.sums for part in done]),
         "sizes": np.concatenate([part.sizes for part in done]),

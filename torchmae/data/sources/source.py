@@ -24,7 +24,9 @@ class BadFile(NamedTuple):
 @runtime_checkable
 class Source(Protocol):
     channels: int  # of what `read` gives: 3 for image files
-    unusable: Sequence[BadFile]  # found while listing: dangling and looping links, unreadable folders, missing files
+    unusable: Sequence[
+        BadFile
+    ]  # found while listing: dangling and looping links, unreadable folders, missing files
 
     def __len__(self) -> int: ...
 
@@ -45,7 +47,7 @@ class Source(Protocol):
         that is not known."""
 
 
-class Around:
+class SourceWrapper:
     """A source around a source: what `read` gives is its own matter, all else is the other's."""
 
     def __init__(self, source: Source, channels: int):
@@ -68,7 +70,7 @@ class Around:
         return self.source.stamp()
 
 
-class Strings(Sequence[str]):
+class StringArray(Sequence[str]):
     """Immutable strings in one block of memory: bytes, and where each string ends."""
 
     def __init__(self, items: Iterable[str]):
@@ -79,19 +81,20 @@ class Strings(Sequence[str]):
         self.blob, self.ends = bytes(blob), np.array(ends, dtype=np.int64)
 
     @classmethod
-    def of(cls, blob: bytes, ends: np.ndarray) -> "Strings":
+    def of(cls, blob: bytes, ends: np.ndarray) -> "StringArray":
         """From what another one consists of."""
         strings = cls(())
         strings.blob, strings.ends = blob, ends
         return strings
 
     @classmethod
-    def joined(cls, several: "Sequence[Strings]") -> "Strings":
+    def joined(cls, several: "Sequence[StringArray]") -> "StringArray":
         """One after the other."""
         starts = np.cumsum([0, *(len(strings.blob) for strings in several)])
         ends = [strings.ends[1:] + start for strings, start in zip(several, starts)]
         return cls.of(
-            b"".join(strings.blob for strings in several), np.concatenate([np.zeros(1, dtype=np.int64), *ends])
+            b"".join(strings.blob for strings in several),
+            np.concatenate([np.zeros(1, dtype=np.int64), *ends]),
         )
 
     def __len__(self) -> int:
@@ -108,7 +111,7 @@ class Strings(Sequence[str]):
         return self.blob[self.ends[i] : self.ends[i + 1]].decode("utf-8", "surrogateescape")
 
 
-def digest(names: Strings, *numbers: np.ndarray) -> str:
+def digest(names: StringArray, *numbers: np.ndarray) -> str:
     """Of names and whole numbers."""
     state = hashlib.sha256(names.blob)
     for some in (names.ends, *numbers):
@@ -131,7 +134,12 @@ def sampled(source: Source, *facts: Any, count: int = 64) -> str:
     sums = []
     for i in np.unique(np.linspace(0, len(source) - 1, count).astype(int)):
         item = source.read(int(i))
-        sums.append((getattr(item, "shape", None), zlib.crc32(item if isinstance(item, bytes) else item.tobytes())))
+        sums.append(
+            (
+                getattr(item, "shape", None),
+                zlib.crc32(item if isinstance(item, bytes) else item.tobytes()),
+            )
+        )
     return digest_of(facts, len(source), sums)
 
 

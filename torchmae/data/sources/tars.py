@@ -12,7 +12,15 @@ from typing import Any
 import numpy as np
 
 from torchmae.data.decode import BadImage, image_extensions
-from torchmae.data.sources.source import BadFile, Source, Strings, digest, digest_of, suffix_of, time_of
+from torchmae.data.sources.source import (
+    BadFile,
+    Source,
+    StringArray,
+    digest,
+    digest_of,
+    suffix_of,
+    time_of,
+)
 from torchmae.errors import UserError
 
 
@@ -22,7 +30,9 @@ class _Handle:
     def __init__(self, path: str):
         self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
 
-    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # at the interpreter's end, `os` is gone
+    def __del__(
+        self, close: Callable[[int], None] = os.close
+    ) -> None:  # at the interpreter's end, `os` is gone
         if hasattr(self, "descriptor"):
             close(self.descriptor)
 
@@ -40,7 +50,9 @@ class Tars:
         self.paths = [os.path.abspath(path) for path in paths]
         self.unusable = unusable
         self.handles: dict[int, _Handle] = {}
-        self.facts: list[tuple[str, int, int]] = []  # path, bytes and time of each, before it is read
+        self.facts: list[
+            tuple[str, int, int]
+        ] = []  # path, bytes and time of each, before it is read
         root = os.path.commonpath([os.path.dirname(path) for path in self.paths])
         self.shard_names = [os.path.relpath(path, root) for path in self.paths]
         wanted = image_extensions()
@@ -53,11 +65,15 @@ class Tars:
             for member, offset, size in images:
                 folder, _, base = member.rpartition("/")
                 names.append(f"{self.shard_names[shard]}/{member}")
-                labels.append(classes.get(f"{folder}/{base.partition('.')[0]}", folder.rpartition("/")[2]))
+                labels.append(
+                    classes.get(f"{folder}/{base.partition('.')[0]}", folder.rpartition("/")[2])
+                )
                 places.extend((shard, offset, size))
         if not names:
-            raise UserError(f"no images in {len(self.paths)} tar file(s), the first of them '{self.paths[0]}'")
-        self.names, self.labels = Strings(names), Strings(labels)
+            raise UserError(
+                f"no images in {len(self.paths)} tar file(s), the first of them '{self.paths[0]}'"
+            )
+        self.names, self.labels = StringArray(names), StringArray(labels)
         self.places = np.array(places, dtype=np.int64).reshape(-1, 3)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -96,11 +112,16 @@ class Tars:
         return digest_of(self.facts, digest(self.names, self.places))
 
 
-def _members(path: str, wanted: frozenset[str]) -> tuple[list[tuple[str, int, int]], dict[str, str]]:
+def _members(
+    path: str, wanted: frozenset[str]
+) -> tuple[list[tuple[str, int, int]], dict[str, str]]:
     """(member, offset, bytes) of the images of one tar file; and the texts of its .cls members by "folder/key"."""
     images, classes = [], {}
     try:
-        with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:", errors="surrogateescape") as tar:
+        with (
+            open(path, "rb") as file,
+            tarfile.open(fileobj=file, mode="r:", errors="surrogateescape") as tar,
+        ):
             while (member := tar.next()) is not None:
                 name = member.name.removeprefix("./")
                 if member.isreg() and member.sparse is None and suffix_of(name) in wanted:
@@ -108,7 +129,9 @@ def _members(path: str, wanted: frozenset[str]) -> tuple[list[tuple[str, int, in
                 elif member.isreg() and suffix_of(name) == ".cls":
                     folder, _, base = name.rpartition("/")
                     text = os.pread(file.fileno(), min(member.size, 4096), member.offset_data)
-                    classes[f"{folder}/{base.partition('.')[0]}"] = text.decode(errors="replace").strip()
+                    classes[f"{folder}/{base.partition('.')[0]}"] = text.decode(
+                        errors="replace"
+                    ).strip()
                 tar.members = []  # type: ignore[attr-defined]  # an object for each of a million members
     except (OSError, tarfile.TarError) as error:
         raise UserError(
@@ -126,13 +149,17 @@ def open_tar(spec: str) -> Source:
         paths = [spec]
     else:
         paths = [
-            path for part in _braces(spec) for path in (sorted(glob.glob(part)) if glob.has_magic(part) else [part])
+            path
+            for part in _braces(spec)
+            for path in (sorted(glob.glob(part)) if glob.has_magic(part) else [part])
         ]
     if not paths or not os.path.exists(paths[0]):
         raise UserError(f"no tar file at '{spec}'")
     missing = [path for path in paths if not os.path.exists(path)]
     if missing:
-        raise UserError(f"{len(missing)} of the {len(paths)} tar files of '{spec}' do not exist: {missing[0]} ...")
+        raise UserError(
+            f"{len(missing)} of the {len(paths)} tar files of '{spec}' do not exist: {missing[0]} ..."
+        )
     return Tars(paths)
 
 

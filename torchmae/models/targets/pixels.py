@@ -15,7 +15,9 @@ class Pixels:
     def __init__(self, patch_size: int, channels: int) -> None:
         self.patch_size, self.width = patch_size, patch_size**2 * channels
 
-    def __call__(self, images: Float[Tensor, "B C H W"], ids: Int64[Tensor, "B M"]) -> Float[Tensor, "B M P"]:
+    def __call__(
+        self, images: Float[Tensor, "B C H W"], ids: Int64[Tensor, "B M"]
+    ) -> Float[Tensor, "B M P"]:
         """`[B, M, P]`: the values of the patches `ids`."""
         return patchify(images, self.patch_size, ids)
 
@@ -34,9 +36,13 @@ class NormalizedPixels(Pixels):
     def __init__(self, patch_size: int, channels: int) -> None:
         super().__init__(patch_size, channels)
         if self.width < 2:
-            raise UserError("patches of one value have no deviation: use a larger patch, or --target pixels")
+            raise UserError(
+                "patches of one value have no deviation: use a larger patch, or --target pixels"
+            )
 
-    def __call__(self, images: Float[Tensor, "B C H W"], ids: Int64[Tensor, "B M"]) -> Float[Tensor, "B M P"]:
+    def __call__(
+        self, images: Float[Tensor, "B C H W"], ids: Int64[Tensor, "B M"]
+    ) -> Float[Tensor, "B M P"]:
         """`[B, M, P]`: the normalised values of the patches `ids`."""
         patches = super().__call__(images, ids)
         mean, deviation = patch_statistics(patches).unbind(-1)

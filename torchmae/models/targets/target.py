@@ -14,7 +14,9 @@ class Target(Protocol):
 
     def __init__(self, patch_size: int, channels: int) -> None: ...
 
-    def __call__(self, images: Float[Tensor, "B C H W"], ids: Int64[Tensor, "B M"]) -> Float[Tensor, "B M P"]: ...
+    def __call__(
+        self, images: Float[Tensor, "B C H W"], ids: Int64[Tensor, "B M"]
+    ) -> Float[Tensor, "B M P"]: ...
 
     def to_pixels(
         self, prediction: Float[Tensor, "B M P"], statistics: Float[Tensor, "B M 2"] | None

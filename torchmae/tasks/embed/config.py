@@ -18,7 +18,7 @@ class Embed:
     """.npz (arrays "paths" and "features"), .csv or .parquet (extra "parquet")."""
     layer: int | None = None
     """Take the tokens after this block, 1 to depth. Default: after the last."""
-    pooling: str = "mean"
+    pool: str = "mean"
     """mean (of the patch tokens), cls (the class token) or cls+mean."""
     batch_size: int = 64
     """Images at a time."""

@@ -1,6 +1,7 @@
 """`mae embed`: the features of images, in a file. Nothing is ever masked here."""
 
 import csv
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from torchmae.report.tables import pyarrow, ready
 from torchmae.tasks.embed.config import Embed
 from torchmae.train.distributed import find_device
 
+logger = logging.getLogger(__name__)
+
 
 def run(config: Embed) -> Path:
     """Embeds all images and writes the file; images that cannot be read are named and left out."""
@@ -26,7 +29,7 @@ def run(config: Embed) -> Path:
         raise UserError(f"--batch-size {config.batch_size}: must be more than 0")
     encoder, source = load(config.run), open_source(config.data)
     device = find_device(config.device)
-    embed = embedding(encoder, config.layer, config.pooling, device)
+    embed = embedding(encoder, config.layer, config.pool, device)
     ids, (features,), bad = collect(source, encoder, config.run, [embed], device, config.batch_size)
     partial = out.with_name(f".partial-{out.name}")
     try:
@@ -36,9 +39,9 @@ def run(config: Embed) -> Path:
         partial.unlink(missing_ok=True)
         raise RunError(f"could not write {out}: {error.strerror or error}") from error
     for name, reason in [*source.unusable, *bad]:
-        print(f"left out: {name}: {reason}")
-    print(
-        f"{out}: {len(features)} images, {features.shape[1]} features each ({config.pooling} of layer {config.layer or 'last'})"
+        logger.info(f"left out: {name}: {reason}")
+    logger.info(
+        f"{out}: {len(features)} images, {features.shape[1]} features each ({config.pool} of layer {config.layer or 'last'})"
     )
     return out
 
@@ -52,7 +55,10 @@ def write_csv(path: Path, names: list[str], features: Float[np.ndarray, "B F"]) 
     with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         table = csv.writer(file)
         table.writerow(["path", *(f"f{i}" for i in range(features.shape[1]))])
-        table.writerows([name, *(f"{value:.9g}" for value in row)] for name, row in zip(names, features.tolist()))
+        table.writerows(
+            [name, *(f"{value:.9g}" for value in row)]
+            for name, row in zip(names, features.tolist())
+        )
 
 
 def write_parquet(path: Path, names: list[str], features: Float[np.ndarray, "B F"]) -> None:

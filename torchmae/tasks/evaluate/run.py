@@ -1,6 +1,7 @@
 """`mae evaluate`: how good a fine-tuned classifier is on labelled images."""
 
 import json
+import logging
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,19 @@ from torchmae.runfolder import add_result, read_config
 from torchmae.tasks.evaluate.config import Evaluate
 from torchmae.train.distributed import find_device
 
+logger = logging.getLogger(__name__)
+
 
 def run(config: Evaluate) -> dict[str, Any]:
     """Prints the scores, adds them to `results.json` of the run, draws `confusion.png`, and gives the scores."""
     model, device = load_classifier(config.run, config.best), find_device(config.device)
     whole, held_out = open_pair(config.data, None)
     if held_out is not None:
-        print(f"{config.data} brings its own split: measured on its validation part")
+        logger.info(f"{config.data} brings its own split: measured on its validation part")
     elif read_config(config.run)["config"].get("data") == config.data:
-        print(f"note: {config.run} was trained on images of {config.data}: its own training images are among these")
+        logger.info(
+            f"note: {config.run} was trained on images of {config.data}: its own training images are among these"
+        )
     images, names = labelled(held_out or whole, config.data)
     names = mapped(names, config.class_map)
     number = {name: i for i, name in enumerate(model.classes)}
@@ -35,9 +40,11 @@ def run(config: Evaluate) -> dict[str, Any]:
             f"class '{strange[0]}' ({len(strange)} in all) is not one of the classifier's {len(number)}: "
             f"{', '.join(model.classes[:5])}, ...; name the pairs in a JSON file for --class-map"
         )
-    ids, (logits,), bad = collect(images, model.encoder, config.run, [logits_of(model, device)], device)
+    ids, (logits,), bad = collect(
+        images, model.encoder, config.run, [logits_of(model, device)], device
+    )
     for name, reason in bad:
-        print(f"left out: {name}: {reason}")
+        logger.info(f"left out: {name}: {reason}")
     labels = torch.tensor([number[names[i]] for i in ids])
     if config.among:
         absent = torch.tensor([name not in set(names) for name in model.classes])
@@ -49,7 +56,7 @@ def run(config: Evaluate) -> dict[str, Any]:
     result = {**asdict(config), **found.summary()}
     path = add_result(out, "evaluate", result)
     worst = sorted(found.per_class.items(), key=lambda pair: pair[1])[:3]
-    print(
+    logger.info(
         f"{found.count} images{', weights of the best epoch' if config.best else ''}: top 1 {found.top1:.1%} "
         f"(95 % interval {found.low:.1%} to {found.high:.1%}), "
         f"top 5 {found.top5:.1%}, calibration error {found.calibration_error:.3f}\n"
@@ -67,4 +74,6 @@ def mapped(names: list[str], path: str | None) -> list[str]:
         pairs = json.loads(Path(path).read_text())
         return [str(pairs.get(name, name)) for name in names]
     except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"--class-map {path}: a JSON object of names is needed ({error})") from error
+        raise UserError(
+            f"--class-map {path}: a JSON object of names is needed ({error})"
+        ) from error

@@ -1,5 +1,6 @@
 """`mae export`: a run's model in the form of another library, reloaded there and compared before it is called done."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,13 +9,15 @@ from torch import nn
 
 from torchmae.disk import refuse_full, whole_folder
 from torchmae.errors import UserError, choose
-from torchmae.interop.exporting import EXPORTS, Subject, compare
+from torchmae.interop.exporting import EXPORTS, ExportInput, compare
 from torchmae.interop.names import to_plain
 from torchmae.models.mae import MAE
 from torchmae.models.weights import load, load_classifier, load_mae, read_weights
 from torchmae.report.model_card import card
 from torchmae.runfolder import kind_of, read_config
 from torchmae.tasks.export.config import Export
+
+logger = logging.getLogger(__name__)
 
 
 def run(config: Export) -> Path:
@@ -37,27 +40,39 @@ def run(config: Export) -> Path:
             lines = [line.replace(str(out), out.name) for line in lines]
         what, readme = config.only or kind_of(read_config(config.run)), folder / "README.md"
         readme.write_text(card(config.run, what, subject.encoder, classes, lines, note, folder))
-    print(f"{out}: compared with torchmae on 16 images: they differ {apart_by}. To load it:")
-    print("\n".join(f"  {line}" for line in made.lines))
+    logger.info(f"{out}: compared with torchmae on 16 images: they differ {apart_by}. To load it:")
+    logger.info("\n".join(f"  {line}" for line in made.lines))
     return out
 
 
-def open_run(config: Export) -> Subject:
+def open_run(config: Export) -> ExportInput:
     """The model of a run, or its encoder; a probe's BatchNorm becomes part of its head where weights are handed over."""
     described = read_config(config.run)
     kind, model = kind_of(described), described["model"]
-    weights = to_plain(read_weights(config.run, "best.safetensors" if config.best else "model.safetensors"))[1]
+    weights = to_plain(
+        read_weights(config.run, "best.safetensors" if config.best else "model.safetensors")
+    )[1]
     if model.get("encode_all") and not config.only:
-        raise UserError("mask tokens in the encoder are known to no other library: add --only encoder")
+        raise UserError(
+            "mask tokens in the encoder are known to no other library: add --only encoder"
+        )
     if config.only:
         kind, model = "encoder", {n: v for n, v in model.items() if n in ("encoder", "pool")}
-        weights = {n: w for n, w in weights.items() if not n.startswith(("decoder_", "mask_token", "head.", "bn."))}
-    loaders: dict[str, Callable[[str], nn.Module]] = {"mae": load_mae, "classifier": load_classifier, "encoder": load}
+        weights = {
+            n: w
+            for n, w in weights.items()
+            if not n.startswith(("decoder_", "mask_token", "head.", "bn."))
+        }
+    loaders: dict[str, Callable[[str], nn.Module]] = {
+        "mae": load_mae,
+        "classifier": load_classifier,
+        "encoder": load,
+    }
     if config.best:
         best = load_classifier(config.run, best=True)
         module: nn.Module = best.encoder if config.only else best
     else:
         module = loaders[kind](config.run)
     settings = described["config"]
-    ratio, crop = settings.get("mask_ratio", 0.75), settings.get("eval_crop", 1.0)
-    return Subject(module, weights, model, ratio, Path(config.out), crop)
+    ratio, crop = settings.get("mask_ratio", 0.75), settings.get("crop_pct", 1.0)
+    return ExportInput(module, weights, model, ratio, Path(config.out), crop)

@@ -13,7 +13,7 @@ from torchmae.options import check_numbers, parse_size, size_text
 from torchmae.runfolder import read_config
 from torchmae.tasks.pretrain import config as settings
 from torchmae.tasks.pretrain.config import check_training
-from torchmae.train.config import Plan
+from torchmae.train.config import TrainConfig
 from torchmae.train.distributed import World
 from torchmae.train.optim import OPTIMIZERS
 
@@ -74,16 +74,16 @@ class Finetune:
     """AdamW's second beta. Default: 0.999; 0.95 from scratch (paper)."""
     drop_path: float | None = None
     """Stochastic depth of the last block, growing from 0 at the first. Default: 0.1 where blocks are trained."""
-    magnitude: float | None = None
+    randaug_magnitude: float | None = None
     """Of RandAugment, 0 (off) to 10. Default: 9 (the paper's), 5 below 1,000 images; off for the head alone."""
-    erase: float | None = None
+    random_erasing: float | None = None
     """Probability of random erasing. Default: 0.25 (the reference's) from 1,000 images on, but not for the head alone, nor from
     scratch."""
     mixup: float | None = None
     """Mixup's alpha. Default: 0.8 where 1,000 images or more are trained on, else off."""
     cutmix: float | None = None
     """CutMix's alpha. Default: 1.0 where 1,000 images or more are trained on, else off."""
-    smoothing: float | None = None
+    label_smoothing: float | None = None
     """Label smoothing. Default: 0.1; off for the head alone."""
     ema: float | None = None
     """Decay of an average of the weights, which is what is validated and kept then; 0: off. Default: 0.9999 from scratch
@@ -96,7 +96,7 @@ class Finetune:
     """Mirror half of the crops (not for text or digits)."""
     validate_epochs: float | None = None
     """Epochs between two validations. Default: 1; more where there are fewer images to train on than to validate on."""
-    eval_crop: float = 1.0
+    crop_pct: float = 1.0
     """Share of the side that validation, evaluate and predict look at (the paper's recipes at 224 px: 0.875)."""
     seed: int = 0
     """Of split, subset, head, order and augmentation."""
@@ -106,7 +106,7 @@ class Finetune:
     """auto, cpu, cuda or cuda:N."""
     compile: bool = False
     """Use torch.compile."""
-    micro_batch: int | None = None
+    micro_batch_size: int | None = None
     """Images at a time on a device. Default: all of the batch, or what fits."""
     workers: int | None = None
     """Processes that load images."""
@@ -115,7 +115,7 @@ class Finetune:
 
 
 # What may differ when a run goes on, since the weights do not depend on it ("data": its fingerprint decides).
-FREE = {"data", "val", "out", "device", "compile", "micro_batch", "workers", "save_minutes"}
+FREE = {"data", "val", "out", "device", "compile", "micro_batch_size", "workers", "save_minutes"}
 
 
 class Choice(NamedTuple):
@@ -130,26 +130,57 @@ def check(config: Finetune) -> None:
     check_numbers(
         config,
         (
-            *("epochs", "batch_size", "patch_size", "channels", "labels_per_class", "layer_decay", "micro_batch"),
+            *(
+                "epochs",
+                "batch_size",
+                "patch_size",
+                "channels",
+                "labels_per_class",
+                "layer_decay",
+                "micro_batch_size",
+            ),
             "validate_epochs",
         ),
         (
-            *("base_lr", "min_lr", "weight_decay", "warmup_epochs", "workers", "seed", "clip_grad", "mixup", "cutmix"),
+            *(
+                "base_lr",
+                "min_lr",
+                "weight_decay",
+                "warmup_epochs",
+                "workers",
+                "seed",
+                "clip_grad",
+                "mixup",
+                "cutmix",
+            ),
             *("ema", "beta2"),
         ),
     )
-    for name in ("val_fraction", "smoothing", "drop_path", "erase", "ema", "beta2", "eval_crop", "layer_decay"):
-        value, whole = getattr(config, name), name in ("erase", "eval_crop", "layer_decay")
+    for name in (
+        "val_fraction",
+        "label_smoothing",
+        "drop_path",
+        "random_erasing",
+        "ema",
+        "beta2",
+        "crop_pct",
+        "layer_decay",
+    ):
+        value, whole = getattr(config, name), name in ("random_erasing", "crop_pct", "layer_decay")
         if value is not None and not (0 <= value <= 1 if whole else 0 <= value < 1):
             raise UserError(
                 f"--{name.replace('_', '-')} {value}: a share, {'0 to 1' if whole else '0 or more, below 1'}"
             )
     if config.val == config.data:
-        raise UserError(f"--val {config.val} is the data that is trained on: leave it out, and a share is held out")
-    if config.val_fraction == 0 or config.eval_crop == 0:
-        raise UserError(f"--{'val-fraction' if config.val_fraction == 0 else 'eval-crop'} 0: must be more than 0")
-    if config.magnitude is not None and not 0 <= config.magnitude <= 10:
-        raise UserError(f"--magnitude {config.magnitude}: 0 (off) to 10")
+        raise UserError(
+            f"--val {config.val} is the data that is trained on: leave it out, and a share is held out"
+        )
+    if config.val_fraction == 0 or config.crop_pct == 0:
+        raise UserError(
+            f"--{'val-fraction' if config.val_fraction == 0 else 'eval-crop'} 0: must be more than 0"
+        )
+    if config.randaug_magnitude is not None and not 0 <= config.randaug_magnitude <= 10:
+        raise UserError(f"--randaug-magnitude {config.randaug_magnitude}: 0 (off) to 10")
     check_training(config)
     if config.pool is not None and config.pool not in POOLS:
         raise UserError(f"--pool {config.pool}: {' or '.join(POOLS)}")
@@ -158,23 +189,39 @@ def check(config: Finetune) -> None:
     if config.run == "none":
         like = architecture(config.model)
         if config.patch_size and like.get("patch_size", config.patch_size) != config.patch_size:
-            raise UserError(f"--patch-size {config.patch_size}: that of {config.model} is {like['patch_size']}")
+            raise UserError(
+                f"--patch-size {config.patch_size}: that of {config.model} is {like['patch_size']}"
+            )
         if config.train != "all":
-            raise UserError(f"--train {config.train}: from scratch (run none) everything has to be trained")
+            raise UserError(
+                f"--train {config.train}: from scratch (run none) everything has to be trained"
+            )
     elif config.model is not None or config.patch_size is not None:
-        flag = f"--model {config.model}" if config.model is not None else f"--patch-size {config.patch_size}"
-        raise UserError(f"{flag} is for training from scratch (run none); {config.run} has an encoder of its own")
-    if config.train == "head" and 1 in (config.batch_size, config.micro_batch):
-        raise UserError("a probe's BatchNorm needs more than one image at a time: --batch-size 2 or more")
-    if config.train == "head" and config.micro_batch is not None:
-        raise UserError(f"--micro-batch {config.micro_batch}: a probe's BatchNorm sees the whole batch; leave it out")
+        flag = (
+            f"--model {config.model}"
+            if config.model is not None
+            else f"--patch-size {config.patch_size}"
+        )
+        raise UserError(
+            f"{flag} is for training from scratch (run none); {config.run} has an encoder of its own"
+        )
+    if config.train == "head" and 1 in (config.batch_size, config.micro_batch_size):
+        raise UserError(
+            "a probe's BatchNorm needs more than one image at a time: --batch-size 2 or more"
+        )
+    if config.train == "head" and config.micro_batch_size is not None:
+        raise UserError(
+            f"--micro-batch-size {config.micro_batch_size}: a probe's BatchNorm sees the whole batch; leave it out"
+        )
     if config.image_size is not None:
         parse_size(config.image_size)
 
 
 def plain(config: Finetune, **changes: Any) -> Finetune:
     """One fine-tuning of a verb that runs several: of its settings those of `Finetune`, with changes."""
-    return Finetune(**{**{field.name: getattr(config, field.name) for field in fields(Finetune)}, **changes})
+    return Finetune(
+        **{**{field.name: getattr(config, field.name) for field in fields(Finetune)}, **changes}
+    )
 
 
 def architecture(model: str | None) -> dict[str, Any]:
@@ -183,15 +230,22 @@ def architecture(model: str | None) -> dict[str, Any]:
     if not os.path.isdir(model):
         return dict(size_of(model))
     described = read_config(model)["model"]["encoder"]
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in described.items()}
+    return {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in described.items()
+    }
 
 
-def choices(config: Finetune, images: int, val_images: int, size: tuple[int, int], world: World) -> dict[str, Choice]:
+def choices(
+    config: Finetune, images: int, val_images: int, size: tuple[int, int], world: World
+) -> dict[str, Choice]:
     """What is taken for the settings that are left open: length, strength and learning rate follow from the number of
     labelled images; the rest is the paper's (Table 9; Table 10 for the head alone, Table 11 from scratch)."""
     open_now = {name for name, value in vars(config).items() if value is None}
     return {
-        name: choice for name, choice in everything(config, images, val_images, size, world).items() if name in open_now
+        name: choice
+        for name, choice in everything(config, images, val_images, size, world).items()
+        if name in open_now
     }
 
 
@@ -207,10 +261,13 @@ def everything(
     few = "mixing needs many images, there are fewer than 1,000"
     mild = "milder than the paper's 9: with fewer than 1,000 images there are few steps to learn from strong changes"
     common = {
-        "image_size": Choice(size_text(size), "that of the run" if config.run != "none" else "the images' size"),
+        "image_size": Choice(
+            size_text(size), "that of the run" if config.run != "none" else "the images' size"
+        ),
         "batch_size": Choice(batch, f"for {images} images on {'a GPU' if on_gpu else 'a CPU'}"),
         "epochs": Choice(
-            float(epochs), f"{epochs * images:,.0f} crops; {budget:,} are aimed at, within 20 to 100 epochs"
+            float(epochs),
+            f"{epochs * images:,.0f} crops; {budget:,} are aimed at, within 20 to 100 epochs",
         ),
         "validate_epochs": Choice(
             float(max(1, round(val_images / images))),
@@ -224,7 +281,9 @@ def everything(
         lars = config.optimizer == "lars" or (config.optimizer is None and batch >= 4096)
         return common | {
             "pool": Choice("token", "the paper's linear probe"),
-            "optimizer": Choice("lars" if lars else "sgd", f"{batch} images a step; LARS is for 4,096 and more"),
+            "optimizer": Choice(
+                "lars" if lars else "sgd", f"{batch} images a step; LARS is for 4,096 and more"
+            ),
             "base_lr": Choice(0.1, "the paper's")
             if lars
             else Choice(1.0, "SGD bears more than the paper's 0.1 for LARS"),
@@ -233,18 +292,25 @@ def everything(
             "beta2": Choice(0.999, "not used"),
             "drop_path": Choice(0.0, "the encoder is frozen"),
             "ema": Choice(0.0, "the paper's"),
-            **{name: Choice(0.0, "a probe sees crops and flips only") for name in ("magnitude", "erase", "smoothing")},
-            **{name: Choice(0.0, "a probe sees crops and flips only") for name in ("mixup", "cutmix")},
+            **{
+                name: Choice(0.0, "a probe sees crops and flips only")
+                for name in ("randaug_magnitude", "random_erasing", "label_smoothing")
+            },
+            **{
+                name: Choice(0.0, "a probe sees crops and flips only")
+                for name in ("mixup", "cutmix")
+            },
         }
     strong = {
         "pool": Choice("mean", "the reference's default"),
         "optimizer": Choice("adamw", "the paper's"),
         "base_lr": Choice(
-            1e-3 * (1024 / batch) ** 0.5, "the paper's 1e-3 at 1,024 a step, falling with the root of the batch"
+            1e-3 * (1024 / batch) ** 0.5,
+            "the paper's 1e-3 at 1,024 a step, falling with the root of the batch",
         ),
         "drop_path": Choice(0.1, "the paper's"),
-        "magnitude": Choice(9.0 if many else 5.0, "the paper's" if many else mild),
-        "smoothing": Choice(0.1, "the paper's"),
+        "randaug_magnitude": Choice(9.0 if many else 5.0, "the paper's" if many else mild),
+        "label_smoothing": Choice(0.1, "the paper's"),
         "mixup": Choice(0.8 if many else 0.0, "the paper's" if many else few),
         "cutmix": Choice(1.0 if many else 0.0, "the paper's" if many else few),
     }
@@ -255,11 +321,13 @@ def everything(
             common
             | strong
             | {
-                "patch_size": Choice(patch, "that of --model" if like else "at most 144 patches, or 16 px"),
+                "patch_size": Choice(
+                    patch, "that of --model" if like else "at most 144 patches, or 16 px"
+                ),
                 "weight_decay": Choice(0.3, "the paper's from scratch"),
                 "layer_decay": Choice(1.0, "nothing is pre-trained"),
                 "beta2": Choice(0.95, "the paper's from scratch"),
-                "erase": Choice(0.0, "the paper's from scratch"),
+                "random_erasing": Choice(0.0, "the paper's from scratch"),
                 "ema": Choice(0.9999, "the paper's from scratch"),
             }
         )
@@ -270,7 +338,9 @@ def everything(
             "weight_decay": Choice(0.05, "the paper's"),
             "layer_decay": Choice(0.75, "the paper's"),
             "beta2": Choice(0.999, "the paper's"),
-            "erase": Choice(0.25 if many else 0.0, "the reference's" if many else "off below 1,000 images"),
+            "random_erasing": Choice(
+                0.25 if many else 0.0, "the reference's" if many else "off below 1,000 images"
+            ),
             "ema": Choice(0.0, "the paper's"),
         }
     )
@@ -280,10 +350,10 @@ def resolve(config: Finetune, chosen: dict[str, Choice], images: int) -> Finetun
     """The settings with nothing left open. `UserError` for a batch larger than the data set."""
     config = replace(config, **{name: choice.value for name, choice in chosen.items()})
     config = replace(config, image_size=size_text(parse_size(config.image_size or 0)))
-    mixes, micro = config.mixup or config.cutmix, config.micro_batch
+    mixes, micro = config.mixup or config.cutmix, config.micro_batch_size
     if mixes and micro and (micro % 2 or (config.batch_size or 0) % micro):
         raise UserError(
-            f"--micro-batch {micro}: mixup and CutMix pair neighbours, so it must be even and divide the batch of "
+            f"--micro-batch-size {micro}: mixup and CutMix pair neighbours, so it must be even and divide the batch of "
             f"{config.batch_size} (or switch them off: --mixup 0 --cutmix 0)"
         )
     if config.batch_size and config.batch_size > images:
@@ -295,7 +365,7 @@ def resolve(config: Finetune, chosen: dict[str, Choice], images: int) -> Finetun
 
 def describe(
     config: Finetune,
-    plan: Plan,
+    plan: TrainConfig,
     counts: tuple[int, int],
     model: Classifier,
     moved: int,

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -18,7 +19,7 @@ from torchmae.data.augment import StrongAugment
 from torchmae.data.labels import LabelledSets, labelled_sets
 from torchmae.data.loader import Batches
 from torchmae.data.scan import scan_and_report
-from torchmae.data.transforms import Augment
+from torchmae.data.transforms import RandomResizedCropFlip
 from torchmae.disk import write_text
 from torchmae.errors import UserError
 from torchmae.eval.classification import scores
@@ -30,16 +31,26 @@ from torchmae.models.weights import load, seeded
 from torchmae.options import parse_size, size_text
 from torchmae.report.curves import draw_curves
 from torchmae.runfolder import checkpoints, name_of, prepare, read_config, resume, write_config
-from torchmae.tasks.finetune.config import FREE, Choice, architecture, check, choices, describe, resolve
+from torchmae.tasks.finetune.config import (
+    FREE,
+    Choice,
+    architecture,
+    check,
+    choices,
+    describe,
+    resolve,
+)
 from torchmae.tasks.finetune.config import Finetune as Finetune
 from torchmae.tasks.finetune.task import ClassifyTask
 from torchmae.tasks.pretrain.config import asked, side_of
 from torchmae.train.checkpoint import lock
-from torchmae.train.config import Plan
+from torchmae.train.config import TrainConfig
 from torchmae.train.distributed import World, start
 from torchmae.train.loop import fit
 from torchmae.train.optim import peak_lr
 from torchmae.version import command
+
+logger = logging.getLogger(__name__)
 
 MEASURED = ("best.json", "best.safetensors", "last.json", "results.json")
 
@@ -55,7 +66,9 @@ def run(config: Finetune, quiet: bool = False) -> Path:
     if config.run != "none" and not checkpoints(out):
         blocks_of(config.train, read_config(config.run)["model"]["encoder"]["depth"])
     with start(config.device) as world, ExitStack() as stack:
-        data = labelled_sets(config.data, config.val, config.val_fraction, config.labels_per_class, config.seed)
+        data = labelled_sets(
+            config.data, config.val, config.val_fraction, config.labels_per_class, config.seed
+        )
         goes_on = prepare(out, config.data, world)
         world.on_main(lambda: stack.enter_context(lock(out)))
         labels = repr((data.classes, data.train_labels.tolist(), data.val_labels.tolist()))
@@ -70,7 +83,11 @@ def run(config: Finetune, quiet: bool = False) -> Path:
             pretrained = None if config.run == "none" else load(config.run)
             channels = channels_of(config, data, pretrained)
             found = world.on_main(lambda: scan_and_report(data.train, channels, out))
-            known = pretrained.image_size if pretrained else architecture(config.model).get("image_size")
+            known = (
+                pretrained.image_size
+                if pretrained
+                else architecture(config.model).get("image_size")
+            )
             default_size = size_text(known) if known else side_of(found)
             size = parse_size(config.image_size or default_size)
             chosen = choices(config, len(data.train), len(data.val), size, world)
@@ -80,7 +97,9 @@ def run(config: Finetune, quiet: bool = False) -> Path:
                 if pretrained is None or channels != encoder.channels:
                     encoder.adapt(channels, found.mean, found.std)
                 model = build(config, encoder, data.classes)
-            world.on_main(lambda: write_config(out, "finetune", asdict(config), identity, model.config()))
+            world.on_main(
+                lambda: write_config(out, "finetune", asdict(config), identity, model.config())
+            )
         return train(config, data, model, out, world, chosen, quiet)
 
 
@@ -108,7 +127,9 @@ def channels_of(config: Finetune, data: LabelledSets, pretrained: ViT | None) ->
     have = data.train.channels
     want = config.channels or have
     if want != have and {want, have} != {1, 3}:
-        raise UserError(f"--channels {want}: {config.data} has {have}, and only grey and colour convert to each other")
+        raise UserError(
+            f"--channels {want}: {config.data} has {have}, and only grey and colour convert to each other"
+        )
     if pretrained is not None and config.channels is None and have != pretrained.channels:
         n = pretrained.channels
         convert = f"--channels {n} converts the images; " if {n, have} == {1, 3} else ""
@@ -154,32 +175,58 @@ def train(
         moved = sum(p.numel() for p in task.parameters() if p.requires_grad)
         where = f"{world.device.type}, {config.precision}, {world.size} process{'es' * (world.size > 1)}, to {out}"
         counts = (len(data.train), len(data.val))
-        print(describe(config, plan, counts, model, moved, chosen, where), flush=True)
+        logger.info(describe(config, plan, counts, model, moved, chosen, where))
     encoder = model.encoder
-    crop = Augment(encoder.image_size, config.seed, config.crop_scale, config.flip)
-    augment = StrongAugment(crop, config.magnitude or 0.0, config.erase or 0.0, encoder.mean, encoder.std)
+    crop = RandomResizedCropFlip(encoder.image_size, config.seed, config.crop_scale, config.flip)
+    augment = StrongAugment(
+        crop,
+        config.randaug_magnitude or 0.0,
+        config.random_erasing or 0.0,
+        encoder.mean,
+        encoder.std,
+    )
     assert config.batch_size
-    batches = Batches(data.train, augment, config.batch_size, encoder.channels, config.seed, world.rank, world.size)
+    batches = Batches(
+        data.train,
+        augment,
+        config.batch_size,
+        encoder.channels,
+        config.seed,
+        world.rank,
+        world.size,
+    )
     validation = Validation(model, data, out, world)
     fit(task, batches, plan, out, world, [validation])
-    if world.on_main(lambda: validation.step() != plan.steps):  # a kill came between the last save and its validation
+    if world.on_main(
+        lambda: validation.step() != plan.steps
+    ):  # a kill came between the last save and its validation
         task.eval()
         with torch.no_grad():
             list(validation(plan.steps))
     world.on_main(lambda: draw_curves(out))
     said = world.on_main(lambda: summary(out, plan, len(data.val)))  # writes results.json too
     if world.is_main and not quiet:
-        print(said, flush=True)
+        logger.info(said)
     return out
 
 
-def plan_of(config: Finetune, images: int) -> Plan:
+def plan_of(config: Finetune, images: int) -> TrainConfig:
     """The steps of a training on so many images."""
-    assert config.epochs and config.batch_size and config.base_lr is not None and config.warmup_epochs is not None
-    assert config.weight_decay is not None and config.beta2 is not None and config.precision and config.optimizer
+    assert (
+        config.epochs
+        and config.batch_size
+        and config.base_lr is not None
+        and config.warmup_epochs is not None
+    )
+    assert (
+        config.weight_decay is not None
+        and config.beta2 is not None
+        and config.precision
+        and config.optimizer
+    )
     assert config.workers is not None
     steps_per_epoch = images / config.batch_size
-    return Plan(
+    return TrainConfig(
         steps=max(1, round(config.epochs * steps_per_epoch)),
         warmup_steps=round(config.warmup_epochs * steps_per_epoch),
         lr=peak_lr(config.base_lr, config.batch_size),
@@ -189,7 +236,7 @@ def plan_of(config: Finetune, images: int) -> Plan:
         precision=config.precision,
         compile=config.compile,
         workers=config.workers,
-        micro_batch=config.micro_batch,
+        micro_batch_size=config.micro_batch_size,
         save_minutes=config.save_minutes,
         evaluate_steps=max(1.0, (config.validate_epochs or 1) * steps_per_epoch),
         least_lr=config.min_lr,
@@ -220,10 +267,14 @@ class Validation:
         encoder, look = self.model.encoder, logits_of(self.model, self.world.device)
         size = len(self.data.val) * encoder.channels * encoder.image_size[0] * encoder.image_size[1]
         if size > IN_MEMORY:
-            ids, (found,), _ = collect(self.data.val, encoder, str(self.out), [look], self.world.device)
+            ids, (found,), _ = collect(
+                self.data.val, encoder, str(self.out), [look], self.world.device
+            )
             return ids, found
         if self.kept is None:
-            ids, (images,), _ = collect(self.data.val, encoder, str(self.out), [lambda x: x], self.world.device)
+            ids, (images,), _ = collect(
+                self.data.val, encoder, str(self.out), [lambda x: x], self.world.device
+            )
             self.kept = ids, images
         return self.kept[0], torch.cat([look(images) for images in self.kept[1].split(64)])
 
@@ -236,13 +287,16 @@ class Validation:
             best = self.out / "best.json"
             if not best.exists() or json.loads(best.read_text())["top1"] < result.top1:
                 partial = self.out / ".best.partial"
-                save_file({name: value.contiguous() for name, value in self.model.state_dict().items()}, partial)
+                save_file(
+                    {name: value.contiguous() for name, value in self.model.state_dict().items()},
+                    partial,
+                )
                 partial.replace(self.out / "best.safetensors")
                 write_text(best, text)
         yield "accuracy", result.top1
 
 
-def summary(out: Path, plan: Plan, images: int) -> str:
+def summary(out: Path, plan: TrainConfig, images: int) -> str:
     """What was made and how good it is; the same goes to results.json."""
     best, last = (json.loads((out / f"{name}.json").read_text()) for name in ("best", "last"))
     path = out / "results.json"
@@ -251,9 +305,7 @@ def summary(out: Path, plan: Plan, images: int) -> str:
     write_text(path, json.dumps(results, indent=1))
     mae, flattering = command(), ", which is the best one too"
     if best["step"] != last["step"]:
-        flattering = (
-            f", best epoch {best['top1']:.1%} (step {best['step']}; chosen on these same images, so it flatters)"
-        )
+        flattering = f", best epoch {best['top1']:.1%} (step {best['step']}; chosen on these same images, so it flatters)"
     return "\n".join(
         [
             f"Done: {plan.steps} steps. Accuracy{' of the averaged weights' if plan.ema else ''} on {images} validation "

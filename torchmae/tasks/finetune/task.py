@@ -15,16 +15,16 @@ from torchmae.tasks.finetune.config import Finetune as Finetune
 class ClassifyTask(nn.Module):
     """Cross-entropy on smoothed, possibly mixed labels; only what `train` names is moved, the rest stays in eval mode."""
 
-    aside: frozenset[str] = frozenset()
+    exclude_from_grad_norm: frozenset[str] = frozenset()
 
     def __init__(self, model: Classifier, labels: Int64[Tensor, "N"], config: Finetune):
         super().__init__()
         self.model, self.config = model, config
         self.labels: Tensor
         self.register_buffer("labels", labels, persistent=False)
-        self.moving = set(trainable(model, config.train))
+        self.trained = set(trainable(model, config.train))
         for name, parameter in model.named_parameters():  # the positions too, as in the reference
-            parameter.requires_grad_(name in self.moving)
+            parameter.requires_grad_(name in self.trained)
         model.encoder.set_drop_path(config.drop_path or 0.0)
 
     def layers(self) -> list[nn.Module]:
@@ -33,16 +33,22 @@ class ClassifyTask(nn.Module):
     def train(self, mode: bool = True) -> "ClassifyTask":
         super().train(mode)
         for name, module in self.model.encoder.named_modules():
-            inside = [n for n in self.moving if n.startswith(f"encoder.{name}." if name else "encoder.")]
+            inside = [
+                n for n in self.trained if n.startswith(f"encoder.{name}." if name else "encoder.")
+            ]
             if not inside:
                 module.eval()
         return self
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         config, count = self.config, len(self.model.classes)
-        images, smooth = self.model.encoder.normalize(batch.images), config.smoothing or 0.0
-        targets = F.one_hot(self.labels[batch.sample], count).float() * (1 - smooth) + smooth / count
-        images, targets = mix(images, targets, config.mixup or 0.0, config.cutmix or 0.0, config.seed, batch.step)
+        images, smooth = self.model.encoder.normalize(batch.images), config.label_smoothing or 0.0
+        targets = (
+            F.one_hot(self.labels[batch.sample], count).float() * (1 - smooth) + smooth / count
+        )
+        images, targets = mix(
+            images, targets, config.mixup or 0.0, config.cutmix or 0.0, config.seed, batch.step
+        )
         return {"loss": F.cross_entropy(self.model(images, self.draws(batch)).float(), targets)}
 
     def draws(self, batch: Batch) -> Float[Tensor, "B depth 2"]:

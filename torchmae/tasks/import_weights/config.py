@@ -28,5 +28,5 @@ class Import:
     """As mean."""
     classes: str | None = None
     """A file with a classifier's class names, one a line. Default: the source's, else 0, 1, ..."""
-    eval_crop: float | None = None
+    crop_pct: float | None = None
     """Share of an image's sides that evaluation sees. Default: the source's, else as the reference measures, else 1."""

@@ -1,5 +1,6 @@
 """`mae import`: weights of other libraries as a run folder, with a proof that they fit."""
 
+import logging
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -15,6 +16,8 @@ from torchmae.models.weights import build, load_weights
 from torchmae.runfolder import kind_of, write_config
 from torchmae.tasks.import_weights.config import Import
 
+logger = logging.getLogger(__name__)
+
 
 def run(config: Import) -> Path:
     """Imports, proves and writes; the run folder."""
@@ -24,18 +27,28 @@ def run(config: Import) -> Path:
     found = open_weights(config.source, config.image_size)
     layout, plain, unused = to_plain(found.weights)
     model = describe(config, plain, found.facts, report)
-    module = {"mae": MAE.build, "classifier": Classifier.build, "encoder": lambda c: build_encoder(c["encoder"])}
-    eval_crop, why = crop_of(config.eval_crop, found.facts, layout, model)
-    report.note("crop", f"evaluation sees {eval_crop:g} of an image's sides ({why})")
+    module = {
+        "mae": MAE.build,
+        "classifier": Classifier.build,
+        "encoder": lambda c: build_encoder(c["encoder"]),
+    }
+    crop_pct, why = crop_of(config.crop_pct, found.facts, layout, model)
+    report.note("crop", f"evaluation sees {crop_pct:g} of an image's sides ({why})")
     kind = kind_of({"model": model})
     weights = to_ours(plain, model)
     made: nn.Module = build(module[kind], model, config.source)
-    own = weights if kind != "encoder" else {n.removeprefix("encoder."): w for n, w in weights.items()}
+    own = (
+        weights
+        if kind != "encoder"
+        else {n.removeprefix("encoder."): w for n, w in weights.items()}
+    )
     load_weights(made, own, config.source)
     if unused:
         report.note("left out", ", ".join(unused))
     if len(weights) > len(plain):
-        report.note("added", f"{len(weights) - len(plain)} tensors of zeros, which the source does without")
+        report.note(
+            "added", f"{len(weights) - len(plain)} tensors of zeros, which the source does without"
+        )
     compare(made.eval(), found, report)
     encoder = model["encoder"]
     settings = {
@@ -49,13 +62,19 @@ def run(config: Import) -> Path:
         "mask_ratio": found.facts.get("mask_ratio", 0.75),
         "max_megapixels": 100.0,
         "white": 65535,
-        "eval_crop": eval_crop,
+        "crop_pct": crop_pct,
     }
     with whole_folder(out) as folder:
         save_file(weights, folder / "model.safetensors")
         write_config(folder, "import", settings, None, model)
-    print(f"{config.source}: {kind} in the layout of {layout}, {len(found.weights)} tensors, {len(plain)} mapped")
-    print("\n".join(report.lines))
-    nexts = {"mae": "reconstruct {} IMAGE...", "classifier": "evaluate {} LABELLED", "encoder": "embed {} DATA"}
-    print(f"Made: {out / 'model.safetensors'}\nNext:\n  mae {nexts[kind].format(out)}")
+    logger.info(
+        f"{config.source}: {kind} in the layout of {layout}, {len(found.weights)} tensors, {len(plain)} mapped"
+    )
+    logger.info("\n".join(report.lines))
+    nexts = {
+        "mae": "reconstruct {} IMAGE...",
+        "classifier": "evaluate {} LABELLED",
+        "encoder": "embed {} DATA",
+    }
+    logger.info(f"Made: {out / 'model.safetensors'}\nNext:\n  mae {nexts[kind].format(out)}")
     return out

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import logging
 import os
 import shlex
 import shutil
@@ -46,13 +47,15 @@ from torchmae.data.sources.packed import (
 )
 from torchmae.data.sources.source import Source, suffix_of
 from torchmae.data.sources.tars import Tars
-from torchmae.data.transforms import Crop, Pixels, cut
+from torchmae.data.transforms import Crop, Pixels, resized_crop
 from torchmae.disk import write_text
 from torchmae.errors import RunError, UserError
 from torchmae.runfolder import identity
 from torchmae.tasks.pack.config import Pack
 from torchmae.train.checkpoint import lock
 from torchmae.version import command
+
+logger = logging.getLogger(__name__)
 
 
 def run(config: Pack) -> Path:
@@ -65,14 +68,18 @@ def run(config: Pack) -> Path:
     source, out = open_source(config.data), Path(config.out)
     with suppress(OSError, BadImage):
         if not isinstance(source.read(0), bytes):
-            raise UserError(f"mae pack packs image files, but {config.data} gives pixels: train on it as it is")
+            raise UserError(
+                f"mae pack packs image files, but {config.data} gives pixels: train on it as it is"
+            )
     check_out(out, config.data)
     header = {"settings": settings_of(config), "data": identity(source)}
     if (out / INDEX).exists():
         compare(out, read_header(out), header)
         open_packed(str(out))
         shutil.rmtree(out / PROGRESS, ignore_errors=True)  # a kill came between the index and this
-        print(f"{out} is finished: nothing to do. mae pack --verify {out} compares the shards with their SHA-256.")
+        logger.info(
+            f"{out} is finished: nothing to do. mae pack --verify {out} compares the shards with their SHA-256."
+        )
         return out
     try:
         (out / PROGRESS).mkdir(parents=True, exist_ok=True)
@@ -87,7 +94,8 @@ def run(config: Pack) -> Path:
             shutil.rmtree(out / PROGRESS, ignore_errors=True)
     except KeyboardInterrupt as error:
         raise RunError(
-            f"interrupted: the finished shards in {out} stay, the same command goes on after them", 130
+            f"interrupted: the finished shards in {out} stay, the same command goes on after them",
+            130,
         ) from error
     except OSError as error:  # what cannot be read is a bad file, so this is about writing
         raise RunError(
@@ -97,7 +105,7 @@ def run(config: Pack) -> Path:
     finally:
         torch.set_num_threads(before)
     seconds, again = time.monotonic() - began, f"{command()} pretrain {shlex.quote(str(out))}"
-    print(f"{text}\nTook {seconds:.1f} s, {fresh / seconds:.0f} files/s.\nNext: {again}")
+    logger.info(f"{text}\nTook {seconds:.1f} s, {fresh / seconds:.0f} files/s.\nNext: {again}")
     return out
 
 
@@ -121,18 +129,26 @@ def check_out(out: Path, data: str) -> None:
     folder = Path(data).expanduser()
     if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
         better = os.path.relpath(f"{folder.resolve()}-shards")
-        raise UserError(f"--out {out} lies inside the data ({data}): name a folder outside, such as --out {better}")
+        raise UserError(
+            f"--out {out} lies inside the data ({data}): name a folder outside, such as --out {better}"
+        )
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file: name a folder")
     if out.is_dir() and not is_packed(str(out)):
         strange = sorted(p.name for p in out.iterdir() if p.name != PROGRESS)
         if strange:
-            raise UserError(f"--out {out} holds other things ({strange[0]}, ...): name a new folder")
+            raise UserError(
+                f"--out {out} holds other things ({strange[0]}, ...): name a new folder"
+            )
 
 
 def settings_of(config: Pack) -> dict[str, Any]:
     """What the shards depend on."""
-    return {name: value for name, value in asdict(config).items() if name not in ("data", "out", "workers", "verify")}
+    return {
+        name: value
+        for name, value in asdict(config).items()
+        if name not in ("data", "out", "workers", "verify")
+    }
 
 
 @contextmanager
@@ -141,7 +157,9 @@ def only_process(out: Path) -> Iterator[None]:
         try:
             stack.enter_context(lock(out / PROGRESS))
         except UserError as error:
-            raise UserError(f"another process is packing into {out}: wait for it, or choose another --out") from error
+            raise UserError(
+                f"another process is packing into {out}: wait for it, or choose another --out"
+            ) from error
         yield
 
 
@@ -157,12 +175,18 @@ def begin(out: Path, header: dict[str, Any]) -> None:
 def compare(out: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
     """`UserError` naming every difference between what was packed into `out` and what is asked for."""
     was, settings = before["settings"], now["settings"]
-    wrong = [f"{name} was {was.get(name)}, is {settings[name]}" for name in settings if was.get(name) != settings[name]]
+    wrong = [
+        f"{name} was {was.get(name)}, is {settings[name]}"
+        for name in settings
+        if was.get(name) != settings[name]
+    ]
     counts = [facts["data"]["count"] for facts in (before, now)]
     if counts[0] != counts[1]:
         wrong.append(f"the data had {counts[0]} files, has {counts[1]}")
     elif before["data"] != now["data"]:
-        wrong.append(f"the data has {counts[0]} files as before, but not the same ones (names or sizes differ)")
+        wrong.append(
+            f"the data has {counts[0]} files as before, but not the same ones (names or sizes differ)"
+        )
     if wrong:
         raise UserError(
             f"{out} was packed otherwise: {'; '.join(wrong)}. Repeat its command to go on, or choose another --out"
@@ -197,13 +221,20 @@ def write_shards(source: Source, config: Pack, out: Path) -> tuple[list[dict[str
     clear(out, len(done))
     start, count = done[-1]["stop"] if done else 0, len(source)
     if done:
-        print(f"{out}: {len(done)} shards are finished; going on after {start} of {count} files", flush=True)
+        logger.info(
+            f"{out}: {len(done)} shards are finished; going on after {start} of {count} files"
+        )
     inner = isinstance(source, Files) and source.labels is None and divided(config.data) is not None
-    made = in_order(lambda i: prepare(source, i, config), range(start, count), config.workers or os.cpu_count() or 1)
+    made = in_order(
+        lambda i: prepare(source, i, config),
+        range(start, count),
+        config.workers or os.cpu_count() or 1,
+    )
     shard, notes = None, Notes()
     try:
         for i, item in enumerate(
-            tqdm(made, "pack", count, initial=start, unit=" images", disable=None, leave=False), start
+            tqdm(made, "pack", count, initial=start, unit=" images", disable=None, leave=False),
+            start,
         ):
             first = digests.setdefault(item.digest, i) if not item.reason else i
             if item.reason:
@@ -232,7 +263,9 @@ class Notes:
 
     original_bytes: int = 0  # of the files that were taken
     bad: list[tuple[str, str]] = field(default_factory=list)  # name, reason
-    duplicates: list[tuple[str, str]] = field(default_factory=list)  # name, and the name of the first such file
+    duplicates: list[tuple[str, str]] = field(
+        default_factory=list
+    )  # name, and the name of the first such file
 
 
 def in_order(function: Callable[[int], Item], numbers: range, threads: int) -> Iterator[Item]:
@@ -264,21 +297,31 @@ def prepare(source: Source, i: int, config: Pack) -> Item:
         return Item(data, missing, pixels.shape[:2], digest, len(data))
     smaller = shrink(pixels, config.size)
     missing = "" if ending in (".jpg", ".jpeg") else ".jpg"
-    return Item(encode(smaller, config.quality or 90), missing, smaller.shape[:2], digest, len(data))
+    return Item(
+        encode(smaller, config.quality or 90), missing, smaller.shape[:2], digest, len(data)
+    )
 
 
 def shrink(image: Pixels, size: int) -> UInt8[np.ndarray, "h w C"]:
     """The whole image with a short side of `size`, by the antialiased bicubic filter of all other resizing."""
     height, width = image.shape[:2]
     to = tuple(max(1, round(side * size / min(height, width))) for side in (height, width))
-    return cut(image, Crop(0, 0, height, width, False), (to[0], to[1])).permute(1, 2, 0).numpy()
+    return (
+        resized_crop(image, Crop(0, 0, height, width, False), (to[0], to[1]))
+        .permute(1, 2, 0)
+        .numpy()
+    )
 
 
 def encode(pixels: UInt8[np.ndarray, "h w 3"], quality: int) -> bytes:
     """A JPEG; a grey one where all channels are alike."""
-    grey = np.array_equal(pixels[..., 0], pixels[..., 1]) and np.array_equal(pixels[..., 0], pixels[..., 2])
+    grey = np.array_equal(pixels[..., 0], pixels[..., 1]) and np.array_equal(
+        pixels[..., 0], pixels[..., 2]
+    )
     out = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels[..., 0] if grey else pixels)).save(out, "JPEG", quality=quality)
+    Image.fromarray(np.ascontiguousarray(pixels[..., 0] if grey else pixels)).save(
+        out, "JPEG", quality=quality
+    )
     return out.getvalue()
 
 
@@ -300,7 +343,9 @@ def label_of(source: Source, i: int, inner: bool) -> str:
 
 
 def hashed(name: str) -> int:
-    return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest())
+    return int.from_bytes(
+        hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    )
 
 
 def free(name: str, taken: set[int]) -> str:
@@ -314,21 +359,30 @@ def free(name: str, taken: set[int]) -> str:
     return name
 
 
-def finish(source: Source, config: Pack, out: Path, done: list[dict[str, Any]], header: dict[str, Any]) -> str:
+def finish(
+    source: Source, config: Pack, out: Path, done: list[dict[str, Any]], header: dict[str, Any]
+) -> str:
     """Writes the lists of bad files and duplicates and the index, and says what there is now."""
     bad = [*source.unusable, *((name, reason) for facts in done for name, reason in facts["bad"])]
     duplicates = [pair for facts in done for pair in facts["duplicates"]]
     original = sum(facts["original_bytes"] for facts in done)
     *shards, _ = done
     if not shards:
-        raise UserError(f"none of the {len(source)} files can be read; the first: {bad[0][0]}: {bad[0][1]}")
-    for name, keys, rows in (("bad-files", ("file", "reason"), bad), ("duplicates", ("file", "same_as"), duplicates)):
+        raise UserError(
+            f"none of the {len(source)} files can be read; the first: {bad[0][0]}: {bad[0][1]}"
+        )
+    for name, keys, rows in (
+        ("bad-files", ("file", "reason"), bad),
+        ("duplicates", ("file", "same_as"), duplicates),
+    ):
         (out / f"{name}.jsonl").unlink(missing_ok=True)
         if rows:
             text = "".join(json.dumps(dict(zip(keys, row))) + "\n" for row in rows)
             write_text(out / f"{name}.jsonl", text)
     counts = {"original_bytes": original, "bad_files": len(bad), "duplicates": len(duplicates)}
-    measured = partial(measure, channels=3, max_megapixels=config.max_megapixels, white=config.white)
+    measured = partial(
+        measure, channels=3, max_megapixels=config.max_megapixels, white=config.white
+    )
     write_index(out, list(parts(out)), {**header, **counts}, measured)
     images, size = (sum(facts[what] for facts in shards) for what in ("images", "bytes"))
     lines = [
@@ -336,32 +390,52 @@ def finish(source: Source, config: Pack, out: Path, done: list[dict[str, Any]], 
         f"({size / original:.0%} of the files' {amount(original)})"
     ]
     if bad:
-        lines.append(f"{len(bad)} files left out, see {out / 'bad-files.jsonl'}; the first: {bad[0][0]}: {bad[0][1]}")
+        lines.append(
+            f"{len(bad)} files left out, see {out / 'bad-files.jsonl'}; the first: {bad[0][0]}: {bad[0][1]}"
+        )
     if duplicates:
-        what = "left out" if config.drop_duplicates else "kept; --drop-duplicates would leave them out"
-        lines.append(f"{len(duplicates)} files with the bytes of earlier ones ({what}), see {out / 'duplicates.jsonl'}")
+        what = (
+            "left out" if config.drop_duplicates else "kept; --drop-duplicates would leave them out"
+        )
+        lines.append(
+            f"{len(duplicates)} files with the bytes of earlier ones ({what}), see {out / 'duplicates.jsonl'}"
+        )
     return "\n".join(lines)
 
 
 def amount(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
+    return (
+        f"{size / 1e9:.1f} GB"
+        if size >= 1e9
+        else f"{size / 1e6:.1f} MB"
+        if size >= 1e6
+        else f"{size / 1e3:.1f} kB"
+    )
 
 
 def verify(spec: str) -> Path:
     """Compares the shards of a packed set with their SHA-256; `UserError` naming those that differ, and damaged images."""
     source = open_source(spec)
     if not isinstance(source, Packed):
-        raise UserError(f"--verify compares a packed set with its sums, and {spec} is none: name a folder of mae pack")
+        raise UserError(
+            f"--verify compares a packed set with its sums, and {spec} is none: name a folder of mae pack"
+        )
     wrong = []
-    for shard, facts in enumerate(tqdm(source.header["shards"], "verify", unit=" shards", disable=None, leave=False)):
+    for shard, facts in enumerate(
+        tqdm(source.header["shards"], "verify", unit=" shards", disable=None, leave=False)
+    ):
         sha256 = ""
         with suppress(OSError):  # a disk that cannot read it any more
             sha256 = disk.sha256(Path(source.paths[shard]))
         if sha256 != facts["sha256"]:
             wrong.append(f"{source.paths[shard]}{damage(source, shard)}")
     if wrong:
-        raise UserError(f"{len(wrong)} shards are not as they were packed: {'; '.join(wrong)}. {REMEDY}")
-    print(f"{spec}: {len(source)} images in {len(source.paths)} shards, all as they were packed.")
+        raise UserError(
+            f"{len(wrong)} shards are not as they were packed: {'; '.join(wrong)}. {REMEDY}"
+        )
+    logger.info(
+        f"{spec}: {len(source)} images in {len(source.paths)} shards, all as they were packed."
+    )
     return Path(spec)
 
 
@@ -373,4 +447,8 @@ def damage(source: Packed, shard: int) -> str:
             source.read(i)
         except (OSError, BadImage):
             bad.append(source.name(i))
-    return f" (damaged images: {', '.join(bad[:3])}{f' and {len(bad) - 3} more' if bad[3:] else ''})" if bad else ""
+    return (
+        f" (damaged images: {', '.join(bad[:3])}{f' and {len(bad) - 3} more' if bad[3:] else ''})"
+        if bad
+        else ""
+    )

@@ -1,6 +1,7 @@
 """`mae predict`: the classes of images, with probabilities, in a file."""
 
 import csv
+import logging
 from pathlib import Path
 
 import torch
@@ -16,6 +17,8 @@ from torchmae.report.tables import pyarrow, ready
 from torchmae.tasks.predict.config import Predict
 from torchmae.train.distributed import find_device
 
+logger = logging.getLogger(__name__)
+
 
 def run(config: Predict) -> Path:
     """Classifies all images and writes the file; images that cannot be read are named and left out."""
@@ -29,9 +32,11 @@ def run(config: Predict) -> Path:
         find_device(config.device),
         open_source(config.data),
     )
-    ids, (logits,), bad = collect(source, model.encoder, config.run, [logits_of(model, device)], device)
+    ids, (logits,), bad = collect(
+        source, model.encoder, config.run, [logits_of(model, device)], device
+    )
     for name, reason in [*source.unusable, *bad]:
-        print(f"left out: {name}: {reason}")
+        logger.info(f"left out: {name}: {reason}")
     partial = out.with_name(f".partial-{out.name}")
     try:
         before = out.exists()
@@ -40,25 +45,35 @@ def run(config: Predict) -> Path:
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise RunError(f"could not write {out}: {error.strerror or error}") from error
-    print(
+    logger.info(
         f"Written to {out}{' (in place of an earlier one)' if before else ''}: {len(ids)} images, {len(model.classes)} classes"
     )
     return out
 
 
-def write_csv(path: Path, names: list[str], shares: Float[Tensor, "N classes"], classes: list[str]) -> None:
+def write_csv(
+    path: Path, names: list[str], shares: Float[Tensor, "N classes"], classes: list[str]
+) -> None:
     with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         table = csv.writer(file)
         table.writerow(["path", "class", "probability", *(f"p_{name}" for name in classes)])
         for name, row in zip(names, shares.tolist()):
             best = max(range(len(row)), key=row.__getitem__)
-            table.writerow([name, classes[best], f"{row[best]:.6g}", *(f"{value:.6g}" for value in row)])
+            table.writerow(
+                [name, classes[best], f"{row[best]:.6g}", *(f"{value:.6g}" for value in row)]
+            )
 
 
-def write_parquet(path: Path, names: list[str], shares: Float[Tensor, "N classes"], classes: list[str]) -> None:
+def write_parquet(
+    path: Path, names: list[str], shares: Float[Tensor, "N classes"], classes: list[str]
+) -> None:
     arrow, parquet = pyarrow()
     top, best = torch.max(shares, dim=1)
-    columns = {"path": names, "class": [classes[i] for i in best.tolist()], "probability": top.numpy()}
+    columns = {
+        "path": names,
+        "class": [classes[i] for i in best.tolist()],
+        "probability": top.numpy(),
+    }
     each = dict(zip((f"p_{name}" for name in classes), shares.T.contiguous().numpy()))
     parquet.write_table(arrow.table({**columns, **each}), path)
 

@@ -19,7 +19,7 @@ from torchmae.models.patches import grid_of
 from torchmae.models.targets import TARGETS
 from torchmae.models.vit import attention, size_of
 from torchmae.options import check_numbers, parse_size, size_text
-from torchmae.train.config import Plan
+from torchmae.train.config import TrainConfig
 from torchmae.train.distributed import World
 
 
@@ -94,16 +94,16 @@ class Pretrain:
     """auto, cpu, cuda or cuda:N."""
     compile: bool = False
     """Use torch.compile."""
-    checkpoint_blocks: bool = False
+    grad_checkpointing: bool = False
     """Compute each block again for its gradient: much less memory, about a third more time, the same weights."""
-    shard: bool = False
+    fsdp: bool = False
     """With several processes: cut up the parameters (FSDP2) in place of copying them (DDP)."""
     workers: int | None = None
     """Processes that load images."""
     cache: str | None = None
     """none, or keep images decoded: memory, disk (a file), device (all of them there, no loader). Default: device on a GPU
     where images are small and fit, else none."""
-    micro_batch: int | None = None
+    micro_batch_size: int | None = None
     """Images at a time on a device. Default: all of the batch, or what fits."""
     log_every: int = 20
     """Steps between two lines of log.jsonl."""
@@ -117,7 +117,17 @@ class Pretrain:
 
 # What may differ when a run goes on, since the weights do not depend on it ("data": its fingerprint decides).
 FREE = {
-    *("data", "out", "max_bad_percent", "device", "compile", "checkpoint_blocks", "shard", "workers", "micro_batch"),
+    *(
+        "data",
+        "out",
+        "max_bad_percent",
+        "device",
+        "compile",
+        "grad_checkpointing",
+        "fsdp",
+        "workers",
+        "micro_batch_size",
+    ),
     *("cache", "log_every", "save_minutes", "picture_minutes", "tensorboard"),
 }
 
@@ -138,10 +148,26 @@ def check(config: Pretrain) -> None:
     check_numbers(
         config,
         (
-            *("epochs", "batch_size", "patch_size", "channels", "micro_batch", "log_every", "mask_ratio"),
+            *(
+                "epochs",
+                "batch_size",
+                "patch_size",
+                "channels",
+                "micro_batch_size",
+                "log_every",
+                "mask_ratio",
+            ),
             *("decoder_dim", "decoder_depth", "decoder_heads", "max_megapixels", "white"),
         ),
-        ("base_lr", "weight_decay", "warmup_epochs", "workers", "seed", "max_bad_percent", "clip_grad"),
+        (
+            "base_lr",
+            "weight_decay",
+            "warmup_epochs",
+            "workers",
+            "seed",
+            "max_bad_percent",
+            "clip_grad",
+        ),
     )
     if config.mask_ratio >= 1:
         raise UserError(f"--mask-ratio {config.mask_ratio}: must be below 1, a share such as 0.75")
@@ -150,7 +176,9 @@ def check(config: Pretrain) -> None:
         raise UserError(f"--normalize {config.normalize}: data or imagenet, or run with --from")
     if config.from_run is None and (config.new_decoder or config.normalize == "run"):
         flag = "--new-decoder" if config.new_decoder else "--normalize run"
-        raise UserError(f"{flag} says what to do with the run of --from: add --from RUN, or leave {flag} out")
+        raise UserError(
+            f"{flag} says what to do with the run of --from: add --from RUN, or leave {flag} out"
+        )
     masking(config.masking)
     if config.cache is not None:
         choose(CACHES, config.cache, "--cache")
@@ -176,7 +204,9 @@ def check_training(config: Any) -> None:
     """What pre-training and fine-tuning have in common."""
     low, high = config.crop_scale
     if not 0 < low <= high <= 1:
-        raise UserError(f"--crop-scale {low} {high}: two shares of the area, 0 < least <= largest <= 1")
+        raise UserError(
+            f"--crop-scale {low} {high}: two shares of the area, 0 < least <= largest <= 1"
+        )
     if config.precision not in (None, "fp32", "bf16", "fp16"):
         raise UserError(f"--precision {config.precision}: fp32, bf16 or fp16")
     if config.seed >= 1 << 62:
@@ -238,12 +268,18 @@ def cpu_has_bf16() -> bool:
 
 def workers(device: torch.device, processes: int) -> int:
     """Loading processes for each training process: half of its cores beside a GPU, a quarter (at least 1) beside a CPU."""
-    cores = max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))  # of several machines, those on this one
+    cores = max(
+        1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    here = int(
+        os.environ.get("LOCAL_WORLD_SIZE", processes)
+    )  # of several machines, those on this one
     return max(1, min(16, cores // here // (2 if device.type == "cuda" else 4)))
 
 
-def resolve(config: Pretrain, found: Scan, channels: int, world: World, embed_dim: int | None = None) -> Pretrain:
+def resolve(
+    config: Pretrain, found: Scan, channels: int, world: World, embed_dim: int | None = None
+) -> Pretrain:
     """The settings with nothing left open. `UserError` for a batch larger than the data set.
 
     `embed_dim` is the width of an encoder that is there already (of --from); its size may have no name.
@@ -252,7 +288,13 @@ def resolve(config: Pretrain, found: Scan, channels: int, world: World, embed_di
     size = parse_size(config.image_size or side_of(found))
     model = config.model
     if embed_dim is None:
-        large = "vit_tiny" if found.images < 10_000 else "vit_small" if found.images < 200_000 else "vit_base"
+        large = (
+            "vit_tiny"
+            if found.images < 10_000
+            else "vit_small"
+            if found.images < 200_000
+            else "vit_base"
+        )
         model = model or (large if on_gpu else "vit_micro")
         embed_dim = size_of(model)["embed_dim"]
     batch = config.batch_size or batch_size(found.images, on_gpu, world.size)
@@ -277,11 +319,25 @@ def resolve(config: Pretrain, found: Scan, channels: int, world: World, embed_di
     )
 
 
-def describe(config: Pretrain, plan: Plan, count: int, model: MAE, origin: str, out: Path, world: World) -> str:
+def describe(
+    config: Pretrain,
+    plan: TrainConfig,
+    count: int,
+    model: MAE,
+    origin: str,
+    out: Path,
+    world: World,
+) -> str:
     """The plan, a line each, before training starts."""
-    encoder, decoder = (sum(p.numel() for p in part.parameters()) / 1e6 for part in (model.encoder, model.decoder))
+    encoder, decoder = (
+        sum(p.numel() for p in part.parameters()) / 1e6 for part in (model.encoder, model.decoder)
+    )
     grid = model.encoder.grid
-    device = torch.cuda.get_device_name() if world.device.type == "cuda" else platform.processor() or "CPU"
+    device = (
+        torch.cuda.get_device_name()
+        if world.device.type == "cuda"
+        else platform.processor() or "CPU"
+    )
     name = config.model or f"{model.encoder.embed_dim} wide, {model.encoder.depth} blocks"
     seen = f"{count} images"
     bad = out / "bad-files.jsonl"
@@ -298,9 +354,12 @@ def describe(config: Pretrain, plan: Plan, count: int, model: MAE, origin: str, 
         f"peak learning rate {plan.lr:.2g} (base {config.base_lr:.2g})",
         "device": f"{world.device.type} ({device}), {config.precision}, {world.size} process{'es' * (world.size > 1)}, "
         f"{attention(world.device, config.precision or '')}, fused AdamW, {'compiled' if config.compile else 'not compiled'}"
-        f"{', blocks checkpointed' if config.checkpoint_blocks else ''}",
+        f"{', blocks checkpointed' if config.grad_checkpointing else ''}",
         "loading": f"images {CACHES[config.cache or 'none']}"
-        + (f"; {config.workers} worker{'s' * (config.workers != 1)} a process" * (config.cache != "device")),
+        + (
+            f"; {config.workers} worker{'s' * (config.workers != 1)} a process"
+            * (config.cache != "device")
+        ),
         "run folder": str(out),
     }
     return "\n".join(f"{name:>11}  {value}" for name, value in rows.items())

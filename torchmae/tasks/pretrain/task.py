@@ -12,28 +12,46 @@ class PretrainTask(nn.Module):
 
     def __init__(self, model: MAE, masking_name: str, mask_ratio: float, seed: int):
         super().__init__()
-        self.model, self.masking, self.mask_ratio, self.seed = model, masking(masking_name), mask_ratio, seed
-        self.aside = frozenset(n for n, _ in model.named_parameters() if n.startswith("decoder.statistics."))
+        self.model, self.masking, self.mask_ratio, self.seed = (
+            model,
+            masking(masking_name),
+            mask_ratio,
+            seed,
+        )
+        self.exclude_from_grad_norm = frozenset(
+            n for n, _ in model.named_parameters() if n.startswith("decoder.statistics.")
+        )
 
     def layers(self) -> list[nn.Module]:
         return [*self.model.encoder.layers(), *self.model.decoder.blocks]
 
     def mask(self, batch: Batch) -> Mask:
         grid = self.model.encoder.grid
-        return self.masking(noise(self.seed, batch.epoch, batch.sample, grid[0] * grid[1]), grid, self.mask_ratio)
+        return self.masking(
+            noise(self.seed, batch.epoch, batch.sample, grid[0] * grid[1]), grid, self.mask_ratio
+        )
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         output = self.model(self.model.encoder.normalize(batch.images), self.mask(batch))
         loss = output.loss
-        if output.statistics_loss is not None:  # adds the head's gradient, and nothing to the value that is logged
+        if (
+            output.statistics_loss is not None
+        ):  # adds the head's gradient, and nothing to the value that is logged
             loss = loss + (output.statistics_loss - output.statistics_loss.detach())
         return {"loss": loss}
 
     def diagnose(self, batch: Batch) -> dict[str, Tensor]:
         """The loss of two predictors that have learned nothing, on the same images, masks and target."""
-        images, mask, target = self.model.encoder.normalize(batch.images), self.mask(batch), self.model.target
+        images, mask, target = (
+            self.model.encoder.normalize(batch.images),
+            self.mask(batch),
+            self.model.target,
+        )
         truth = target(images, mask.hide)
-        patch_mean, visible_mean = truth.mean(2, keepdim=True), target(images, mask.keep).mean(1, keepdim=True)
+        patch_mean, visible_mean = (
+            truth.mean(2, keepdim=True),
+            target(images, mask.keep).mean(1, keepdim=True),
+        )
         return {
             "loss of patch mean": (truth - patch_mean).square().mean(),
             "loss of visible mean": (truth - visible_mean).square().mean(),

@@ -28,7 +28,7 @@ class Probe:
     labels_per_class: int | None = None
     """Train on so many images of each class, drawn by the seed."""
     pool: str | None = None
-    """mean of the patch tokens or the class token. Default: token (the paper's); mean with --fast, as mae neighbours."""
+    """mean of the patch tokens or the class token. Default: token (the paper's); mean with --fast, as mae knn."""
     layer: int | None = None
     """Only with --fast: take the tokens after this block, 1 to depth. Default: after the last."""
     out: str | None = None
@@ -53,7 +53,16 @@ class Probe:
     """Not with --fast: processes that load images."""
 
 
-TRAINED_ONLY = ("out", "epochs", "batch_size", "base_lr", "optimizer", "crop_scale", "flip", "workers")
+TRAINED_ONLY = (
+    "out",
+    "epochs",
+    "batch_size",
+    "base_lr",
+    "optimizer",
+    "crop_scale",
+    "flip",
+    "workers",
+)
 
 
 FAST_ONLY = ("fast", "layer")

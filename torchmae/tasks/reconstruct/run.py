@@ -1,5 +1,6 @@
 """`mae reconstruct`: what a model makes of the hidden patches, as a picture that says whose brightness it used."""
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +10,16 @@ from PIL import Image
 from torch import Tensor
 
 from torchmae.data.decode import BadImage, decode
-from torchmae.data.transforms import Whole
+from torchmae.data.transforms import CenterCropResize
 from torchmae.errors import RunError, UserError
 from torchmae.models.mae import MAE
-from torchmae.models.masking import Mask, given
+from torchmae.models.masking import Mask, mask_from_bool
 from torchmae.models.weights import load_mae
 from torchmae.report.pictures import caption, draw, draw_mask
 from torchmae.runfolder import read_config
 from torchmae.tasks.reconstruct.config import Reconstruct
+
+logger = logging.getLogger(__name__)
 
 
 def run(config: Reconstruct) -> Path:
@@ -42,17 +45,21 @@ def run(config: Reconstruct) -> Path:
         picture.save(out)
     except OSError as error:
         raise RunError(f"could not write {out}: {error.strerror or error}") from error
-    print(f"{out}: {len(pixels)} images; {caption(model, config.true_statistics)}")
+    logger.info(f"{out}: {len(pixels)} images; {caption(model, config.true_statistics)}")
     return out
 
 
-def read_image(path: str, model: MAE, max_megapixels: float = 100.0, white: int = 65535) -> UInt8[Tensor, "C H W"]:
+def read_image(
+    path: str, model: MAE, max_megapixels: float = 100.0, white: int = 65535
+) -> UInt8[Tensor, "C H W"]:
     """A file as uint8 pixels of the model's size: the largest centred window of the right shape."""
     try:
         pixels = decode(Path(path).read_bytes(), model.encoder.channels, max_megapixels, white)
-        return Whole(model.encoder.image_size)(pixels)
+        return CenterCropResize(model.encoder.image_size)(pixels)
     except IsADirectoryError as error:
-        raise UserError(f"{path} is a folder: name image files, such as {path.rstrip('/')}/*.jpg") from error
+        raise UserError(
+            f"{path} is a folder: name image files, such as {path.rstrip('/')}/*.jpg"
+        ) from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except BadImage as error:
@@ -67,4 +74,4 @@ def mask_from_image(path: str, grid: tuple[int, int], count: int) -> Mask:
         raise UserError(f"cannot read the mask {path}: {error}") from error
     shrunk = picture.resize((grid[1], grid[0]), Image.Resampling.BOX)
     hidden = torch.from_numpy(np.array(shrunk)).flatten() > 127
-    return given(hidden.expand(count, -1))
+    return mask_from_bool(hidden.expand(count, -1))

@@ -1,6 +1,7 @@
 """`mae compare`: pre-trained against from scratch, on the same images, labels, steps and seeds."""
 
 import json
+import logging
 import statistics
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,8 @@ from torchmae.tasks.finetune import run as classify
 from torchmae.tasks.finetune.config import Finetune, plain
 from torchmae.tasks.finetune.run import last_scores
 from torchmae.train.distributed import is_main
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,9 +41,13 @@ def run(config: Compare) -> Path:
     """Trains all pairs (those that are finished already are taken as they are), prints the table, and gives the folder with
     `results.json` and `compare.png`."""
     if config.run == "none":
-        raise UserError("mae compare needs a run: from scratch is the partner that it trains by itself")
+        raise UserError(
+            "mae compare needs a run: from scratch is the partner that it trains by itself"
+        )
     if len(set(config.seeds)) != len(config.seeds) or len(config.seeds) < 2:
-        raise UserError(f"--seeds {' '.join(map(str, config.seeds))}: at least two, all different, for a spread")
+        raise UserError(
+            f"--seeds {' '.join(map(str, config.seeds))}: at least two, all different, for a spread"
+        )
     if config.model or config.patch_size:
         raise UserError("mae compare takes model and patch size from the run, for both")
     read_config(config.run)
@@ -57,18 +64,32 @@ def run(config: Compare) -> Path:
                 many = 2 * len(config.seeds) * max(1, len(config.labels_per_class))
                 done += 1
                 if is_main():
-                    print(f"[{done}/{many}] {arm}, {labels or 'all'} labels a class, seed {seed}", flush=True)
+                    logger.info(
+                        f"[{done}/{many}] {arm}, {labels or 'all'} labels a class, seed {seed}"
+                    )
                 last = last_scores(classify.run(asked, quiet=done > 2))  # one plan for each side
                 found[arm].append(last["top1"])
-        rows.append({"labels_per_class": labels, "seeds": list(config.seeds), **found, "images": last["count"]})
+        rows.append(
+            {
+                "labels_per_class": labels,
+                "seeds": list(config.seeds),
+                **found,
+                "images": last["count"],
+            }
+        )
         rows[-1]["difference"] = difference(found["pre-trained"], found["from scratch"])._asdict()
     if not is_main():
         return out
-    write_text(out / "results.json", json.dumps({"compare": rows, "run": config.run, "data": config.data}, indent=1))
+    write_text(
+        out / "results.json",
+        json.dumps({"compare": rows, "run": config.run, "data": config.data}, indent=1),
+    )
     draw(rows, out / "compare.png")
-    print(table(rows))
-    print(f"Written to {out / 'results.json'} and {out / 'compare.png'}; every training is a run folder beside them.")
-    print("More --seeds narrow the intervals; trainings that are finished are kept.")
+    logger.info(table(rows))
+    logger.info(
+        f"Written to {out / 'results.json'} and {out / 'compare.png'}; every training is a run folder beside them."
+    )
+    logger.info("More --seeds narrow the intervals; trainings that are finished are kept.")
     return out
 
 
@@ -100,11 +121,26 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(5, 3.6), layout="constrained")
     axis = figure.subplots()
     for arm, colour in (("pre-trained", "tab:blue"), ("from scratch", "tab:orange")):
-        axis.plot(range(len(rows)), [100 * statistics.mean(row[arm]) for row in rows], color=colour, label=arm)
+        axis.plot(
+            range(len(rows)),
+            [100 * statistics.mean(row[arm]) for row in rows],
+            color=colour,
+            label=arm,
+        )
         for place, row in enumerate(rows):
-            axis.plot([place] * len(row[arm]), [100 * value for value in row[arm]], "o", color=colour, alpha=0.5)
+            axis.plot(
+                [place] * len(row[arm]),
+                [100 * value for value in row[arm]],
+                "o",
+                color=colour,
+                alpha=0.5,
+            )
     axis.set_xticks(range(len(rows)), [str(row["labels_per_class"] or "all") for row in rows])
-    axis.set(xlabel="labels a class", ylabel="accuracy of the last epoch in %", title=f"{len(rows[0]['seeds'])} seeds")
+    axis.set(
+        xlabel="labels a class",
+        ylabel="accuracy of the last epoch in %",
+        title=f"{len(rows[0]['seeds'])} seeds",
+    )
     axis.grid(alpha=0.3)
     axis.legend()
     figure.savefig(path, dpi=110)
