@@ -11,7 +11,7 @@ import tyro
 from torchmae.bench.peers import find_peers
 from torchmae.errors import UserError, choose
 from torchmae.models.patches import grid_of
-from torchmae.models.vit import size_of
+from torchmae.models.sizes import size_of
 from torchmae.options import check_numbers
 from torchmae.tasks.pretrain import config as settings
 

@@ -23,7 +23,8 @@ from torchmae.bench.timing import (
 from torchmae.data.loader import Batch
 from torchmae.models.mae import MAE
 from torchmae.models.masking import num_visible
-from torchmae.models.vit import ViT, size_of
+from torchmae.models.sizes import size_of
+from torchmae.models.vit import ViT
 from torchmae.models.weights import seeded
 from torchmae.tasks.pretrain.task import PretrainTask
 from torchmae.train.config import TrainConfig

@@ -10,7 +10,8 @@ from torchmae.data.scan import Scan
 from torchmae.errors import UserError
 from torchmae.models.mae import MAE
 from torchmae.models.patches import IMAGENET, grid_of
-from torchmae.models.vit import SIZES, ViT, size_of
+from torchmae.models.sizes import SIZES, size_of
+from torchmae.models.vit import ViT
 from torchmae.models.weights import load, load_mae, seeded
 from torchmae.options import parse_size, size_text
 from torchmae.runfolder import kind_of, read_config
