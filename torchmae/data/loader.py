@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -76,12 +76,9 @@ class Batches(Dataset[Batch]):
     source: Source
     transform: Transform
     batch_size: int
-    channels: int = 3
     seed: int = 0
     rank: int = 0
     size: int = 1
-    max_megapixels: float = 100.0
-    white: int = 65535
 
     def __post_init__(self) -> None:
         if self.batch_size % self.size:
@@ -113,9 +110,7 @@ class Batches(Dataset[Batch]):
         index = sample
         for attempt in range(100 + len(self.source)):
             try:
-                return index, read(
-                    self.source, index, self.channels, self.max_megapixels, self.white
-                )
+                return index, read_pixels(self.source, index)
             except BadImage as error:
                 bad.append(BadFile(self.source.name(index), str(error)))
                 # A hundred throws, and then one after the other: a set that is nearly all bad still trains.
@@ -156,16 +151,21 @@ def obey_parent() -> None:
     os._exit(0)
 
 
-def read(source: Source, index: int, channels: int, max_megapixels: float, white: int) -> Pixels:
-    """Reads and decodes one image of a source, not to be written to; whatever is wrong with the file is a `BadImage`."""
+def read_pixels(source: Source, index: int) -> Pixels:
+    """One image of a source, decoded with its options.
+
+    Returns:
+        uint8 [H, W, source.channels], not to be written to.
+
+    Raises:
+        BadImage: whatever is wrong with the file.
+    """
     try:
         data = source.read(index)
     except OSError as error:
         raise BadImage(error.strerror or str(error)) from error
-    if (
-        not isinstance(data, bytes) and data.size and data.shape[2] == channels
-    ):  # a copy of the window is made later
-        pixels = data.view()
-        pixels.flags.writeable = False
-        return pixels
-    return decode(data, channels, max_megapixels, white)
+    if isinstance(data, bytes) or not data.size or data.shape[2] != source.channels:
+        return decode(data, replace(source.decode, channels=source.channels))
+    pixels = data.view()  # the crop is a copy
+    pixels.flags.writeable = False
+    return pixels

@@ -19,8 +19,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from torchmae.data.decode import BadImage
-from torchmae.data.loader import Batch, Batches, read
-from torchmae.data.sources.source import BadFile, SourceWrapper
+from torchmae.data.loader import Batch, Batches, read_pixels
+from torchmae.data.sources.source import BadFile, Source, SourceWrapper
 from torchmae.data.transforms import Crop, Pixels, RandomResizedCropFlip, resized_crop
 from torchmae.errors import UserError
 
@@ -39,8 +39,12 @@ class DeviceLoader:
                 f"of images that lie on the device, only random crops and flips are made there, not {given}"
             )
         self.source, self.batch_size = batches.source, batches.batch_size
-        self.augment, self.channels, self.device = batches.transform, batches.channels, device
-        self.decoded = Decoded(batches, device)
+        self.augment, self.channels, self.device = (
+            batches.transform,
+            batches.source.channels,
+            device,
+        )
+        self.decoded = Decoded(batches.source, device)
         self.batches = replace(batches, source=self.decoded)
         self.replaced: dict[int, tuple[int, list[BadFile]]] = {}  # bad samples that were drawn
         # Dense products waste most of their work on zeros. Measured on one core at 32 pixels: as fast as `resized_crop`, image by
@@ -142,18 +146,18 @@ class DeviceLoader:
 class Decoded(SourceWrapper):
     """A source whose images are decoded already, one behind the other in one tensor; bad ones stay bad."""
 
-    def __init__(self, batches: Batches, device: torch.device):
+    holds_pixels = True
+
+    def __init__(self, source: Source, device: torch.device):
         """Decodes everything, in threads (decoders release the interpreter's lock), with a progress bar."""
-        super().__init__(batches.source, batches.channels)
+        super().__init__(source)
         self.reasons: dict[int, str] = {}  # why an image is bad
         self.sizes = np.zeros((len(self), 2), dtype=np.int64)
         blocks: list[Tensor] = []
 
         def look(index: int) -> Pixels | str:
             try:
-                return read(
-                    self.source, index, self.channels, batches.max_megapixels, batches.white
-                )
+                return read_pixels(self.source, index)
             except BadImage as error:
                 return str(error)
 

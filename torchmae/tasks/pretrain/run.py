@@ -17,9 +17,10 @@ from torchmae.data.cache.device import bytes_needed as resident_bytes
 from torchmae.data.cache.disk import make_folder
 from torchmae.data.cache.layout import bytes_needed, check_room, free_memory
 from torchmae.data.cache.memory import Cached
+from torchmae.data.config import DecodeOptions
 from torchmae.data.loader import Batches
 from torchmae.data.scan import scan, scan_and_report
-from torchmae.data.sources import open_source
+from torchmae.data.sources import open_source, with_decode
 from torchmae.data.sources.source import Source
 from torchmae.data.transforms import CenterCropResize, RandomResizedCropFlip
 from torchmae.errors import UserError
@@ -52,7 +53,7 @@ def run(config: Pretrain) -> Path:
             raise UserError(
                 f"{config.data} is a run folder, not images (to start from its weights: --from {config.data})"
             )
-        source = open_source(config.data)
+        source = open_source(config.data, decode_options(config))
         out = Path(config.out or Path("runs") / name_of(config.data))
         if config.from_run is not None and out.resolve() == Path(config.from_run).resolve():
             raise UserError(
@@ -63,16 +64,11 @@ def run(config: Pretrain) -> Path:
         if goes_on:
             merged, described = resume(out, "pretrain", asked(config), FREE, runs.identity(source))
             config = Pretrain(**{**merged, "cache": config.cache})
+            source = with_decode(source, decode_options(config))
             model, origin = MAE.build(described), config.from_run or "from scratch"
         else:
             config, parent = init_from_run(config, source.channels)
-            channels, limits = (
-                config.channels or source.channels,
-                (config.max_megapixels, config.white),
-            )
-            found = world.on_main(
-                lambda: scan_and_report(source, channels, out, *limits, config.max_bad_percent)
-            )
+            found = world.on_main(lambda: scan_and_report(source, out, config.max_bad_percent))
             width = parent.encoder.embed_dim if parent else None
             config = resolve(config, found, source.channels, world, width)
             model, origin = build(config, found, parent)
@@ -89,6 +85,10 @@ def run(config: Pretrain) -> Path:
         return train(config, batches, model, origin, out, world)
 
 
+def decode_options(config: Pretrain) -> DecodeOptions:
+    return DecodeOptions(config.max_megapixels, config.white, config.channels)
+
+
 def make_batches(config: Pretrain, source: Source, world: World) -> Batches:
     """The batches of this process."""
     assert config.image_size and config.batch_size and config.channels
@@ -98,12 +98,9 @@ def make_batches(config: Pretrain, source: Source, world: World) -> Batches:
             parse_size(config.image_size), config.seed, config.crop_scale, config.flip
         ),
         config.batch_size,
-        config.channels,
         config.seed,
         world.rank,
         world.size,
-        config.max_megapixels,
-        config.white,
     )
 
 
@@ -152,24 +149,25 @@ def cache_for(batches: Batches, world: World) -> str:
     """Which cache there is where none was asked for: the device, for small images that take up to a quarter of what is free."""
     if world.device.type != "cuda":
         return "none"
-    sizes = scan(
-        batches.source, batches.channels, batches.max_megapixels, batches.white
-    ).sizes  # is remembered
-    fits = resident_bytes(sizes, batches.channels) <= torch.cuda.mem_get_info(world.device)[0] / 4
+    sizes = scan(batches.source).sizes  # is remembered
+    fits = (
+        resident_bytes(sizes, batches.source.channels)
+        <= torch.cuda.mem_get_info(world.device)[0] / 4
+    )
     return "device" if sizes.max() <= SMALL and fits else "none"
 
 
 def kept_decoded(config: Pretrain, batches: Batches, world: World) -> Batches | DeviceLoader:
     """The same batches, with each image decoded once, if that is asked for (`--cache`)."""
-    where, limits = config.cache, (batches.channels, batches.max_megapixels, batches.white)
+    where, channels = config.cache, batches.source.channels
     if where in (None, "none"):
         return batches
-    sizes = world.on_main(lambda: scan(batches.source, *limits)).sizes  # is remembered
+    sizes = world.on_main(lambda: scan(batches.source)).sizes  # is remembered
 
     def room() -> Path | None:
         """Makes sure of it (what the main process finds holds for all), and gives the folder if it is on a disk."""
         if where == "disk":
-            return make_folder(config.data, batches.source, sizes, *limits)
+            return make_folder(config.data, batches.source, sizes)
         if where == "device" and world.device.type not in ("cpu", "cuda"):
             raise UserError(
                 f"--cache device: on cpu and cuda, not on {world.device.type}; use --cache memory"
@@ -180,19 +178,19 @@ def kept_decoded(config: Pretrain, batches: Batches, world: World) -> Batches | 
             if on_host
             else torch.cuda.mem_get_info(world.device)[0]
         )
-        pixels = bytes_needed(sizes, batches.channels)
+        pixels = bytes_needed(sizes, channels)
         check_room(str(where), 2 * pixels if where == "device" else pixels, free)
         return None
 
     folder = world.on_main(room)
     if folder is not None and world.is_main:
-        size = bytes_needed(sizes, batches.channels) / 1e6
+        size = bytes_needed(sizes, channels) / 1e6
         logger.info(f"      cache  {folder}: {size:,.0f} MB, may be deleted at any time")
     if where == "device":
         return DeviceLoader(batches, world.device)
     if folder is not None:  # on another machine there is none yet
         folder = room()
-    return replace(batches, source=Cached(batches.source, sizes, *limits, folder))
+    return replace(batches, source=Cached(batches.source, sizes, folder))
 
 
 class Pictures:
