@@ -193,7 +193,9 @@ def paths_of(
             )
     paths.append(ours("torchmae", sample.source))
     paths.append(ours(f"torchmae, packed at size {PACKED}", packed))
-    paths.append(each("torchmae, decoded in memory", lambda i: augment(sample.pixels[i], 0, i)))
+    paths.append(
+        each("torchmae, decoded in memory", lambda i: augment(sample.pixels[i], None, 0, i))
+    )
     return paths, left_out
 
 

@@ -54,7 +54,7 @@ class Images(Dataset[Any]):
                 bad.append(BadFile(self.source.name(i), str(error)))
                 continue
             ids.append(i)
-            images.append(self.transform(pixels).unsqueeze(0))
+            images.append(self.transform(pixels)[0].unsqueeze(0))
         return ids, torch.cat(images), bad
 
 

@@ -6,7 +6,7 @@ import zlib
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar, overload, runtime_checkable
+from typing import Any, NamedTuple, Protocol, overload, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -121,10 +121,7 @@ class Subset(SourceWrapper):
         return whole and hashlib.sha256(whole.encode() + self.ids.tobytes()).hexdigest()
 
 
-S = TypeVar("S", bound=Source)
-
-
-def with_decode(source: S, options: DecodeOptions) -> S:
+def with_decode(source: Source, options: DecodeOptions) -> Source:
     """The same images decoded with other options: a copy that shares what the source has listed.
 
     A cache holds pixels of one way of decoding, so the copy is without it.
@@ -132,7 +129,7 @@ def with_decode(source: S, options: DecodeOptions) -> S:
     if options == source.decode:
         return source
     if isinstance(source, SourceWrapper) and source.holds_pixels:
-        return with_decode(source.source, options)  # type: ignore[return-value]
+        return with_decode(source.source, options)
     copy = object.__new__(type(source))  # copy.copy would load arrays again, as unpickling does
     copy.__dict__.update(source.__dict__)
     if isinstance(copy, SourceWrapper):

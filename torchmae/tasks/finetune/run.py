@@ -172,7 +172,7 @@ def train(
 ) -> Path:
     """fit() with this task, validation after every epoch, and the words before and after."""
     plan = plan_of(config, len(data.train))
-    task = ClassifyTask(model, data.train_labels, config)
+    task = ClassifyTask(model, config)
     if world.is_main and not quiet:
         moved = sum(p.numel() for p in task.parameters() if p.requires_grad)
         where = f"{world.device.type}, {config.precision}, {world.size} process{'es' * (world.size > 1)}, to {out}"
@@ -196,6 +196,7 @@ def train(
         config.seed,
         world.rank,
         world.size,
+        data.train_labels,
     )
     validation = Validation(model, data, out, world)
     fit(task, batches, plan, out, world, [validation])

@@ -206,7 +206,7 @@ class Pictures:
         count = len(batches.source)
         self.samples = torch.arange(min(8, count)) * count // min(8, count)
         whole = CenterCropResize(model.encoder.image_size)
-        self.images = torch.stack([whole(batches.read(int(i), [])[1]) for i in self.samples])
+        self.images = torch.stack([whole(batches.read(int(i), [])[1])[0] for i in self.samples])
 
     def __call__(self, step: int) -> Iterator[tuple[str, float]]:
         config = self.config

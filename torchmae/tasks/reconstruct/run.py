@@ -55,7 +55,7 @@ def read_image(path: str, model: MAE, options: DecodeOptions) -> UInt8[Tensor, "
     """A file as uint8 pixels of the model's size: the largest centred window of the right shape."""
     try:
         pixels = decode(Path(path).read_bytes(), options)
-        return CenterCropResize(model.encoder.image_size)(pixels)
+        return CenterCropResize(model.encoder.image_size)(pixels)[0]
     except IsADirectoryError as error:
         raise UserError(
             f"{path} is a folder: name image files, such as {path.rstrip('/')}/*.jpg"
