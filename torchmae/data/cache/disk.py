@@ -14,7 +14,7 @@ from jaxtyping import Integer
 
 from torchmae.data.cache.folder import cache_folder
 from torchmae.data.cache.layout import ABOUT, LINE, PIXELS, SUMS, bytes_needed, starts_of
-from torchmae.data.sources.source import Source, digest_of
+from torchmae.data.sources.source import Source, Subset, digest_of
 from torchmae.disk import write_whole
 from torchmae.errors import UserError
 
@@ -31,7 +31,8 @@ def make_folder(data: str, source: Source, sizes: Integer[np.ndarray, "N 2"]) ->
         )
     place, channels = os.path.abspath(data), source.channels
     settings = channels, source.decode.max_megapixels, source.decode.white
-    whose = digest_of(place, *settings)[:16]
+    part = isinstance(source, Subset)  # so that it does not take the place of the whole set's
+    whose = digest_of(place, *settings, *["part"] * part)[:16]
     key = digest_of(stamp, *settings, version("pillow"), version("simplejpeg"), sizes.tobytes())[
         :16
     ]
