@@ -108,7 +108,7 @@ class Case(NamedTuple):
 
     def batch(self) -> Batch:
         number = torch.arange(len(self.images), device=self.device)
-        return Batch(self.images, torch.zeros_like(number), number, [])
+        return Batch(self.images, None, torch.zeros_like(number), number)
 
     def theirs(
         self, name: str, model: nn.Module, work: float, against: str, note: str

@@ -3,12 +3,18 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torchmae.settings.options import POSITIVE, option
+from torchmae.settings.options import POSITIVE, check_ranges, option
 
 
 @dataclass(frozen=True)
 class DecodeOptions:
-    """What a set of images is decoded with; owned by its source."""
+    """How encoded images become uint8 pixels. A source owns one (`Source.decode`).
+
+    Args:
+        max_megapixels: larger images are refused, from the header, before anything is decoded.
+        white: the value of white in images of more than 8 bits, which are scaled by 255 / white.
+        channels: of the decoded images: 1, 3, or None for what the source stores.
+    """
 
     GROUP: ClassVar[str] = "data"
 
@@ -26,3 +32,7 @@ class DecodeOptions:
         within=POSITIVE,
         otherwise="what the data has; 3 for image files",
     )
+
+    def check(self) -> None:
+        """Raises `UserError` for a value that no image could be decoded with."""
+        check_ranges(self)

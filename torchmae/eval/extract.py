@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from torchmae.data.config import DecodeOptions
 from torchmae.data.decode import BadImage
-from torchmae.data.loader import read, start_worker
-from torchmae.data.sources.source import BadFile, Source
+from torchmae.data.loader import read_pixels, start_worker
+from torchmae.data.sources.source import BadFile, Source, with_decode
 from torchmae.data.transforms import CenterCropResize
 from torchmae.errors import UserError, choose
 from torchmae.models.heads import Classifier
@@ -33,10 +34,7 @@ class Images(Dataset[Any]):
 
     source: Source
     transform: CenterCropResize
-    channels: int
     batch_size: int
-    max_megapixels: float
-    white: int
 
     def __len__(self) -> int:
         return -(-len(self.source) // self.batch_size)
@@ -44,19 +42,19 @@ class Images(Dataset[Any]):
     def __getitem__(self, batch: int) -> tuple[list[int], UInt8[Tensor, "B C H W"], list[BadFile]]:
         ids, images, bad = (
             [],
-            [torch.zeros(0, self.channels, *self.transform.size, dtype=torch.uint8)],
+            [torch.zeros(0, self.source.channels, *self.transform.size, dtype=torch.uint8)],
             [],
         )
         for i in range(
             batch * self.batch_size, min(len(self.source), (batch + 1) * self.batch_size)
         ):
             try:
-                pixels = read(self.source, i, self.channels, self.max_megapixels, self.white)
+                pixels = read_pixels(self.source, i)
             except BadImage as error:
                 bad.append(BadFile(self.source.name(i), str(error)))
                 continue
             ids.append(i)
-            images.append(self.transform(pixels).unsqueeze(0))
+            images.append(self.transform(pixels)[0].unsqueeze(0))
         return ids, torch.cat(images), bad
 
 
@@ -89,12 +87,9 @@ def collect(
     """
     rules = read_config(run)["config"]
     limits = rules.get("max_megapixels", 100.0), rules.get("white", 65535)
+    source = with_decode(source, DecodeOptions(*limits, like.channels))
     images = Images(
-        source,
-        CenterCropResize(like.image_size, rules.get("crop_pct", 1.0)),
-        like.channels,
-        batch_size,
-        *limits,
+        source, CenterCropResize(like.image_size, rules.get("crop_pct", 1.0)), batch_size
     )
     processes = workers(device, 1) if len(images) > 4 else 0
     loader = DataLoader(

@@ -19,6 +19,7 @@ from torchmae.data.augment import StrongAugment
 from torchmae.data.labels import LabelledSets, labelled_sets
 from torchmae.data.loader import Batches
 from torchmae.data.scan import scan_and_report
+from torchmae.data.sources.source import with_decode
 from torchmae.data.transforms import RandomResizedCropFlip
 from torchmae.disk import write_text
 from torchmae.errors import UserError
@@ -82,7 +83,8 @@ def run(config: Finetune, quiet: bool = False) -> Path:
             world.on_main(lambda: forget(out))
             pretrained = None if config.run == "none" else load(config.run)
             channels = channels_of(config, data, pretrained)
-            found = world.on_main(lambda: scan_and_report(data.train, channels, out))
+            decode = replace(data.train.decode, channels=channels)
+            found = world.on_main(lambda: scan_and_report(with_decode(data.train, decode), out))
             known = (
                 pretrained.image_size
                 if pretrained
@@ -124,7 +126,7 @@ def default_out(config: Finetune) -> Path:
 
 def channels_of(config: Finetune, data: LabelledSets, pretrained: ViT | None) -> int:
     """How many channels the classifier takes; `UserError` with the ways out where run and data do not agree."""
-    have = data.train.channels
+    have = data.train.stored_channels
     want = config.channels or have
     if want != have and {want, have} != {1, 3}:
         raise UserError(
@@ -170,13 +172,14 @@ def train(
 ) -> Path:
     """fit() with this task, validation after every epoch, and the words before and after."""
     plan = plan_of(config, len(data.train))
-    task = ClassifyTask(model, data.train_labels, config)
+    task = ClassifyTask(model, config)
     if world.is_main and not quiet:
         moved = sum(p.numel() for p in task.parameters() if p.requires_grad)
         where = f"{world.device.type}, {config.precision}, {world.size} process{'es' * (world.size > 1)}, to {out}"
         counts = (len(data.train), len(data.val))
         logger.info(describe(config, plan, counts, model, moved, chosen, where))
     encoder = model.encoder
+    data = data.with_decode(replace(data.train.decode, channels=encoder.channels))
     crop = RandomResizedCropFlip(encoder.image_size, config.seed, config.crop_scale, config.flip)
     augment = StrongAugment(
         crop,
@@ -190,10 +193,10 @@ def train(
         data.train,
         augment,
         config.batch_size,
-        encoder.channels,
         config.seed,
         world.rank,
         world.size,
+        data.train_labels,
     )
     validation = Validation(model, data, out, world)
     fit(task, batches, plan, out, world, [validation])

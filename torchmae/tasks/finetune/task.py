@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from torchmae.data.loader import Batch
@@ -17,11 +17,9 @@ class ClassifyTask(nn.Module):
 
     exclude_from_grad_norm: frozenset[str] = frozenset()
 
-    def __init__(self, model: Classifier, labels: Int64[Tensor, "N"], config: Finetune):
+    def __init__(self, model: Classifier, config: Finetune):
         super().__init__()
         self.model, self.config = model, config
-        self.labels: Tensor
-        self.register_buffer("labels", labels, persistent=False)
         self.trained = set(trainable(model, config.train))
         for name, parameter in model.named_parameters():  # the positions too, as in the reference
             parameter.requires_grad_(name in self.trained)
@@ -41,11 +39,10 @@ class ClassifyTask(nn.Module):
         return self
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
+        assert isinstance(batch.targets, Tensor)
         config, count = self.config, len(self.model.classes)
         images, smooth = self.model.encoder.normalize(batch.images), config.label_smoothing or 0.0
-        targets = (
-            F.one_hot(self.labels[batch.sample], count).float() * (1 - smooth) + smooth / count
-        )
+        targets = F.one_hot(batch.targets, count).float() * (1 - smooth) + smooth / count
         images, targets = mix(
             images, targets, config.mixup or 0.0, config.cutmix or 0.0, config.seed, batch.step
         )

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from torchmae.data.labels import Subset, hold_out, labelled, open_pair
+from torchmae.data.labels import hold_out, labelled, open_pair
+from torchmae.data.sources.source import Subset
 from torchmae.errors import UserError
 from torchmae.eval.baselines import accuracy, line, looker
 from torchmae.eval.knn import knn

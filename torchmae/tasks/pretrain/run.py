@@ -12,14 +12,12 @@ from typing import Any
 import torch
 
 from torchmae import runfolder as runs
+from torchmae.data.cache.choose import CacheChoice, decide_cache, keep_decoded
 from torchmae.data.cache.device import DeviceLoader
-from torchmae.data.cache.device import bytes_needed as resident_bytes
-from torchmae.data.cache.disk import make_folder
-from torchmae.data.cache.layout import bytes_needed, check_room, free_memory
-from torchmae.data.cache.memory import Cached
+from torchmae.data.config import DecodeOptions
 from torchmae.data.loader import Batches
-from torchmae.data.scan import scan, scan_and_report
-from torchmae.data.sources import open_source
+from torchmae.data.scan import Scan, scan_and_report
+from torchmae.data.sources import open_source, with_decode
 from torchmae.data.sources.source import Source
 from torchmae.data.transforms import CenterCropResize, RandomResizedCropFlip
 from torchmae.errors import UserError
@@ -41,8 +39,6 @@ from torchmae.version import command
 
 logger = logging.getLogger(__name__)
 
-SMALL = 256  # px: the largest side of images for which the device crops by matrix products without being asked
-
 
 def run(config: Pretrain) -> Path:
     """Trains, or goes on training, and gives the run folder."""
@@ -52,41 +48,51 @@ def run(config: Pretrain) -> Path:
             raise UserError(
                 f"{config.data} is a run folder, not images (to start from its weights: --from {config.data})"
             )
-        source = open_source(config.data)
+        source = open_source(config.data, decode_options(config))
         out = Path(config.out or Path("runs") / name_of(config.data))
         if config.from_run is not None and out.resolve() == Path(config.from_run).resolve():
             raise UserError(
                 f"the run folder {out} is that of --from, which stays as it is: name a new one with --out"
             )
+        found: Scan | None = None
         goes_on = prepare(out, config.data, world)
         world.on_main(lambda: stack.enter_context(lock(out)))
         if goes_on:
             merged, described = resume(out, "pretrain", asked(config), FREE, runs.identity(source))
             config = Pretrain(**{**merged, "cache": config.cache})
+            source = with_decode(source, decode_options(config))
             model, origin = MAE.build(described), config.from_run or "from scratch"
         else:
             config, parent = init_from_run(config, source.channels)
-            channels, limits = (
-                config.channels or source.channels,
-                (config.max_megapixels, config.white),
-            )
-            found = world.on_main(
-                lambda: scan_and_report(source, channels, out, *limits, config.max_bad_percent)
-            )
+            found = world.on_main(lambda: scan_and_report(source, out, config.max_bad_percent))
             width = parent.encoder.embed_dim if parent else None
             config = resolve(config, found, source.channels, world, width)
             model, origin = build(config, found, parent)
         num_visible(math.prod(model.encoder.grid), config.mask_ratio)
         batches = make_batches(config, source, world)
-        config = replace(
-            config, cache=config.cache or world.on_main(lambda: cache_for(batches, world))
-        )
+        sizes = found.sizes if found else None
+        cache = CacheChoice(config.cache or "", "")
+        if not cache.name:
+            cache = decide_cache(batches, world, config.workers or 0, sizes)
+        config = replace(config, cache=cache.name)
         if not goes_on:  # all that can be wrong with the settings has been said by now
             identity = runs.identity(source)
             world.on_main(
                 lambda: write_config(out, "pretrain", asdict(config), identity, model.config())
             )
-        return train(config, batches, model, origin, out, world)
+        plan = plan_of(config, len(source))
+        if world.is_main:
+            text = describe(config, plan, len(source), model, origin, out, world)
+            logger.info(text + f"\n      cache  {cache.name}: {cache.reason}" * bool(cache.reason))
+        pictures = Pictures(model, batches, config, out, world)
+        stream: Batches | DeviceLoader = batches
+        if last_step(out) < plan.steps:
+            stream = keep_decoded(batches, cache.name, config.data, world, sizes)
+        return train(config, stream, plan, pictures, out, world)
+
+
+def decode_options(config: Pretrain) -> DecodeOptions:
+    return DecodeOptions(config.max_megapixels, config.white, config.channels)
 
 
 def make_batches(config: Pretrain, source: Source, world: World) -> Batches:
@@ -98,19 +104,14 @@ def make_batches(config: Pretrain, source: Source, world: World) -> Batches:
             parse_size(config.image_size), config.seed, config.crop_scale, config.flip
         ),
         config.batch_size,
-        config.channels,
         config.seed,
         world.rank,
         world.size,
-        config.max_megapixels,
-        config.white,
     )
 
 
-def train(
-    config: Pretrain, batches: Batches, model: MAE, origin: str, out: Path, world: World
-) -> Path:
-    """fit() with this task, its pictures, and the words before and after; `origin` says where the weights come from."""
+def plan_of(config: Pretrain, images: int) -> TrainConfig:
+    """The steps of a training on so many images."""
     assert (
         config.epochs
         and config.batch_size
@@ -118,9 +119,8 @@ def train(
         and config.warmup_epochs is not None
     )
     assert config.precision and config.workers is not None
-    model.set_grad_checkpointing(config.grad_checkpointing)
-    steps_per_epoch = len(batches.source) / config.batch_size
-    plan = TrainConfig(
+    steps_per_epoch = images / config.batch_size
+    return TrainConfig(
         steps=max(1, round(config.epochs * steps_per_epoch)),
         warmup_steps=round(config.warmup_epochs * steps_per_epoch),
         lr=peak_lr(config.base_lr, config.batch_size),
@@ -137,62 +137,25 @@ def train(
         evaluate_minutes=config.picture_minutes,
         tensorboard=config.tensorboard,
     )
-    if world.is_main:
-        logger.info(describe(config, plan, len(batches.source), model, origin, out, world))
+
+
+def train(
+    config: Pretrain,
+    stream: Batches | DeviceLoader,
+    plan: TrainConfig,
+    pictures: "Pictures",
+    out: Path,
+    world: World,
+) -> Path:
+    """fit() with this task and its pictures, and the summary."""
+    model = pictures.model
+    model.set_grad_checkpointing(config.grad_checkpointing)
     task = PretrainTask(model, config.masking, config.mask_ratio, config.seed)
-    steps = kept_decoded(config, batches, world) if last_step(out) < plan.steps else batches
-    outcome = fit(task, steps, plan, out, world, [Pictures(model, batches, config, out, world)])
+    outcome = fit(task, stream, plan, out, world, [pictures])
     if world.is_main:
         draw_curves(out)
         logger.info(summary(out, outcome, plan, config))
     return out
-
-
-def cache_for(batches: Batches, world: World) -> str:
-    """Which cache there is where none was asked for: the device, for small images that take up to a quarter of what is free."""
-    if world.device.type != "cuda":
-        return "none"
-    sizes = scan(
-        batches.source, batches.channels, batches.max_megapixels, batches.white
-    ).sizes  # is remembered
-    fits = resident_bytes(sizes, batches.channels) <= torch.cuda.mem_get_info(world.device)[0] / 4
-    return "device" if sizes.max() <= SMALL and fits else "none"
-
-
-def kept_decoded(config: Pretrain, batches: Batches, world: World) -> Batches | DeviceLoader:
-    """The same batches, with each image decoded once, if that is asked for (`--cache`)."""
-    where, limits = config.cache, (batches.channels, batches.max_megapixels, batches.white)
-    if where in (None, "none"):
-        return batches
-    sizes = world.on_main(lambda: scan(batches.source, *limits)).sizes  # is remembered
-
-    def room() -> Path | None:
-        """Makes sure of it (what the main process finds holds for all), and gives the folder if it is on a disk."""
-        if where == "disk":
-            return make_folder(config.data, batches.source, sizes, *limits)
-        if where == "device" and world.device.type not in ("cpu", "cuda"):
-            raise UserError(
-                f"--cache device: on cpu and cuda, not on {world.device.type}; use --cache memory"
-            )
-        on_host = world.device.type == "cpu" or where == "memory"
-        free = (
-            free_memory() / world.local_size
-            if on_host
-            else torch.cuda.mem_get_info(world.device)[0]
-        )
-        pixels = bytes_needed(sizes, batches.channels)
-        check_room(str(where), 2 * pixels if where == "device" else pixels, free)
-        return None
-
-    folder = world.on_main(room)
-    if folder is not None and world.is_main:
-        size = bytes_needed(sizes, batches.channels) / 1e6
-        logger.info(f"      cache  {folder}: {size:,.0f} MB, may be deleted at any time")
-    if where == "device":
-        return DeviceLoader(batches, world.device)
-    if folder is not None:  # on another machine there is none yet
-        folder = room()
-    return replace(batches, source=Cached(batches.source, sizes, *limits, folder))
 
 
 class Pictures:
@@ -208,7 +171,7 @@ class Pictures:
         count = len(batches.source)
         self.samples = torch.arange(min(8, count)) * count // min(8, count)
         whole = CenterCropResize(model.encoder.image_size)
-        self.images = torch.stack([whole(batches.read(int(i), [])[1]) for i in self.samples])
+        self.images = torch.stack([whole(batches.read(int(i), [])[1])[0] for i in self.samples])
 
     def __call__(self, step: int) -> Iterator[tuple[str, float]]:
         config = self.config

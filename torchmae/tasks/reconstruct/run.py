@@ -9,6 +9,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
+from torchmae.data.config import DecodeOptions
 from torchmae.data.decode import BadImage, decode
 from torchmae.data.transforms import CenterCropResize
 from torchmae.errors import RunError, UserError
@@ -32,7 +33,8 @@ def run(config: Reconstruct) -> Path:
     settings = read_config(config.run)["config"]
     model = load_mae(config.run)
     limits = settings.get("max_megapixels", 100.0), settings.get("white", 65535)
-    pixels = torch.stack([read_image(path, model, *limits) for path in config.images])
+    decode = DecodeOptions(*limits, model.encoder.channels)
+    pixels = torch.stack([read_image(path, model, decode) for path in config.images])
     if config.mask is not None:
         mask = mask_from_image(config.mask, model.encoder.grid, len(pixels))
     else:
@@ -49,13 +51,11 @@ def run(config: Reconstruct) -> Path:
     return out
 
 
-def read_image(
-    path: str, model: MAE, max_megapixels: float = 100.0, white: int = 65535
-) -> UInt8[Tensor, "C H W"]:
+def read_image(path: str, model: MAE, options: DecodeOptions) -> UInt8[Tensor, "C H W"]:
     """A file as uint8 pixels of the model's size: the largest centred window of the right shape."""
     try:
-        pixels = decode(Path(path).read_bytes(), model.encoder.channels, max_megapixels, white)
-        return CenterCropResize(model.encoder.image_size)(pixels)
+        pixels = decode(Path(path).read_bytes(), options)
+        return CenterCropResize(model.encoder.image_size)(pixels)[0]
     except IsADirectoryError as error:
         raise UserError(
             f"{path} is a folder: name image files, such as {path.rstrip('/')}/*.jpg"
@@ -69,7 +69,9 @@ def read_image(
 def mask_from_image(path: str, grid: tuple[int, int], count: int) -> Mask:
     """One mask for all images: a patch is hidden where the mask image, shrunk to the grid, is more white than black."""
     try:
-        picture = Image.fromarray(decode(Path(path).read_bytes(), 1)[:, :, 0])
+        picture = Image.fromarray(
+            decode(Path(path).read_bytes(), DecodeOptions(channels=1))[:, :, 0]
+        )
     except (OSError, BadImage) as error:
         raise UserError(f"cannot read the mask {path}: {error}") from error
     shrunk = picture.resize((grid[1], grid[0]), Image.Resampling.BOX)
