@@ -58,7 +58,7 @@ def run(config: Pretrain) -> Path:
             raise UserError(
                 f"the run folder {out} is that of --from, which stays as it is: name a new one with --out"
             )
-        goes_on = prepare(out, config.data, world)
+        goes_on = world.on_main(lambda: prepare(out, config.data))
         world.on_main(lambda: stack.enter_context(lock(out)))
         if goes_on:
             merged, described = resume(out, "pretrain", asked(config), FREE, runs.identity(source))
