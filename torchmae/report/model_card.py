@@ -7,9 +7,8 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from torchmae.disk import sha256
-from torchmae.errors import UserError
 from torchmae.models.vit import ViT
-from torchmae.runfolder import read_config
+from torchmae.runfolder import read_config, read_results
 
 
 def card(
@@ -25,7 +24,7 @@ def card(
 
     Cards are made to be published: of absolute paths only the last name is told.
     """
-    described, results = read_config(run), Path(run) / "results.json"
+    described, results = read_config(run), read_results(Path(run))
     data: dict[str, Any] = described.get("data") or {}
     recipe = {
         n: public(v) for n, v in described.get("config", {}).items() if v is not None and n != "out"
@@ -55,7 +54,7 @@ Made by `mae {described.get("verb", "?")}`; images: {data.get("count", "not know
 
 ## Figures
 
-{f"```json{chr(10)}{figures(results)}{chr(10)}```" if results.is_file() else "None were measured."}
+{f"```json{chr(10)}{figures(results)}{chr(10)}```" if results else "None were measured."}
 
 ## Files (SHA-256)
 
@@ -68,11 +67,8 @@ Not stated here: whoever publishes these weights chooses it; imported weights ke
     return text
 
 
-def figures(results: Path) -> str:
-    try:
-        return json.dumps(public(json.loads(results.read_text())), indent=1)
-    except ValueError as error:
-        raise UserError(f"{results} is no JSON ({error}): mend or remove it") from error
+def figures(results: list[dict[str, Any]]) -> str:
+    return json.dumps(public(results), indent=1)
 
 
 def public(value: Any) -> Any:

@@ -143,10 +143,14 @@ def best_precision(facts: Facts, values: Mapping[str, Any]) -> Choice:
     )
 
 
+def workers_for(cores: int, on_gpu: bool) -> int:
+    """Loading processes beside one process that computes with so many cores: half of them with a GPU, else a quarter."""
+    return max(1, min(16, cores // (2 if on_gpu else 4)))
+
+
 def enough_workers(facts: Facts, values: Mapping[str, Any]) -> Choice:
-    """Loading processes for each training process: half of its cores beside a GPU, a quarter (at least 1) beside a CPU."""
-    share = 2 if facts.device == "cuda" else 4
-    count = max(1, min(16, facts.cores // facts.local_processes // share))
+    """See `workers_for`."""
+    count = workers_for(facts.cores // facts.local_processes, facts.device == "cuda")
     return Choice(count, f"{facts.cores} cores, {facts.local_processes} training processes here")
 
 

@@ -176,6 +176,14 @@ def changeable(config: type[Any]) -> frozenset[str]:
     return frozenset(name for group in free for name in options_of(group))
 
 
+def requested(config: Any) -> dict[str, Any]:
+    """The settings as they were requested, by name, with the size of images in its one spelling."""
+    values = flatten(config)
+    if values.get("image_size") is not None:
+        values["image_size"] = size_text(parse_size(values["image_size"]))
+    return values
+
+
 def from_python(
     config: type[C], function: str, arguments: tuple[Any, ...], options: Mapping[str, Any]
 ) -> C:

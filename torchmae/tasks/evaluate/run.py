@@ -53,8 +53,7 @@ def run(config: Evaluate) -> dict[str, Any]:
     out = Path(config.run)
     title = f"{Path(config.data).name}: {found.count} images, {found.top1:.1%}"
     draw_confusion(found.confusion, model.classes, out / "confusion.png", title)
-    result = {**asdict(config), **found.summary()}
-    path = add_result(out, "evaluate", result)
+    path = add_result(out, "evaluate", asdict(config), found.summary())
     worst = sorted(found.per_class.items(), key=lambda pair: pair[1])[:3]
     logger.info(
         f"{found.count} images{', weights of the best epoch' if config.best else ''}: top 1 {found.top1:.1%} "
@@ -63,7 +62,7 @@ def run(config: Evaluate) -> dict[str, Any]:
         f"weakest classes: {', '.join(f'{name} {share:.1%}' for name, share in worst)}\n"
         f"Written to {path} and {out / 'confusion.png'}"
     )
-    return result
+    return {**asdict(config), **found.summary()}
 
 
 def mapped(names: list[str], path: str | None) -> list[str]:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -70,7 +69,7 @@ def run(config: Finetune, quiet: bool = False) -> Path:
         data = labelled_sets(
             config.data, config.val, config.val_fraction, config.labels_per_class, config.seed
         )
-        goes_on = prepare(out, config.data, world)
+        goes_on = world.on_main(lambda: prepare(out, config.data))
         world.on_main(lambda: stack.enter_context(lock(out)))
         labels = repr((data.classes, data.train_labels.tolist(), data.val_labels.tolist()))
         identity = runs.identity(data.train) | {"val": runs.identity(data.val)}
@@ -103,11 +102,6 @@ def run(config: Finetune, quiet: bool = False) -> Path:
                 lambda: write_config(out, "finetune", asdict(config), identity, model.config())
             )
         return train(config, data, model, out, world, chosen, quiet)
-
-
-def last_scores(run: Path) -> dict[str, Any]:
-    """What a finished classifier's last weights reach on its validation images."""
-    return json.loads((run / "results.json").read_text())["validation"]["last"]
 
 
 def forget(out: Path) -> None:
@@ -302,10 +296,7 @@ class Validation:
 def summary(out: Path, plan: TrainConfig, images: int) -> str:
     """What was made and how good it is; the same goes to results.json."""
     best, last = (json.loads((out / f"{name}.json").read_text()) for name in ("best", "last"))
-    path = out / "results.json"
-    results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    results["validation"] = {"best": best, "last": last}
-    write_text(path, json.dumps(results, indent=1))
+    path = runs.add_result(out, "finetune", {}, {"best": best, "last": last})
     mae, flattering = command(), ", which is the best one too"
     if best["step"] != last["step"]:
         flattering = f", best epoch {best['top1']:.1%} (step {best['step']}; chosen on these same images, so it flatters)"

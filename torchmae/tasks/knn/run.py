@@ -50,12 +50,10 @@ def run(config: Knn) -> dict[str, Any]:
         name: accuracy(knn(train[name], test[name], labels, len(classes), config.k), truth)
         for name in train
     }
-    result = {
-        "data": config.data,
+    results = {
         "train_images": len(labels),
         "test_images": len(truth),
         "classes": len(classes),
-        **asdict(config),
         "knn": found,
     }
     logger.info(
@@ -63,5 +61,5 @@ def run(config: Knn) -> dict[str, Any]:
     )
     for name, score in found.items():
         logger.info(line(name, score))
-    logger.info(f"Written to {add_result(Path(config.run), 'neighbours', result)}")
-    return result
+    logger.info(f"Written to {add_result(Path(config.run), 'knn', asdict(config), results)}")
+    return {**asdict(config), **results}

@@ -73,16 +73,15 @@ def regress(config: Probe) -> dict[str, Any]:
     found = {name: probed(train[name], labels, test[name], truth, config.seed) for name in train}
     for name, score in found.items():
         logger.info(f"{line(name, score)}, strength {score['strength']:g}{remark(score)}")
-    result = {
+    settings = {**asdict(config), "pool": pool}
+    results = {
         "train_images": len(labels),
         "test_images": len(truth),
         "classes": len(sets.classes),
-        **asdict(config),
-        "pool": pool,
         "probe": found,
     }
-    logger.info(f"Written to {add_result(Path(config.run), 'probe', result)}")
-    return result
+    logger.info(f"Written to {add_result(Path(config.run), 'probe', settings, results)}")
+    return {**settings, **results}
 
 
 def remark(score: dict[str, Any]) -> str:

@@ -12,10 +12,9 @@ import tyro
 from torchmae.disk import write_text
 from torchmae.errors import UserError
 from torchmae.eval.intervals import difference
-from torchmae.runfolder import read_config
+from torchmae.runfolder import last_validation, read_config
 from torchmae.tasks.finetune import run as classify
 from torchmae.tasks.finetune.config import Finetune, plain
-from torchmae.tasks.finetune.run import last_scores
 from torchmae.train.distributed import is_main
 
 logger = logging.getLogger(__name__)
@@ -67,7 +66,9 @@ def run(config: Compare) -> Path:
                     logger.info(
                         f"[{done}/{many}] {arm}, {labels or 'all'} labels a class, seed {seed}"
                     )
-                last = last_scores(classify.run(asked, quiet=done > 2))  # one plan for each side
+                last = last_validation(
+                    classify.run(asked, quiet=done > 2)
+                )  # one plan for each side
                 found[arm].append(last["top1"])
         rows.append(
             {

@@ -10,9 +10,9 @@ from torchmae.disk import write_text
 from torchmae.errors import UserError
 from torchmae.models.heads import blocks_of
 from torchmae.models.weights import load
+from torchmae.runfolder import last_validation
 from torchmae.tasks.finetune import run as classify
 from torchmae.tasks.finetune.config import Finetune, plain
-from torchmae.tasks.finetune.run import last_scores
 from torchmae.train.distributed import is_main
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def run(config: Partial) -> Path:
             if is_main():
                 logger.info(f"[{done}/{len(set(parts)) * max(1, len(config.epochs))}] train {part}")
             asked = plain(config, train=part, epochs=epochs, out=str(place))
-            last = last_scores(
+            last = last_validation(
                 classify.run(asked, quiet=done > 2)
             )  # plans of the probe, of the first that tunes
             tried.append(
