@@ -111,7 +111,10 @@ def function(verb: str) -> Callable[..., Any]:
     def call(*arguments: Any, **options: Any) -> Any:
         config = from_python(load(entry.config), f"torchmae.{name}", arguments, options)
         result = load(entry.run)(prepare(config))
-        return Run(result) if isinstance(result, Path) and runfolder.has_results(result) else result
+        made_run = isinstance(result, Path) and (
+            runfolder.is_run(result) or runfolder.has_results(result)
+        )
+        return Run(result) if made_run else result
 
     call.__name__ = call.__qualname__ = name
     call.__doc__ = (

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from torchmae.runfolder import read_config
 from torchmae.settings.options import POSITIVE, check_ranges, option
 
 
@@ -36,3 +37,18 @@ class DecodeOptions:
     def check(self) -> None:
         """Raises `UserError` for a value that no image could be decoded with."""
         check_ranges(self)
+
+
+def decode_as_run(run: str, max_megapixels: float | None, white: int | None) -> DecodeOptions:
+    """How a later verb decodes images: as those that a run was trained on, unless told otherwise.
+
+    Args:
+        run: a run folder; "none" for no run.
+        max_megapixels, white: what was requested; None for the run's.
+    """
+    known = {} if run == "none" else read_config(run)["config"]
+    default = DecodeOptions()
+    return DecodeOptions(
+        max_megapixels or known.get("max_megapixels") or default.max_megapixels,
+        white or known.get("white") or default.white,
+    )

@@ -19,7 +19,8 @@ from torchmae.errors import UserError, choose
 from torchmae.models.heads import Classifier
 from torchmae.models.vit import ViT
 from torchmae.runfolder import read_config
-from torchmae.tasks.pretrain.config import workers
+from torchmae.settings.defaults import workers_for
+from torchmae.train.distributed import available_cores
 
 POOLS = {
     "mean": lambda tokens: tokens[:, 1:].mean(1),
@@ -91,7 +92,9 @@ def collect(
     images = Images(
         source, CenterCropResize(like.image_size, rules.get("crop_pct", 1.0)), batch_size
     )
-    processes = workers(device, 1) if len(images) > 4 else 0
+    processes = 0
+    if len(images) > 4:
+        processes = workers_for(available_cores(), device.type == "cuda")
     loader = DataLoader(
         images,
         batch_size=None,

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from torchmae.errors import UserError, choose
+from torchmae.errors import UserError
 from torchmae.models.patches import (
     gather_tokens,
     grid_of,

@@ -27,6 +27,14 @@ class SourceOptions(ChangeableOptions):
         "torchvision:NAME?root=DIR, hf:NAME or digits",
         "DATA",
     )
+
+
+@dataclass(frozen=True)
+class ScanOptions(ChangeableOptions):
+    """What the look at all files before training puts up with."""
+
+    GROUP: ClassVar[str] = "data"
+
     max_bad_percent: float = option(
         1.0,
         "Percentage of unreadable files (20 are always allowed) above which nothing is trained.",

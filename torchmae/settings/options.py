@@ -8,7 +8,6 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, field, fields, is_dataclass
-from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
@@ -111,7 +110,6 @@ def hidden(default: Any) -> Any:
     return field(default=default, metadata={**metadata, "positional": False, "hidden": True})
 
 
-@cache
 def options_of(config: type[Any]) -> dict[str, Option]:
     """All settings of a config class by name, those of its groups included; arguments first."""
     found: dict[str, Option] = {}
@@ -162,7 +160,7 @@ def build(config: type[C], values: Mapping[str, Any]) -> C:
 
 def changed(config: C, **values: Any) -> C:
     """The config with some settings changed, whatever group they are in."""
-    unknown = set(values) - set(options_of(type(config)))
+    unknown = set(values) - set(flatten(config))
     if unknown:
         raise TypeError(f"{type(config).__name__} has no {', '.join(sorted(unknown))}")
     return build(type(config), {**flatten(config), **values})
@@ -261,15 +259,12 @@ def words(kind: Any) -> str:
 
 def check_ranges(config: Any) -> None:
     """Every number of a config within its range. Raises UserError that names the flag, the value and the range."""
+    values = flatten(config)
     for name, setting in options_of(type(config)).items():
-        for value in numbers_in(flatten_one(config, name)):
+        for value in numbers_in(values[name]):
             problem = setting.metadata["within"].problem(value)
-            if problem:
+            if problem is not None:
                 raise UserError(f"{setting.flag} {value:g}: {problem}")
-
-
-def flatten_one(config: Any, name: str) -> Any:
-    return flatten(config)[name]
 
 
 def numbers_in(value: Any) -> Iterator[float]:

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import inspect
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -70,7 +71,7 @@ def parse(config: type[C], verb: str, arguments: Sequence[str], presets: Mapping
                 action.nargs = "?"  # what the preset names may be left out
         parser.set_defaults(**chosen)
     if "-h" in arguments or "--help" in arguments:
-        logger.info(parser.format_help(), end="")
+        print(parser.format_help(), end="")
         sys.exit(0)
     values, unknown = parser.parse_known_args(arguments)
     refuse_unknown(parser, unknown)
@@ -79,7 +80,7 @@ def parse(config: type[C], verb: str, arguments: Sequence[str], presets: Mapping
 
 def parser_of(config: type[Any], verb: str, presets: Mapping[str, Any]) -> Parser:
     """The parser of a verb; its help is that of `mae VERB --help`."""
-    parser = Parser(verb, (config.__doc__ or "").strip())
+    parser = Parser(verb, inspect.cleandoc(config.__doc__ or ""))
     groups: dict[str, argparse._ArgumentGroup] = {}
     rules: Mapping[str, Any] = getattr(config, "RULES", {})
     if presets:
@@ -89,9 +90,13 @@ def parser_of(config: type[Any], verb: str, presets: Mapping[str, Any]) -> Parse
             metavar="NAME",
             help=f"start from a recipe, which other flags change: {names}",
         )
-    for name, setting in options_of(config).items():
-        if setting.metadata["hidden"]:
-            continue
+    shown = {name: o for name, o in options_of(config).items() if not o.metadata["hidden"]}
+    places = [o.metadata["metavar"] for o in shown.values() if o.positional]
+    required = [
+        f"{o.flag} ..." for o in shown.values() if o.default is MISSING and not o.positional
+    ]
+    parser.usage = " ".join(["mae", verb, *places, *required, "[flags]"])
+    for name, setting in shown.items():
         group = (
             parser
             if setting.positional
@@ -144,8 +149,8 @@ def value_type(kind: Any) -> tuple[type, str | int | None]:
         kinds = [one for one in get_args(kind) if one is not NoneType]
         return value_type(str if str in kinds else kinds[0])
     if get_origin(kind) is tuple:
-        kinds = get_args(kind)
-        return kinds[0], "+" if kinds[-1] is ... else len(kinds)
+        items = get_args(kind)
+        return items[0], "+" if items[-1] is ... else len(items)
     return kind, None
 
 

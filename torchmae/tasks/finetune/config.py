@@ -307,7 +307,7 @@ RULES: dict[str, Rule] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Finetune:
     """Make a classifier from a pre-trained run (or "none": from scratch) and labelled images.
 
@@ -321,16 +321,16 @@ class Finetune:
     )
     source: LabelledSourceOptions
     split: SplitOptions = SplitOptions()
-    decode: FinetuneDecodeOptions = FinetuneDecodeOptions()
-    crop: FinetuneCropOptions = FinetuneCropOptions(crop_scale=(0.08, 1.0))
     model: ClassifierOptions = ClassifierOptions()
     optim: FinetuneOptimOptions = FinetuneOptimOptions()
-    regularization: RegularizationOptions = RegularizationOptions()
-    runtime: RuntimeOptions = RuntimeOptions()
     output: OutputOptions = OutputOptions()
+    regularization: RegularizationOptions = RegularizationOptions()
+    crop: FinetuneCropOptions = FinetuneCropOptions(crop_scale=(0.08, 1.0))
+    decode: FinetuneDecodeOptions = FinetuneDecodeOptions()
+    runtime: RuntimeOptions = RuntimeOptions()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ResolvedClassifier(ClassifierOptions):
     """With nothing left to choose (an encoder that exists has a patch size of its own)."""
 
@@ -338,7 +338,7 @@ class ResolvedClassifier(ClassifierOptions):
     image_size: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ResolvedDecode(FinetuneDecodeOptions):
     """With nothing left to choose."""
 
@@ -347,7 +347,7 @@ class ResolvedDecode(FinetuneDecodeOptions):
     channels: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ResolvedOptim(FinetuneOptimOptions):
     """With nothing left to choose."""
 
@@ -364,7 +364,7 @@ class ResolvedOptim(FinetuneOptimOptions):
     validate_epochs: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ResolvedRegularization(RegularizationOptions):
     """With nothing left to choose."""
 
@@ -376,14 +376,14 @@ class ResolvedRegularization(RegularizationOptions):
     label_smoothing: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ResolvedRuntime(RuntimeOptions):
     """With nothing left to choose."""
 
     workers: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ResolvedFinetune(Finetune):
     """The settings of a run: what config.json holds."""
 

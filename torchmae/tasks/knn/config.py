@@ -33,7 +33,7 @@ class KnnOptions:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Knn:
     """How good are the features? k-NN accuracy on labelled images, beside raw pixels and an untrained encoder."""
 

@@ -14,6 +14,7 @@ from torchmae.settings.groups import (
     OptimOptions,
     OutputOptions,
     RuntimeOptions,
+    ScanOptions,
     SourceOptions,
 )
 from torchmae.settings.options import (
@@ -193,23 +194,24 @@ class Pretrain:
     RULES: ClassVar[Mapping[str, Rule]] = RULES
 
     source: SourceOptions
-    decode: DecodeOptions = DecodeOptions()
-    crop: CropOptions = CropOptions()
+    optim: PretrainOptimOptions = PretrainOptimOptions()
+    output: PretrainOutputOptions = PretrainOutputOptions()
     model: ModelOptions = ModelOptions()
     masking: MaskingOptions = MaskingOptions()
-    optim: PretrainOptimOptions = PretrainOptimOptions()
+    crop: CropOptions = CropOptions()
+    decode: DecodeOptions = DecodeOptions()
+    scan: ScanOptions = ScanOptions()
     runtime: RuntimeOptions = RuntimeOptions()
-    output: PretrainOutputOptions = PretrainOutputOptions()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ResolvedDecode(DecodeOptions):
     """With nothing left to choose."""
 
     channels: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ResolvedModel(ModelOptions):
     """With nothing left to choose."""
 
@@ -218,7 +220,7 @@ class ResolvedModel(ModelOptions):
     normalize: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ResolvedOptim(PretrainOptimOptions):
     """With nothing left to choose."""
 
@@ -229,14 +231,14 @@ class ResolvedOptim(PretrainOptimOptions):
     precision: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ResolvedRuntime(RuntimeOptions):
     """With nothing left to choose."""
 
     workers: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ResolvedPretrain(Pretrain):
     """The settings of a run: what config.json holds."""
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from torchmae import runfolder
-from torchmae.data.cache.choose import CacheChoice
+from torchmae.data.cache.choose import CACHES, CacheChoice
 from torchmae.models.mae import MAE
 from torchmae.models.vit import attention
 from torchmae.settings.defaults import reasons
@@ -22,13 +22,6 @@ from torchmae.version import command
 
 if TYPE_CHECKING:
     from torchmae.tasks.pretrain.run import Job
-
-CACHES = {
-    "none": "decoded each time",
-    "memory": "decoded once, kept in memory",
-    "disk": "decoded once, kept in a file",
-    "device": "all decoded on the device, no loader",
-}
 
 
 def train_config(config: ResolvedPretrain, images: int) -> TrainConfig:
@@ -145,7 +138,9 @@ def head(out: Path, last: dict[str, Any] | None, plan: TrainConfig) -> list[str]
     if last is None:
         return [finished(out, plan)]
     loss = "not finite" if last["loss"] is None else f"{last['loss']:.4f}"
-    trivial = {name.removeprefix("loss of "): last[name] for name in last if name.startswith("loss of ")}
+    trivial = {
+        name.removeprefix("loss of "): last[name] for name in last if name.startswith("loss of ")
+    }
     beside = ", ".join(f"{name}: {value:.4f}" for name, value in trivial.items())
     lines = [f"Done: {plan.steps} steps, loss {loss} (predicting the {beside})"]
     if last["loss"] is None or last["loss"] >= min(trivial.values()):

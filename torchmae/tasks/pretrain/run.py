@@ -45,9 +45,7 @@ class Job:
     def task(self) -> PretrainTask:
         """What `fit` trains."""
         masking = self.config.masking
-        return PretrainTask(
-            self.model, masking.masking, masking.mask_ratio, self.config.optim.seed
-        )
+        return PretrainTask(self.model, masking.masking, masking.mask_ratio, self.config.optim.seed)
 
 
 def run(config: Pretrain) -> Path:
@@ -97,7 +95,7 @@ def resumed(config: Pretrain, source: Source, out: Path, world: World) -> Job:
 def begun(config: Pretrain, source: Source, out: Path, world: World) -> Job:
     """A new job: the data scanned, everything chosen, the model built, config.json written."""
     config, init_run = init_from_run(config, source.channels)
-    found = world.on_main(lambda: scan_and_report(source, out, config.source.max_bad_percent))
+    found = world.on_main(lambda: scan_and_report(source, out, config.scan.max_bad_percent))
     facts = Facts(
         images=found.images,
         height=found.height,
@@ -117,9 +115,7 @@ def begun(config: Pretrain, source: Source, out: Path, world: World) -> Job:
         job = replace(job, config=resolved, chosen=chosen)
     identity = runfolder.identity(source)
     world.on_main(  # all that can be wrong with the settings is known by now
-        lambda: runfolder.write_config(
-            out, "pretrain", flatten(resolved), identity, model.config()
-        )
+        lambda: runfolder.write_config(out, "pretrain", flatten(resolved), identity, model.config())
     )
     return job
 

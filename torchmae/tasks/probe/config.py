@@ -90,7 +90,7 @@ class TrainedProbeOptions(CropOptions):
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Probe:
     """How well does a linear map tell the classes apart, from the features of the frozen encoder?
 

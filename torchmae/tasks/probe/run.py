@@ -9,8 +9,8 @@ from torchmae.data.labels import labelled_sets
 from torchmae.errors import UserError, choose
 from torchmae.eval.baselines import line, looker
 from torchmae.eval.logistic import STRENGTHS, probed
-from torchmae.options import check_numbers
 from torchmae.runfolder import add_result
+from torchmae.settings.options import check_numbers
 from torchmae.tasks.finetune import run as classify
 from torchmae.tasks.finetune.config import Finetune
 from torchmae.tasks.probe.config import FAST_ONLY, TRAINED_ONLY, Probe

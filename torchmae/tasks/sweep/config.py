@@ -41,7 +41,7 @@ class CompareOptimOptions(FinetuneOptimOptions):
     seed: int = hidden(0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Compare(Finetune):
     """Fine-tune a run and, as its partner, the same encoder from scratch: same images, labels, steps and seeds.
 
@@ -80,7 +80,7 @@ class PartialOptimOptions(FinetuneOptimOptions):
     minutes: float | None = hidden(None)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Partial(Finetune):
     """Fine-tune more and more of the last blocks, and draw the accuracies beside those of the paper's Figure 9.
 
