@@ -233,7 +233,7 @@ def plan_of(config: Finetune, images: int) -> TrainConfig:
         micro_batch_size=config.micro_batch_size,
         save_minutes=config.save_minutes,
         evaluate_steps=max(1.0, (config.validate_epochs or 1) * steps_per_epoch),
-        least_lr=config.min_lr,
+        min_lr=config.min_lr,
         optimizer=config.optimizer,
         layer_decay=config.layer_decay,
         ema=config.ema or None,
