@@ -30,13 +30,13 @@ VERBS = {
         "linear probe: what a linear map makes of the frozen features",
     ),
     "partial": (
-        "torchmae.tasks.sweep.partial:Partial",
-        "torchmae.tasks.sweep.partial:run",
+        "torchmae.tasks.sweep.config:Partial",
+        "torchmae.tasks.sweep.run:partial",
         "fine-tune more and more blocks: Figure 9 of the paper on your data",
     ),
     "compare": (
-        "torchmae.tasks.sweep.compare:Compare",
-        "torchmae.tasks.sweep.compare:run",
+        "torchmae.tasks.sweep.config:Compare",
+        "torchmae.tasks.sweep.run:compare",
         "a run against the same encoder from scratch, over several seeds",
     ),
     "evaluate": (

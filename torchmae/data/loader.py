@@ -169,3 +169,19 @@ def read(source: Source, index: int, channels: int, max_megapixels: float, white
         pixels.flags.writeable = False
         return pixels
     return decode(data, channels, max_megapixels, white)
+
+
+def default_workers(device_type: str, processes: int) -> int:
+    """Loading processes for each training process: half of its cores beside a GPU, else a quarter.
+
+    Args:
+        device_type: "cuda", "cpu" or "mps".
+        processes: training processes on this machine, unless torchrun says how many there are.
+
+    Returns:
+        1 to 16.
+    """
+    has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS, nor on Windows
+    cores = max(1, len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1)
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    return max(1, min(16, cores // local // (2 if device_type == "cuda" else 4)))
