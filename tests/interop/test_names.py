@@ -7,7 +7,8 @@ from torchmae.errors import UserError
 from torchmae.interop import names as convert
 from torchmae.models.heads import Classifier
 from torchmae.models.mae import MAE
-from torchmae.models.vit import SIZES, ViT
+from torchmae.models.sizes import SIZES
+from torchmae.models.vit import ViT
 
 
 def tensors(model):

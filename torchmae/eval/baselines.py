@@ -56,7 +56,7 @@ def baseline_features(
 
 
 def raw_pixels(images: UInt8[Tensor, "B C H W"], side: int) -> Float[Tensor, "B F"]:
-    """The pixels, 0..255, of images reduced to at most `side` px a side (more would fill memory)."""
+    """The pixels, 0..255, of images reduced to at most `side` px a side (memory)."""
     size = [min(side, length) for length in images.shape[2:]]
     return F.interpolate(images.float(), size, mode="area").flatten(1)
 

@@ -1,4 +1,4 @@
-"""How good class predictions are: accuracies with an interval, each class, calibration, confusion."""
+"""How good class predictions are: accuracy with its interval, calibration, confusion."""
 
 from dataclasses import dataclass
 from typing import Any

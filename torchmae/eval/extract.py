@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,13 +12,15 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from torchmae.data.decode import BadImage
-from torchmae.data.loader import default_workers, read, start_worker
-from torchmae.data.sources.source import BadFile, Source
+from torchmae.data.loader import read_pixels, start_worker
+from torchmae.data.sources.source import BadFile, Source, with_decode
 from torchmae.data.transforms import CenterCropResize
 from torchmae.errors import UserError, choose
 from torchmae.models.heads import Classifier
 from torchmae.models.vit import ViT
 from torchmae.runfolder import read_config
+from torchmae.settings.defaults import workers_for
+from torchmae.train.distributed import available_cores
 
 # Tokens [B, prefix + N, D], behind `prefix` tokens that are no patches, to features.
 POOLS: dict[str, Callable[[Tensor, int], Tensor]] = {
@@ -39,10 +41,7 @@ class ImageBatches(Dataset[Any]):
 
     source: Source
     transform: CenterCropResize
-    channels: int
     batch_size: int
-    max_megapixels: float
-    white: int
 
     def __len__(self) -> int:
         return -(-len(self.source) // self.batch_size)
@@ -50,16 +49,16 @@ class ImageBatches(Dataset[Any]):
     def __getitem__(self, batch: int) -> tuple[list[int], UInt8[Tensor, "B C H W"], list[BadFile]]:
         ids: list[int] = []
         bad: list[BadFile] = []
-        images = [torch.zeros(0, self.channels, *self.transform.size, dtype=torch.uint8)]
+        images = [torch.zeros(0, self.source.channels, *self.transform.size, dtype=torch.uint8)]
         first = batch * self.batch_size
         for i in range(first, min(len(self.source), first + self.batch_size)):
             try:
-                pixels = read(self.source, i, self.channels, self.max_megapixels, self.white)
+                pixels = read_pixels(self.source, i)
             except BadImage as error:
                 bad.append(BadFile(self.source.name(i), str(error)))
                 continue
             ids.append(i)
-            images.append(self.transform(pixels).unsqueeze(0))
+            images.append(self.transform(pixels)[0].unsqueeze(0))
         return ids, torch.cat(images), bad
 
 
@@ -75,10 +74,9 @@ def collect(
     """What each of some functions makes of all readable images of a source, one pass for all.
 
     Args:
-        source: the images.
+        source: the images, and how they are decoded.
         encoder: images are brought to its size and channels.
-        run: the run folder whose config.json says how to decode (`max_megapixels`, `white`) and
-            crop (`crop_pct`).
+        run: the run folder whose config.json says how much of an image is seen (`crop_pct`).
         functions: from uint8 images on the CPU to rows on the CPU, such as `features_of` makes.
         device: where the functions compute; decides how many processes decode.
         batch_size: images at a time.
@@ -90,17 +88,14 @@ def collect(
     Raises:
         UserError: no image can be read.
     """
-    rules = read_config(run)["config"]
-    images = ImageBatches(
-        source,
-        CenterCropResize(encoder.image_size, rules.get("crop_pct", 1.0)),
-        encoder.channels,
-        batch_size,
-        rules.get("max_megapixels", 100.0),
-        rules.get("white", 65535),
-    )
+    crop_pct = read_config(run)["config"].get("crop_pct", 1.0)
+    source = with_decode(source, replace(source.decode, channels=encoder.channels))
+    images = ImageBatches(source, CenterCropResize(encoder.image_size, crop_pct), batch_size)
     # A few batches are decoded sooner than processes start.
-    workers = default_workers(device.type, 1) if len(images) > 4 else 0
+    workers = 0
+    if len(images) > 4:
+        cores = available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        workers = workers_for(cores, device.type == "cuda")
     loader = DataLoader(
         images,
         batch_size=None,

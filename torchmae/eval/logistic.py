@@ -53,7 +53,7 @@ def linear_probe(
 def standardize(
     train: Float[Tensor, "A F"], test: Float[Tensor, "B F"]
 ) -> tuple[Float64[Tensor, "A D"], Float64[Tensor, "B D"]]:
-    """Features standardised with the training rows' mean and std, and a last column of 1 (the bias).
+    """Features standardised by the training rows' mean and std, and a last column of 1 (bias).
 
     A feature that is constant in the training rows is only centred. D is F + 1.
     """
@@ -159,7 +159,7 @@ class Regressions:
     def curvature(
         self, strength: float, start: Float64[Tensor, "D columns"]
     ) -> tuple[Float64[Tensor, "D D"], Float64[Tensor, ""]]:
-        """The mean curvature at `start`, positive definite, and the loss there, summed over fits."""
+        """The mean curvature at `start`, positive definite, and the loss there, of all fits."""
         curvature = strength * torch.diag(self.penalised[:, 0])
         loss = strength / 2 * (self.penalised * start.square()).sum()
         for rows, hit, counts in self.batches:

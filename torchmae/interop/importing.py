@@ -16,7 +16,7 @@ from torchmae.models.mae import MAE
 from torchmae.models.masking import Mask, num_visible
 from torchmae.models.patches import IMAGENET, sincos_positions
 from torchmae.models.vit import ViT
-from torchmae.options import parse_size
+from torchmae.settings.options import parse_size
 from torchmae.tasks.import_weights.config import Import
 
 CLOSE = 1e-4  # of the largest feature: what two float32 implementations of the same function may differ by

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -167,3 +168,37 @@ def start(device: str = "auto") -> Iterator[World]:
         yield World(dist.get_rank(), size, found)
     finally:
         dist.destroy_process_group()
+
+
+def machine_facts(world: World) -> dict[str, Any]:
+    """What `settings.defaults.Facts` says of the machine."""
+    return {
+        "device": world.device.type,
+        "precision": fast_precision(world.device),
+        "cores": available_cores(),
+        "processes": world.size,
+        "local_processes": world.local_size,
+    }
+
+
+def available_cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def fast_precision(device: torch.device) -> str:
+    """The lowest precision that a device is fast at: "bf16", "fp16" (older GPUs) or "fp32"."""
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "bf16" if device.type == "cpu" and cpu_has_bf16() else "fp32"
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the CPU computes bf16 products itself (AMX or AVX512-BF16)."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "amx_bf16" in flags or "avx512_bf16" in flags

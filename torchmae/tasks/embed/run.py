@@ -3,11 +3,12 @@
 import logging
 from pathlib import Path
 
+from torchmae.data.config import decode_as_run
 from torchmae.data.sources import open_source
-from torchmae.errors import UserError
 from torchmae.eval.extract import collect, features_of
 from torchmae.models.weights import load
 from torchmae.report.tables import WRITERS, check_table, write_table
+from torchmae.settings.options import check_ranges
 from torchmae.tasks.embed.config import Embed
 from torchmae.train.distributed import find_device
 
@@ -16,22 +17,24 @@ logger = logging.getLogger(__name__)
 
 def run(config: Embed) -> Path:
     """Writes the features of all readable images, float32, and returns the file."""
-    out = Path(config.out)
+    check_ranges(config)
+    out = Path(config.embed.out)
     check_table(out, WRITERS)
-    if config.batch_size < 1:
-        raise UserError(f"--batch-size {config.batch_size}: must be more than 0")
     encoder = load(config.run)
-    source = open_source(config.data)
-    device = find_device(config.device)
-    function = features_of(encoder, config.layer, config.pool, device)
+    decode = config.decode
+    source = open_source(
+        config.data, decode_as_run(config.run, decode.max_megapixels, decode.white)
+    )
+    device = find_device(config.runtime.device)
+    function = features_of(encoder, config.embed.layer, config.embed.pool, device)
     ids, (features,), bad = collect(
-        source, encoder, config.run, [function], device, config.batch_size
+        source, encoder, config.run, [function], device, config.embed.batch_size
     )
     write_table(out, {"path": [source.name(i) for i in ids], "features": features.numpy()})
     for name, reason in [*source.unusable, *bad]:
         logger.info(f"skipped: {name}: {reason}")
     logger.info(
         f"{out}: {len(features)} images, {features.shape[1]} features each "
-        f"({config.pool} of layer {config.layer or 'last'})"
+        f"({config.embed.pool} of layer {config.embed.layer or 'last'})"
     )
     return out

@@ -2,12 +2,12 @@
 
 import json
 import logging
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from torchmae.data.config import decode_as_run
 from torchmae.data.labels import labelled, open_pair
 from torchmae.errors import UserError
 from torchmae.eval.classification import Scores, scores
@@ -15,6 +15,7 @@ from torchmae.eval.extract import collect, logits_of
 from torchmae.models.weights import load_classifier
 from torchmae.report.confusion import draw_confusion
 from torchmae.runfolder import CONFUSION, add_result, read_config
+from torchmae.settings.options import check_ranges, flatten
 from torchmae.tasks.evaluate.config import Evaluate
 from torchmae.train.distributed import find_device
 
@@ -27,9 +28,12 @@ def run(config: Evaluate) -> dict[str, Any]:
     Returns:
         The settings and the scores: "top1", "top5", "low", "high", "per_class", ...
     """
-    model = load_classifier(config.run, config.best)
-    device = find_device(config.device)
-    everything, held_out = open_pair(config.data, None)
+    check_ranges(config)
+    options = config.evaluate
+    model = load_classifier(config.run, options.best)
+    device = find_device(config.runtime.device)
+    decode = decode_as_run(config.run, config.decode.max_megapixels, config.decode.white)
+    everything, held_out = open_pair(config.data, None, decode)
     if held_out is not None:
         logger.info(f"{config.data} brings its own split: measured on its validation part")
     elif read_config(config.run)["config"].get("data") == config.data:
@@ -38,7 +42,7 @@ def run(config: Evaluate) -> dict[str, Any]:
             "its own training images are among these"
         )
     images, names = labelled(held_out or everything, config.data)
-    names = rename_classes(names, config.class_map)
+    names = rename_classes(names, options.class_map)
     number = {name: i for i, name in enumerate(model.classes)}
     unknown = sorted(set(names) - set(number))
     if unknown:
@@ -53,17 +57,17 @@ def run(config: Evaluate) -> dict[str, Any]:
     for name, reason in bad:
         logger.info(f"skipped: {name}: {reason}")
     labels = torch.tensor([number[names[i]] for i in ids])
-    if config.among:
+    if options.among:
         absent = torch.tensor([name not in set(names) for name in model.classes])
         logits = logits.masked_fill(absent, -torch.inf)
     found = scores(logits, labels, model.classes)
     picture = Path(config.run) / CONFUSION
     title = f"{Path(config.data).name}: {found.count} images, {found.top1:.1%}"
     draw_confusion(found.confusion, model.classes, picture, title)
-    path = add_result(Path(config.run), "evaluate", asdict(config), found.summary())
-    logger.info(describe(found, config.best))
+    path = add_result(Path(config.run), "evaluate", flatten(config), found.summary())
+    logger.info(describe(found, options.best))
     logger.info(f"Written to {path} and {picture}")
-    return {**asdict(config), **found.summary()}
+    return {**flatten(config), **found.summary()}
 
 
 def describe(found: Scores, best: bool) -> str:

@@ -1,20 +1,22 @@
 """`mae knn`: k-NN accuracy on frozen features, beside raw pixels and an untrained encoder."""
 
 import logging
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from torchmae.data.labels import Subset, hold_out, labelled, open_pair
+from torchmae.data.config import decode_as_run
+from torchmae.data.labels import hold_out, labelled, open_pair
+from torchmae.data.sources.source import Subset
 from torchmae.errors import UserError
 from torchmae.eval.baselines import baseline_features
 from torchmae.eval.classification import accuracy
 from torchmae.eval.knn import knn
 from torchmae.report.tables import accuracy_line
 from torchmae.runfolder import add_result
+from torchmae.settings.options import check_ranges, flatten
 from torchmae.tasks.knn.config import Knn
 from torchmae.train.distributed import find_device
 
@@ -30,18 +32,16 @@ def run(config: Knn) -> dict[str, Any]:
         The settings and the results; "knn" has "accuracy", "low" and "high" of "features",
         "untrained encoder" and "raw pixels".
     """
-    if not 0 < config.val_fraction < 1:
-        raise UserError(f"--val-fraction {config.val_fraction}: must be between 0 and 1")
-    if config.k < 1:
-        raise UserError(f"--k {config.k}: must be at least 1")
+    check_ranges(config)
+    options, device = config.knn, find_device(config.runtime.device)
     extract = baseline_features(
-        config.run, config.layer, config.pool, RAW_SIDE, config.seed, find_device(config.device)
+        config.run, options.layer, options.pool, RAW_SIDE, options.seed, device
     )
     train_images, train_names, test_images, test_names = split(config)
     classes = {name: i for i, name in enumerate(sorted(set(train_names)))}
     if len(classes) < 2:
         raise UserError(
-            f"k-NN needs at least two classes with labels, {config.data} has {len(classes)}"
+            f"k-NN needs at least two classes with labels, {config.source.data} has {len(classes)}"
         )
     train_ids, train, train_bad = extract(train_images)
     test_ids, test, test_bad = extract(test_images)
@@ -51,7 +51,7 @@ def run(config: Knn) -> dict[str, Any]:
     # -1: a class of the test images alone, which no neighbour can name
     truth = torch.tensor([classes.get(test_names[i], -1) for i in test_ids])
     found = {
-        name: accuracy(knn(train[name], test[name], labels, len(classes), config.k), truth)
+        name: accuracy(knn(train[name], test[name], labels, len(classes), options.k), truth)
         for name in train
     }
     results = {
@@ -61,23 +61,25 @@ def run(config: Knn) -> dict[str, Any]:
         "knn": found,
     }
     logger.info(
-        f"k-NN accuracy (k = {config.k}), {len(truth)} test and {len(labels)} training images, "
+        f"k-NN accuracy (k = {options.k}), {len(truth)} test and {len(labels)} training images, "
         f"{len(classes)} classes"
     )
     for name, score in found.items():
         logger.info(accuracy_line(name, score))
-    path = add_result(Path(config.run), "knn", asdict(config), results)
-    logger.info(f"Written to {path}")
-    return {**asdict(config), **results}
+    settings = flatten(config)
+    logger.info(f"Written to {add_result(Path(config.run), 'knn', settings, results)}")
+    return {**settings, **results}
 
 
 def split(config: Knn) -> tuple[Subset, list[str], Subset, list[str]]:
     """Training images and their classes, test images and theirs."""
-    source, test_source = open_pair(config.data, config.val)
-    images, names = labelled(source, config.data)
+    data, val = config.source.data, config.source.val
+    decode = decode_as_run(config.run, config.decode.max_megapixels, config.decode.white)
+    source, test_source = open_pair(data, val, decode)
+    images, names = labelled(source, data)
     if test_source is not None:
-        return images, names, *labelled(test_source, config.val or config.data)
-    out = hold_out(names, config.val_fraction, config.seed)
+        return images, names, *labelled(test_source, val or data)
+    out = hold_out(names, config.knn.val_fraction, config.knn.seed)
     kept = np.flatnonzero(~out)
     held_out = np.flatnonzero(out)
     return (

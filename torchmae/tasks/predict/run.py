@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from torchmae.data.config import decode_as_run
 from torchmae.data.sources import open_source
 from torchmae.data.sources.source import distinct
 from torchmae.eval.extract import collect, logits_of
 from torchmae.models.weights import load_classifier
 from torchmae.report.tables import Column, check_table, write_table
+from torchmae.settings.options import check_ranges
 from torchmae.tasks.predict.config import Predict
 from torchmae.train.distributed import find_device
 
@@ -19,11 +21,15 @@ logger = logging.getLogger(__name__)
 
 def run(config: Predict) -> Path:
     """Writes the classes of all readable images, and returns the file."""
-    out = Path(config.out)
+    check_ranges(config)
+    out = Path(config.predict.out)
     check_table(out, (".csv", ".parquet"))
-    model = load_classifier(config.run, config.best)
-    device = find_device(config.device)
-    source = open_source(config.data)
+    model = load_classifier(config.run, config.predict.best)
+    device = find_device(config.runtime.device)
+    decode = config.decode
+    source = open_source(
+        config.data, decode_as_run(config.run, decode.max_megapixels, decode.white)
+    )
     ids, (logits,), bad = collect(
         source, model.encoder, config.run, [logits_of(model, device)], device
     )

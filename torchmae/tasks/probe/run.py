@@ -1,20 +1,20 @@
-"""`mae probe`: a linear classifier on frozen features, trained as in the paper or solved directly."""
+"""`mae probe`: a linear classifier on frozen features, trained as in the paper or solved."""
 
 import logging
-from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from torchmae.data.config import decode_as_run
 from torchmae.data.labels import labelled_sets
 from torchmae.errors import UserError
 from torchmae.eval.baselines import baseline_features
 from torchmae.eval.logistic import STRENGTHS, linear_probe
-from torchmae.options import check_numbers
 from torchmae.report.tables import accuracy_line
 from torchmae.runfolder import add_result
+from torchmae.settings.options import build, flatten
 from torchmae.tasks.finetune import run as finetune
 from torchmae.tasks.finetune.config import Finetune
-from torchmae.tasks.probe.config import FAST_ONLY, TRAINED_ONLY, Probe
+from torchmae.tasks.probe.config import Probe, check
 from torchmae.train.distributed import find_device
 
 logger = logging.getLogger(__name__)
@@ -26,21 +26,10 @@ RAW_SIDE = 16
 
 def run(config: Probe) -> Path | dict[str, Any]:
     """Trains the probe and returns its run folder; with --fast the settings and the results."""
-    foreign = TRAINED_ONLY if config.fast else FAST_ONLY
-    for field in fields(config):
-        if field.name in foreign and getattr(config, field.name) != field.default:
-            flag = f"--{'no-' * (field.name == 'flip')}{field.name.replace('_', '-')}"
-            raise UserError(
-                f"{flag} belongs to the probe that is trained: remove it, or --fast"
-                if config.fast
-                else f"{flag} belongs to the probe on stored features: add --fast, or remove it"
-            )
-    if config.run == "none":
-        raise UserError("mae probe needs a run: --fast measures an untrained encoder beside it")
-    if config.fast:
+    check(config)
+    if config.probe.fast:
         return regress(config)
-    own = {name: value for name, value in asdict(config).items() if name not in FAST_ONLY}
-    return finetune.run(Finetune(train="head", **own))
+    return finetune.run(build(Finetune, {**flatten(config), "train": "head"}))
 
 
 def regress(config: Probe) -> dict[str, Any]:
@@ -49,15 +38,16 @@ def regress(config: Probe) -> dict[str, Any]:
     Returns:
         The settings and the results; "probe" has what `linear_probe` returns for each of the three.
     """
-    check_numbers(config, ("labels_per_class",), ("seed",))
-    if not 0 < config.val_fraction < 1:
-        raise UserError(f"--val-fraction {config.val_fraction}: must be between 0 and 1")
-    pool = config.pool or "mean"
-    extract = baseline_features(
-        config.run, config.layer, pool, RAW_SIDE, config.seed, find_device(config.device)
-    )
+    options, device = config.probe, find_device(config.runtime.device)
+    pool = options.pool or "mean"
+    extract = baseline_features(config.run, options.layer, pool, RAW_SIDE, options.seed, device)
     sets = labelled_sets(
-        config.data, config.val, config.val_fraction, config.labels_per_class, config.seed
+        config.source.data,
+        config.source.val,
+        config.split.val_fraction,
+        config.split.labels_per_class,
+        options.seed,
+        decode_as_run(config.run, config.decode.max_megapixels, config.decode.white),
     )
     train_ids, train, train_bad = extract(sets.train)
     for name, reason in train_bad:
@@ -80,12 +70,12 @@ def regress(config: Probe) -> dict[str, Any]:
             f"cross-validation: the strength is the middle one, {STRENGTHS[len(STRENGTHS) // 2]:g}"
         )
     found = {
-        name: linear_probe(train[name], labels, test[name], truth, config.seed) for name in train
+        name: linear_probe(train[name], labels, test[name], truth, options.seed) for name in train
     }
     for name, score in found.items():
         strength = f"strength {score['strength']:g}{remark(score)}"
         logger.info(f"{accuracy_line(name, score)}, {strength}")
-    settings = {**asdict(config), "pool": pool}
+    settings = {**flatten(config), "pool": pool}
     results = {
         "train_images": len(labels),
         "test_images": len(truth),
@@ -97,14 +87,14 @@ def regress(config: Probe) -> dict[str, Any]:
 
 
 def remark(score: dict[str, Any]) -> str:
-    """A warning where the best strength is the first or the last tried, and better than the rest."""
+    """A warning where the best strength is the first or last tried, and better than the rest."""
     validated, strength = score["cross_validated"], score["strength"]
     at_end = strength in (STRENGTHS[0], STRENGTHS[-1])
     if not at_end or not validated or validated.count(max(validated)) > 1:
         return ""
     strongest = strength == STRENGTHS[0]
     return (
-        f"\n    warning: the {'strongest' if strongest else 'weakest'} that is tried; another might "
-        f"do better (cross-validation: {max(validated):.1%}, with the strength next to it "
+        f"\n    warning: the {'strongest' if strongest else 'weakest'} that is tried; another "
+        f"might do better (cross-validation: {max(validated):.1%}, with the strength next to it "
         f"{validated[1 if strongest else -2]:.1%})"
     )

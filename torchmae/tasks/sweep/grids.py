@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torchmae.data.config import decode_as_run
 from torchmae.errors import UserError
 from torchmae.models.heads import blocks_of
 from torchmae.report.sweep import Curve
 from torchmae.runfolder import read_config
-from torchmae.tasks.finetune.config import Finetune, plain
-from torchmae.tasks.sweep.config import Compare, Partial
+from torchmae.settings.options import build, flatten
+from torchmae.tasks.finetune.config import Finetune
+from torchmae.tasks.sweep.config import Compare, Partial, check_compare
 
 Changes = Mapping[str, Any]  # of the fields of Finetune
 
@@ -65,32 +67,25 @@ class Grid:
         """The settings of one training."""
         out = str(self.out / self.folder(row, arm, seed))
         changes = {"seed": seed, **self.rows[row], **self.arms[arm], "out": out}
-        return plain(self.config, **changes)
+        return build(Finetune, {**flatten(self.config), **changes})
 
 
 def compare_grid(config: Compare) -> Grid:
     """Pre-trained against from scratch, on the same images, labels, steps and seeds."""
-    if config.run == "none":
-        raise UserError(
-            "mae compare needs a run: from scratch is the partner that it trains by itself"
-        )
-    if len(set(config.seeds)) != len(config.seeds) or len(config.seeds) < 2:
-        raise UserError(
-            f"--seeds {' '.join(map(str, config.seeds))}: at least two, all different, for a spread"
-        )
-    if config.model or config.patch_size:
-        raise UserError("mae compare takes model and patch size from the run, for both")
-    read_config(config.run)
+    check_compare(config)
+    decode = decode_as_run(config.run, config.decode.max_megapixels, config.decode.white)
+    pixels = {"max_megapixels": decode.max_megapixels, "white": decode.white}
+    few = config.split.labels_per_class or (None,)
     return Grid(
         verb="compare",
         config=config,
-        out=Path(config.out or f"{config.run.rstrip('/')}-compare"),
-        rows={str(n or "all"): {"labels_per_class": n} for n in config.labels_per_class or (None,)},
+        out=Path(config.output.out or f"{config.run.rstrip('/')}-compare"),
+        rows={str(n or "all"): {"labels_per_class": n} for n in few},
         arms={
             "pre-trained": {"run": config.run},
-            "from scratch": {"run": "none", "model": config.run, "train": "all"},
+            "from scratch": {"run": "none", "model": config.run, "train": "all", **pixels},
         },
-        seeds=config.seeds,
+        seeds=config.optim.seeds,
         row_title="labels a class",
         folder=lambda row, arm, seed: f"{arm.replace(' ', '-')}-{row}-labels-seed-{seed}",
         baseline="from scratch",
@@ -105,9 +100,9 @@ def partial_grid(config: Partial) -> Grid:
         )
     depth = read_config(config.run)["model"]["encoder"]["depth"]
     default = [p for p in ("0", "0.5", "1", "2", "4", "all") if p == "all" or float(p) < depth]
-    parts = sorted(dict.fromkeys(config.train or default), key=lambda p: blocks_of(p, depth))
+    parts = sorted(dict.fromkeys(config.model.train or default), key=lambda p: blocks_of(p, depth))
     rows = {f"all {depth}" if part == "all" else part: {"train": part} for part in parts}
-    arms: dict[str, Changes] = {f"{n:g} epochs": {"epochs": n} for n in config.epochs}
+    arms: dict[str, Changes] = {f"{n:g} epochs": {"epochs": n} for n in config.optim.epochs}
     arms = arms or {"accuracy": {"epochs": None}}
 
     def folder(row: str, arm: str, seed: int) -> str:
@@ -117,10 +112,10 @@ def partial_grid(config: Partial) -> Grid:
     return Grid(
         verb="partial",
         config=config,
-        out=Path(config.out or f"{config.run.rstrip('/')}-partial"),
+        out=Path(config.output.out or f"{config.run.rstrip('/')}-partial"),
         rows=rows,
         arms=arms,
-        seeds=(config.seed,),
+        seeds=(config.optim.seed,),
         row_title="blocks fine-tuned",
         folder=folder,
         choose_best=len(arms) > 1,

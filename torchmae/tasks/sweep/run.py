@@ -3,7 +3,6 @@
 import logging
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from torchmae.eval.intervals import paired_difference
 from torchmae.report.sweep import draw_sweep, sweep_table
 from torchmae.runfolder import add_result, last_validation
+from torchmae.settings.options import flatten
 from torchmae.tasks.finetune import run as finetune
 from torchmae.tasks.sweep.config import Compare, Partial
 from torchmae.tasks.sweep.grids import Grid, compare_grid, partial_grid
@@ -54,7 +54,7 @@ def run_grid(grid: Grid) -> Path:
         rows.append(summarize(grid, row, scores))
     if not is_main():
         return grid.out
-    path = add_result(grid.out, grid.verb, asdict(grid.config), {"rows": rows})
+    path = add_result(grid.out, grid.verb, flatten(grid.config), {"rows": rows})
     picture = grid.out / f"{grid.verb}.png"
     draw_sweep(rows, grid.row_title, picture, grid.beside)
     logger.info(sweep_table(rows, grid.row_title))
