@@ -153,7 +153,7 @@ def packed_set(sample: Sample, folder: Path) -> Source:
         assert isinstance(encoded, bytes)
         (folder / "files" / f"{i:06d}{extension(encoded)}").write_bytes(encoded)
     with redirect_stdout(io.StringIO()):
-        run(Pack(str(folder / "files"), str(folder / "packed"), size=PACKED))
+        run(Pack(data=str(folder / "files"), out=str(folder / "packed"), size=PACKED))
     return open_source(str(folder / "packed"))
 
 

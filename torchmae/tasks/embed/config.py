@@ -7,12 +7,14 @@ from torchmae.settings.groups import DeviceOptions, RunDecodeOptions
 from torchmae.settings.options import POSITIVE, argument, option
 
 
-@dataclass(frozen=True)
-class EmbedOptions:
-    """Which features, and where they go."""
+@dataclass(frozen=True, kw_only=True)
+class Embed:
+    """Write the paths and features of images to a file."""
 
     GROUP: ClassVar[str] = "features"
 
+    run: str = argument("a run folder", "RUN")
+    data: str = argument("images, as for mae pretrain", "DATA")
     out: str = option(
         "features.npz", '.npz (arrays "paths" and "features"), .csv or .parquet (extra "parquet").'
     )
@@ -24,14 +26,5 @@ class EmbedOptions:
     )
     pool: str = option("mean", "mean (of the patch tokens), cls (the class token) or cls+mean.")
     batch_size: int = option(64, "Images at a time.", within=POSITIVE)
-
-
-@dataclass(frozen=True)
-class Embed:
-    """Write the paths and features of images to a file."""
-
-    run: str = argument("a run folder", "RUN")
-    data: str = argument("images, as for mae pretrain", "DATA")
-    embed: EmbedOptions = EmbedOptions()
     decode: RunDecodeOptions = RunDecodeOptions()
     runtime: DeviceOptions = DeviceOptions()

@@ -7,12 +7,17 @@ from torchmae.settings.groups import DeviceOptions, RunDecodeOptions
 from torchmae.settings.options import argument, option
 
 
-@dataclass(frozen=True)
-class EvaluateOptions:
-    """Which classes and weights are scored."""
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Accuracy, each class, calibration and confusion of a classifier on labelled images."""
 
     GROUP: ClassVar[str] = "classes"
 
+    run: str = argument("a run folder that mae finetune or mae import made", "RUN")
+    data: str = argument(
+        "labelled images (with train/ and val/: those of val/); their classes may be some of the classifier's",
+        "DATA",
+    )
     class_map: str | None = option(
         None,
         "A JSON file {class name in the data: class name of the classifier}, where they differ.",
@@ -26,17 +31,5 @@ class EvaluateOptions:
         False,
         "Take the weights of the epoch that was best on the validation images, not the last ones.",
     )
-
-
-@dataclass(frozen=True)
-class Evaluate:
-    """Accuracy, each class, calibration and confusion of a classifier on labelled images."""
-
-    run: str = argument("a run folder that mae finetune or mae import made", "RUN")
-    data: str = argument(
-        "labelled images (with train/ and val/: those of val/); their classes may be some of the classifier's",
-        "DATA",
-    )
-    evaluate: EvaluateOptions = EvaluateOptions()
     decode: RunDecodeOptions = RunDecodeOptions()
     runtime: DeviceOptions = DeviceOptions()

@@ -1,6 +1,7 @@
 """The settings of `mae export`."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torchmae.settings.options import REQUIRED, argument, option
 
@@ -8,6 +9,8 @@ from torchmae.settings.options import REQUIRED, argument, option
 @dataclass(frozen=True)
 class Export:
     """Write a run's model in the form of another library, checked on 16 images, with a model card."""
+
+    GROUP: ClassVar[str] = "output"
 
     run: str = argument("a run folder", "RUN")
     to: str = option(

@@ -26,7 +26,7 @@ def train_config(config: ResolvedFinetune, images: int) -> TrainConfig:
         steps=max(1, round(optim.epochs * steps_per_epoch)),
         warmup_steps=round(optim.warmup_epochs * steps_per_epoch),
         lr=peak_lr(optim.base_lr, optim.batch_size),
-        least_lr=optim.min_lr,
+        min_lr=optim.min_lr,
         weight_decay=optim.weight_decay,
         betas=(0.9, optim.beta2),
         clip_grad=optim.clip_grad,

@@ -36,7 +36,8 @@ from torchmae.tasks.finetune.task import ClassifyTask
 from torchmae.tasks.finetune.validation import MEASURED, Validation
 from torchmae.train.checkpoint import lock
 from torchmae.train.distributed import World, machine_facts, start
-from torchmae.train.loop import fit, measure_seconds_per_step
+from torchmae.train.loop import fit
+from torchmae.train.speed import measure_seconds_per_step
 
 logger = logging.getLogger(__name__)
 
@@ -145,10 +146,9 @@ def begun(config: Finetune, data: LabelledSets, out: Path, world: World) -> Job:
     )
     data = data.with_decode(decode)
     found = world.on_main(lambda: scan_and_report(with_decode(data.train, decode), out))
+    known = architecture(config.model.model).get("image_size")
     if pretrained is not None:
         known = pretrained.image_size
-    else:
-        known = architecture(config.model.model).get("image_size")
     facts = Facts(
         images=len(data.train),
         val_images=len(data.val),

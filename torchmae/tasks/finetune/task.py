@@ -57,3 +57,6 @@ class ClassifyTask(nn.Module):
 
     def diagnose(self, batch: Batch) -> dict[str, Tensor]:
         return {}
+
+    def after_step(self, step: int) -> None:
+        """Nothing follows the weights."""

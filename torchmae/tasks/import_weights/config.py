@@ -6,12 +6,18 @@ from typing import ClassVar
 from torchmae.settings.options import POSITIVE, REQUIRED, Range, argument, option
 
 
-@dataclass(frozen=True)
-class ImportOptions:
-    """What a source does not say of its model."""
+@dataclass(frozen=True, kw_only=True)
+class Import:
+    """Read weights of other libraries into a run folder. What a file does not say is chosen, and printed."""
 
     GROUP: ClassVar[str] = "model"
 
+    source: str = argument(
+        "a .pth/.pt/.bin or .safetensors file, a folder of transformers or timm, timm:NAME, "
+        "timm:NAME?checkpoint=FILE, hf:NAME",
+        "SOURCE",
+    )
+    out: str = option(REQUIRED, "Run folder to make.", metavar="FOLDER")
     image_size: str | int | None = option(
         None,
         "What the position table is for: side in pixels, or HEIGHTxWIDTH.",
@@ -53,16 +59,3 @@ class ImportOptions:
         within=Range(above=0, at_most=1),
         otherwise="the source's, else as the reference measures, else 1",
     )
-
-
-@dataclass(frozen=True)
-class Import:
-    """Read weights of other libraries into a run folder. What a file does not say is chosen, and printed."""
-
-    source: str = argument(
-        "a .pth/.pt/.bin or .safetensors file, a folder of transformers or timm, timm:NAME, "
-        "timm:NAME?checkpoint=FILE, hf:NAME",
-        "SOURCE",
-    )
-    out: str = option(REQUIRED, "Run folder to make.", metavar="FOLDER")
-    model: ImportOptions = ImportOptions()

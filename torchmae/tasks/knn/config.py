@@ -7,12 +7,15 @@ from torchmae.settings.groups import DeviceOptions, LabelledSourceOptions, RunDe
 from torchmae.settings.options import POSITIVE, Range, argument, option
 
 
-@dataclass(frozen=True)
-class KnnOptions:
-    """What votes, on which features."""
+@dataclass(frozen=True, kw_only=True)
+class Knn:
+    """How good are the features? k-NN accuracy on labelled images, beside raw pixels and an untrained encoder."""
 
     GROUP: ClassVar[str] = "features"
 
+    run: str = argument("a run folder", "RUN")
+    source: LabelledSourceOptions
+    decode: RunDecodeOptions = RunDecodeOptions()
     k: int = option(
         20, "Neighbours that vote, each with the weight exp(similarity / 0.07).", within=POSITIVE
     )
@@ -31,14 +34,4 @@ class KnnOptions:
     seed: int = option(
         0, "Of the split and of the untrained encoder.", within=Range(at_least=0, below=1 << 62)
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Knn:
-    """How good are the features? k-NN accuracy on labelled images, beside raw pixels and an untrained encoder."""
-
-    run: str = argument("a run folder", "RUN")
-    source: LabelledSourceOptions
-    decode: RunDecodeOptions = RunDecodeOptions()
-    knn: KnnOptions = KnnOptions()
     runtime: DeviceOptions = DeviceOptions()

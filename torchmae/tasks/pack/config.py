@@ -15,12 +15,17 @@ class PackDecodeOptions(DecodeOptions):
     channels: int | None = hidden(None)
 
 
-@dataclass(frozen=True)
-class PackOptions:
-    """What becomes of the files, and where they go."""
+@dataclass(frozen=True, kw_only=True)
+class Pack:
+    """Pack image files into tar shards with an index, which every verb takes as DATA; the files stay as they are.
+
+    Images with a longer short side than --size are made smaller and become JPEGs, all others keep their bytes. The same
+    command resumes after any interruption.
+    """
 
     GROUP: ClassVar[str] = "output"
 
+    data: str = argument("image files, as for mae pretrain; with --verify: a packed set", "DATA")
     out: str = option(
         "shards", "Folder for the shards: a new one, or that of the same command.", metavar="FOLDER"
     )
@@ -47,18 +52,6 @@ class PackOptions:
         otherwise="one a core",
     )
     verify: bool = option(False, "Pack nothing; compare the shards of DATA with their SHA-256.")
-
-
-@dataclass(frozen=True)
-class Pack:
-    """Pack image files into tar shards with an index, which every verb takes as DATA; the files stay as they are.
-
-    Images with a longer short side than --size are made smaller and become JPEGs, all others keep their bytes. The same
-    command resumes after any interruption.
-    """
-
-    data: str = argument("image files, as for mae pretrain; with --verify: a packed set", "DATA")
-    pack: PackOptions = PackOptions()
     decode: PackDecodeOptions = PackDecodeOptions()
 
 
@@ -66,7 +59,7 @@ def check(config: Pack) -> None:
     """Raises UserError for what is known to be wrong before any file is read."""
     check_ranges(config)
     for name in ("size", "quality"):
-        if config.pack.lossless and getattr(config.pack, name) is not None:
+        if config.lossless and getattr(config, name) is not None:
             raise UserError(
                 f"--{name} is for images that are made smaller, --lossless makes none: leave one of them out"
             )

@@ -23,7 +23,6 @@ from PIL import Image
 from tqdm import tqdm
 
 from torchmae import disk
-from torchmae.data.config import DecodeOptions
 from torchmae.data.decode import BadImage, decode, extension, image_extensions
 from torchmae.data.labels import PARTS, divided
 from torchmae.data.scan import measure
@@ -51,7 +50,8 @@ from torchmae.data.transforms import Crop, Pixels, resized_crop
 from torchmae.disk import write_text
 from torchmae.errors import RunError, UserError
 from torchmae.runfolder import identity
-from torchmae.tasks.pack.config import Pack
+from torchmae.settings.options import flatten
+from torchmae.tasks.pack.config import Pack, check
 from torchmae.train.checkpoint import lock
 from torchmae.version import command
 
@@ -65,7 +65,7 @@ def run(config: Pack) -> Path:
     check(config)
     if not config.lossless:
         config = replace(config, size=config.size or 320, quality=config.quality or 90)
-    source, out = open_source(config.data, decode_options(config)), Path(config.out)
+    source, out = open_source(config.data, replace(config.decode, channels=3)), Path(config.out)
     with suppress(OSError, BadImage):
         if not isinstance(source.read(0), bytes):
             raise UserError(
@@ -109,26 +109,6 @@ def run(config: Pack) -> Path:
     return out
 
 
-def decode_options(config: Pack) -> DecodeOptions:
-    return DecodeOptions(config.max_megapixels, config.white, 3)
-
-
-def check(config: Pack) -> None:
-    """What can be known to be wrong before any file is read."""
-    decode_options(config).check()
-    for name in ("size", "shard_mb", "workers"):
-        value = getattr(config, name)
-        if value is not None and not 0 < value < float("inf"):
-            raise UserError(f"--{name.replace('_', '-')} {value}: must be more than 0")
-    if config.quality is not None and not 1 <= config.quality <= 100:
-        raise UserError(f"--quality {config.quality}: 1 to 100")
-    for name in ("size", "quality"):
-        if config.lossless and getattr(config, name) is not None:
-            raise UserError(
-                f"--{name} is for images that are made smaller, --lossless makes none: leave one of them out"
-            )
-
-
 def check_out(out: Path, data: str) -> None:
     """Shards go into a folder of their own, outside of the data."""
     folder = Path(data).expanduser()
@@ -151,8 +131,8 @@ def settings_of(config: Pack) -> dict[str, Any]:
     """What the shards depend on."""
     return {
         name: value
-        for name, value in asdict(config).items()
-        if name not in ("data", "out", "workers", "verify")
+        for name, value in flatten(config).items()
+        if name not in ("data", "out", "workers", "verify", "channels")
     }
 
 

@@ -7,25 +7,18 @@ from torchmae.settings.groups import DeviceOptions, RunDecodeOptions
 from torchmae.settings.options import argument, option
 
 
-@dataclass(frozen=True)
-class PredictOptions:
-    """Where the classes go, and which weights choose them."""
+@dataclass(frozen=True, kw_only=True)
+class Predict:
+    """Write the predicted class of every image, and the probability of each class, to a file."""
 
     GROUP: ClassVar[str] = "output"
 
+    run: str = argument("a run folder that mae finetune or mae import made", "RUN")
+    data: str = argument("images, as for mae pretrain; no labels are needed", "DATA")
     out: str = option("predictions.csv", '.csv or .parquet (extra "parquet").')
     best: bool = option(
         False,
         "Take the weights of the epoch that was best on the validation images, not the last ones.",
     )
-
-
-@dataclass(frozen=True)
-class Predict:
-    """Write the predicted class of every image, and the probability of each class, to a file."""
-
-    run: str = argument("a run folder that mae finetune or mae import made", "RUN")
-    data: str = argument("images, as for mae pretrain; no labels are needed", "DATA")
-    predict: PredictOptions = PredictOptions()
     decode: RunDecodeOptions = RunDecodeOptions()
     runtime: DeviceOptions = DeviceOptions()

@@ -16,7 +16,7 @@ from torchmae.settings.options import size_text
 from torchmae.tasks.pretrain.config import ResolvedPretrain
 from torchmae.train.config import TrainConfig
 from torchmae.train.distributed import World
-from torchmae.train.loop import Outcome
+from torchmae.train.loop import Outcome, finished_line
 from torchmae.train.optim import peak_lr
 from torchmae.version import command
 
@@ -55,7 +55,7 @@ def describe(job: "Job", plan: TrainConfig, cache: CacheChoice, out: Path, world
     bad = len(runfolder.read_bad_files(out))
     if bad:
         seen += f", {bad} unreadable (see {out / runfolder.BAD_FILES})"
-    size, patch = config.model.image_size, size_text(model.encoder.patch)
+    size, patch = config.model.image_size, config.model.patch_size
     loading = f"images {CACHES[cache.name]} ({cache.reason})"
     if cache.name != "device":
         workers = config.runtime.workers
@@ -136,7 +136,7 @@ def summary(out: Path, outcome: Outcome, plan: TrainConfig, config: ResolvedPret
 def head(out: Path, last: dict[str, Any] | None, plan: TrainConfig) -> list[str]:
     """How the training ended: its last loss beside those of two predictors that have learned nothing."""
     if last is None:
-        return [finished(out, plan)]
+        return [finished_line(plan, out)]
     loss = "not finite" if last["loss"] is None else f"{last['loss']:.4f}"
     trivial = {
         name.removeprefix("loss of "): last[name] for name in last if name.startswith("loss of ")
@@ -150,11 +150,3 @@ def head(out: Path, last: dict[str, Any] | None, plan: TrainConfig) -> list[str]
     if last.get("peak_memory_mb"):
         lines.append(f"Peak memory: {last['peak_memory_mb']:.0f} MB.")
     return lines
-
-
-def finished(out: Path, plan: TrainConfig) -> str:
-    """What there is to say of a run that was finished before."""
-    return (
-        f"{out} is finished ({plan.steps} steps): nothing to do. Its learning rate has fallen to its end; "
-        f"for a longer training start from it: --from {out} with a new --out"
-    )

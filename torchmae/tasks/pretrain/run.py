@@ -26,7 +26,8 @@ from torchmae.tasks.pretrain.start import build_model, check_names, init_from_ru
 from torchmae.tasks.pretrain.task import PretrainTask
 from torchmae.train.checkpoint import lock
 from torchmae.train.distributed import World, machine_facts, start
-from torchmae.train.loop import fit, measure_seconds_per_step
+from torchmae.train.loop import fit
+from torchmae.train.speed import measure_seconds_per_step
 
 logger = logging.getLogger(__name__)
 

@@ -25,34 +25,6 @@ from torchmae.settings.options import (
 
 
 @dataclass(frozen=True)
-class ProbeOptions:
-    """Which features, and how the linear map is found."""
-
-    GROUP: ClassVar[str] = "features"
-
-    fast: bool = option(
-        False,
-        "Logistic regression on stored features, its strength chosen by cross-validation on the training images.",
-    )
-    pool: str | None = option(
-        None,
-        "mean of the patch tokens, or cls, the class token.",
-        otherwise="cls (the paper's); with --fast mean, as mae knn",
-    )
-    layer: int | None = option(
-        None,
-        "With --fast: take the tokens after this block, 1 to depth.",
-        within=POSITIVE,
-        otherwise="after the last",
-    )
-    seed: int = option(
-        0,
-        "Of split, subset, head, order and augmentation; of the cross-validation and the untrained encoder.",
-        within=Range(at_least=0, below=1 << 62),
-    )
-
-
-@dataclass(frozen=True)
 class TrainedProbeOptions(CropOptions):
     """Of the probe that is trained."""
 
@@ -99,13 +71,34 @@ class Probe:
     and on raw pixels.
     """
 
+    GROUP: ClassVar[str] = "features"
+
     RULES: ClassVar[Mapping[str, Rule]] = {}
 
     run: str = argument("a run folder", "RUN")
     source: LabelledSourceOptions
     split: SplitOptions = SplitOptions()
     decode: RunDecodeOptions = RunDecodeOptions()
-    probe: ProbeOptions = ProbeOptions()
+    fast: bool = option(
+        False,
+        "Logistic regression on stored features, its strength chosen by cross-validation on the training images.",
+    )
+    pool: str | None = option(
+        None,
+        "mean of the patch tokens, or cls, the class token.",
+        otherwise="cls (the paper's); with --fast mean, as mae knn",
+    )
+    layer: int | None = option(
+        None,
+        "With --fast: take the tokens after this block, 1 to depth.",
+        within=POSITIVE,
+        otherwise="after the last",
+    )
+    seed: int = option(
+        0,
+        "Of split, subset, head, order and augmentation; of the cross-validation and the untrained encoder.",
+        within=Range(at_least=0, below=1 << 62),
+    )
     training: TrainedProbeOptions = TrainedProbeOptions(crop_scale=(0.08, 1.0))
     runtime: DeviceOptions = DeviceOptions()
 
@@ -115,13 +108,11 @@ def check(config: Probe) -> None:
     check_ranges(config)
     if config.run == "none":
         raise UserError("mae probe needs a run: --fast measures an untrained encoder beside it")
-    foreign = flatten(config.training) if config.probe.fast else {"layer": config.probe.layer}
+    foreign = flatten(config.training) if config.fast else {"layer": config.layer}
     known = options_of(Probe)
     for name, value in foreign.items():
         if value != known[name].default:
             flag = f"--no-{name}" if value is False else known[name].flag
-            way_out = (
-                "leave it out, or --fast" if config.probe.fast else "add --fast, or leave it out"
-            )
-            kind = "that is trained" if config.probe.fast else "on stored features"
+            way_out = "leave it out, or --fast" if config.fast else "add --fast, or leave it out"
+            kind = "that is trained" if config.fast else "on stored features"
             raise UserError(f"{flag} belongs to the probe {kind}: {way_out}")

@@ -7,12 +7,14 @@ from torchmae.settings.groups import DeviceOptions, RunDecodeOptions
 from torchmae.settings.options import Range, argument, option
 
 
-@dataclass(frozen=True)
-class ReconstructOptions:
-    """Which patches are hidden, and what the picture shows."""
+@dataclass(frozen=True, kw_only=True)
+class Reconstruct:
+    """Draw original, masked input, reconstruction and prediction of images side by side."""
 
     GROUP: ClassVar[str] = "picture"
 
+    run: str = argument("a run folder", "RUN")
+    images: tuple[str, ...] = argument("image files", "IMAGE")
     out: str = option("reconstruction.png", "The picture to write (.png or .jpg).")
     mask_ratio: float | None = option(
         None, "Share of hidden patches.", within=Range(above=0, below=1), otherwise="the run's"
@@ -28,14 +30,5 @@ class ReconstructOptions:
         False,
         "With normalised targets: take each hidden patch's true mean and std (which leaks part of the answer).",
     )
-
-
-@dataclass(frozen=True)
-class Reconstruct:
-    """Draw original, masked input, reconstruction and prediction of images side by side."""
-
-    run: str = argument("a run folder", "RUN")
-    images: tuple[str, ...] = argument("image files", "IMAGE")
-    picture: ReconstructOptions = ReconstructOptions()
     decode: RunDecodeOptions = RunDecodeOptions()
     runtime: DeviceOptions = DeviceOptions()
