@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 def run(config: Embed) -> Path:
     """Writes the features of all readable images, float32, and returns the file."""
     check_ranges(config)
-    out = Path(config.embed.out)
+    out = Path(config.out)
     check_table(out, WRITERS)
     encoder = load(config.run)
     decode = config.decode
@@ -26,15 +26,15 @@ def run(config: Embed) -> Path:
         config.data, decode_as_run(config.run, decode.max_megapixels, decode.white)
     )
     device = find_device(config.runtime.device)
-    function = features_of(encoder, config.embed.layer, config.embed.pool, device)
+    function = features_of(encoder, config.layer, config.pool, device)
     ids, (features,), bad = collect(
-        source, encoder, config.run, [function], device, config.embed.batch_size
+        source, encoder, config.run, [function], device, config.batch_size
     )
     write_table(out, {"path": [source.name(i) for i in ids], "features": features.numpy()})
     for name, reason in [*source.unusable, *bad]:
         logger.info(f"skipped: {name}: {reason}")
     logger.info(
         f"{out}: {len(features)} images, {features.shape[1]} features each "
-        f"({config.embed.pool} of layer {config.embed.layer or 'last'})"
+        f"({config.pool} of layer {config.layer or 'last'})"
     )
     return out

@@ -29,8 +29,7 @@ def run(config: Evaluate) -> dict[str, Any]:
         The settings and the scores: "top1", "top5", "low", "high", "per_class", ...
     """
     check_ranges(config)
-    options = config.evaluate
-    model = load_classifier(config.run, options.best)
+    model = load_classifier(config.run, config.best)
     device = find_device(config.runtime.device)
     decode = decode_as_run(config.run, config.decode.max_megapixels, config.decode.white)
     everything, held_out = open_pair(config.data, None, decode)
@@ -42,7 +41,7 @@ def run(config: Evaluate) -> dict[str, Any]:
             "its own training images are among these"
         )
     images, names = labelled(held_out or everything, config.data)
-    names = rename_classes(names, options.class_map)
+    names = rename_classes(names, config.class_map)
     number = {name: i for i, name in enumerate(model.classes)}
     unknown = sorted(set(names) - set(number))
     if unknown:
@@ -57,7 +56,7 @@ def run(config: Evaluate) -> dict[str, Any]:
     for name, reason in bad:
         logger.info(f"skipped: {name}: {reason}")
     labels = torch.tensor([number[names[i]] for i in ids])
-    if options.among:
+    if config.among:
         absent = torch.tensor([name not in set(names) for name in model.classes])
         logits = logits.masked_fill(absent, -torch.inf)
     found = scores(logits, labels, model.classes)
@@ -65,7 +64,7 @@ def run(config: Evaluate) -> dict[str, Any]:
     title = f"{Path(config.data).name}: {found.count} images, {found.top1:.1%}"
     draw_confusion(found.confusion, model.classes, picture, title)
     path = add_result(Path(config.run), "evaluate", flatten(config), found.summary())
-    logger.info(describe(found, options.best))
+    logger.info(describe(found, config.best))
     logger.info(f"Written to {path} and {picture}")
     return {**flatten(config), **found.summary()}
 

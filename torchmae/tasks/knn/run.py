@@ -33,9 +33,9 @@ def run(config: Knn) -> dict[str, Any]:
         "untrained encoder" and "raw pixels".
     """
     check_ranges(config)
-    options, device = config.knn, find_device(config.runtime.device)
+    device = find_device(config.runtime.device)
     extract = baseline_features(
-        config.run, options.layer, options.pool, RAW_SIDE, options.seed, device
+        config.run, config.layer, config.pool, RAW_SIDE, config.seed, device
     )
     train_images, train_names, test_images, test_names = split(config)
     classes = {name: i for i, name in enumerate(sorted(set(train_names)))}
@@ -51,7 +51,7 @@ def run(config: Knn) -> dict[str, Any]:
     # -1: a class of the test images alone, which no neighbour can name
     truth = torch.tensor([classes.get(test_names[i], -1) for i in test_ids])
     found = {
-        name: accuracy(knn(train[name], test[name], labels, len(classes), options.k), truth)
+        name: accuracy(knn(train[name], test[name], labels, len(classes), config.k), truth)
         for name in train
     }
     results = {
@@ -61,7 +61,7 @@ def run(config: Knn) -> dict[str, Any]:
         "knn": found,
     }
     logger.info(
-        f"k-NN accuracy (k = {options.k}), {len(truth)} test and {len(labels)} training images, "
+        f"k-NN accuracy (k = {config.k}), {len(truth)} test and {len(labels)} training images, "
         f"{len(classes)} classes"
     )
     for name, score in found.items():
@@ -79,7 +79,7 @@ def split(config: Knn) -> tuple[Subset, list[str], Subset, list[str]]:
     images, names = labelled(source, data)
     if test_source is not None:
         return images, names, *labelled(test_source, val or data)
-    out = hold_out(names, config.knn.val_fraction, config.knn.seed)
+    out = hold_out(names, config.val_fraction, config.seed)
     kept = np.flatnonzero(~out)
     held_out = np.flatnonzero(out)
     return (

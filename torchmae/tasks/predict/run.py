@@ -22,9 +22,9 @@ logger = logging.getLogger(__name__)
 def run(config: Predict) -> Path:
     """Writes the classes of all readable images, and returns the file."""
     check_ranges(config)
-    out = Path(config.predict.out)
+    out = Path(config.out)
     check_table(out, (".csv", ".parquet"))
-    model = load_classifier(config.run, config.predict.best)
+    model = load_classifier(config.run, config.best)
     device = find_device(config.runtime.device)
     decode = config.decode
     source = open_source(

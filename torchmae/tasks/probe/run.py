@@ -27,7 +27,7 @@ RAW_SIDE = 16
 def run(config: Probe) -> Path | dict[str, Any]:
     """Trains the probe and returns its run folder; with --fast the settings and the results."""
     check(config)
-    if config.probe.fast:
+    if config.fast:
         return regress(config)
     return finetune.run(build(Finetune, {**flatten(config), "train": "head"}))
 
@@ -38,15 +38,15 @@ def regress(config: Probe) -> dict[str, Any]:
     Returns:
         The settings and the results; "probe" has what `linear_probe` returns for each of the three.
     """
-    options, device = config.probe, find_device(config.runtime.device)
-    pool = options.pool or "mean"
-    extract = baseline_features(config.run, options.layer, pool, RAW_SIDE, options.seed, device)
+    device = find_device(config.runtime.device)
+    pool = config.pool or "mean"
+    extract = baseline_features(config.run, config.layer, pool, RAW_SIDE, config.seed, device)
     sets = labelled_sets(
         config.source.data,
         config.source.val,
         config.split.val_fraction,
         config.split.labels_per_class,
-        options.seed,
+        config.seed,
         decode_as_run(config.run, config.decode.max_megapixels, config.decode.white),
     )
     train_ids, train, train_bad = extract(sets.train)
@@ -70,7 +70,7 @@ def regress(config: Probe) -> dict[str, Any]:
             f"cross-validation: the strength is the middle one, {STRENGTHS[len(STRENGTHS) // 2]:g}"
         )
     found = {
-        name: linear_probe(train[name], labels, test[name], truth, options.seed) for name in train
+        name: linear_probe(train[name], labels, test[name], truth, config.seed) for name in train
     }
     for name, score in found.items():
         strength = f"strength {score['strength']:g}{remark(score)}"

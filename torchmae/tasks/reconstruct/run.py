@@ -29,30 +29,29 @@ logger = logging.getLogger(__name__)
 def run(config: Reconstruct) -> Path:
     """Draws the picture, and returns its path."""
     check_ranges(config)
-    options = config.picture
     if not config.images:
         raise UserError("name at least one image file: mae reconstruct RUN IMAGE...")
-    out = Path(options.out)
+    out = Path(config.out)
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise UserError(f"the picture must be a .png or .jpg file, not '{options.out}'")
+        raise UserError(f"the picture must be a .png or .jpg file, not '{config.out}'")
     settings = read_config(config.run)["config"]
     model = load_mae(config.run)
     decoding = decode_as_run(config.run, config.decode.max_megapixels, config.decode.white)
     pixels = torch.stack([read_image(path, model, decoding) for path in config.images])
-    if options.mask is not None:
-        mask = mask_from_image(options.mask, model.encoder.grid, len(pixels))
+    if config.mask is not None:
+        mask = mask_from_image(config.mask, model.encoder.grid, len(pixels))
     else:
-        name = settings["masking"] if options.masking is None else options.masking
-        ratio = settings["mask_ratio"] if options.mask_ratio is None else options.mask_ratio
-        mask = draw_mask(model, name, ratio, options.seed, torch.arange(len(pixels)))
+        name = settings["masking"] if config.masking is None else config.masking
+        ratio = settings["mask_ratio"] if config.mask_ratio is None else config.mask_ratio
+        mask = draw_mask(model, name, ratio, config.seed, torch.arange(len(pixels)))
     model = model.to(find_device(config.runtime.device))
-    picture = draw(model, pixels, mask, options.true_statistics)
+    picture = draw(model, pixels, mask, config.true_statistics)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         picture.save(out)
     except OSError as error:
         raise RunError(f"could not write {out}: {error.strerror or error}") from error
-    logger.info(f"{out}: {len(pixels)} images; {caption(model, options.true_statistics)}")
+    logger.info(f"{out}: {len(pixels)} images; {caption(model, config.true_statistics)}")
     return out
 
 
