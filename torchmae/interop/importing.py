@@ -69,7 +69,7 @@ def describe(
             raise UserError(
                 f"{len(names)} class names ({why}) for a head of {len(plain['head.weight'])} classes"
             )
-        pool = "mean" if "fc_norm.weight" in plain else "token"
+        pool = "mean" if "fc_norm.weight" in plain else "cls"
         report.note(
             "head",
             f"{len(names)} classes (names {why}) on the {pool}"
