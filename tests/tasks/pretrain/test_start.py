@@ -3,11 +3,13 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from helpers.settings import flat, pretrain_config, resolve_pretrain
 from helpers.small import SMALL
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -25,28 +27,25 @@ from torchmae.models.patches import patchify, resize_positions, sincos_positions
 from torchmae.models.vit import ViT
 from torchmae.models.weights import load, load_mae
 from torchmae.runfolder import read_config
-from torchmae.tasks.import_weights import config, run
-from torchmae.tasks.pretrain import config as settings
-from torchmae.tasks.pretrain.config import Pretrain
-from torchmae.tasks.pretrain.start import build, init_from_run
+from torchmae.tasks.pretrain.config import check
+from torchmae.tasks.pretrain.start import build_model, init_from_run
 from torchmae.tasks.pretrain.task import PretrainTask
-from torchmae.train.distributed import World
 
 LIGHT = dict(batch_size=8, workers=0, device="cpu", precision="fp32")
 STILL = dict(base_lr=0.0, epochs=1, **LIGHT)  # a training that moves nothing
 
 
-def begin(run: Path, channels: int = 3, **options: Any) -> tuple[MAE, str, Pretrain]:
+def begin(run: Path, channels: int = 3, **options: Any) -> tuple[MAE, str, SimpleNamespace]:
     """The model before its first step, for data of so many channels; its origin in words; the settings."""
-    asked = Pretrain("photos", from_run=str(run), **options)
-    settings.check(asked)
-    config, parent = init_from_run(asked, channels)
+    requested = pretrain_config("photos", from_run=str(run), **options)
+    check(requested)
+    config, parent = init_from_run(requested, channels)
     assert parent is not None
-    channels = config.channels or channels
+    channels = config.decode.channels or channels
     found = Scan(24, [], 40, 48, (0.4,) * channels, (0.3,) * channels, True)
-    world = World(0, 1, torch.device("cpu"))
-    config = settings.resolve(config, found, channels, world, parent.encoder.embed_dim)
-    return *build(config, found, parent), config
+    facts = dict(images=24, height=40, width=48, channels=channels)
+    resolved, _ = resolve_pretrain(config, **facts, embed_dim=parent.encoder.embed_dim)
+    return *build_model(resolved, found, parent), flat(resolved)
 
 
 def same(ours: nn.Module, theirs: nn.Module, but: Sequence[str] = ()) -> None:
