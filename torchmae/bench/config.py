@@ -10,7 +10,7 @@ import tyro
 
 from torchmae.bench.peers import find_peers
 from torchmae.errors import UserError, choose
-from torchmae.models.patches import grid_of
+from torchmae.models.patches import as_size, grid_of
 from torchmae.models.vit import size_of
 from torchmae.options import check_numbers
 from torchmae.tasks.pretrain import config as settings
@@ -145,7 +145,7 @@ def resolve(config: Bench, device: torch.device) -> Bench:
     )
     for name in models(config.model):
         size_of(name)
-        grid_of((config.image_size,) * 2, patch_size(config, name))
+        grid_of(as_size(config.image_size), as_size(patch_size(config, name)))
     find_peers(config.vs or "")
     return config
 

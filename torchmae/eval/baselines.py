@@ -11,8 +11,7 @@ from torch import Tensor
 from torchmae.data.sources.source import Source
 from torchmae.eval.extract import Function, collect, embedding
 from torchmae.eval.intervals import interval
-from torchmae.models.mae import build_encoder
-from torchmae.models.vit import ViT
+from torchmae.models.encoders import Backbone, build_encoder
 from torchmae.models.weights import load, seeded
 from torchmae.runfolder import read_config
 
@@ -54,7 +53,7 @@ def raw_pixels(images: UInt8[Tensor, "B C H W"], side: int) -> Float[Tensor, "B 
     return F.interpolate(images.float(), size, mode="area").flatten(1)
 
 
-def fresh(run: str, seed: int) -> ViT:
+def fresh(run: str, seed: int) -> Backbone:
     """The run's encoder as it was before training, up to the seed."""
     with seeded(seed):
         return build_encoder(read_config(run)["model"]["encoder"]).eval()

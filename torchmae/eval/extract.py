@@ -15,15 +15,16 @@ from torchmae.data.loader import read, start_worker
 from torchmae.data.sources.source import BadFile, Source
 from torchmae.data.transforms import CenterCropResize
 from torchmae.errors import UserError, choose
+from torchmae.models.encoders import Backbone
 from torchmae.models.heads import Classifier
-from torchmae.models.vit import ViT
 from torchmae.runfolder import read_config
 from torchmae.tasks.pretrain.config import workers
 
+# Tokens and the number of prefix tokens (class token, registers) to features.
 POOLS = {
-    "mean": lambda tokens: tokens[:, 1:].mean(1),
-    "cls": lambda tokens: tokens[:, 0],
-    "cls+mean": lambda tokens: torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], dim=1),
+    "mean": lambda tokens, prefix: tokens[:, prefix:].mean(1),
+    "cls": lambda tokens, prefix: tokens[:, 0],
+    "cls+mean": lambda tokens, prefix: torch.cat([tokens[:, 0], tokens[:, prefix:].mean(1)], dim=1),
 }
 
 
@@ -63,21 +64,22 @@ class Images(Dataset[Any]):
 Function = Callable[[UInt8[Tensor, "B C H W"]], Shaped[Tensor, "B ..."]]
 
 
-def embedding(encoder: ViT, layer: int | None, pool: str, device: torch.device) -> Function:
+def embedding(encoder: Backbone, layer: int | None, pool: str, device: torch.device) -> Function:
     """The function from uint8 images to the encoder's pooled features, float32 on the CPU."""
     pooled = choose(POOLS, pool, "pooling")
-    if layer is not None and not 1 <= layer <= len(encoder.blocks):
-        raise UserError(f"--layer {layer}: 1 to {len(encoder.blocks)}")
+    blocks, prefix = len(encoder.layers()), encoder.num_prefix_tokens
+    if layer is not None and not 1 <= layer <= blocks:
+        raise UserError(f"--layer {layer}: 1 to {blocks}")
     encoder = encoder.eval().to(device)
     return lambda images: (
-        pooled(encoder(encoder.normalize(images.to(device)), layer=layer)).float().cpu()
+        pooled(encoder(encoder.normalize(images.to(device)), layer=layer), prefix).float().cpu()
     )
 
 
 @torch.no_grad()
 def collect(
     source: Source,
-    like: ViT,
+    like: Backbone,
     run: str,
     functions: Sequence[Function],
     device: torch.device,

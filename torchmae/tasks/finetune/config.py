@@ -381,7 +381,7 @@ def describe(
         "data": f"{config.data}: {counts[0]} training images"
         f"{f' ({config.labels_per_class} a class)' if config.labels_per_class else ''} and {counts[1]} validation images, "
         f"{len(model.classes)} classes",
-        "model": f"{encoder.embed_dim} wide, {encoder.depth} blocks, {size_text(encoder.image_size)} px, "
+        "model": f"{encoder.embed_dim} wide, {len(encoder.layers())} blocks, {size_text(encoder.image_size)} px, "
         f"{encoder.channels} channels; train {config.train} ({moved:,} parameters)",
         "training": f"{config.epochs:g} epochs, {plan.steps} steps of {config.batch_size} images, peak learning rate "
         f"{plan.lr:.2g} ({config.optimizer}), {where}",

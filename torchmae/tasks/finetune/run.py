@@ -24,9 +24,8 @@ from torchmae.disk import write_text
 from torchmae.errors import UserError
 from torchmae.eval.classification import scores
 from torchmae.eval.extract import collect, logits_of
+from torchmae.models.encoders import Backbone, build_encoder
 from torchmae.models.heads import Classifier, blocks_of
-from torchmae.models.mae import build_encoder
-from torchmae.models.vit import ViT
 from torchmae.models.weights import load, seeded
 from torchmae.options import parse_size, size_text
 from torchmae.report.curves import draw_curves
@@ -122,7 +121,7 @@ def default_out(config: Finetune) -> Path:
     return Path(f"{config.run.rstrip('/')}-{kind}")
 
 
-def channels_of(config: Finetune, data: LabelledSets, pretrained: ViT | None) -> int:
+def channels_of(config: Finetune, data: LabelledSets, pretrained: Backbone | None) -> int:
     """How many channels the classifier takes; `UserError` with the ways out where run and data do not agree."""
     have = data.train.channels
     want = config.channels or have
@@ -140,7 +139,7 @@ def channels_of(config: Finetune, data: LabelledSets, pretrained: ViT | None) ->
     return want
 
 
-def fresh(config: Finetune, channels: int) -> ViT:
+def fresh(config: Finetune, channels: int) -> Backbone:
     """An untrained encoder of the size that --model names, or with the architecture of the run folder that it names."""
     size = {
         "image_size": parse_size(config.image_size or 0),
@@ -150,7 +149,7 @@ def fresh(config: Finetune, channels: int) -> ViT:
     return build_encoder({**architecture(config.model), **size, "mean": None, "std": None})
 
 
-def build(config: Finetune, encoder: ViT, classes: tuple[str, ...]) -> Classifier:
+def build(config: Finetune, encoder: Backbone, classes: tuple[str, ...]) -> Classifier:
     """The classifier at its start, its head drawn from torch's generator."""
     size = parse_size(config.image_size or 0)
     if size != encoder.image_size:

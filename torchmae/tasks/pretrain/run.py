@@ -30,7 +30,7 @@ from torchmae.report.curves import draw_curves
 from torchmae.report.pictures import draw, draw_mask
 from torchmae.runfolder import is_run, last_step, name_of, prepare, resume, write_config
 from torchmae.tasks.pretrain.config import FREE, Pretrain, asked, check, describe, resolve
-from torchmae.tasks.pretrain.start import build, init_from_run
+from torchmae.tasks.pretrain.start import build, fit_target, init_from_run
 from torchmae.tasks.pretrain.task import PretrainTask
 from torchmae.train.checkpoint import lock
 from torchmae.train.config import TrainConfig
@@ -82,6 +82,7 @@ def run(config: Pretrain) -> Path:
             config, cache=config.cache or world.on_main(lambda: cache_for(batches, world))
         )
         if not goes_on:  # all that can be wrong with the settings has been said by now
+            fit_target(model, batches, world)
             identity = runs.identity(source)
             world.on_main(
                 lambda: write_config(out, "pretrain", asdict(config), identity, model.config())

@@ -42,7 +42,7 @@ def run(config: Partial) -> Path:
         raise UserError(
             "mae partial needs a run: of an untrained encoder nothing may stay as it is"
         )
-    blocks = load(config.run).depth
+    blocks = len(load(config.run).layers())
     parts = config.train or tuple(
         p for p in ("0", "0.5", "1", "2", "4", "all") if p == "all" or float(p) < blocks
     )
