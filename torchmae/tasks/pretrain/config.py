@@ -13,9 +13,10 @@ import tyro
 
 from torchmae.data.scan import Scan
 from torchmae.errors import UserError, choose, missing_extra
+from torchmae.models.decoders import DECODERS
 from torchmae.models.mae import LOSSES, MAE
 from torchmae.models.masking import masking
-from torchmae.models.patches import grid_of
+from torchmae.models.patches import as_size, grid_of
 from torchmae.models.targets import TARGETS
 from torchmae.models.vit import attention, size_of
 from torchmae.options import check_numbers, parse_size, size_text
@@ -44,6 +45,8 @@ class Pretrain:
     """Side in pixels, or HEIGHTxWIDTH such as 192x256."""
     patch_size: int | None = None
     """Side of a patch in pixels; divides the image size."""
+    registers: int = 0
+    """Register tokens after the class token (Darcet et al. 2023; 4 is usual)."""
     channels: int | None = None
     """3 for colour, 1 for grey. Default: what the data has (3 for image files)."""
     epochs: float | None = None
@@ -63,11 +66,13 @@ class Pretrain:
     masking: str = "random"
     """random, block or grid."""
     target: str = "norm-pixels"
-    """norm-pixels (each patch normalised: better features) or pixels."""
+    """norm-pixels (each patch normalised: better features), pixels or pca (96 largest principal components)."""
     loss_on: str = "hidden"
     """hidden patches, or all (the paper's worse variant)."""
     encode_all: bool = False
     """Let the encoder see mask tokens in place of hidden patches (the paper's slower and worse variant, Table 1c)."""
+    decoder: str = "transformer"
+    """transformer, or linear: no block, a lower bound (a linear map of the visible tokens' mean, plus the place)."""
     decoder_dim: int | None = None
     """Width of the decoder. Default: 512 from vit_base on, less for smaller encoders."""
     decoder_depth: int | None = None
@@ -167,6 +172,7 @@ def check(config: Pretrain) -> None:
             "seed",
             "max_bad_percent",
             "clip_grad",
+            "registers",
         ),
     )
     if config.mask_ratio >= 1:
@@ -183,6 +189,7 @@ def check(config: Pretrain) -> None:
     if config.cache is not None:
         choose(CACHES, config.cache, "--cache")
     choose(TARGETS, config.target, "target")
+    choose(DECODERS, config.decoder, "decoder")
     choose(LOSSES, config.loss_on, "loss")
     if config.tensorboard and find_spec("tensorboard") is None:
         raise missing_extra("tensorboard", "tensorboard")
@@ -191,7 +198,7 @@ def check(config: Pretrain) -> None:
     if config.image_size is not None:
         size = parse_size(config.image_size)
         if config.patch_size is not None:
-            grid_of(size, config.patch_size)
+            grid_of(size, as_size(config.patch_size))
 
 
 def asked(config: Any) -> dict[str, Any]:
@@ -338,7 +345,7 @@ def describe(
         if world.device.type == "cuda"
         else platform.processor() or "CPU"
     )
-    name = config.model or f"{model.encoder.embed_dim} wide, {model.encoder.depth} blocks"
+    name = config.model or f"{model.encoder.embed_dim} wide, {len(model.encoder.layers())} blocks"
     seen = f"{count} images"
     bad = out / "bad-files.jsonl"
     if bad.exists() and (lines := len(bad.read_text().splitlines())):
