@@ -23,7 +23,7 @@ def test_visible_patches_are_the_image_and_hidden_ones_are_not_in_it(
     images = torch.stack([read_image(str(photos / "across" / f"{i}.jpg"), model) for i in range(3)])
     mask = draw_mask(model, "random", 0.75, 0, torch.arange(3))
     masked, reconstruction, prediction = predict_pixels(model, images, mask)
-    size = model.encoder.patch_size
+    size = model.encoder.patch
     original, masked, reconstruction, prediction = (
         patchify(x, size) for x in (images, masked, reconstruction, prediction)
     )
@@ -41,7 +41,7 @@ def test_the_default_picture_knows_nothing_of_the_hidden_pixels(run: Path, photo
     model = torchmae.load_mae(run)
     images = read_image(str(photos / "down" / "0.jpg"), model).unsqueeze(0)
     mask = draw_mask(model, "random", 0.75, 0, torch.arange(1))
-    size, grid = model.encoder.patch_size, model.encoder.grid
+    size, grid = model.encoder.patch, model.encoder.grid
     from torchmae.models.patches import scatter_tokens, unpatchify
 
     other = unpatchify(

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from torchmae.data.loader import Batch
+from torchmae.models.decoders import DecoderConfig
 from torchmae.models.mae import MAE
 from torchmae.models.vit import ViT
 from torchmae.tasks.pretrain.task import PretrainTask
@@ -188,7 +189,10 @@ def pictures(count, seed=0):
 
 def mae_task(head=True):
     torch.manual_seed(0)
-    model = MAE(ViT((16, 16), 4, 3, embed_dim=32, depth=1, num_heads=2), 32, 1, 2)
+    model = MAE(
+        ViT((16, 16), 4, 3, embed_dim=32, depth=1, num_heads=2),
+        DecoderConfig("transformer", 32, 1, 2),
+    )
     if not head:
         model.decoder.statistics = None
     return PretrainTask(model, "random", 0.75, seed=0)

@@ -1,4 +1,6 @@
-"""Reconstructions of hidden patches, as a picture that says whose brightness it shows."""
+"""Reconstructions of hidden patches as pictures, which say where their brightness and contrast come from."""
+
+import math
 
 import torch
 from jaxtyping import UInt8
@@ -8,7 +10,6 @@ from torch import Tensor
 from torchmae.models.mae import MAE
 from torchmae.models.masking import Mask, masking, noise
 from torchmae.models.patches import (
-    denormalize,
     gather_tokens,
     patch_statistics,
     patchify,
@@ -19,40 +20,23 @@ from torchmae.report.sheet import sheet
 
 
 def draw_mask(model: MAE, name: str, ratio: float, seed: int, sample: Tensor) -> Mask:
-    """The masks of some samples in epoch 0 of a seed.
-
-    Args:
-        model: whose grid is masked.
-        name: of the masking: "random", "block" or "grid".
-        ratio: share of hidden patches.
-        seed: of the masks.
-        sample: int64 [B], the numbers of the samples.
-    """
+    """The masks of the samples in epoch 0 of a seed."""
     grid = model.encoder.grid
-    return masking(name)(
-        noise(seed, torch.zeros_like(sample), sample, grid[0] * grid[1]), grid, ratio
-    )
+    scores = noise(seed, torch.zeros_like(sample), sample, math.prod(grid))
+    return masking(name)(scores, grid, ratio)
 
 
 @torch.no_grad()
 def predict_pixels(
     model: MAE, images: UInt8[Tensor, "B C H W"], mask: Mask, true_statistics: bool = False
 ) -> UInt8[Tensor, "3 B C H W"]:
-    """The model's predictions as pixels.
+    """Three pictures of each image: the masked input (hidden patches grey), the input with its hidden patches predicted,
+    and the prediction alone (visible patches white).
 
-    Args:
-        model: in eval mode.
-        images: on its device.
-        mask: what is hidden.
-        true_statistics: normalised targets have no brightness or contrast: take those of the hidden
-            patches themselves, which leaks part of the answer, and not those that the model's
-            statistics head predicts.
-
-    Returns:
-        Three pictures of each image: the masked input (hidden patches grey), the input with its
-        hidden patches predicted, and the prediction alone (visible patches white).
+    Normalised targets have no brightness or contrast: these are predicted by the model's statistics head or, with
+    `true_statistics`, those of the image, which leaks part of the answer.
     """
-    encoder, size = model.encoder, model.encoder.patch_size
+    encoder, size = model.encoder, model.encoder.patch
     floats = encoder.normalize(images)
     output = model(floats, mask)
     patches = patchify(floats, size)
@@ -67,17 +51,12 @@ def predict_pixels(
         scatter_tokens(patches, mask.hide, predicted),
         scatter_tokens(white, mask.hide, predicted),
     ]
-    return torch.stack(
-        [
-            denormalize(unpatchify(row, size, encoder.grid), encoder.mean, encoder.std)
-            for row in rows
-        ]
-    )
+    return torch.stack([encoder.denormalize(unpatchify(row, size, encoder.grid)) for row in rows])
 
 
 def caption(model: MAE, true_statistics: bool) -> str:
-    """The line below a picture: whose brightness and contrast it shows."""
-    if not model.target.loses_statistics:
+    """Where brightness and contrast of a picture come from."""
+    if not model.target.needs_statistics:
         return "raw pixels as predicted"
     if true_statistics:
         return (
@@ -89,14 +68,7 @@ def caption(model: MAE, true_statistics: bool) -> str:
 def draw(
     model: MAE, images: UInt8[Tensor, "B C H W"], mask: Mask, true_statistics: bool = False
 ) -> Image.Image:
-    """A contact sheet with one column an image: original, masked, reconstruction, prediction alone.
-
-    Args:
-        model: its mode (train or eval) is left as it was.
-        images: on any device.
-        mask: what is hidden.
-        true_statistics: as for `predict_pixels`.
-    """
+    """One column an image: original, masked, reconstruction, prediction alone; names at the left, a caption below."""
     device = next(model.parameters()).device
     was_training = model.training
     made = predict_pixels(

@@ -109,8 +109,8 @@ def test_frozen_means_unchanged_bit_for_bit(
 
 
 def test_parts_that_do_not_move_stay_in_eval_mode() -> None:
+    model = small_classifier()
     model.encoder.set_drop_path(0.5)
-    labels = torch.zeros(2, dtype=torch.int64)
     task = ClassifyTask(model, resolve_finetune(finetune_config("x", "y", train="1"))[0]).train()
     assert [block.training for block in model.encoder.blocks] == [
         False,

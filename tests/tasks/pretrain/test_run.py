@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 import torchmae
 from torchmae import cli
 from torchmae.errors import UserError
+from torchmae.models.decoders import DecoderConfig
 from torchmae.models.mae import MAE
 from torchmae.models.masking import MASKINGS
 from torchmae.models.targets import TARGETS
@@ -238,7 +239,7 @@ def test_the_encoder_is_trained_as_if_there_were_no_statistics_head(
 
     def train(with_head: bool) -> dict[str, torch.Tensor]:
         torch.manual_seed(0)
-        model = MAE(ViT((16, 16), 4, 1, 32, 2, 2), 16, 1, 2)
+        model = MAE(ViT((16, 16), 4, 1, 32, 2, 2), DecoderConfig("transformer", 16, 1, 2))
         if not with_head:
             model.decoder.statistics = None
         task = PretrainTask(model, "random", 0.75, 0)
@@ -262,7 +263,11 @@ def test_trivial_predictors_by_brute_force(photos: Path) -> None:
     from torchmae.data.loader import Batch
     from torchmae.tasks.pretrain.task import PretrainTask
 
-    model = MAE(ViT((16, 16), 4, 1, 32, 2, 2, mean=(0.4,), std=(0.3,)), 16, 1, 2, target="pixels")
+    model = MAE(
+        ViT((16, 16), 4, 1, 32, 2, 2, mean=(0.4,), std=(0.3,)),
+        DecoderConfig("transformer", 16, 1, 2),
+        target="pixels",
+    )
     task = PretrainTask(model, "random", 0.75, 0)
     images = torch.randint(
         0, 256, (3, 1, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8

@@ -21,6 +21,7 @@ from torchmae.data.loader import Batch
 from torchmae.data.scan import Scan
 from torchmae.errors import UserError
 from torchmae.models import patches, weights
+from torchmae.models.decoders import DecoderConfig
 from torchmae.models.heads import Classifier
 from torchmae.models.mae import MAE
 from torchmae.models.patches import patchify, resize_positions, sincos_positions
@@ -87,7 +88,10 @@ def make_mae(
     folder: Path, channels: int = 3, target: str = "norm-pixels", encode_all: bool = False
 ) -> Path:
     model = MAE(
-        ViT((32, 32), 8, channels, 128, 6, 4), 32, 1, 4, target=target, encode_all=encode_all
+        ViT((32, 32), 8, channels, 128, 6, 4),
+        DecoderConfig("transformer", 32, 1, 4),
+        target=target,
+        encode_all=encode_all,
     )
     shake(model)
     return make_run(folder, model)
@@ -273,7 +277,7 @@ def test_a_new_decoder_is_that_of_the_seed(run: Path) -> None:
     assert origin == f"{run}: encoder, with a new decoder" and config.decoder_depth is None
     encoder = load(run)
     with weights.seeded(5):
-        same(model, MAE(encoder, 48, None, 4))
+        same(model, MAE(encoder, DecoderConfig("transformer", 48, 2, 4)))
     again, other = (begin(run, new_decoder=True, seed=seed)[0] for seed in (0, 1))
     same(again, begin(run, new_decoder=True)[0])
     assert not torch.equal(again.decoder.mask_token, other.decoder.mask_token)
@@ -379,7 +383,10 @@ def test_from_an_imported_encoder_of_a_size_without_a_name(
 
 
 def test_the_learning_rate_is_that_of_the_run_s_width(tmp_path: Path) -> None:
-    wide = make_run(tmp_path / "wide", MAE(ViT((16, 16), 4, 3, 768, 1, 12), 32, 1, 4))
+    wide = make_run(
+        tmp_path / "wide",
+        MAE(ViT((16, 16), 4, 3, 768, 1, 12), DecoderConfig("transformer", 32, 1, 4)),
+    )
     assert begin(wide)[2].base_lr == 1.5e-4 and begin(wide)[2].model is None
 
 
