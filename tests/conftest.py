@@ -38,14 +38,13 @@ def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     import torchmae
 
-    return torchmae.pretrain(
-        str(photos), out=str(tmp_path_factory.mktemp("runs") / "small"), epochs=3, **SMALL
-    )
+    out = tmp_path_factory.mktemp("runs") / "small"
+    return Path(torchmae.pretrain(photos, out=out, epochs=3, **SMALL))
 
 
 @pytest.fixture(autouse=True)
 def console() -> None:
     """Messages of the library are shown, so that tests can read them, as the command line does."""
-    from torchmae.console import show_messages
+    from torchmae.cli import show_messages
 
     show_messages()
