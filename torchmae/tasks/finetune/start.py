@@ -2,8 +2,8 @@
 
 from torchmae.data.labels import LabelledSets
 from torchmae.errors import UserError
-from torchmae.models.encoders import build_encoder
 from torchmae.models.heads import Classifier
+from torchmae.models.mae import build_encoder
 from torchmae.models.vit import ViT
 from torchmae.settings.options import parse_size
 from torchmae.tasks.finetune.config import Finetune, ResolvedFinetune, architecture

@@ -12,7 +12,6 @@ from torchmae.data.cache.choose import CACHES, CacheChoice
 from torchmae.models.mae import MAE
 from torchmae.models.vit import attention
 from torchmae.settings.defaults import reasons
-from torchmae.settings.options import size_text
 from torchmae.tasks.pretrain.config import ResolvedPretrain
 from torchmae.train.config import TrainConfig
 from torchmae.train.distributed import World
@@ -56,6 +55,7 @@ def describe(job: "Job", plan: TrainConfig, cache: CacheChoice, out: Path, world
     if bad:
         seen += f", {bad} unreadable (see {out / runfolder.BAD_FILES})"
     size, patch = config.model.image_size, config.model.patch_size
+    grid = "x".join(map(str, model.encoder.grid))
     loading = f"images {CACHES[cache.name]} ({cache.reason})"
     if cache.name != "device":
         workers = config.runtime.workers
@@ -65,7 +65,7 @@ def describe(job: "Job", plan: TrainConfig, cache: CacheChoice, out: Path, world
         "start": job.origin,
         "model": describe_model(model, config.model.model),
         "image": f"{size} px, {config.decode.channels} channels, "
-        f"{size_text(model.encoder.grid)} patches of {patch} px, "
+        f"{grid} patches of {patch} px, "
         f"{masking.mask_ratio:.0%} hidden ({masking.masking})",
         "training": f"{optim.epochs:g} epochs, {plan.steps} steps of {optim.batch_size} images, "
         f"peak learning rate {plan.lr:.2g} (base {optim.base_lr:.2g})",
