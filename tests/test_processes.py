@@ -106,8 +106,8 @@ def assert_same_run(run, one):
 @pytest.mark.parametrize("size", [2, 4])
 def test_images_and_masks_are_those_of_one_process(photos, size):
     source, augment = open_source(str(photos)), RandomResizedCropFlip((16, 16), 5, (0.2, 1.0), True)
-    alone = Batches(source, augment, 8, 3, 5)
-    together = [Batches(source, augment, 8, 3, 5, rank, size) for rank in range(size)]
+    alone = Batches(source, augment, 8, 5)
+    together = [Batches(source, augment, 8, 5, rank, size) for rank in range(size)]
     for step in range(7):  # over two ends of epochs
         whole, parts = alone[step], [batches[step] for batches in together]
         for i, values in enumerate(whole[:3]):
@@ -215,10 +215,7 @@ def test_a_batch_that_cannot_be_shared_is_a_user_error(photos):
             open_source(str(photos)),
             RandomResizedCropFlip((16, 16), 0, (0.2, 1.0), True),
             9,
-            3,
-            0,
-            0,
-            2,
+            size=2,
         )
 
 

@@ -31,7 +31,7 @@ def table(path: Path) -> tuple[list[str], np.ndarray]:
 
 def by_hand(run: Path, file: Path, pooling: str, layer: int | None) -> torch.Tensor:
     encoder = torchmae.load(run)
-    pixels = CenterCropResize(encoder.image_size)(decode(file.read_bytes()))
+    pixels = CenterCropResize(encoder.image_size)(decode(file.read_bytes()))[0]
     with torch.no_grad():
         return POOLINGS[pooling](encoder(encoder.normalize(pixels.unsqueeze(0)), layer=layer))[0]
 

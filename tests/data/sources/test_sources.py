@@ -9,10 +9,10 @@ import pytest
 from helpers.sources import BUILDERS, labels, names, noise, pack, plant, png, saved_dataset
 
 from torchmae.data.decode import BadImage, decode
-from torchmae.data.labels import Subset
+from torchmae.data.loader import read_pixels
 from torchmae.data.sources import SOURCES, open_source
 from torchmae.data.sources.hubs import TorchVision
-from torchmae.data.sources.source import Source, StringArray, time_of
+from torchmae.data.sources.source import Source, StringArray, Subset, time_of
 from torchmae.errors import UserError
 
 
@@ -21,7 +21,7 @@ def answer(source: Source) -> tuple:
     return (
         source.name(last),
         source.label(last),
-        decode(source.read(last), source.channels).tobytes(),
+        read_pixels(source, last).tobytes(),
         len(source),
     )
 
@@ -41,7 +41,7 @@ def test_contract(kind, tmp_path):
     assert all(label is None or isinstance(label, str) for label in labels(source))
     for i in (0, len(source) - 1):
         item = source.read(i)
-        pixels = decode(item, source.channels)
+        pixels = read_pixels(source, i)
         assert pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == source.channels
         if not isinstance(item, bytes):
             assert item.shape == pixels.shape

@@ -107,7 +107,7 @@ def test_parts_that_do_not_move_stay_in_eval_mode() -> None:
     model = small_classifier()
     model.encoder.set_drop_path(0.5)
     labels = torch.zeros(2, dtype=torch.int64)
-    task = ClassifyTask(model, labels, Finetune("x", "y", train="1")).train()
+    task = ClassifyTask(model, Finetune("x", "y", train="1")).train()
     assert [block.training for block in model.encoder.blocks] == [
         False,
         False,
@@ -289,17 +289,17 @@ def test_mistakes_come_before_compute(run: Path, photos: Path, tmp_path: Path) -
 @pytest.mark.parametrize("train", ["all", "2", "0.5"])
 def test_stochastic_depth_reaches_what_is_trained(train: str) -> None:
     """Once it did nothing at all: the task had set its modules, which hold no parameters, to eval mode."""
-    model, labels = small_classifier(), torch.arange(8) % 2
+    model = small_classifier()
     torch.nn.init.normal_(model.head.weight)
     batch = Batch(
         torch.randint(0, 256, (8, 1, 8, 8), dtype=torch.uint8),
+        torch.arange(8) % 2,
         torch.zeros(8).long(),
         torch.arange(8),
-        [],
     )
     losses = {}
     for rate in (0.0, 0.9):
-        task = ClassifyTask(model, labels, Finetune("x", "y", train=train, drop_path=rate)).train()
+        task = ClassifyTask(model, Finetune("x", "y", train=train, drop_path=rate)).train()
         losses[rate] = task(batch)["loss"].item()
         assert task(batch)["loss"].item() == losses[rate], "drawn anew for the same batch"
         losses[f"eval {rate}"] = task.eval()(batch)["loss"].item()
@@ -386,15 +386,15 @@ def test_other_labels_are_another_run(run: Path, photos: Path, tmp_path: Path) -
 
 def test_a_probe_s_trial_does_not_count_among_its_statistics() -> None:
     model = Classifier(ViT((8, 8), 4, 1, 16, 3, 2), ["a", "b"], "token", batch_norm=True)
-    task = ClassifyTask(model, torch.zeros(8).long(), Finetune("x", "y", train="head"))
+    task = ClassifyTask(model, Finetune("x", "y", train="head"))
     step = Trainer(
         task.train(), CPU, TrainConfig(9, 0, 1e-3, 0.0, (0.9, 0.999), None, "fp32", optimizer="sgd")
     )
     batch = Batch(
         torch.randint(0, 256, (8, 1, 8, 8), dtype=torch.uint8),
         torch.zeros(8).long(),
+        torch.zeros(8).long(),
         torch.arange(8),
-        [],
     )
     step(batch, 1e-3)
     assert model.bn.num_batches_tracked == 1

@@ -248,7 +248,8 @@ def test_the_encoder_is_trained_as_if_there_were_no_statistics_head(
         for i in range(5):
             images = torch.randint(0, 256, (4, 1, 16, 16), generator=generator, dtype=torch.uint8)
             step(
-                Batch(images, torch.zeros(4, dtype=torch.int64), torch.arange(4) + 4 * i, []), 1e-3
+                Batch(images, None, torch.zeros(4, dtype=torch.int64), torch.arange(4) + 4 * i),
+                1e-3,
             )
         return {
             name: value for name, value in model.state_dict().items() if "statistics" not in name
@@ -267,7 +268,7 @@ def test_trivial_predictors_by_brute_force(photos: Path) -> None:
     images = torch.randint(
         0, 256, (3, 1, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
     )
-    batch = Batch(images, torch.zeros(3, dtype=torch.int64), torch.arange(3), [])
+    batch = Batch(images, None, torch.zeros(3, dtype=torch.int64), torch.arange(3))
     mask, floats = task.mask(batch), (images.double() / 255 - 0.4) / 0.3
     patch_mean, visible_mean = [], []
     for image, keep, hide in zip(floats[:, 0], mask.keep.tolist(), mask.hide.tolist()):
