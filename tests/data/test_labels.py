@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from helpers.sources import pack, picture, plant, png
 
-from torchmae.data.labels import LabelledSets, labelled, labelled_sets, open_pair
 from torchmae.data.decode import decode
+from torchmae.data.labels import LabelledSets, labelled, labelled_sets, open_pair
 from torchmae.data.loader import read_pixels
 from torchmae.data.sources import open_source
 from torchmae.errors import UserError

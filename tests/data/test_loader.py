@@ -5,6 +5,7 @@ import pickle
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -297,6 +298,62 @@ def test_a_pickled_copy_gives_the_same_batches(damaged):
     data = batches(damaged, 8, rank=1, size=2, seed=4)
     copy = pickle.loads(pickle.dumps(data))
     assert all(same(copy[step], data[step]) for step in range(3))
+
+
+# --- targets
+
+
+def numbered(root: Path, targets, **settings) -> Batches:
+    return replace(batches(root, 8, **settings), targets=targets)
+
+
+def test_labels_are_those_of_the_images_that_are_shown(damaged):
+    labels = torch.arange(11) * 7
+    for step in range(3):
+        batch, plain = numbered(damaged, labels)[step], batches(damaged, 8)[step]
+        assert same(batch, plain) and plain.targets is None
+        assert (
+            torch.equal(batch.targets, labels[batch.sample]) and batch.targets.dtype == torch.int64
+        )
+    assert batch.bad  # a replacement comes with its own label
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_other_targets_stay_a_list(damaged, workers):
+    boxes = [{"boxes": torch.full((i % 3, 4), float(i))} for i in range(11)]
+    data = numbered(damaged, boxes)
+    for step, batch in enumerate(data.loader(0, 3, workers)):
+        assert [int(i) for i in batch.sample] == [int(i) for i in data[step].sample]
+        for target, sample in zip(batch.targets, batch.sample.tolist()):
+            assert torch.equal(target["boxes"], boxes[sample]["boxes"])
+    moved = batch.to(torch.device("meta")).targets
+    assert {target["boxes"].device.type for target in moved} == {"meta"}
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 8])
+@pytest.mark.parametrize("kind", [None, "labels", "objects"])
+def test_chunks_keep_targets_beside_their_images(damaged, parts, kind):
+    targets = {None: None, "labels": torch.arange(11), "objects": [f"{i}" for i in range(11)]}[kind]
+    batch = numbered(damaged, targets)[1]
+    for chunk in batch.chunks(parts):
+        if kind is None:
+            assert chunk.targets is None
+        elif kind == "labels":
+            assert torch.equal(chunk.targets, chunk.sample)
+        else:
+            assert chunk.targets == [f"{i}" for i in chunk.sample.tolist()]
+        assert len(chunk.images) == len(chunk.sample) and chunk.step == batch.step
+
+
+def test_a_transform_sees_picture_and_target_together(damaged):
+    def transform(image, target, epoch, sample):
+        assert target == (sample, "mask")
+        return torch.zeros(3, 4, 4, dtype=torch.uint8), (target, epoch)
+
+    data = replace(numbered(damaged, [(i, "mask") for i in range(11)]), transform=transform)
+    batch = data[2]
+    pairs = zip(batch.sample.tolist(), batch.epoch.tolist())
+    assert batch.targets == [((sample, "mask"), epoch) for sample, epoch in pairs]
 
 
 # --- bad files

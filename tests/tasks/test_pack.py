@@ -14,13 +14,15 @@ import numpy as np
 import pytest
 import torch
 from helpers.small import SMALL
+from helpers.sources import grey12
 from PIL import Image
 from safetensors.torch import load_file
 
 import torchmae
 from torchmae.data import scan as scans
+from torchmae.data.config import DecodeOptions
 from torchmae.data.decode import decode
-from torchmae.data.loader import Batches
+from torchmae.data.loader import Batches, read_pixels
 from torchmae.data.sources import open_source, packed
 from torchmae.data.sources.packed import Packed
 from torchmae.data.sources.source import Source, Subset
@@ -179,6 +181,26 @@ def test_a_scan_of_it_reads_no_image(
             and found.images == 8 - (k == 2)
         )
         assert len(set(map(tuple, found.sizes.tolist()))) > 4
+
+
+@pytest.mark.parametrize("rest", [{"lossless": True}, {"size": 64}, {"size": 16}])
+def test_12_bit_images(tmp_path: Path, rest: dict) -> None:
+    """White is what --white says, when they are packed and when the set is opened; JPEGs that were made have 8 bits."""
+    folder, decode = grey12(tmp_path / "grey"), DecodeOptions(white=4095)
+    with pytest.raises(UserError, match="would turn nearly black"):
+        pack.run(Pack(str(folder), str(tmp_path / "none"), **rest))
+    out = pack.run(Pack(str(folder), str(tmp_path / "out"), white=4095, **rest))
+    source = open_source(out, decode)
+    fresh = scans.scan(Subset(source, range(len(source))))
+    found = scans.scan(source)
+    assert found.images == 12 and not found.bad and found[:-1] == fresh[:-1]
+    plain = scans.scan(open_source(folder, decode))
+    assert np.allclose(found.mean, plain.mean, atol=0.02)
+    same = [
+        np.array_equal(read_pixels(source, i), read_pixels(open_source(folder, decode), i))
+        for i in range(12)
+    ]
+    assert all(same) if rest.get("size") != 16 else not any(same)
 
 
 def test_labels_are_kept(mixed: Path, photos: Path, tmp_path: Path) -> None:
