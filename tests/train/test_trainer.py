@@ -48,10 +48,10 @@ def batch(count=12, kind=GOOD, seed=0):
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 256, (count, 3, 2, 2), generator=generator, dtype=torch.uint8)
     return (
-        Batch(images, torch.zeros(count, dtype=torch.long), torch.arange(count), [])
+        Batch(images, None, torch.zeros(count, dtype=torch.long), torch.arange(count))
         if kind == GOOD
         else spoil(
-            Batch(images, torch.zeros(count, dtype=torch.long), torch.arange(count), []), kind
+            Batch(images, None, torch.zeros(count, dtype=torch.long), torch.arange(count)), kind
         )
     )
 
@@ -184,7 +184,7 @@ def make_and_step(limit, data):
 def pictures(count, seed=0):
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 256, (count, 3, 16, 16), generator=generator, dtype=torch.uint8)
-    return Batch(images, torch.zeros(count, dtype=torch.long), torch.arange(count), [])
+    return Batch(images, None, torch.zeros(count, dtype=torch.long), torch.arange(count))
 
 
 def mae_task(head=True):
@@ -269,7 +269,7 @@ class Large(nn.Module):
 
 def batch(count):
     images = torch.randint(0, 256, (count, 3, 2, 2), dtype=torch.uint8)
-    return Batch(images, torch.zeros(count, dtype=torch.long), torch.arange(count), [])
+    return Batch(images, None, torch.zeros(count, dtype=torch.long), torch.arange(count))
 
 def make(width):
     return Step(Large(width), World(0, 1, torch.device("cpu")), Plan(9, 0, 1e-3, 0.0, (0.9, 0.95), None, "fp32"))

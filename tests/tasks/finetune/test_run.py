@@ -327,7 +327,7 @@ def test_the_plan_of_a_classifier_reaches_its_optimizer() -> None:
     config, _ = resolve_finetune(
         finetune_config("run", "x", weight_decay=0.1, layer_decay=0.5, epochs=5, base_lr=1e-3)
     )
-    task = ClassifyTask(small_classifier(), torch.zeros(2).long(), config)
+    task = ClassifyTask(small_classifier(), config)
     step = Trainer(task, CPU, train_config(changed(config, precision="fp32"), 100))
     found = {
         name: (g["lr_scale"], g["weight_decay"])
@@ -409,7 +409,7 @@ def test_a_probe_s_trial_does_not_count_among_its_statistics() -> None:
     )
     batch = Batch(
         torch.randint(0, 256, (8, 1, 8, 8), dtype=torch.uint8),
-        labels,
+        torch.zeros(8).long(),
         torch.zeros(8).long(),
         torch.arange(8),
     )

@@ -115,7 +115,7 @@ def test_the_start_is_the_run_bit_for_bit_and_so_is_its_loss(run: Path) -> None:
     images = torch.randint(
         0, 256, (4, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
     )
-    batch = Batch(images, torch.zeros(4, dtype=torch.int64), torch.arange(4), [])
+    batch = Batch(images, None, torch.zeros(4, dtype=torch.int64), torch.arange(4))
     losses = [PretrainTask(m, "random", 0.75, 0)(batch)["loss"].item() for m in (model, parent)]
     assert losses[0] == losses[1]
     assert not model.encoder.pos_embed.requires_grad and all(
