@@ -37,9 +37,9 @@ ROOT = {
     path.stem for path in PACKAGE.glob("*.py") if path.stem not in {"__init__", "__main__", "cli"}
 }
 # Each file or folder of models/ may import those before it.
-MODELS = "patches masking mixing targets vit encoders decoders mae heads pyramid weights".split()
+MODELS = "patches masking mixing targets vit encoders decoders mae heads pyramid weights"
 
-# Code lines, that is without comments, docstrings and blank lines. "root" is the files beside rooms.
+# Lines of code: without comments, docstrings and blank lines. "root" is the files beside the rooms.
 FILE_LINES, FUNCTION_LINES, FILES_PER_FOLDER = 600, 60, 10
 ROOM_LINES = {
     "root": 650,
@@ -109,9 +109,9 @@ class Lines(NamedTuple):
 def lines_of(path: Path) -> Lines:
     docs: set[int] = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            if isinstance(node.value.value, str):
-                docs.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+        text = node.value if isinstance(node, ast.Expr) else None
+        if isinstance(text, ast.Constant) and isinstance(text.value, str):
+            docs.update(range(text.lineno, (text.end_lineno or 0) + 1))
     blank = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
     code: set[int] = set()
     with path.open("rb") as file:
@@ -154,8 +154,9 @@ def test_a_verb_imports_another_verb_only_to_run_it() -> None:
 @pytest.mark.parametrize("path", sorted((PACKAGE / "models").rglob("[!_]*.py")), ids=name_of)
 def test_the_order_inside_models(path: Path) -> None:
     own = path.relative_to(PACKAGE / "models").parts[0].removesuffix(".py")
-    assert own in MODELS, f"{own} needs its place in the order of MODELS"
-    above = set(MODELS[MODELS.index(own) + 1 :])
+    order = MODELS.split()
+    assert own in order, f"{own} needs its place in the order of MODELS"
+    above = set(order[order.index(own) + 1 :])
     wrong = {
         name for name in own_imports(path) if name.split(".")[1:2] and name.split(".")[1] in above
     }
@@ -279,9 +280,12 @@ def python(code: str) -> str:
     return done.stdout
 
 
-# `sys.modules[name] = None` makes an import of that name fail.
-HEAVY = "torchvision matplotlib timm transformers datasets sklearn pandas pyarrow onnx".split()
-BLOCK = "import sys; sys.modules.update(dict.fromkeys({}))\n"
+HEAVY = "torchvision matplotlib timm transformers datasets sklearn pandas pyarrow onnx"
+
+
+def blocked(packages: str) -> str:
+    """Code after which these packages cannot be imported."""
+    return f"import sys; sys.modules.update(dict.fromkeys({packages.split()}))\n"
 
 
 def test_root_files_and_configs_are_imported_without_torch_or_numpy() -> None:
@@ -295,7 +299,7 @@ for name in {names}:
     except ImportError as error:
         print(f"{{name}}: {{error}}")
 """
-    assert python(BLOCK.format([*HEAVY, "torch", "numpy"]) + code).splitlines() == []
+    assert python(blocked(f"{HEAVY} torch numpy") + code).splitlines() == []
 
 
 def test_public_names_are_imported_without_optional_packages() -> None:
@@ -304,7 +308,7 @@ import torchmae
 for name in torchmae.__all__:
     assert getattr(torchmae, name) is not None, name
 """
-    python(BLOCK.format(HEAVY) + code)
+    python(blocked(HEAVY) + code)
 
 
 def test_help_and_mistakes_answer_without_torch_or_numpy() -> None:
@@ -322,4 +326,4 @@ for line in (["--help"], *([verb, "--help"] for verb in cli.VERBS), ["pretran"],
     if code != (0 if "--help" in line else 2) or "Traceback" in text.getvalue():
         print(line, code, text.getvalue())
 """
-    assert python(BLOCK.format([*HEAVY, "torch", "numpy"]) + code) == ""
+    assert python(blocked(f"{HEAVY} torch numpy") + code) == ""

@@ -1,4 +1,4 @@
-"""The console of the command line: what the logger "torchmae" says, on stdout, without tearing progress bars."""
+"""The console of the command line: shows messages of the logger "torchmae" on stdout."""
 
 import logging
 import sys
@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 
 class ConsoleHandler(logging.Handler):
-    """Writes the bare message above any progress bar; warnings begin with "warning: "."""
+    """Writes the bare message above a progress bar (tqdm); warnings begin with "warning: "."""
 
     def emit(self, record: logging.LogRecord) -> None:
         prefix = "warning: " if record.levelno >= logging.WARNING else ""
@@ -16,7 +16,10 @@ class ConsoleHandler(logging.Handler):
 
 
 def show_messages() -> None:
-    """Installs the handler once. A library user who does not call this sees warnings only, as Python does by default."""
+    """Installs the handler, once.
+
+    Without this call, that is in a library, Python shows warnings only.
+    """
     logger = logging.getLogger("torchmae")
     if not any(isinstance(handler, ConsoleHandler) for handler in logger.handlers):
         logger.addHandler(ConsoleHandler())
