@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from helpers import flags
 
 import torchmae
 
@@ -58,6 +59,7 @@ ROOM_LINES = {
 WHOLE_PROGRAM = {
     "test_docs",
     "test_examples",
+    "test_extending",
     "test_house",
     "test_processes",
     "test_readme",
@@ -304,6 +306,8 @@ for name in {names}:
 
 def test_public_names_are_imported_without_optional_packages() -> None:
     code = """
+from helpers import flags
+
 import torchmae
 for name in torchmae.__all__:
     assert getattr(torchmae, name) is not None, name
@@ -327,3 +331,9 @@ for line in (["--help"], *([verb, "--help"] for verb in cli.VERBS), ["pretran"],
         print(line, code, text.getvalue())
 """
     assert python(blocked(f"{HEAVY} torch numpy") + code) == ""
+
+
+def test_flags_and_defaults_are_those_agreed_on() -> None:
+    """A flag that comes, goes or changes its default belongs in CHANGELOG.md."""
+    agreed = (TESTS / "flags.txt").read_text().splitlines()
+    assert flags.text().splitlines() == agreed, flags.__doc__
