@@ -18,3 +18,23 @@ def command_lines(page: Path) -> list[str]:
     """The command lines of a page's ```sh blocks; a line that ends with a backslash is joined with the next."""
     lines = "".join(blocks(page, "sh")).replace("\\\n", " ").splitlines()
     return [line for line in lines if shlex.split(line, comments=True)]
+
+
+def flags_of(verb: str) -> set[str]:
+    """The flags of a verb, such as "--mask-ratio"; a switch that is on has its "--no-" form too."""
+    from torchmae import cli
+    from torchmae.settings.options import options_of
+
+    options = options_of(cli.config_of(verb)).values()
+    return {option.flag for option in options if not option.positional}
+
+
+def quick(words: list[str]) -> list[str]:
+    """The same command made short: with flags that its verb has and that are not given."""
+    known = flags_of(words[0])
+    given = {word.partition("=")[0] for word in words}
+    # a fast probe makes no steps: all labels cost nothing
+    wanted = {"--device": "cpu"} if "--fast" in given else QUICK
+    return words + [
+        part for flag, value in wanted.items() if flag in known - given for part in (flag, value)
+    ]
