@@ -46,6 +46,6 @@ def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def console() -> None:
     """Messages of the library are shown, so that tests can read them, as the command line does."""
-    from torchmae.console import show_messages
+    from torchmae.cli import show_messages
 
     show_messages()

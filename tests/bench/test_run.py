@@ -20,7 +20,8 @@ from torchmae.bench.step import flops
 from torchmae.errors import UserError
 from torchmae.models.mae import MAE
 from torchmae.models.masking import noise, random
-from torchmae.models.vit import SIZES, ViT
+from torchmae.models.sizes import SIZES
+from torchmae.models.vit import ViT
 
 CPU = torch.device("cpu")
 TINY = dict(

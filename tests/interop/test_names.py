@@ -7,7 +7,8 @@ from torchmae.errors import UserError
 from torchmae.interop import names as convert
 from torchmae.models.heads import Classifier
 from torchmae.models.mae import MAE
-from torchmae.models.vit import SIZES, ViT
+from torchmae.models.sizes import SIZES
+from torchmae.models.vit import ViT
 
 
 def tensors(model):
@@ -55,8 +56,8 @@ def test_there_and_back(vit, kind):
     model = {
         "encoder": lambda: vit,
         "mean": lambda: Classifier(vit, "abc"),
-        "token": lambda: Classifier(vit, "abc", "token"),
-        "probe": lambda: Classifier(vit, "abc", "token", batch_norm=True),
+        "token": lambda: Classifier(vit, "abc", "cls"),
+        "probe": lambda: Classifier(vit, "abc", "cls", batch_norm=True),
         "mae": lambda: MAE(vit, 8, 2, 2, target="pixels"),
     }[kind]()
     prefix = "encoder." if kind == "encoder" else ""
@@ -225,7 +226,7 @@ def test_no_vit_at_all(weights):
 
 
 def test_batch_norm_becomes_part_of_the_head(vit):
-    probe = Classifier(vit, "abc", "token", batch_norm=True).eval()
+    probe = Classifier(vit, "abc", "cls", batch_norm=True).eval()
     probe.bn.running_mean.normal_()
     probe.bn.running_var.uniform_(0.5, 2)
     torch.nn.init.normal_(probe.head.weight)

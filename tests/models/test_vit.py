@@ -12,7 +12,8 @@ from torchmae.errors import UserError
 from torchmae.models import vit
 from torchmae.models.mae import MAE, build_encoder
 from torchmae.models.patches import patchify, scatter_tokens, sincos_positions, unpatchify
-from torchmae.models.vit import SIZES, ViT, drop_path, size_of
+from torchmae.models.sizes import SIZES, size_of
+from torchmae.models.vit import ViT, drop_path
 
 TINY = dict(patch_size=4, embed_dim=32, depth=3, num_heads=4)
 

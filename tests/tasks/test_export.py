@@ -49,9 +49,9 @@ def runs(tmp_path_factory):
         "grey": vit(channels=1),
         "encoder": vit(),
         "mean": Classifier(vit(), ("ant", "bee", "cat")),
-        "token": Classifier(vit(), ("ant", "bee", "cat"), "token"),
-        "probe": Classifier(vit(), ("ant", "bee", "cat"), "token", batch_norm=True),
-        "loud": Classifier(vit(), ("ant", "bee", "cat"), "token"),
+        "token": Classifier(vit(), ("ant", "bee", "cat"), "cls"),
+        "probe": Classifier(vit(), ("ant", "bee", "cat"), "cls", batch_norm=True),
+        "loud": Classifier(vit(), ("ant", "bee", "cat"), "cls"),
         "everywhere": MAE(vit(), 32, 1, 2, encode_all=True),
     }
     for name, model in models.items():

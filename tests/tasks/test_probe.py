@@ -177,7 +177,7 @@ def test_the_fast_probe_equals_scikit_learn_by_hand(
 
     photos = make_photos(tmp_path / "photos", each=20)
     config = Probe(
-        str(own), str(photos), fast=True, pool="token", layer=3, val_fraction=0.5, device="cpu"
+        str(own), str(photos), fast=True, pool="cls", layer=3, val_fraction=0.5, device="cpu"
     )
     result = probe.run(config)
     assert isinstance(result, dict)
@@ -301,7 +301,7 @@ def test_the_verb_trains_a_probe(own: Path, photos: Path) -> None:
     config = json.loads((out / "config.json").read_text())["config"]
     assert (config["train"], config["pool"], config["flip"], config["epochs"]) == (
         "head",
-        "token",
+        "cls",
         False,
         1.0,
     )

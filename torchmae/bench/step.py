@@ -23,7 +23,8 @@ from torchmae.bench.timing import (
 from torchmae.data.loader import Batch
 from torchmae.models.mae import MAE
 from torchmae.models.masking import num_visible
-from torchmae.models.vit import ViT, size_of
+from torchmae.models.sizes import size_of
+from torchmae.models.vit import ViT
 from torchmae.models.weights import seeded
 from torchmae.tasks.pretrain.task import PretrainTask
 from torchmae.train.config import TrainConfig
@@ -107,7 +108,7 @@ class Case(NamedTuple):
 
     def batch(self) -> Batch:
         number = torch.arange(len(self.images), device=self.device)
-        return Batch(self.images, torch.zeros_like(number), number, [])
+        return Batch(self.images, None, torch.zeros_like(number), number)
 
     def theirs(
         self, name: str, model: nn.Module, work: float, against: str, note: str

@@ -44,7 +44,7 @@ class ExportInput(NamedTuple):
 
     @property
     def pool(self) -> str:
-        return "mean" if isinstance(self.encoder.norm, nn.Identity) else "token"
+        return "mean" if isinstance(self.encoder.norm, nn.Identity) else "cls"
 
 
 class ExportResult(NamedTuple):

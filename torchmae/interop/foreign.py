@@ -18,7 +18,7 @@ from torch import Tensor
 from torchmae.disk import sha256
 from torchmae.errors import UserError, missing_extra
 from torchmae.interop.names import Weights, to_plain
-from torchmae.options import parse_size
+from torchmae.settings.options import parse_size
 
 
 class Source(NamedTuple):

@@ -16,7 +16,7 @@ from torchmae.models.mae import MAE
 from torchmae.models.masking import Mask, num_visible
 from torchmae.models.patches import IMAGENET, sincos_positions
 from torchmae.models.vit import ViT
-from torchmae.options import parse_size
+from torchmae.settings.options import parse_size
 from torchmae.tasks.import_weights.config import Import
 
 CLOSE = 1e-4  # of the largest feature: what two float32 implementations of the same function may differ by
@@ -69,7 +69,7 @@ def describe(
             raise UserError(
                 f"{len(names)} class names ({why}) for a head of {len(plain['head.weight'])} classes"
             )
-        pool = "mean" if "fc_norm.weight" in plain else "token"
+        pool = "mean" if "fc_norm.weight" in plain else "cls"
         report.note(
             "head",
             f"{len(names)} classes (names {why}) on the {pool}"

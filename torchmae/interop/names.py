@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torchmae.errors import UserError
-from torchmae.models.vit import SIZES
+from torchmae.models.sizes import SIZES
 
 Weights = dict[str, Tensor]
 

@@ -10,7 +10,7 @@ from torchmae.errors import UserError
 from torchmae.models.mae import build_encoder
 from torchmae.models.vit import ViT
 
-POOLS = ("mean", "token")
+POOLS = ("mean", "cls")
 
 
 class Classifier(nn.Module):
@@ -19,7 +19,7 @@ class Classifier(nn.Module):
     Args:
         classes: their names, in the order of the logits.
         pool: "mean" of the patch tokens with a norm of its own (`fc_norm`) in place of the encoder's last one, which goes
-            (the reference's fine-tuning); or the class "token" behind the encoder's norm (the paper's linear probe).
+            (the reference's fine-tuning); or "cls", the class token behind the encoder's norm (the paper's linear probe).
         batch_norm: a BatchNorm without affine parameters before the linear map (the paper's linear probe, appendix A.1).
     """
 

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from torchmae.errors import UserError, choose
+from torchmae.errors import UserError
 from torchmae.models.patches import (
     gather_tokens,
     grid_of,
@@ -26,16 +26,6 @@ def attention(device: torch.device, precision: str) -> str:
     if device.type == "cpu" and precision == "bf16":
         return "plain attention (in bf16 on a CPU faster than the fused one)"
     return "fused attention"
-
-
-SIZES: dict[str, dict[str, int]] = {
-    "vit_micro": dict(embed_dim=128, depth=6, num_heads=4),
-    "vit_tiny": dict(embed_dim=192, depth=12, num_heads=3),
-    "vit_small": dict(embed_dim=384, depth=12, num_heads=6),
-    "vit_base": dict(embed_dim=768, depth=12, num_heads=12),
-    "vit_large": dict(embed_dim=1024, depth=24, num_heads=16),
-    "vit_huge": dict(embed_dim=1280, depth=32, num_heads=16),
-}
 
 
 def drop_path(
@@ -349,8 +339,3 @@ def initialize(module: nn.Module) -> None:
     for name, parameter in module.named_parameters(recurse=False):
         if name.endswith("_token"):
             nn.init.normal_(parameter, std=0.02)
-
-
-def size_of(name: str) -> dict[str, int]:
-    """Width, depth and heads of a named size, or a `UserError` with the nearest name."""
-    return choose(SIZES, name, "model")

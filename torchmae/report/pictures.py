@@ -1,4 +1,4 @@
-"""What a model makes of hidden patches, as a picture that says whose brightness it used."""
+"""Reconstructions of hidden patches, as a picture that says whose brightness it shows."""
 
 import torch
 from jaxtyping import UInt8
@@ -19,7 +19,15 @@ from torchmae.report.sheet import sheet
 
 
 def draw_mask(model: MAE, name: str, ratio: float, seed: int, sample: Tensor) -> Mask:
-    """The masks of the samples in epoch 0 of a seed."""
+    """The masks of some samples in epoch 0 of a seed.
+
+    Args:
+        model: whose grid is masked.
+        name: of the masking: "random", "block" or "grid".
+        ratio: share of hidden patches.
+        seed: of the masks.
+        sample: int64 [B], the numbers of the samples.
+    """
     grid = model.encoder.grid
     return masking(name)(
         noise(seed, torch.zeros_like(sample), sample, grid[0] * grid[1]), grid, ratio
@@ -30,11 +38,19 @@ def draw_mask(model: MAE, name: str, ratio: float, seed: int, sample: Tensor) ->
 def predict_pixels(
     model: MAE, images: UInt8[Tensor, "B C H W"], mask: Mask, true_statistics: bool = False
 ) -> UInt8[Tensor, "3 B C H W"]:
-    """Three pictures of each image, uint8: the masked input (hidden patches grey), the input with its hidden patches
-    predicted, and the prediction alone (visible patches white).
+    """The model's predictions as pixels.
 
-    Normalised targets have no brightness or contrast: these come from the model's own statistics head, or, if
-    `true_statistics`, from the image itself, which leaks part of the answer.
+    Args:
+        model: in eval mode.
+        images: on its device.
+        mask: what is hidden.
+        true_statistics: normalised targets have no brightness or contrast: take those of the hidden
+            patches themselves, which leaks part of the answer, and not those that the model's
+            statistics head predicts.
+
+    Returns:
+        Three pictures of each image: the masked input (hidden patches grey), the input with its
+        hidden patches predicted, and the prediction alone (visible patches white).
     """
     encoder, size = model.encoder, model.encoder.patch_size
     floats = encoder.normalize(images)
@@ -60,7 +76,7 @@ def predict_pixels(
 
 
 def caption(model: MAE, true_statistics: bool) -> str:
-    """Whose brightness and contrast a picture shows."""
+    """The line below a picture: whose brightness and contrast it shows."""
     if not model.target.loses_statistics:
         return "raw pixels as predicted"
     if true_statistics:
@@ -73,7 +89,14 @@ def caption(model: MAE, true_statistics: bool) -> str:
 def draw(
     model: MAE, images: UInt8[Tensor, "B C H W"], mask: Mask, true_statistics: bool = False
 ) -> Image.Image:
-    """One column an image: original, masked, reconstruction, prediction alone; names at the left, a caption below."""
+    """A contact sheet with one column an image: original, masked, reconstruction, prediction alone.
+
+    Args:
+        model: its mode (train or eval) is left as it was.
+        images: on any device.
+        mask: what is hidden.
+        true_statistics: as for `predict_pixels`.
+    """
     device = next(model.parameters()).device
     was_training = model.training
     made = predict_pixels(

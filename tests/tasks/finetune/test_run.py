@@ -65,7 +65,7 @@ def test_every_parameter_is_in_one_group_with_the_expected_scale_and_decay() -> 
 
 
 def test_what_each_kind_of_training_moves() -> None:
-    model = small_classifier("token")
+    model = small_classifier("cls")
     everything = [name for name, _ in model.named_parameters()]
     behind = {"encoder.norm.weight", "encoder.norm.bias", "head.weight", "head.bias"}
     last = {n for n in everything if n.startswith("encoder.blocks.2.")}
@@ -169,7 +169,7 @@ def test_defaults_follow_the_number_of_labels_and_say_why() -> None:
         0,
         0,
     )
-    assert (head.pool, head.optimizer, head.base_lr) == ("token", "sgd", 1.0)
+    assert (head.pool, head.optimizer, head.base_lr) == ("cls", "sgd", 1.0)
     assert resolved(Finetune("run", "x", train="head", batch_size=4096), 9000).optimizer == "lars"
     scratch = resolved(Finetune("none", "x"), 100)
     assert (scratch.weight_decay, scratch.beta2, scratch.ema, scratch.layer_decay) == (
@@ -276,7 +276,7 @@ def test_mistakes_come_before_compute(run: Path, photos: Path, tmp_path: Path) -
         (replace(asked, labels_per_class=100), "has only 6 images"),
         (replace(asked, run=str(tmp_path)), "is not a run folder"),
         (replace(asked, train="9"), "number of blocks from 0 to 6"),
-        (replace(asked, pool="max"), "--pool max: mean or token"),
+        (replace(asked, pool="max"), "--pool max: mean or cls"),
         (replace(asked, label_smoothing=1.0), "--label-smoothing 1.0"),
         (replace(asked, epochs=float("nan")), "--epochs nan: must be a finite number"),
         (replace(asked, run="none", train="head"), "from scratch .* everything has to be trained"),
@@ -385,7 +385,7 @@ def test_other_labels_are_another_run(run: Path, photos: Path, tmp_path: Path) -
 
 
 def test_a_probe_s_trial_does_not_count_among_its_statistics() -> None:
-    model = Classifier(ViT((8, 8), 4, 1, 16, 3, 2), ["a", "b"], "token", batch_norm=True)
+    model = Classifier(ViT((8, 8), 4, 1, 16, 3, 2), ["a", "b"], "cls", batch_norm=True)
     task = ClassifyTask(model, torch.zeros(8).long(), Finetune("x", "y", train="head"))
     step = Trainer(
         task.train(), CPU, TrainConfig(9, 0, 1e-3, 0.0, (0.9, 0.999), None, "fp32", optimizer="sgd")

@@ -318,7 +318,7 @@ def test_another_target_keeps_the_decoder_and_says_so(tmp_path: Path) -> None:
     same(model, load_mae(raw))
 
 
-@pytest.mark.parametrize("pool", ["mean", "token"])
+@pytest.mark.parametrize("pool", ["mean", "cls"])
 def test_from_a_classifier_with_trained_positions(
     run: Path, photos: Path, tmp_path: Path, pool: str
 ) -> None:

@@ -35,11 +35,11 @@ def run(config: Export) -> Path:
             note += " Its head for brightness and contrast (decoder.statistics) has no place there and stays behind."
         if config.best:
             note += " These are the weights of the epoch that was best on the validation images."
-        classes, lines = subject.config.get("classes", ()), made.lines
+        lines = made.lines
         if out.is_absolute():  # cards are made to be published
             lines = [line.replace(str(out), out.name) for line in lines]
         what, readme = config.only or kind_of(read_config(config.run)), folder / "README.md"
-        readme.write_text(card(config.run, what, subject.encoder, classes, lines, note, folder))
+        readme.write_text(card(config.run, what, subject.encoder, lines, note, folder))
     logger.info(f"{out}: compared with torchmae on 16 images: they differ {apart_by}. To load it:")
     logger.info("\n".join(f"  {line}" for line in made.lines))
     return out

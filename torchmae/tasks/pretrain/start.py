@@ -1,20 +1,24 @@
 """What a pre-training starts with: the weights of its seed, or those of another run (`--from`)."""
 
-from dataclasses import replace
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from torchmae.data.cache.choose import CACHES
 from torchmae.data.scan import Scan
-from torchmae.errors import UserError
-from torchmae.models.mae import MAE
+from torchmae.errors import UserError, choose, missing_extra
+from torchmae.models.mae import LOSSES, MAE
+from torchmae.models.masking import masking
 from torchmae.models.patches import IMAGENET, grid_of
-from torchmae.models.vit import SIZES, ViT, size_of
+from torchmae.models.sizes import SIZES, size_of
+from torchmae.models.targets import TARGETS
+from torchmae.models.vit import ViT
 from torchmae.models.weights import load, load_mae, seeded
-from torchmae.options import parse_size, size_text
 from torchmae.runfolder import kind_of, read_config
-from torchmae.tasks.pretrain.config import Pretrain
+from torchmae.settings.options import changed, parse_size, size_text
+from torchmae.tasks.pretrain.config import Pretrain, ResolvedPretrain
 
 
 class InitRun(NamedTuple):
@@ -30,10 +34,11 @@ def init_from_run(config: Pretrain, channels: int) -> tuple[Pretrain, InitRun | 
 
     `channels` are those of the data.
     """
-    if config.from_run is None:
+    run, channels = config.model.from_run, config.decode.channels or channels
+    if run is None:
         return config, None
-    run, channels = config.from_run, config.channels or channels
-    whole = kind_of(read_config(run)) == "mae" and not config.new_decoder
+    has_decoder = kind_of(read_config(run)) == "mae"
+    whole = has_decoder and not config.model.new_decoder
     mae = load_mae(run) if whole else None
     encoder = mae.encoder if mae else load(run)
     name = name_of(encoder)
@@ -44,26 +49,26 @@ def init_from_run(config: Pretrain, channels: int) -> tuple[Pretrain, InitRun | 
     fixed = {"model": sizes, "patch_size": encoder.patch_size}
     fixed |= {n: v for n, v in (mae.config() if mae else {}).items() if n.startswith("decoder_")}
     for setting, has in fixed.items():
-        asked = getattr(config, setting)
-        if asked not in (None, has):
+        wanted = getattr(config.model, setting)
+        if wanted not in (None, has):
             otherwise = ", or add --new-decoder" if setting.startswith("decoder_") else ""
             flag = f"--{setting.replace('_', '-')}"
             raise UserError(
-                f"{flag} {asked}, but that of {run} is {has}: leave {flag} out{otherwise}"
+                f"{flag} {wanted}, but that of {run} is {has}: leave {flag} out{otherwise}"
             )
-    size = parse_size(config.image_size or size_text(encoder.image_size))
+    size = parse_size(config.model.image_size or size_text(encoder.image_size))
     grid_of(size, encoder.patch_size)
-    if config.normalize == "run" and channels != encoder.channels:
+    if config.model.normalize == "run" and channels != encoder.channels:
         raise UserError(
             f"--normalize run: {run} has statistics of {encoder.channels} channels, and there are {channels}: use "
             "--normalize data"
         )
-    adopted = replace(
+    adopted = changed(
         config,
         model=name,
         image_size=size_text(size),
         patch_size=encoder.patch_size,
-        normalize=config.normalize or ("run" if channels == encoder.channels else "data"),
+        normalize=config.model.normalize or ("run" if channels == encoder.channels else "data"),
     )
     return adopted, InitRun(run, encoder, mae)
 
@@ -76,38 +81,56 @@ def name_of(encoder: ViT) -> str | None:
     )
 
 
-def build(config: Pretrain, found: Scan, init_run: InitRun | None) -> tuple[MAE, str]:
+def check_names(config: Pretrain) -> None:
+    """Raises UserError for a masking, target or loss that there is not, a plugin's included."""
+    masking(config.masking.masking)
+    choose(TARGETS, config.masking.target, "target")
+    choose(LOSSES, config.masking.loss_on, "loss")
+    if config.runtime.cache is not None:
+        choose(CACHES, config.runtime.cache, "--cache")
+    if config.output.tensorboard and find_spec("tensorboard") is None:
+        raise missing_extra("tensorboard", "tensorboard")
+    if config.model.image_size is not None and config.model.patch_size is not None:
+        grid_of(parse_size(config.model.image_size), config.model.patch_size)
+
+
+def build_model(config: ResolvedPretrain, found: Scan, init_run: InitRun | None) -> tuple[MAE, str]:
     """The model before its first step, and where it comes from in words. What is new has the weights of the seed."""
-    assert config.patch_size and config.channels and config.image_size and config.normalize
-    if config.normalize == "imagenet" and config.channels != 3:
+    normalize, channels = config.model.normalize, config.decode.channels
+    if normalize == "imagenet" and channels != 3:
         raise UserError(
-            f"--normalize imagenet needs 3 channels, not {config.channels}: use --normalize data"
+            f"--normalize imagenet needs 3 channels, not {channels}: use --normalize data"
         )
     statistics = {"data": (found.mean, found.std), "imagenet": IMAGENET}
     if init_run is not None:
         statistics["run"] = (init_run.encoder.mean, init_run.encoder.std)
-    mean, std = statistics[config.normalize]
-    size = parse_size(config.image_size)
-    with seeded(config.seed):
+    mean, std = statistics[normalize]
+    size = parse_size(config.model.image_size)
+    with seeded(config.optim.seed):
         if init_run is not None:
             return warm_start(config, init_run, size, mean, std)
-        assert config.model
-        encoder = ViT(
-            size, config.patch_size, config.channels, **size_of(config.model), mean=mean, std=std
-        )
+        assert config.model.model is not None  # only encoders that exist already have no name
+        dims = size_of(config.model.model)
+        patch = config.model.patch_size
+        encoder = ViT(size, patch, channels, **dims, mean=mean, std=std)
         return with_new_decoder(config, encoder), "from scratch"
 
 
-def with_new_decoder(config: Pretrain, encoder: ViT) -> MAE:
-    """The encoder with a fresh decoder."""
-    dims = (config.decoder_dim, config.decoder_depth, config.decoder_heads)
+def with_new_decoder(config: ResolvedPretrain, encoder: ViT) -> MAE:
+    """The encoder with a new decoder."""
+    model, masking = config.model, config.masking
+    dims = (model.decoder_dim, model.decoder_depth, model.decoder_heads)
     return MAE(
-        encoder, *dims, target=config.target, loss_on=config.loss_on, encode_all=config.encode_all
+        encoder,
+        *dims,
+        target=masking.target,
+        loss_on=masking.loss_on,
+        encode_all=masking.encode_all,
     )
 
 
 def warm_start(
-    config: Pretrain,
+    config: ResolvedPretrain,
     init_run: InitRun,
     size: tuple[int, int],
     mean: tuple[float, ...],
@@ -128,17 +151,18 @@ def warm_start(
         return with_new_decoder(config, encoder), "; ".join(
             [f"{init_run.run}: encoder, with a new decoder", *notes]
         )
-    if config.target != init_run.mae.target_name:
+    target, encode_all = config.masking.target, config.masking.encode_all
+    if target != init_run.mae.target_name:
         notes.append(
-            f"target {config.target}, was {init_run.mae.target_name} (its layer keeps its weights)"
+            f"target {target}, was {init_run.mae.target_name} (its layer keeps its weights)"
         )
-    if config.encode_all != init_run.mae.encode_all:
-        now, was = ("encoder", "decoder") if config.encode_all else ("decoder", "encoder")
+    if encode_all != init_run.mae.encode_all:
+        now, was = ("encoder", "decoder") if encode_all else ("decoder", "encoder")
         notes.append(f"mask tokens in the {now}, were in the {was} (a new one)")
     own = {
         name: value for name, value in init_run.mae.config().items() if name.startswith("decoder_")
     }
-    model = with_new_decoder(replace(config, **own), encoder)
+    model = with_new_decoder(changed(config, **own), encoder)
     carry_decoder(init_run.mae, model)
     return model, "; ".join([f"{init_run.run}: encoder and decoder", *notes])
 

@@ -56,3 +56,6 @@ class PretrainTask(nn.Module):
             "loss of patch mean": (truth - patch_mean).square().mean(),
             "loss of visible mean": (truth - visible_mean).square().mean(),
         }
+
+    def after_step(self, step: int) -> None:
+        """Nothing follows the weights."""
