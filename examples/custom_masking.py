@@ -12,6 +12,7 @@ import torch
 
 import torchmae
 from torchmae.models.masking import mask_from_order
+from torchmae.presets.pretrain import demo
 
 
 def stripes(noise: torch.Tensor, grid: tuple[int, ...], ratio: float) -> torchmae.Mask:
@@ -37,16 +38,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one epoch each")
     arguments = parser.parse_args()
     for masking in ("random", "stripes"):
-        run = torchmae.pretrain(
-            "digits?part=test" if arguments.quick else "digits",
-            preset="demo",
-            out=f"{arguments.out}/{masking}",
-            masking=masking,
-            epochs=1 if arguments.quick else 24,
-            workers=0,
-        )
-        result = torchmae.knn(run, "digits")
-        print(f"{masking}: k-NN {result['features']['accuracy']:.1%}")
+        recipe = {**demo(), "out": f"{arguments.out}/{masking}", "masking": masking}
+        if arguments.quick:
+            recipe.update(data="digits?part=test", epochs=1)
+        run = torchmae.pretrain(**recipe, workers=0)
+        accuracies = torchmae.knn(run, "digits")["knn"]
+        print(f"{masking}: k-NN {accuracies['features']['accuracy']:.1%}")
 
 
 if __name__ == "__main__":

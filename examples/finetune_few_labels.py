@@ -10,6 +10,7 @@ import argparse
 from typing import Any
 
 import torchmae
+from torchmae.presets.pretrain import demo
 
 # Flipped or sheared digits are other digits.
 MILD: dict[str, Any] = {"flip": False, "crop_scale": (0.6, 1.0), "randaug_magnitude": 0}
@@ -21,14 +22,14 @@ def main() -> None:
     parser.add_argument("--out", default="runs/few-labels", help="folder for the runs")
     parser.add_argument("--quick", action="store_true", help="one epoch each")
     arguments = parser.parse_args()
-    out, common = arguments.out, {"workers": 0}
-    run = torchmae.pretrain(
-        "digits?part=test" if arguments.quick else "digits?part=train",
-        preset="demo",
-        out=f"{out}/pretrained",
-        epochs=1 if arguments.quick else 100,
-        **common,
-    )
+    out = arguments.out
+    recipe = {
+        **demo(),
+        "data": "digits?part=test" if arguments.quick else "digits?part=train",
+        "out": f"{out}/pretrained",
+        "epochs": 1 if arguments.quick else 100,
+    }
+    run = torchmae.pretrain(**recipe, workers=0)
     for name, start in {"pre-trained": run, "from scratch": "none"}.items():
         classifier = torchmae.finetune(
             start,
@@ -38,8 +39,8 @@ def main() -> None:
             model=run.path if start == "none" else None,  # the same architecture
             labels_per_class=arguments.labels_per_class,
             epochs=1 if arguments.quick else None,
+            workers=0,
             **MILD,
-            **common,
         )
         scores = torchmae.evaluate(classifier, "digits?part=test")
         interval = f"{scores['low']:.1%} to {scores['high']:.1%}"

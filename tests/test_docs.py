@@ -15,6 +15,7 @@ import pytest
 from helpers.documents import DOCS, ROOT, blocks, command_lines, flags_of, quick
 
 from torchmae import cli
+from torchmae.verbs import VERBS
 
 TRACED = {"onnx", "torch-export"}  # must be traced without the shape checks of the tests
 NAMED = [DOCS / f"{name}.md" for name in ("finetune", "probe", "evaluate", "import", "export")]
@@ -56,7 +57,7 @@ def test_the_commands_of_a_page_run(
 
 
 def test_flags_in_documents_exist() -> None:
-    known = {flag for verb in cli.VERBS for flag in flags_of(verb)} | NOT_OURS
+    known = {flag for verb in VERBS for flag in flags_of(verb)} | NOT_OURS
     wrong = {
         f"{file.name}: {flag}"
         for file in TEXTS
@@ -69,7 +70,7 @@ def test_flags_in_documents_exist() -> None:
 
 def test_verbs_have_a_page() -> None:
     text = "".join(page.read_text().split("\n")[0] for page in DOCS.glob("*.md"))
-    assert {verb for verb in cli.VERBS if f"mae {verb}" not in text} == set()
+    assert {verb for verb in VERBS if f"mae {verb}" not in text} == set()
 
 
 def test_links_lead_somewhere() -> None:

@@ -4,6 +4,9 @@ import re
 import shlex
 from pathlib import Path
 
+from torchmae.settings.options import options_of
+from torchmae.verbs import VERBS, load
+
 ROOT = Path(__file__).parent.parent.parent
 DOCS = ROOT / "docs"
 QUICK = {"--epochs": "1", "--labels-per-class": "4", "--workers": "0", "--device": "cpu"}
@@ -21,12 +24,9 @@ def command_lines(page: Path) -> list[str]:
 
 
 def flags_of(verb: str) -> set[str]:
-    """The flags of a verb, such as "--mask-ratio"; a switch that is on has its "--no-" form too."""
-    from torchmae import cli
-    from torchmae.settings.options import options_of
-
-    options = options_of(cli.config_of(verb)).values()
-    return {option.flag for option in options if not option.positional}
+    """The flags of a verb, such as "--mask-ratio"."""
+    options = options_of(load(VERBS[verb].config)).values()
+    return {o.flag for o in options if not o.positional and not o.metadata["hidden"]}
 
 
 def quick(words: list[str]) -> list[str]:
