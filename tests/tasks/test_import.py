@@ -287,6 +287,27 @@ def test_timm_with_a_file(tmp_path, images, capsys):
     assert len(read_config(tmp_path / "run")["config"]["sha256"]) == 64
 
 
+@pytest.mark.parametrize("no_embed_class", [True, False])
+def test_timm_with_registers(tmp_path, images, capsys, no_embed_class):
+    """Its position table has rows for the patches alone, or also for the class token and the registers."""
+    source = vit(reg_tokens=4, no_embed_class=no_embed_class)
+    save_file(source.state_dict(), tmp_path / "w.safetensors")
+    encoder = load(bring(tmp_path / "w.safetensors", tmp_path / "run", image_size=16))
+    expected = source.forward_features(images)
+    assert encoder.registers == 4 and expected.shape == (3, 5 + 16, 128)
+    torch.testing.assert_close(encoder(images), expected, rtol=0, atol=1e-5)
+    assert "3 channels, 4 registers" in capsys.readouterr().out
+
+
+def test_rectangular_patches(tmp_path):
+    source = vit(img_size=(8, 32), patch_size=(4, 8))
+    save_file(source.state_dict(), tmp_path / "w.safetensors")
+    encoder = load(bring(tmp_path / "w.safetensors", tmp_path / "run", image_size="8x32"))
+    images = torch.randn(2, 3, 8, 32)
+    assert encoder.patch == (4, 8) and encoder.grid == (2, 4)
+    torch.testing.assert_close(encoder(images), source.forward_features(images), rtol=0, atol=1e-5)
+
+
 def test_timm_with_its_published_weights(tmp_path, capsys, monkeypatch):
     """timm's own way from a name to weights, but for the download: its entry for the name leads to a file here."""
     make = timm.create_model
@@ -320,7 +341,7 @@ def test_timm_function_that_tensors_do_not_show(tmp_path):
 
     facts = foreign.Source(source.state_dict(), {"heads": 3}, None, source.eval())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("torchmae.tasks.import_weights.open_weights", lambda *_: facts)
+        patch.setattr("torchmae.tasks.import_weights.run.open_weights", lambda *_: facts)
         with pytest.raises(
             UserError, match=r"another function than the source's .* nothing was imported"
         ):
@@ -376,7 +397,7 @@ def test_vit_model_drops_its_pooler(tmp_path, images, capsys):
     source.save_pretrained(tmp_path / "hf")
     encoder = load(bring(tmp_path / "hf", tmp_path / "run"))
     torch.testing.assert_close(encoder(images), source(images).last_hidden_state, rtol=0, atol=1e-5)
-    assert "left out  pooler.dense.bias, pooler.dense.weight" in capsys.readouterr().out
+    assert "skipped   pooler.dense.bias, pooler.dense.weight" in capsys.readouterr().out
 
 
 def test_vit_for_image_classification_and_a_bin_file(tmp_path, images):

@@ -391,7 +391,9 @@ def to_ours(plain: Weights, config: dict[str, Any]) -> Weights:
         for name, weight in plain.items()
     }
     encoder = config["encoder"]
-    grid = grid_of(encoder["image_size"], as_size(encoder["patch_size"]))
+    patch = encoder["patch_size"]
+    patch = as_size(patch if isinstance(patch, int) else tuple(patch))
+    grid = grid_of(tuple(encoder["image_size"]), patch)
     rows = whole["pos_embed"].shape[1] - math.prod(grid)
     if rows == 0:
         whole["pos_embed"] = F.pad(whole["pos_embed"], (0, 0, 1, 0))
