@@ -1,4 +1,5 @@
-"""Exports give the same outputs in their own library, load by the lines of their card, and come back bit for bit."""
+"""Exports give the same outputs in their own library, load by the lines of their card, and come
+back bit for bit."""
 
 import json
 import os
@@ -26,6 +27,7 @@ from torchmae.models.vit import ViT
 from torchmae.models.weights import load, load_classifier, load_mae
 from torchmae.runfolder import read_config
 from torchmae.tasks.export.config import Export
+from torchmae.tasks.export.run import open_run
 from torchmae.tasks.export.run import run as export_run
 from torchmae.tasks.import_weights.config import Import
 from torchmae.tasks.import_weights.run import run as bring
@@ -142,7 +144,8 @@ BAD = {
 
 @pytest.fixture(scope="module")
 def graphs(runs, tmp_path_factory):
-    """Graphs are made in a process of its own: what is traced must not have the tests' checks of shapes in it."""
+    """Graphs are made in a process of its own: what is traced must not have the tests' checks of
+    shapes in it."""
     folder = tmp_path_factory.mktemp("graphs")
     code = "import sys\nfrom torchmae.cli import main\n"
     for kind, to in [*GRAPHS, ("loud", "torch-export")]:
@@ -389,7 +392,8 @@ def test_lines_of_a_relative_folder_stay(runs, tmp_path, monkeypatch):
 
 @pytest.fixture
 def tuned(runs, tmp_path):
-    """A fine-tuned run: its best epoch has other weights than its last, and it is measured on the middle of images."""
+    """A fine-tuned run: its best epoch has other weights than its last, and it is measured on the
+    middle of images."""
     shutil.copytree(runs / "mean", tmp_path / "tuned")
     weights = load_file(tmp_path / "tuned/model.safetensors")
     save_file({n: w + 0.01 for n, w in weights.items()}, tmp_path / "tuned/best.safetensors")
@@ -452,7 +456,8 @@ def test_an_export_that_differs_leaves_nothing(runs, tmp_path, monkeypatch, to):
 def test_the_tolerance_is_absolute_and_large_outputs_are_held_against_it_in_float64(
     runs, tmp_path, capsys, monkeypatch, request, to
 ):
-    """float32 rounds outputs of 1000 more coarsely than 1e-5, in any order of the same sums; a wrong model is still refused."""
+    """float32 rounds outputs of 1000 more coarsely than 1e-5, in any order of the same sums; a
+    wrong model is still refused."""
     if to == "torch-export":
         said = request.getfixturevalue("graphs")[1].partition("loud-torch-export: ")[2]
     else:
@@ -489,9 +494,7 @@ def test_outputs_that_are_no_numbers_are_no_match(runs, tmp_path, monkeypatch):
         lambda images: torch.full((len(images), 3), torch.nan), [], None, batches=(1, 3, 16)
     )
     with pytest.raises(RunError, match="differs by nan"), torch.no_grad():
-        export.compare(
-            run.open_run(Export(str(runs / "token"), "onnx", str(tmp_path / "out"))), made
-        )
+        export.compare(open_run(Export(str(runs / "token"), "onnx", str(tmp_path / "out"))), made)
 
 
 def test_mask_tokens_in_the_encoder_are_known_to_no_other_library(runs, tmp_path):

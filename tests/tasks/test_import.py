@@ -1,4 +1,5 @@
-"""Weights of other libraries become run folders whose outputs are the other library's; bad files are refused, never run."""
+"""Weights of other libraries become run folders whose outputs are the other library's; bad files
+are refused, never run."""
 
 import argparse
 import json
@@ -289,7 +290,8 @@ def test_timm_with_a_file(tmp_path, images, capsys):
 
 @pytest.mark.parametrize("no_embed_class", [True, False])
 def test_timm_with_registers(tmp_path, images, capsys, no_embed_class):
-    """Its position table has rows for the patches alone, or also for the class token and the registers."""
+    """Its position table has rows for the patches alone, or also for the class token and the
+    registers."""
     source = vit(reg_tokens=4, no_embed_class=no_embed_class)
     save_file(source.state_dict(), tmp_path / "w.safetensors")
     encoder = load(bring(tmp_path / "w.safetensors", tmp_path / "run", image_size=16))
@@ -309,7 +311,8 @@ def test_rectangular_patches(tmp_path):
 
 
 def test_timm_with_its_published_weights(tmp_path, capsys, monkeypatch):
-    """timm's own way from a name to weights, but for the download: its entry for the name leads to a file here."""
+    """timm's own way from a name to weights, but for the download: its entry for the name leads to
+    a file here."""
     make = timm.create_model
     source = shaken(make("test_vit"))
     save_file(source.state_dict(), tmp_path / "published.safetensors")

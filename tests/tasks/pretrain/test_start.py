@@ -1,4 +1,5 @@
-"""`mae pretrain --from RUN`: the start is RUN's weights bit for bit, made to fit other images; RUN stays as it is."""
+"""`mae pretrain --from RUN`: the start is RUN's weights bit for bit, made to fit other images; RUN
+stays as it is."""
 
 import json
 from collections.abc import Sequence
@@ -44,7 +45,8 @@ STILL = dict(base_lr=0.0, epochs=1, **LIGHT)  # a training that moves nothing
 
 
 def begin(run: Path, channels: int = 3, **options: Any) -> tuple[MAE, str, Pretrain]:
-    """The model before its first step, for data of so many channels; its origin in words; the settings."""
+    """The model before its first step, for data of so many channels; its origin in words; the
+    settings."""
     asked = Pretrain("photos", from_run=str(run), **options)
     settings.check(asked)
     config, parent = init_from_run(asked, channels)
@@ -356,7 +358,8 @@ def test_from_a_classifier_with_trained_positions(
 
 @pytest.fixture
 def imported(tmp_path: Path) -> Path:
-    """An encoder alone, of a size without a name, with learned positions, as `mae import` makes it."""
+    """An encoder alone, of a size without a name, with learned positions, as `mae import` makes
+    it."""
     encoder = ViT((16, 16), 4, 3, 64, 2, 2)
     shake(encoder)
     save_file(encoder.state_dict(), tmp_path / "weights.safetensors")

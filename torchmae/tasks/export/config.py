@@ -8,7 +8,8 @@ import tyro
 
 @dataclass(frozen=True)
 class Export:
-    """Write a run's model in the form of another library, checked on 16 images, with a model card."""
+    """Write a run's model in the form of another library, checked on 16 images, with a model
+    card."""
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """A run folder."""
