@@ -132,30 +132,24 @@ VISUALIZE = [
 class Reference(nn.Module):
     """A masked autoencoder with the reference's names, of timm's blocks, written for this test."""
 
-    def __init__(
-        self, grid=(4, 4), dim=128, depth=2, heads=4, width=64, decoder_depth=2, channels=3
-    ):
+    def __init__(self, dim=128, width=64):
         super().__init__()
-        count = grid[0] * grid[1]
-        self.patch_embed = timm.layers.PatchEmbed((grid[0] * 4, grid[1] * 4), 4, channels, dim)
-        self.cls_token, self.mask_token = (
-            nn.Parameter(torch.zeros(1, 1, dim)),
-            nn.Parameter(torch.zeros(1, 1, width)),
-        )
-        self.pos_embed = nn.Parameter(torch.zeros(1, count + 1, dim))
-        self.decoder_pos_embed = nn.Parameter(torch.zeros(1, count + 1, width))
         norm = partial(nn.LayerNorm, eps=1e-6)
-        self.blocks = nn.ModuleList(
-            Block(dim, heads, qkv_bias=True, norm_layer=norm) for _ in range(depth)
+        self.patch_embed = timm.layers.PatchEmbed(16, 4, 3, dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 17, dim))
+        self.decoder_pos_embed = nn.Parameter(torch.zeros(1, 17, width))
+        self.blocks = nn.Sequential(
+            *(Block(dim, 4, qkv_bias=True, norm_layer=norm) for _ in range(2))
         )
-        self.decoder_embed, self.decoder_pred = (
-            nn.Linear(dim, width),
-            nn.Linear(width, 16 * channels),
+        self.decoder_embed = nn.Linear(dim, width)
+        self.decoder_blocks = nn.Sequential(
+            *(Block(width, 2, qkv_bias=True, norm_layer=norm) for _ in range(2))
         )
-        self.decoder_blocks = nn.ModuleList(
-            Block(width, width // 32, qkv_bias=True, norm_layer=norm) for _ in range(decoder_depth)
-        )
-        self.norm, self.decoder_norm = norm(dim), norm(width)
+        self.norm = norm(dim)
+        self.decoder_norm = norm(width)
+        self.decoder_pred = nn.Linear(width, 48)
 
     def forward(self, images, order, visible):
         """Predictions of all patches, in their places."""
@@ -488,7 +482,7 @@ def test_the_run_folder(tmp_path):
 def test_wrong_class_names(tmp_path):
     save_file(vit(num_classes=3).state_dict(), tmp_path / "w.safetensors")
     (tmp_path / "two.txt").write_text("a\nb\n")
-    with pytest.raises(UserError, match=r"2 class names \(as asked\) for a head of 3 classes"):
+    with pytest.raises(UserError, match=r"2 class names \(as requested\) for a head of 3 classes"):
         bring(tmp_path / "w.safetensors", tmp_path / "run", classes=str(tmp_path / "two.txt"))
     with pytest.raises(UserError, match="cannot read the class names"):
         bring(tmp_path / "w.safetensors", tmp_path / "run", classes=str(tmp_path / "none.txt"))

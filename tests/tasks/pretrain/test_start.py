@@ -346,8 +346,8 @@ def test_from_a_classifier_with_trained_positions(
             and bool((own.norm.weight == 1).all())
         )
         assert (
-            begin(folder)[1]
-            == f"{folder}: encoder, with a new decoder; new last norm (the classifier's was its own)"
+            begin(folder)[1] == f"{folder}: encoder, with a new decoder; new last norm "
+            "(the classifier's was its own)"
         )
         own.norm = nn.Identity()  # type: ignore[assignment]
     else:
