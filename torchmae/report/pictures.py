@@ -1,4 +1,5 @@
-"""Reconstructions of hidden patches as pictures, which say where their brightness and contrast come from."""
+"""Reconstructions of hidden patches as pictures, which say where their brightness and contrast come
+from."""
 
 import math
 
@@ -30,13 +31,14 @@ def draw_mask(model: MAE, name: str, ratio: float, seed: int, sample: Tensor) ->
 def predict_pixels(
     model: MAE, images: UInt8[Tensor, "B C H W"], mask: Mask, true_statistics: bool = False
 ) -> UInt8[Tensor, "3 B C H W"]:
-    """Three pictures of each image: the masked input (hidden patches grey), the input with its hidden patches predicted,
-    and the prediction alone (visible patches white).
+    """Three pictures of each image: the masked input (hidden patches grey), the input with its
+    hidden patches predicted, and the prediction alone (visible patches white).
 
-    Normalised targets have no brightness or contrast: these are predicted by the model's statistics head or, with
-    `true_statistics`, those of the image, which leaks part of the answer.
+    Normalised targets have no brightness or contrast: these are predicted by the model's statistics
+    head or, with `true_statistics`, those of the image, which leaks part of the answer.
     """
-    encoder, size = model.encoder, model.encoder.patch
+    encoder = model.encoder
+    size = encoder.patch
     floats = encoder.normalize(images)
     output = model(floats, mask)
     patches = patchify(floats, size)
@@ -68,7 +70,8 @@ def caption(model: MAE, true_statistics: bool) -> str:
 def draw(
     model: MAE, images: UInt8[Tensor, "B C H W"], mask: Mask, true_statistics: bool = False
 ) -> Image.Image:
-    """One column an image: original, masked, reconstruction, prediction alone; names at the left, a caption below."""
+    """One column an image: original, masked, reconstruction, prediction alone; names at the left, a
+    caption below."""
     device = next(model.parameters()).device
     was_training = model.training
     made = predict_pixels(
