@@ -1,4 +1,4 @@
-"""The command line: exit codes, and messages of a line or two that say what was given, what is allowed and the mend."""
+"""The command line: exit codes, and messages that say what is wrong, allowed and to do."""
 
 import json
 import os
@@ -16,7 +16,10 @@ import torchmae
 from torchmae import cli
 
 ENV = os.environ | {"OMP_NUM_THREADS": "1"}
-TINY = "--model vit_micro --image-size 16 --patch-size 8 --decoder-dim 32 --decoder-depth 1 --workers 0 --device cpu"
+TINY = (
+    "--model vit_micro --image-size 16 --patch-size 8 --decoder-dim 32 --decoder-depth 1 "
+    "--workers 0 --device cpu"
+)
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,11 @@ def test_the_signature_of_a_function_is_its_config(verb):
 @pytest.mark.parametrize(
     ("function", "options", "message"),
     [
-        ("pretrain", {"epoch": 3}, "unknown option of torchmae.pretrain: 'epoch'.*Did you mean epochs"),
+        (
+            "pretrain",
+            {"epoch": 3},
+            "unknown option of torchmae.pretrain: 'epoch'.*Did you mean epochs",
+        ),
         ("pretrain", {"epochs": "three"}, "epochs='three': must be a number or None"),
         ("knn", {"data": "x"}, "torchmae.knn needs run"),
         ("import_", {"source": "x"}, "torchmae.import_ needs out"),

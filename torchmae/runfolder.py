@@ -143,7 +143,7 @@ def read_config(run: str | os.PathLike[str]) -> dict[str, Any]:
 def kind_of(config: dict[str, Any]) -> str:
     """What a config.json describes: "mae" (encoder and decoder), "classifier" or "encoder"."""
     model = config["model"]
-    return "mae" if "decoder_dim" in model else "classifier" if "classes" in model else "encoder"
+    return "mae" if "decoder" in model else "classifier" if "classes" in model else "encoder"
 
 
 def is_run(folder: Path) -> bool:

@@ -11,7 +11,7 @@ from torchmae.plugins import prepare
 from torchmae.settings.options import MISSING, from_python, options_of
 
 if TYPE_CHECKING:
-    from torchmae.models.vit import ViT
+    from torchmae.models.encoders import Backbone
 
 
 class Verb(NamedTuple):
@@ -93,7 +93,7 @@ class Run:
         """What was measured on this run, in order: the records of results.json."""
         return runfolder.read_results(self.path)
 
-    def encoder(self) -> "ViT":
+    def encoder(self) -> "Backbone":
         """The encoder in eval mode on the CPU, as `torchmae.load` gives it."""
         from torchmae.models.weights import load as load_encoder
 

@@ -55,7 +55,7 @@ def test_the_paper_s_rows_in_numbers() -> None:
     assert PRESETS["finetune"]["probe_large"]()["epochs"] == 50
 
 
-@pytest.mark.parametrize(("verb", "name"), ALL)
+@pytest.mark.parametrize("verb,name", ALL)
 def test_every_recipe_parses_and_says_what_to_expect(verb: str, name: str) -> None:
     recipe = PRESETS[verb][name]
     places = ["photos"] if verb == "pretrain" else ["none" if "scratch" in name else "x", "photos"]

@@ -65,7 +65,9 @@ def test_compare_pairs_every_seed(
 
 def test_partial_fine_tuning_draws_figure_9(run: Path, photos: Path, tmp_path: Path) -> None:
     parts = ("all", "0", "2", "0.5")
-    out = torchmae.partial(run, photos, out=tmp_path / "p", train=parts, **{**ONE, "epochs": (1.0,)})
+    out = torchmae.partial(
+        run, photos, out=tmp_path / "p", train=parts, **{**ONE, "epochs": (1.0,)}
+    )
     (record,) = read_results(Path(out))
     rows = record["results"]["rows"]
     assert [row["name"] for row in rows] == ["0", "0.5", "2", "all 6"]

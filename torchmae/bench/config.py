@@ -151,7 +151,7 @@ def resolve(config: Bench, device: "torch.device") -> Bench:
     if config.step_images_per_s is not None:  # no model is needed
         kind = Kind(kind.settings)
     from torchmae.bench.peers import find_peers
-    from torchmae.models.patches import grid_of
+    from torchmae.models.patches import as_size, grid_of
     from torchmae.train.distributed import fast_precision
 
     precision = "bf16" if fast_precision(device) == "bf16" else "fp32"
@@ -165,7 +165,7 @@ def resolve(config: Bench, device: "torch.device") -> Bench:
     )
     for name in models(config.model):
         size_of(name)
-        grid_of((config.image_size,) * 2, patch_size(config, name))
+        grid_of(as_size(config.image_size), as_size(patch_size(config, name)))
     find_peers(config.vs or "")
     return config
 

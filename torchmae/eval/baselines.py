@@ -9,8 +9,7 @@ from torch import Tensor
 
 from torchmae.data.sources.source import BadFile, Source
 from torchmae.eval.extract import Function, collect, features_of
-from torchmae.models.mae import build_encoder
-from torchmae.models.vit import ViT
+from torchmae.models.encoders import Backbone, build_encoder
 from torchmae.models.weights import load, seeded
 from torchmae.runfolder import read_config
 
@@ -61,7 +60,7 @@ def raw_pixels(images: UInt8[Tensor, "B C H W"], side: int) -> Float[Tensor, "B 
     return F.interpolate(images.float(), size, mode="area").flatten(1)
 
 
-def untrained(run: str, seed: int) -> ViT:
+def untrained(run: str, seed: int) -> Backbone:
     """An encoder of the run's architecture with the initial weights of a seed."""
     with seeded(seed):
         return build_encoder(read_config(run)["model"]["encoder"]).eval()

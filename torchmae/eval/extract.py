@@ -16,8 +16,8 @@ from torchmae.data.loader import read_pixels, start_worker
 from torchmae.data.sources.source import BadFile, Source, with_decode
 from torchmae.data.transforms import CenterCropResize
 from torchmae.errors import UserError, choose
+from torchmae.models.encoders import Backbone
 from torchmae.models.heads import Classifier
-from torchmae.models.vit import ViT
 from torchmae.runfolder import read_config
 from torchmae.settings.defaults import workers_for
 from torchmae.train.distributed import available_cores
@@ -65,7 +65,7 @@ class ImageBatches(Dataset[Any]):
 @torch.no_grad()
 def collect(
     source: Source,
-    encoder: ViT,
+    encoder: Backbone,
     run: str | os.PathLike[str],
     functions: Sequence[Function],
     device: torch.device,
@@ -120,7 +120,7 @@ def collect(
     return ids, [torch.cat(made) for made in rows], bad
 
 
-def features_of(encoder: ViT, layer: int | None, pool: str, device: torch.device) -> Function:
+def features_of(encoder: Backbone, layer: int | None, pool: str, device: torch.device) -> Function:
     """The function from uint8 images to an encoder's pooled features, float32 [B, F] on the CPU.
 
     Args:
@@ -130,14 +130,17 @@ def features_of(encoder: ViT, layer: int | None, pool: str, device: torch.device
         device: where it computes.
 
     Raises:
-        UserError: there is no such layer or pool.
+        UserError: the encoder has no such layer or pool.
     """
     pooled = choose(POOLS, pool, "pool")
-    if layer is not None and not 1 <= layer <= len(encoder.blocks):
-        raise UserError(f"--layer {layer}: 1 to {len(encoder.blocks)}")
+    depth, prefix = len(encoder.layers()), encoder.num_prefix_tokens
+    if layer is not None and not 1 <= layer <= depth:
+        raise UserError(f"--layer {layer}: 1 to {depth}")
+    if pool != "mean" and not prefix:
+        raise UserError(f"--pool {pool}: this encoder has no class token; use mean")
     encoder = encoder.eval().to(device)
     return lambda images: (
-        pooled(encoder(encoder.normalize(images.to(device)), layer=layer), 1).float().cpu()
+        pooled(encoder(encoder.normalize(images.to(device)), layer=layer), prefix).float().cpu()
     )
 
 

@@ -7,11 +7,14 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from torchmae.disk import sha256
-from torchmae.models.vit import ViT
+from torchmae.models.encoders import Backbone
+from torchmae.models.patches import size_name
 from torchmae.runfolder import read_config, read_results
 
 
-def card(run: str, what: str, encoder: ViT, lines: Sequence[str], note: str, folder: Path) -> str:
+def card(
+    run: str, what: str, encoder: Backbone, lines: Sequence[str], note: str, folder: Path
+) -> str:
     """The model card: architecture, data, recipe, results, files, licence, and how to load it.
 
     Cards are made to be published: of absolute paths only the last name is shown.
@@ -40,8 +43,8 @@ def card(run: str, what: str, encoder: ViT, lines: Sequence[str], note: str, fol
     newline = "\n"
     return f"""# A Vision Transformer ({what}) made with torchmae {described.get("torchmae", "")}
 
-{encoder.depth} blocks, {encoder.embed_dim} wide, {encoder.num_heads} heads, \
-patches of {encoder.patch_size} px.
+{len(encoder.layers())} blocks, {encoder.embed_dim} wide, \
+{encoder.config().get("num_heads")} heads, patches of {size_name(encoder.patch)} px.
 
 Images: {encoder.channels} x {height} x {width}, floats `(pixels / 255 - mean) / std` \
 with mean {list(encoder.mean)}

@@ -1,4 +1,6 @@
-"""Reconstructions of hidden patches, as a picture that says whose brightness it shows."""
+"""Reconstructions of hidden patches as pictures, which say whose brightness they show."""
+
+import math
 
 import torch
 from jaxtyping import UInt8
@@ -8,7 +10,6 @@ from torch import Tensor
 from torchmae.models.mae import MAE
 from torchmae.models.masking import Mask, masking, noise
 from torchmae.models.patches import (
-    denormalize,
     gather_tokens,
     patch_statistics,
     patchify,
@@ -29,9 +30,8 @@ def draw_mask(model: MAE, name: str, ratio: float, seed: int, sample: Tensor) ->
         sample: int64 [B], the numbers of the samples.
     """
     grid = model.encoder.grid
-    return masking(name)(
-        noise(seed, torch.zeros_like(sample), sample, grid[0] * grid[1]), grid, ratio
-    )
+    scores = noise(seed, torch.zeros_like(sample), sample, math.prod(grid))
+    return masking(name)(scores, grid, ratio)
 
 
 @torch.no_grad()
@@ -52,7 +52,7 @@ def predict_pixels(
         Three pictures of each image: the masked input (hidden patches grey), the input with its
         hidden patches predicted, and the prediction alone (visible patches white).
     """
-    encoder, size = model.encoder, model.encoder.patch_size
+    encoder, size = model.encoder, model.encoder.patch
     floats = encoder.normalize(images)
     output = model(floats, mask)
     patches = patchify(floats, size)
@@ -67,17 +67,12 @@ def predict_pixels(
         scatter_tokens(patches, mask.hide, predicted),
         scatter_tokens(white, mask.hide, predicted),
     ]
-    return torch.stack(
-        [
-            denormalize(unpatchify(row, size, encoder.grid), encoder.mean, encoder.std)
-            for row in rows
-        ]
-    )
+    return torch.stack([encoder.denormalize(unpatchify(row, size, encoder.grid)) for row in rows])
 
 
 def caption(model: MAE, true_statistics: bool) -> str:
-    """The line below a picture: whose brightness and contrast it shows."""
-    if not model.target.loses_statistics:
+    """The line below a picture: where its brightness and contrast come from."""
+    if not model.target.needs_statistics:
         return "raw pixels as predicted"
     if true_statistics:
         return (
@@ -89,7 +84,7 @@ def caption(model: MAE, true_statistics: bool) -> str:
 def draw(
     model: MAE, images: UInt8[Tensor, "B C H W"], mask: Mask, true_statistics: bool = False
 ) -> Image.Image:
-    """A contact sheet with one column an image: original, masked, reconstruction, prediction alone.
+    """A contact sheet with one column an image: original, masked, reconstruction, prediction.
 
     Args:
         model: its mode (train or eval) is left as it was.

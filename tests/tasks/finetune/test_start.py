@@ -1,4 +1,4 @@
-"""The classifier that a fine-tuning starts with: channels, other runs, architectures, the linear probe."""
+"""The classifier that a fine-tuning starts with: channels, other runs, the linear probe."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ ONE = {**QUICK, "epochs": 1}
 
 
 def test_the_linear_probe(run: Path, photos: Path, tmp_path: Path) -> None:
-    """Frozen encoder, class token, BatchNorm without parameters whose statistics are kept; 0 blocks mean the same."""
+    """Frozen encoder, class token, BatchNorm without parameters; 0 blocks mean the same."""
     out = torchmae.finetune(run, photos, out=tmp_path / "p", train="0", **QUICK)
     config = read_config(out)
     assert (config["config"]["train"], config["config"]["optimizer"]) == ("head", "sgd")

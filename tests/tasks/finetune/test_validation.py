@@ -27,7 +27,7 @@ STRONG = dict(
 def test_after_kills_a_classifier_is_the_same_to_the_bit(
     run: Path, photos: Path, tmp_path: Path
 ) -> None:
-    """With everything on that is random or has a state: real processes, real kills, other workers."""
+    """With all that is random or has a state: real processes, real kills, other workers."""
     options = flags({**STRONG, **QUICK, "epochs": 12, "save_minutes": 0.0})
     env = os.environ | {"OMP_NUM_THREADS": "1"}
 

@@ -57,7 +57,7 @@ def describe(
         "data": f"{config.source.data}: {len(data.train)} training images"
         f"{f' ({few} a class)' if few else ''} and {len(data.val)} validation images, "
         f"{len(model.classes)} classes",
-        "model": f"{encoder.embed_dim} wide, {encoder.depth} blocks, "
+        "model": f"{encoder.embed_dim} wide, {len(encoder.layers())} blocks, "
         f"{size_text(encoder.image_size)} px, {encoder.channels} channels; "
         f"train {config.model.train} ({trained:,} parameters)",
         "training": f"{optim.epochs:g} epochs, {plan.steps} steps of {optim.batch_size} images, "

@@ -2,14 +2,13 @@
 
 from torchmae.data.labels import LabelledSets
 from torchmae.errors import UserError
+from torchmae.models.encoders import Backbone, build_encoder
 from torchmae.models.heads import Classifier
-from torchmae.models.mae import build_encoder
-from torchmae.models.vit import ViT
 from torchmae.settings.options import parse_size
 from torchmae.tasks.finetune.config import Finetune, ResolvedFinetune, architecture
 
 
-def channels_of(config: Finetune, data: LabelledSets, pretrained: ViT | None) -> int:
+def channels_of(config: Finetune, data: LabelledSets, pretrained: Backbone | None) -> int:
     """How many channels the classifier takes.
 
     Raises:
@@ -32,7 +31,7 @@ def channels_of(config: Finetune, data: LabelledSets, pretrained: ViT | None) ->
     return channels
 
 
-def untrained(config: ResolvedFinetune) -> ViT:
+def untrained(config: ResolvedFinetune) -> Backbone:
     """An encoder of the size that --model names, or with the architecture of the run folder that it names."""
     own = {
         "image_size": parse_size(config.model.image_size),
@@ -45,7 +44,7 @@ def untrained(config: ResolvedFinetune) -> ViT:
 
 
 def build_classifier(
-    config: ResolvedFinetune, encoder: ViT, classes: tuple[str, ...]
+    config: ResolvedFinetune, encoder: Backbone, classes: tuple[str, ...]
 ) -> Classifier:
     """The classifier before its first step, its head drawn from torch's generator."""
     size = parse_size(config.model.image_size)

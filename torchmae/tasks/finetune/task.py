@@ -51,7 +51,7 @@ class ClassifyTask(nn.Module):
 
     def draws(self, batch: Batch) -> Float[Tensor, "B depth 2"]:
         """For stochastic depth: a function of (seed, epoch, sample), as all that is drawn."""
-        places = torch.arange(2 * self.model.encoder.depth, device=batch.sample.device)
+        places = torch.arange(2 * len(self.model.encoder.layers()), device=batch.sample.device)
         keys = (x.unsqueeze(1) for x in (batch.epoch, batch.sample))
         return uniform(self.seed, DROP, *keys, places).unflatten(1, (-1, 2))
 

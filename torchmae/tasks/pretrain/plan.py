@@ -81,7 +81,7 @@ def describe_model(model: MAE, name: str | None) -> str:
     """Sizes of encoder and decoder in words."""
     parts = (model.encoder, model.decoder)
     encoder, decoder = (sum(p.numel() for p in part.parameters()) / 1e6 for part in parts)
-    name = name or f"{model.encoder.embed_dim} wide, {model.encoder.depth} blocks"
+    name = name or f"{model.encoder.embed_dim} wide, {len(model.encoder.layers())} blocks"
     everywhere = ", mask tokens in the encoder" if model.encode_all else ""
     return (
         f"{name}, {encoder:.1f} M parameters, decoder {decoder:.1f} M{everywhere}; "

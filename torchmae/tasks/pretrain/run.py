@@ -22,7 +22,7 @@ from torchmae.settings.options import build, changeable, changed, flatten, parse
 from torchmae.tasks.pretrain.config import Pretrain, ResolvedPretrain, check, resolve
 from torchmae.tasks.pretrain.pictures import Pictures
 from torchmae.tasks.pretrain.plan import describe, summary, train_config
-from torchmae.tasks.pretrain.start import build_model, check_names, init_from_run
+from torchmae.tasks.pretrain.start import build_model, check_names, fit_target, init_from_run
 from torchmae.tasks.pretrain.task import PretrainTask
 from torchmae.train.checkpoint import lock
 from torchmae.train.distributed import World, machine_facts, start
@@ -109,6 +109,7 @@ def begun(config: Pretrain, source: Source, out: Path, world: World) -> Job:
     model, origin = build_model(resolved, found, init_run)
     num_visible(math.prod(model.encoder.grid), resolved.masking.mask_ratio)
     job = Job(resolved, make_batches(resolved, source, world), model, origin, found, chosen)
+    fit_target(model, job.batches, world)
     if config.optim.minutes is not None:
         plan = train_config(resolved, found.images)
         seconds = measure_seconds_per_step(job.task(), job.batches, plan, world)

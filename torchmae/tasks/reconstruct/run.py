@@ -16,6 +16,7 @@ from torchmae.data.transforms import CenterCropResize
 from torchmae.errors import RunError, UserError
 from torchmae.models.mae import MAE
 from torchmae.models.masking import Mask, mask_from_bool
+from torchmae.models.patches import Size
 from torchmae.models.weights import load_mae
 from torchmae.report.pictures import caption, draw, draw_mask
 from torchmae.runfolder import read_config
@@ -76,7 +77,7 @@ def read_image(path: str, model: MAE, options: DecodeOptions) -> UInt8[Tensor, "
         raise UserError(f"cannot read {path}: {error}") from error
 
 
-def mask_from_image(path: str, grid: tuple[int, int], count: int) -> Mask:
+def mask_from_image(path: str, grid: Size, count: int) -> Mask:
     """One mask for all images: hidden where the mask image, reduced to the grid, is mostly white.
 
     Args:
