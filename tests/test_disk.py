@@ -13,8 +13,13 @@ def test_a_file_that_is_not_finished_leaves_nothing(tmp_path: Path) -> None:
         partial.write_text("one")
         assert partial.suffix == ".png"
         assert not path.exists()
-    with pytest.raises(OSError, match="full"), whole_file(path) as partial:
-        partial.write_text("half")
-        raise OSError("full")
+
+    def fail() -> None:
+        with whole_file(path) as partial:
+            partial.write_text("half")
+            raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        fail()
     assert path.read_text() == "one"
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]

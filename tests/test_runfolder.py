@@ -20,7 +20,7 @@ class Data:
 
 
 def write(out: Path, **config: object) -> None:
-    model = {"encoder": {"depth": 2}, "decoder_dim": 8}
+    model = {"encoder": {"depth": 2}, "decoder": {"dim": 8}}
     runfolder.write_config(out, "pretrain", config, runfolder.identity(Data()), model)
 
 
@@ -88,9 +88,9 @@ def test_every_difference_to_the_run_is_named(tmp_path: Path) -> None:
     requested = {"epochs": None, "seed": None, "workers": 0, "later": "new"}
     settings, model = runfolder.resume(tmp_path, "pretrain", requested, {"workers"}, data)
     assert settings == {"epochs": 3, "seed": 0, "workers": 0, "later": "new"}
-    assert model["decoder_dim"] == 8
+    assert model["decoder"] == {"dim": 8}
+    changed = {"epochs": 5, "seed": 1, "workers": 0}
     with pytest.raises(UserError, match=r"epochs was 3, is 5; seed was 0, is 1; the data had 3"):
-        changed = {"epochs": 5, "seed": 1, "workers": 0}
         runfolder.resume(tmp_path, "pretrain", changed, {"workers"}, {**data, "count": 4})
     with pytest.raises(UserError, match="but not the same ones"):
         runfolder.resume(tmp_path, "pretrain", requested, set(), {**data, "fingerprint": "x"})
@@ -116,7 +116,9 @@ def test_a_file_that_holds_no_results_is_named_and_not_overwritten(
     tmp_path: Path, text: str
 ) -> None:
     (tmp_path / "results.json").write_text(text)
-    with pytest.raises(UserError, match=r"results\.json is not a file of results .*: fix or remove"):
+    with pytest.raises(
+        UserError, match=r"results\.json is not a file of results .*: fix or remove"
+    ):
         runfolder.add_result(tmp_path, "knn", {}, {})
     assert (tmp_path / "results.json").read_text() == text
 

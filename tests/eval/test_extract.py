@@ -50,10 +50,10 @@ def test_unreadable_images_are_named_and_not_counted(run: Path, tmp_path: Path) 
 
 
 def test_images_are_decoded_as_their_source_says(run: Path, tmp_path: Path) -> None:
-    pixels = np.full((40, 40), 4095, dtype=np.uint16)
+    pixels = np.full((40, 40), 32768, dtype=np.uint16)
     Image.fromarray(pixels).save(tmp_path / "0.png")
     encoder = load(run)
-    for white, value in ((4095, 255), (65535, 16)):
+    for white, value in ((32768, 255), (65535, 128)):
         source = open_source(str(tmp_path), DecodeOptions(white=white))
         _, (images,), _ = collect(source, encoder, run, [lambda x: x], CPU)
         assert images.shape == (1, 3, 32, 32)

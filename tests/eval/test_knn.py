@@ -28,7 +28,7 @@ def test_votes_equal_brute_force() -> None:
 
 
 def test_a_feature_that_is_constant_in_training_does_not_drown_the_others() -> None:
-    """It was once divided by 1e-6: a test row in which it differs resembled all others equally little."""
+    """Divided by 1e-6, it made a test row in which it differs equally unlike all others."""
     generator = torch.Generator().manual_seed(0)
     labels = (torch.arange(40) % 4 == 0).long()  # ten of forty
     train = torch.randn(40, 4, generator=generator) + 6 * labels.unsqueeze(1)

@@ -16,7 +16,7 @@ from torchmae.eval.logistic import (
 
 
 def clouds(each: int, apart: float, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Three overlapping clouds in 12 dimensions of very different scale; one dimension is constant."""
+    """Three overlapping clouds in 12 dimensions of very different scale, one of them constant."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(3).repeat_interleave(each)
     rows = torch.randn(3 * each, 12, generator=generator)
@@ -47,7 +47,7 @@ def test_the_regressions_are_scikit_learn_s() -> None:
 def test_the_minimum_is_reached_where_classes_are_told_apart_and_features_outnumber_images() -> (
     None
 ):
-    """There the loss is flat, and a solver that stops by a fixed slope ends far above the minimum."""
+    """There the loss is flat, and a solver that stops at a fixed gradient ends far above it."""
     linear_model = pytest.importorskip("sklearn.linear_model")
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(30) % 3
@@ -62,7 +62,9 @@ def test_the_minimum_is_reached_where_classes_are_told_apart_and_features_outnum
 
     for strength, found in zip(
         STRENGTHS,
-        logistic_regression(rows, labels, torch.full((30, 1), 1 / 30, dtype=torch.float64), STRENGTHS),
+        logistic_regression(
+            rows, labels, torch.full((30, 1), 1 / 30, dtype=torch.float64), STRENGTHS
+        ),
     ):
         other = linear_model.LogisticRegression(C=1 / (strength * 30), tol=1e-9, max_iter=100_000)
         other.fit(rows[:, :-1].numpy(), labels.numpy())
@@ -101,7 +103,7 @@ def test_cross_validation_is_each_part_guessed_from_the_others() -> None:
 
 
 def test_noise_is_punished_and_cross_validation_does_not_look_at_what_it_tests() -> None:
-    """Labels by chance, more features than images: fitted perfectly, and guessed at chance level."""
+    """Random labels, more features than images: fitted perfectly, guessed at chance level."""
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(120, 200, generator=generator)
     labels = torch.arange(120) % 2

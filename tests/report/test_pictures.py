@@ -21,7 +21,9 @@ def model(run: Path) -> MAE:
 def test_visible_patches_are_the_image_and_hidden_ones_are_not_in_it(
     model: MAE, photos: Path
 ) -> None:
-    images = torch.stack([read_image(str(photos / "across" / f"{i}.jpg"), model, DecodeOptions()) for i in range(3)])
+    images = torch.stack(
+        [read_image(str(photos / "across" / f"{i}.jpg"), model, DecodeOptions()) for i in range(3)]
+    )
     mask = draw_mask(model, "random", 0.75, 0, torch.arange(3))
     masked, reconstruction, prediction = predict_pixels(model, images, mask)
     size = model.encoder.patch_size
@@ -38,7 +40,7 @@ def test_visible_patches_are_the_image_and_hidden_ones_are_not_in_it(
 
 
 def test_the_default_picture_knows_nothing_of_the_hidden_pixels(model: MAE, photos: Path) -> None:
-    """The leak of other viewers: change the hidden pixels, and an honest picture must not change."""
+    """The leak of other viewers: change hidden pixels, and an honest picture must not change."""
     images = read_image(str(photos / "down" / "0.jpg"), model, DecodeOptions()).unsqueeze(0)
     mask = draw_mask(model, "random", 0.75, 0, torch.arange(1))
     size, grid = model.encoder.patch_size, model.encoder.grid

@@ -17,7 +17,10 @@ def row(name: str, arms: dict[str, list[float]], best: str | None = None) -> dic
 
 
 def test_several_seeds_have_mean_and_std_and_a_difference() -> None:
-    rows = [row("10", {"a": [0.8, 0.9], "b": [0.5, 0.6]}), row("all", {"a": [0.9] * 2, "b": [0.9] * 2})]
+    rows = [
+        row("10", {"a": [0.8, 0.9], "b": [0.5, 0.6]}),
+        row("all", {"a": [0.9] * 2, "b": [0.9] * 2}),
+    ]
     rows[0]["differences"] = {"a - b": {"mean": 0.3, "low": 0.2, "high": 0.4}}
     rows[1]["differences"] = {"a - b": {"mean": 0.0, "low": -0.1, "high": 0.1}}
     title, header, first, second = sweep_table(rows, "labels a class").splitlines()

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from torchmae.errors import RunError, UserError
-from torchmae.report.tables import WRITERS, accuracy_line, check_table, write_table
+from torchmae.report.tables import WRITERS, Column, accuracy_line, check_table, write_table
 
-COLUMNS = {
+COLUMNS: dict[str, Column] = {
     "path": ["a\udcff.jpg", "b, c.jpg"],
     "score": np.array([1 / 3, 2], dtype=np.float32),
     "features": np.array([[1 / 3, 2, 3], [4, 5, 6]], dtype=np.float32),

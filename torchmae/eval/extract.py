@@ -130,12 +130,14 @@ def features_of(encoder: Backbone, layer: int | None, pool: str, device: torch.d
         device: where it computes.
 
     Raises:
-        UserError: there is no such layer or pool.
+        UserError: the encoder has no such layer or pool.
     """
     pooled = choose(POOLS, pool, "pool")
     depth, prefix = len(encoder.layers()), encoder.num_prefix_tokens
     if layer is not None and not 1 <= layer <= depth:
         raise UserError(f"--layer {layer}: 1 to {depth}")
+    if pool != "mean" and not prefix:
+        raise UserError(f"--pool {pool}: this encoder has no class token; use mean")
     encoder = encoder.eval().to(device)
     return lambda images: (
         pooled(encoder(encoder.normalize(images.to(device)), layer=layer), prefix).float().cpu()

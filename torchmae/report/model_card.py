@@ -43,8 +43,8 @@ def card(
     newline = "\n"
     return f"""# A Vision Transformer ({what}) made with torchmae {described.get("torchmae", "")}
 
-{len(encoder.layers())} blocks, {encoder.embed_dim} wide, {encoder.config().get('num_heads')} heads, \
-patches of {size_name(encoder.patch)} px.
+{len(encoder.layers())} blocks, {encoder.embed_dim} wide, \
+{encoder.config().get("num_heads")} heads, patches of {size_name(encoder.patch)} px.
 
 Images: {encoder.channels} x {height} x {width}, floats `(pixels / 255 - mean) / std` \
 with mean {list(encoder.mean)}

@@ -1,5 +1,4 @@
-"""Reconstructions of hidden patches as pictures, which say where their brightness and contrast come
-from."""
+"""Reconstructions of hidden patches as pictures, which say whose brightness they show."""
 
 import math
 
@@ -21,7 +20,15 @@ from torchmae.report.sheet import sheet
 
 
 def draw_mask(model: MAE, name: str, ratio: float, seed: int, sample: Tensor) -> Mask:
-    """The masks of the samples in epoch 0 of a seed."""
+    """The masks of some samples in epoch 0 of a seed.
+
+    Args:
+        model: whose grid is masked.
+        name: of the masking: "random", "block" or "grid".
+        ratio: share of hidden patches.
+        seed: of the masks.
+        sample: int64 [B], the numbers of the samples.
+    """
     grid = model.encoder.grid
     scores = noise(seed, torch.zeros_like(sample), sample, math.prod(grid))
     return masking(name)(scores, grid, ratio)
@@ -31,11 +38,19 @@ def draw_mask(model: MAE, name: str, ratio: float, seed: int, sample: Tensor) ->
 def predict_pixels(
     model: MAE, images: UInt8[Tensor, "B C H W"], mask: Mask, true_statistics: bool = False
 ) -> UInt8[Tensor, "3 B C H W"]:
-    """Three pictures of each image: the masked input (hidden patches grey), the input with its
-    hidden patches predicted, and the prediction alone (visible patches white).
+    """The model's predictions as pixels.
 
-    Normalised targets have no brightness or contrast: these are predicted by the model's statistics
-    head or, with `true_statistics`, those of the image, which leaks part of the answer.
+    Args:
+        model: in eval mode.
+        images: on its device.
+        mask: what is hidden.
+        true_statistics: normalised targets have no brightness or contrast: take those of the hidden
+            patches themselves, which leaks part of the answer, and not those that the model's
+            statistics head predicts.
+
+    Returns:
+        Three pictures of each image: the masked input (hidden patches grey), the input with its
+        hidden patches predicted, and the prediction alone (visible patches white).
     """
     encoder = model.encoder
     size = encoder.patch
@@ -57,7 +72,7 @@ def predict_pixels(
 
 
 def caption(model: MAE, true_statistics: bool) -> str:
-    """Where brightness and contrast of a picture come from."""
+    """The line below a picture: where its brightness and contrast come from."""
     if not model.target.needs_statistics:
         return "raw pixels as predicted"
     if true_statistics:
@@ -70,8 +85,14 @@ def caption(model: MAE, true_statistics: bool) -> str:
 def draw(
     model: MAE, images: UInt8[Tensor, "B C H W"], mask: Mask, true_statistics: bool = False
 ) -> Image.Image:
-    """One column an image: original, masked, reconstruction, prediction alone; names at the left, a
-    caption below."""
+    """A contact sheet with one column an image: original, masked, reconstruction, prediction.
+
+    Args:
+        model: its mode (train or eval) is left as it was.
+        images: on any device.
+        mask: what is hidden.
+        true_statistics: as for `predict_pixels`.
+    """
     device = next(model.parameters()).device
     was_training = model.training
     made = predict_pixels(
