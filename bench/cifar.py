@@ -28,7 +28,7 @@ def unpack(source: Path, out: Path, part: str, limit: int | None) -> Path:
     stored = np.load(source)
     names, offsets = stored["class_names"], stored[f"{part}_offsets"]
     labels, data = stored[f"{part}_labels"][:limit], stored[f"{part}_jpeg"]
-    images = [decode(data[a:b].tobytes(), 3) for a, b in pairwise(offsets[: len(labels) + 1])]
+    images = [decode(data[a:b].tobytes()) for a, b in pairwise(offsets[: len(labels) + 1])]
     np.savez(
         path, images=np.stack(images), labels=np.array([str(names[label]) for label in labels])
     )

@@ -45,6 +45,6 @@ def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def console() -> None:
     """Shows messages as the command line does, so that tests can read them from stdout."""
-    from torchmae.console import show_messages
+    from torchmae.cli import show_messages
 
     show_messages()

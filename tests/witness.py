@@ -27,7 +27,11 @@ ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 MODEL = "--model vit_micro --image-size 32 --patch-size 8 --decoder-dim 32 --decoder-depth 2"
 CPU = "--device cpu --precision fp32 --workers 0"
 TUNE = f"{CPU} --epochs 2 --batch-size 8"
-KNN = "knn" if "Knn" in (ROOT / "torchmae/cli.py").read_text() else "neighbours"
+KNN = (
+    "knn"
+    if (ROOT / "torchmae/verbs.py").exists() or "Knn" in (ROOT / "torchmae/cli.py").read_text()
+    else "neighbours"
+)
 MAGNITUDE = "--randaug-magnitude" if KNN == "knn" else "--magnitude"
 
 

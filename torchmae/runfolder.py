@@ -1,65 +1,117 @@
-"""A run folder: the names of its files, its config.json, log and results. Light: no torch."""
+"""A run folder: the name of every file in it; reads and writes config, log and results.
+
+    config.json            the settings, the identity of the data, how to build the model
+    model.safetensors      the newest weights
+    best.safetensors       mae finetune: the weights of the epoch with the best validation
+    last.json, best.json   mae finetune: the scores of the last and of the best validation
+    state/step-00001200/   a checkpoint (train/checkpoint.py owns what is in it)
+    log.jsonl, curves.png  how training went
+    bad-files.jsonl        the files that could not be read, with reasons
+    pictures/              mae pretrain: reconstructions while training
+    results.json           what evaluations measured
+    confusion.png          mae evaluate: the confusion matrix
+
+Light: neither torch nor numpy is imported here.
+"""
 
 import json
 import os
 import re
 from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
-from torchmae.data.sources.source import Source
 from torchmae.disk import write_text
 from torchmae.errors import UserError
-from torchmae.train.distributed import World
 from torchmae.version import __version__, commit
 
+CONFIG = "config.json"
+MODEL = "model.safetensors"
+BEST_MODEL = "best.safetensors"
+LAST_SCORES = "last.json"
+BEST_SCORES = "best.json"
+STATE = "state"
+LOG = "log.jsonl"
+CURVES = "curves.png"
+BAD_FILES = "bad-files.jsonl"
+PICTURES = "pictures"
+RESULTS = "results.json"
+CONFUSION = "confusion.png"
+LOCK = ".lock"
 
-def prepare(out: Path, data: str, world: World) -> bool:
-    """Makes the run folder; True if it holds a run to go on with. One that holds something else is not touched, and none is
-    made inside the data: its pictures would be trained on next time."""
 
-    def make() -> bool:
-        folder = Path(data).expanduser()
-        if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
-            better = Path("..") / "runs" / folder.resolve().name
+@runtime_checkable
+class Identifiable(Protocol):
+    """A data set as far as `identity` needs it; every `Source` is one."""
+
+    def __len__(self) -> int: ...
+
+    def fingerprint(self) -> str: ...
+
+
+def prepare(out: Path, data: str) -> bool:
+    """Makes the run folder, on the main process only: call it through `World.on_main`.
+
+    A folder that holds something else is not touched, and none is made inside the data: its
+    pictures would be trained on next time.
+
+    Returns:
+        Whether there is a checkpoint to resume from.
+
+    Raises:
+        UserError: `out` is inside the data, is a file, holds other things, cannot be made, or has
+            lost its checkpoints.
+    """
+    folder = Path(data).expanduser()
+    if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
+        better = Path("..") / "runs" / folder.resolve().name
+        raise UserError(
+            f"--out {out} lies inside the data ({data}): "
+            f"name a folder outside, such as --out {better}"
+        )
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file: name a folder")
+    if out.is_dir() and not (out / CONFIG).exists():
+        ours = (LOCK, BAD_FILES, f".{CONFIG}.partial")  # left by a start that failed early
+        foreign = [p.name for p in out.iterdir() if p.name not in ours]
+        if foreign:
             raise UserError(
-                f"--out {out} lies inside the data ({data}): name a folder outside, such as --out {better}"
+                f"--out {out} holds other things ({foreign[0]}, ...): name a new folder or a run"
             )
-        if out.exists() and not out.is_dir():
-            raise UserError(f"--out {out} is a file: name a folder")
-        if out.is_dir() and not (out / "config.json").exists():
-            ours = (".lock", "bad-files.jsonl", ".config.json.partial")
-            strange = [p.name for p in out.iterdir() if p.name not in ours]
-            if strange:
-                raise UserError(
-                    f"--out {out} holds other things ({strange[0]}, ...): name a new folder or a run"
-                )
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--out {out} cannot be made: {error.strerror or error}") from error
-        if checkpoints(out):
-            return True
-        if (out / "model.safetensors").exists():
-            raise UserError(
-                f"{out} holds weights, but no checkpoint to go on from (state/ is gone): choose another --out"
-            )
-        return False  # nothing was trained there yet: the settings may still change
-
-    return world.on_main(make)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be made: {error.strerror or error}") from error
+    if checkpoints(out):
+        return True
+    if (out / MODEL).exists():
+        raise UserError(
+            f"{out} holds weights, but no checkpoint to resume from ({STATE}/ is gone): "
+            "choose another --out"
+        )
+    return False  # nothing was trained there yet: the settings may still change
 
 
-def identity(source: Source) -> dict[str, Any]:
-    """What a data set is recognised by."""
+def identity(source: Identifiable) -> dict[str, Any]:
+    """What a data set is recognised by: its number of images and its fingerprint."""
     return {"count": len(source), "fingerprint": source.fingerprint()}
 
 
 def write_config(
     out: Path, verb: str, config: dict[str, Any], data: dict[str, Any] | None, model: dict[str, Any]
 ) -> None:
-    """config.json: the settings fully resolved, the identity of the data, the model's own description."""
-    everything = {
+    """Writes config.json.
+
+    Args:
+        out: the run folder.
+        verb: which verb made the run: "pretrain", "finetune" or "import".
+        config: its settings, fully resolved.
+        data: the `identity` of the data; None where there was none.
+        model: what the model's own `config()` returns; its `build` takes it.
+    """
+    content = {
         "torchmae": __version__,
         "commit": commit(),
         "verb": verb,
@@ -67,108 +119,16 @@ def write_config(
         "data": data,
         "model": model,
     }
-    write_text(out / "config.json", json.dumps(everything, indent=1))
-
-
-def resume(
-    out: Path, verb: str, asked: Mapping[str, Any], free: set[str], data: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The settings that the run in `out` goes on with, and its model's description; `UserError` naming every difference.
-
-    What is left open now (None) is as it was then; the settings in `free` may differ, since the weights do not hang on them.
-    """
-    stored = read_config(out)
-    if stored.get("verb") != verb:
-        raise UserError(
-            f"{out} was made by mae {stored.get('verb')}, not by mae {verb}: choose another --out"
-        )
-    before = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in stored["config"].items()
-    }
-    before = {**asked, **before}  # a setting that a later version brought is as it is now
-    merged = {
-        name: value if name in free and value is not None else before[name]
-        for name, value in asked.items()
-    }
-    wrong = [
-        f"{name} was {before[name]}, is {value}"
-        for name, value in asked.items()
-        if name not in free and value is not None and value != before[name]
-    ]
-    was = stored["data"]
-    if was["count"] != data["count"]:
-        wrong.append(f"the data had {was['count']} images, has {data['count']}")
-    elif was != data:
-        wrong.append(
-            f"the data has {data['count']} images as before, but not the same ones (names, sizes or labels differ)"
-        )
-    if wrong:
-        raise UserError(
-            f"{out} is another run: {'; '.join(wrong)}. Repeat its command to go on, or choose another --out"
-        )
-    return merged, stored["model"]
-
-
-def name_of(data: str) -> str:
-    """A short name of the data for the run folder: the last part of its path, without its ending."""
-    name = Path(data.partition("?")[0].rstrip("/")).name or Path(data).resolve().name
-    stem = name if Path(data).is_dir() else name.rpartition(":")[2].split(".")[0]
-    return re.sub(r"[^\w.]+", "-", stem or Path(data).resolve().name).strip("-.") or "run"
-
-
-def add_result(run: Path, name: str, result: dict[str, Any]) -> Path:
-    """Adds an evaluation to the run's `results.json`, after those that are there."""
-    path = run / "results.json"
-    results = json.loads(path.read_text()) if path.exists() else {}
-    results.setdefault(name, []).append(result)
-    write_text(path, json.dumps(results, indent=1))
-    return path
-
-
-def read_log(run: Path) -> list[dict[str, Any]]:
-    """The lines of log.jsonl."""
-    return read_lines(run / "log.jsonl")
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a .jsonl file; one that a kill cut off is left out."""
-    records = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        with suppress(json.JSONDecodeError):
-            records.append(json.loads(line))
-    return records
-
-
-def note_bad_files(run: Path, files: Iterable[tuple[str, str]]) -> list[str]:
-    """Adds files that could not be read to bad-files.jsonl, each once in the life of the run; gives the new names."""
-    path = run / "bad-files.jsonl"
-    known = {entry["file"] for entry in read_lines(path)}
-    new = {name: reason for name, reason in files if name not in known}
-    if new or not path.exists():
-        with path.open("a") as out:
-            out.writelines(
-                json.dumps({"file": name, "reason": reason}) + "\n" for name, reason in new.items()
-            )
-    return list(new)
-
-
-def checkpoints(run: Path) -> list[Path]:
-    """The folders of finished checkpoints, newest first."""
-    return sorted((run / "state").glob("step-*"), reverse=True)
-
-
-def last_step(run: Path) -> int:
-    """The step of the newest checkpoint, 0 where there is none."""
-    return max((int(folder.name.removeprefix("step-")) for folder in checkpoints(run)), default=0)
+    write_text(out / CONFIG, json.dumps(content, indent=1))
 
 
 def read_config(run: str | os.PathLike[str]) -> dict[str, Any]:
-    """`config.json` of a run folder; `UserError` if it is not one."""
-    path = Path(run) / "config.json"
+    """config.json of a run folder; `UserError` if it is not one."""
+    path = Path(run) / CONFIG
     if not path.is_file():
         raise UserError(
-            f"{run} is not a run folder (it has no config.json): give a folder that mae pretrain, finetune or import made"
+            f"{run} is not a run folder (it has no {CONFIG}): "
+            "name a folder that mae pretrain, finetune or import made"
         )
     try:
         config = json.loads(path.read_text())
@@ -181,17 +141,188 @@ def read_config(run: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def kind_of(config: dict[str, Any]) -> str:
-    """What a run folder's `config.json` describes: "mae" (encoder and decoder), "classifier" or "encoder"."""
+    """What a config.json describes: "mae" (encoder and decoder), "classifier" or "encoder"."""
     model = config["model"]
-    return "mae" if "decoder_dim" in model else "classifier" if "classes" in model else "encoder"
+    return "mae" if "decoder" in model else "classifier" if "classes" in model else "encoder"
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is what training or importing made: it has our config.json, or checkpoints."""
+    """Whether training or importing made a folder: it has our config.json, or checkpoints."""
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = json.loads((folder / CONFIG).read_text())
     except (OSError, ValueError):
         config = None
     return (isinstance(config, dict) and "torchmae" in config) or any(
-        p.is_dir() for p in folder.glob("state/step-*")
+        p.is_dir() for p in checkpoints(folder)
     )
+
+
+def resume(
+    out: Path, verb: str, requested: Mapping[str, Any], free: AbstractSet[str], data: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings to resume the run in `out` with, and its model's description.
+
+    Args:
+        out: the run folder.
+        verb: the verb of this call.
+        requested: the settings of this call; what is None there is as it was.
+        free: names of the settings that may differ, since the weights do not depend on them.
+        data: the `identity` of the data now.
+
+    Raises:
+        UserError: another verb made the run, or settings or data differ; every difference is named.
+    """
+    stored = read_config(out)
+    if stored.get("verb") != verb:
+        raise UserError(
+            f"{out} was made by mae {stored.get('verb')}, not by mae {verb}: choose another --out"
+        )
+    before = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in stored["config"].items()
+    }
+    before = {**requested, **before}  # a setting that the run's older version did not have
+    merged = {
+        name: value if name in free and value is not None else before[name]
+        for name, value in requested.items()
+    }
+    wrong = [
+        f"{name} was {before[name]}, is {value}"
+        for name, value in requested.items()
+        if name not in free and value is not None and value != before[name]
+    ]
+    was = stored["data"]
+    if was["count"] != data["count"]:
+        wrong.append(f"the data had {was['count']} images, has {data['count']}")
+    elif was != data:
+        wrong.append(
+            f"the data has {data['count']} images as before, but not the same ones "
+            "(names, sizes or labels differ)"
+        )
+    if wrong:
+        raise UserError(
+            f"{out} is another run: {'; '.join(wrong)}. "
+            "Repeat its command to resume it, or choose another --out"
+        )
+    return merged, stored["model"]
+
+
+def name_of(data: str) -> str:
+    """A short name of the data for the run folder: the last part of its path without suffix."""
+    name = Path(data.partition("?")[0].rstrip("/")).name or Path(data).resolve().name
+    stem = name if Path(data).is_dir() else name.rpartition(":")[2].split(".")[0]
+    return re.sub(r"[^\w.]+", "-", stem or Path(data).resolve().name).strip("-.") or "run"
+
+
+def checkpoint_folder(run: Path, step: int) -> Path:
+    """Where the checkpoint of a step is."""
+    return run / STATE / f"step-{step:08d}"
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The folders of finished checkpoints, newest first."""
+    return sorted((run / STATE).glob("step-*"), reverse=True)
+
+
+def last_step(run: Path) -> int:
+    """The step of the newest checkpoint, 0 where there is none."""
+    return max((int(folder.name.removeprefix("step-")) for folder in checkpoints(run)), default=0)
+
+
+def read_log(run: Path) -> list[dict[str, Any]]:
+    """The lines of log.jsonl."""
+    return read_lines(run / LOG)
+
+
+def read_bad_files(run: Path) -> list[dict[str, str]]:
+    """The lines of bad-files.jsonl: "file" and "reason"; none where there is no such file."""
+    return read_lines(run / BAD_FILES)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a .jsonl file; one that a kill truncated is skipped."""
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        with suppress(json.JSONDecodeError):
+            records.append(json.loads(line))
+    return records
+
+
+def note_bad_files(run: Path, files: Iterable[tuple[str, str]]) -> list[str]:
+    """Adds files that could not be read to bad-files.jsonl, each once in the life of the run.
+
+    Args:
+        run: the run folder.
+        files: pairs of name and reason.
+
+    Returns:
+        The names that were not in it before.
+    """
+    path = run / BAD_FILES
+    known = {entry["file"] for entry in read_lines(path)}
+    new = {name: reason for name, reason in files if name not in known}
+    if new or not path.exists():
+        with path.open("a") as out:
+            out.writelines(
+                json.dumps({"file": name, "reason": reason}) + "\n" for name, reason in new.items()
+            )
+    return list(new)
+
+
+def add_result(
+    run: Path, verb: str, settings: Mapping[str, Any], results: Mapping[str, Any]
+) -> Path:
+    """Adds what an evaluation measured to results.json; the only writer of that file.
+
+    The file is `{"results": [record, ...]}`, oldest first, where a record is
+    `{"verb": "knn", "torchmae": "0.1.0", "settings": {...}, "results": {...}}`. A record of the
+    same verb with the same settings is replaced: it is the same measurement, made again.
+
+    Args:
+        run: the run folder.
+        verb: the verb that measured; "finetune" for its validation.
+        settings: what the results depend on; empty where that is config.json.
+        results: what was measured, by name; anything that JSON can hold.
+
+    Returns:
+        The path of results.json.
+    """
+    record = {
+        "verb": verb,
+        "torchmae": __version__,
+        "settings": dict(settings),
+        "results": dict(results),
+    }
+    record = json.loads(json.dumps(record))  # as it is read back: tuples are lists
+    same = ("verb", "settings")
+    others = [r for r in read_results(run) if any(r[name] != record[name] for name in same)]
+    write_text(run / RESULTS, json.dumps({"results": [*others, record]}, indent=1))
+    return run / RESULTS
+
+
+def read_results(run: Path, verb: str | None = None) -> list[dict[str, Any]]:
+    """The records of results.json (see `add_result`) of one verb or of all, oldest first.
+
+    Raises:
+        UserError: the file is not what `add_result` writes.
+    """
+    path = run / RESULTS
+    if not path.exists():
+        return []
+    try:
+        records = json.loads(path.read_text())["results"]
+        return [record for record in records if record["verb"] == verb or verb is None]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is not a file of results ({type(error).__name__}: {error}): fix or remove it"
+        ) from error
+
+
+def has_results(run: Path) -> bool:
+    """Whether a folder holds results, as those of compare and partial do."""
+    return (run / RESULTS).is_file()
+
+
+def last_validation(run: Path) -> dict[str, Any]:
+    """The scores ("top1", "low", "high", "count", ...) of a finished fine-tuning's last weights."""
+    return read_results(run, "finetune")[-1]["results"]["last"]

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile, features
 
 from torchmae.data import decode as module
-from torchmae.data.decode import SAFE_FORMATS, BadImage, decode, image_extensions, inspect
+from torchmae.data.config import DecodeOptions
+from torchmae.data.decode import SAFE_FORMATS, BadImage, image_extensions, inspect
 from torchmae.errors import UserError
 
 
@@ -33,6 +34,10 @@ def picture(height: int, width: int, channels: int = 3) -> np.ndarray:
         :, :, :channels
     ]
     return (pixels + noise).astype(np.uint8)
+
+
+def decode(data, channels=3, max_megapixels=100.0, white=65535) -> np.ndarray:
+    return module.decode(data, DecodeOptions(max_megapixels, white, channels))
 
 
 def refused(data, *args, **options) -> str:
@@ -430,4 +435,4 @@ def test_corruption_decodes_or_is_a_bad_image(format, changes, cut, channels):
         assert str(error) and "\n" not in str(error)
         return
     assert pixels.dtype == np.uint8 and pixels.shape[2] == channels
-    assert pixels.shape[:2] == inspect(whole, max_megapixels=1.0)
+    assert pixels.shape[:2] == inspect(whole, DecodeOptions(max_megapixels=1.0))

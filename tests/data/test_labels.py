@@ -11,6 +11,7 @@ from helpers.sources import pack, picture, plant, png
 
 from torchmae.data.decode import decode
 from torchmae.data.labels import LabelledSets, labelled, labelled_sets, open_pair
+from torchmae.data.loader import read_pixels
 from torchmae.data.sources import open_source
 from torchmae.errors import UserError
 
@@ -75,7 +76,7 @@ def shards_with_cls(at: Path) -> str:
 
 def arrays(at: Path) -> Path:
     at.mkdir()
-    images = np.stack([decode(painted(kind, i), 3) for kind, i in LIST])
+    images = np.stack([decode(painted(kind, i)) for kind, i in LIST])
     np.savez(at / "x.npz", images=images, labels=np.array([kind for kind, _ in LIST]))
     return at / "x.npz"
 
@@ -112,7 +113,7 @@ def counts(sets: LabelledSets) -> tuple[dict[str, int], dict[str, int]]:
         assert len(source) == len(labels)
         names = [sets.classes[number] for number in labels.tolist()]
         for i, name in enumerate(names):
-            assert decode(source.read(i), 3)[0, 0, 0] == RED[name], source.name(i)
+            assert read_pixels(source, i)[0, 0, 0] == RED[name], source.name(i)
             assert source.label(i) == name
         found.append(dict(Counter(names)))
     train, val = (

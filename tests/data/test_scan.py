@@ -8,16 +8,18 @@ import pytest
 from helpers.sources import BUILDERS
 from PIL import Image
 
+from torchmae import disk
 from torchmae.data import scan as module
 from torchmae.data.cache.folder import cache_folder
+from torchmae.data.config import DecodeOptions
 from torchmae.data.scan import Scan, max_bad_files
-from torchmae.data.sources import open_source
+from torchmae.data.sources import open_source, with_decode
 from torchmae.data.sources.files import Files
 from torchmae.data.sources.source import BadFile, Source
 
 
-def scan(source: Source, channels: int = 3, **settings) -> Scan:
-    return module.scan(source, channels, settings.get("max_megapixels", 100.0), 65535)
+def scan(source: Source, channels: int | None = None, **options) -> Scan:
+    return module.scan(with_decode(source, DecodeOptions(channels=channels, **options)))
 
 
 def refuse(self: Source, i: int) -> bytes:
@@ -309,7 +311,7 @@ class TestCache:
         scan(open_source(root))
         for channels, megapixels, white in [(1, 100.0, 65535), (3, 0.01, 65535), (3, 100.0, 4095)]:
             reads.clear()
-            module.scan(open_source(root), channels, megapixels, white)
+            scan(open_source(root), channels, max_megapixels=megapixels, white=white)
             assert reads
         for name in ("FULL", "MEASURED", "__version__"):
             reads.clear()
@@ -366,14 +368,14 @@ class TestCache:
         def full(path):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(module.disk, "sync", full)
+        monkeypatch.setattr(disk, "sync", full)
         scan(open_source(root))
         assert not list(cache.iterdir())
 
     @pytest.mark.parametrize("kind", ["array", "digits", "torchvision"])
     def test_pixels_are_not_remembered(self, tmp_path, cache, kind):
         source = open_source(BUILDERS[kind](tmp_path / "set", 7))
-        module.scan(source, source.channels, 100.0, 65535)
+        scan(source)
         assert not cache.exists()
 
     def test_the_folder_is_the_users(self, monkeypatch):

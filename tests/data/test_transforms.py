@@ -257,16 +257,16 @@ def test_an_augmented_image_is_the_cut_of_its_crop():
     image, augment = photo(60, 80, 3), RandomResizedCropFlip((32, 32), seed=1)
     for sample in range(8):
         assert (
-            augment(image, 2, sample)
+            augment(image, None, 2, sample)[0]
             == resized_crop(image, augment.crop(60, 80, 2, sample), (32, 32))
         ).all()
-    assert (augment(image, 2, 0) != augment(image, 3, 0)).any()
+    assert (augment(image, None, 2, 0)[0] != augment(image, None, 3, 0)[0]).any()
 
 
 @pytest.mark.parametrize("size", SIZES[:3])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_whole_takes_any_image(shape, size):
-    found = CenterCropResize(size)(noise(*shape, 3))
+    found = CenterCropResize(size)(noise(*shape, 3))[0]
     assert found.shape == (3, *size) and found.dtype == torch.uint8 and found.is_contiguous()
 
 
@@ -282,6 +282,6 @@ def test_whole_takes_any_image(shape, size):
 )
 def test_whole_is_the_largest_centred_window_of_the_right_aspect(shape, size, window):
     image = photo(*shape, 3)
-    found = CenterCropResize(size)(image)
+    found = CenterCropResize(size)(image)[0]
     assert (found == resized_crop(image, Crop(*window, False), size)).all()
-    assert (found == CenterCropResize(size)(image, 7, 9)).all()  # nothing random
+    assert (found == CenterCropResize(size)(image, None, 7, 9)[0]).all()  # nothing random

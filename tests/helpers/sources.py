@@ -42,6 +42,15 @@ def pack(path: Path, members: dict[str, bytes], mode: str = "w") -> Path:
     return path
 
 
+def grey12(folder: Path, count: int = 12) -> Path:
+    """12-bit grey PNGs of several sizes, whose white is 4095, in a folder for each of two classes."""
+    for i in range(count):
+        (folder / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        values = np.linspace(0, 4095, (20 + i) * 30).reshape(20 + i, 30).astype(np.uint16)
+        Image.fromarray(np.roll(values, i)).save(folder / "ab"[i % 2] / f"{i}.png")
+    return folder
+
+
 def names(source: Source) -> list[str]:
     return [source.name(i) for i in range(len(source))]
 

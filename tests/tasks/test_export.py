@@ -18,6 +18,7 @@ from torchmae.disk import sha256
 from torchmae.errors import RunError, UserError
 from torchmae.interop import exporting as export
 from torchmae.interop.exporting import EXPORTS
+from torchmae.models.decoders import DecoderConfig
 from torchmae.models.heads import Classifier
 from torchmae.models.mae import MAE
 from torchmae.models.masking import Mask
@@ -43,16 +44,16 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     torch.manual_seed(0)
     models = {
-        "mae": MAE(vit(), 32, 1, 2),
-        "pixels": MAE(vit(), 32, 1, 2, target="pixels"),
+        "mae": MAE(vit(), DecoderConfig("transformer", 32, 1, 2)),
+        "pixels": MAE(vit(), DecoderConfig("transformer", 32, 1, 2), target="pixels"),
         "wide": vit((16, 24)),
         "grey": vit(channels=1),
         "encoder": vit(),
         "mean": Classifier(vit(), ("ant", "bee", "cat")),
-        "token": Classifier(vit(), ("ant", "bee", "cat"), "token"),
-        "probe": Classifier(vit(), ("ant", "bee", "cat"), "token", batch_norm=True),
-        "loud": Classifier(vit(), ("ant", "bee", "cat"), "token"),
-        "everywhere": MAE(vit(), 32, 1, 2, encode_all=True),
+        "token": Classifier(vit(), ("ant", "bee", "cat"), "cls"),
+        "probe": Classifier(vit(), ("ant", "bee", "cat"), "cls", batch_norm=True),
+        "loud": Classifier(vit(), ("ant", "bee", "cat"), "cls"),
+        "everywhere": MAE(vit(), DecoderConfig("transformer", 32, 1, 2), encode_all=True),
     }
     for name, model in models.items():
         with torch.no_grad():

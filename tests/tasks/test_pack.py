@@ -14,17 +14,18 @@ import numpy as np
 import pytest
 import torch
 from helpers.small import SMALL
+from helpers.sources import grey12
 from PIL import Image
 from safetensors.torch import load_file
 
 import torchmae
 from torchmae.data import scan as scans
+from torchmae.data.config import DecodeOptions
 from torchmae.data.decode import decode
-from torchmae.data.labels import Subset
-from torchmae.data.loader import Batches
+from torchmae.data.loader import Batches, read_pixels
 from torchmae.data.sources import open_source, packed
 from torchmae.data.sources.packed import Packed
-from torchmae.data.sources.source import Source
+from torchmae.data.sources.source import Source, Subset
 from torchmae.data.transforms import Crop, RandomResizedCropFlip, resized_crop
 from torchmae.errors import RunError, UserError
 from torchmae.tasks.pack import run as pack
@@ -169,10 +170,10 @@ def test_a_scan_of_it_reads_no_image(
     for k, rest in enumerate([{}, {"lossless": True}, {"size": 40, "drop_duplicates": True}]):
         out = pack.run(Pack(str(mixed), str(tmp_path / f"out-{k}"), shard_mb=0.003, **rest))
         source = open_source(out)
-        fresh = scans.scan(Subset(source, range(len(source))), 3, 100.0, 65535)
+        fresh = scans.scan(Subset(source, range(len(source))))
         with monkeypatch.context() as patch:
             patch.setattr(Packed, "read", refuse)
-            found = scans.scan(source, 3, 100.0, 65535)
+            found = scans.scan(source)
         assert found[:-1] == fresh[:-1] and np.array_equal(found.sizes, fresh.sizes)
         assert (
             found.sizes.dtype == fresh.sizes.dtype
@@ -180,6 +181,26 @@ def test_a_scan_of_it_reads_no_image(
             and found.images == 8 - (k == 2)
         )
         assert len(set(map(tuple, found.sizes.tolist()))) > 4
+
+
+@pytest.mark.parametrize("rest", [{"lossless": True}, {"size": 64}, {"size": 16}])
+def test_12_bit_images(tmp_path: Path, rest: dict) -> None:
+    """White is what --white says, when they are packed and when the set is opened; JPEGs that were made have 8 bits."""
+    folder, decode = grey12(tmp_path / "grey"), DecodeOptions(white=4095)
+    with pytest.raises(UserError, match="would turn nearly black"):
+        pack.run(Pack(str(folder), str(tmp_path / "none"), **rest))
+    out = pack.run(Pack(str(folder), str(tmp_path / "out"), white=4095, **rest))
+    source = open_source(out, decode)
+    fresh = scans.scan(Subset(source, range(len(source))))
+    found = scans.scan(source)
+    assert found.images == 12 and not found.bad and found[:-1] == fresh[:-1]
+    plain = scans.scan(open_source(folder, decode))
+    assert np.allclose(found.mean, plain.mean, atol=0.02)
+    same = [
+        np.array_equal(read_pixels(source, i), read_pixels(open_source(folder, decode), i))
+        for i in range(12)
+    ]
+    assert all(same) if rest.get("size") != 16 else not any(same)
 
 
 def test_labels_are_kept(mixed: Path, photos: Path, tmp_path: Path) -> None:
@@ -285,17 +306,17 @@ def whole(mixed: Path, tmp_path: Path) -> Iterator[dict[str, bytes]]:
 @pytest.mark.parametrize(
     "place, name, at, finished",
     [
-        ("torchmae.data.packed", "write_header", 1, 0),  # before anything
-        ("torchmae.data.packed:Shard", "add", 5, 1),  # inside a shard
+        ("torchmae.data.sources.packed", "write_header", 1, 0),  # before anything
+        ("torchmae.data.sources.packed:Shard", "add", 5, 1),  # inside a shard
         (
-            "torchmae.data.packed",
+            "torchmae.data.sources.packed",
             "write_part",
             2,
             1,
         ),  # a shard has its name, but no part of the index yet
-        ("torchmae.data.packed", "write_index", 1, 3),
+        ("torchmae.data.sources.packed", "write_index", 1, 3),
         (
-            "torchmae.data.packed",
+            "torchmae.data.sources.packed",
             "write_header",
             2,
             3,
@@ -327,7 +348,7 @@ def test_going_on_with_other_settings_or_files_is_refused(
 ) -> None:
     out = tmp_path / "out"
     code = DYING.format(
-        place="torchmae.data.packed", name="write_part", at=3, arguments=command(mixed, out)
+        place="torchmae.data.sources.packed", name="write_part", at=3, arguments=command(mixed, out)
     )
     subprocess.run([sys.executable, "-c", code])
     same = dict(size=40, shard_mb=0.003)
@@ -355,7 +376,7 @@ def test_going_on_with_other_settings_or_files_is_refused(
 def test_where_nothing_is_finished_anything_may_change(mixed: Path, tmp_path: Path, whole) -> None:
     out = tmp_path / "out"
     code = DYING.format(
-        place="torchmae.data.packed",
+        place="torchmae.data.sources.packed",
         name="write_part",
         at=1,
         arguments=[*command(mixed, out), "--white", "9"],
@@ -373,7 +394,7 @@ def test_a_full_disk_leaves_the_finished_shards(mixed: Path, tmp_path: Path, who
     code = f"""
 import resource, sys
 from torchmae import cli
-from torchmae.data.packed import Shard
+from torchmae.data.sources.packed import Shard
 real, shards = Shard.finish, 0
 def finish(self, **more):
     global shards

@@ -115,7 +115,7 @@ def test_the_linear_probe(run: Path, photos: Path, tmp_path: Path) -> None:
     out = finetune(Finetune(str(run), str(photos), out=str(tmp_path / "p"), train="0", **QUICK))
     config = read_config(out)
     assert config["config"]["train"] == "head" and config["config"]["optimizer"] == "sgd"
-    assert config["model"]["pool"] == "token" and config["model"]["batch_norm"]
+    assert config["model"]["pool"] == "cls" and config["model"]["batch_norm"]
     model = load_classifier(out)
     assert not list(model.bn.parameters()) and model.bn.running_var is not None
     assert not torch.equal(model.bn.running_var, torch.ones(128))
@@ -165,7 +165,7 @@ def test_a_classifier_as_the_run_gives_its_encoder(run: Path, photos: Path, tmp_
     first = finetune(
         Finetune(str(run), str(photos), out=str(tmp_path / "first"), **{**QUICK, "epochs": 1})
     )
-    for pool in ("mean", "token"):
+    for pool in ("mean", "cls"):
         out = finetune(
             Finetune(
                 str(first),

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from torchmae.data.loader import Batch
+from torchmae.models.decoders import DecoderConfig
 from torchmae.models.mae import MAE
 from torchmae.models.vit import ViT
 from torchmae.tasks.pretrain.task import PretrainTask
@@ -47,10 +48,10 @@ def batch(count=12, kind=GOOD, seed=0):
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 256, (count, 3, 2, 2), generator=generator, dtype=torch.uint8)
     return (
-        Batch(images, torch.zeros(count, dtype=torch.long), torch.arange(count), [])
+        Batch(images, None, torch.zeros(count, dtype=torch.long), torch.arange(count))
         if kind == GOOD
         else spoil(
-            Batch(images, torch.zeros(count, dtype=torch.long), torch.arange(count), []), kind
+            Batch(images, None, torch.zeros(count, dtype=torch.long), torch.arange(count)), kind
         )
     )
 
@@ -183,12 +184,15 @@ def make_and_step(limit, data):
 def pictures(count, seed=0):
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 256, (count, 3, 16, 16), generator=generator, dtype=torch.uint8)
-    return Batch(images, torch.zeros(count, dtype=torch.long), torch.arange(count), [])
+    return Batch(images, None, torch.zeros(count, dtype=torch.long), torch.arange(count))
 
 
 def mae_task(head=True):
     torch.manual_seed(0)
-    model = MAE(ViT((16, 16), 4, 3, embed_dim=32, depth=1, num_heads=2), 32, 1, 2)
+    model = MAE(
+        ViT((16, 16), 4, 3, embed_dim=32, depth=1, num_heads=2),
+        DecoderConfig("transformer", 32, 1, 2),
+    )
     if not head:
         model.decoder.statistics = None
     return PretrainTask(model, "random", 0.75, seed=0)
@@ -265,7 +269,7 @@ class Large(nn.Module):
 
 def batch(count):
     images = torch.randint(0, 256, (count, 3, 2, 2), dtype=torch.uint8)
-    return Batch(images, torch.zeros(count, dtype=torch.long), torch.arange(count), [])
+    return Batch(images, None, torch.zeros(count, dtype=torch.long), torch.arange(count))
 
 def make(width):
     return Step(Large(width), World(0, 1, torch.device("cpu")), Plan(9, 0, 1e-3, 0.0, (0.9, 0.95), None, "fp32"))

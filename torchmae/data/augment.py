@@ -5,6 +5,7 @@ Everything is drawn from a generator that is keyed by (seed, epoch, sample), so 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
-from torchmae.data.transforms import Pixels, RandomResizedCropFlip, resized_crop
+from torchmae.data.transforms import Pixels, RandomResizedCropFlip
 from torchmae.hashing import AUGMENT, hash32
 
 Op = Callable[[Image.Image, float, "Fill"], Image.Image]
@@ -83,15 +84,18 @@ class StrongAugment:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def __call__(self, image: Pixels, epoch: int, sample: int) -> UInt8[Tensor, "C h w"]:
-        pixels = resized_crop(
-            image, self.crop.crop(image.shape[0], image.shape[1], epoch, sample), self.crop.size
-        )
+    def __call__(
+        self, image: Pixels, target: Any, epoch: int, sample: int
+    ) -> tuple[UInt8[Tensor, "C h w"], Any]:
+        """The augmented crop of one sample; a label stays as it is."""
+        pixels, target = self.crop(image, target, epoch, sample)
         words = [hash32(self.crop.seed, AUGMENT, epoch, sample, i) for i in range(2)]
         generator = np.random.Generator(np.random.Philox(key=words[0] << 32 | words[1]))
         if self.magnitude and len(pixels) in (1, 3):
             pixels = self.rand_augment(pixels, generator)
-        return self.erased(pixels, generator) if generator.uniform() < self.erase else pixels
+        if generator.uniform() < self.erase:
+            pixels = self.erased(pixels, generator)
+        return pixels, target
 
     def rand_augment(
         self, pixels: UInt8[Tensor, "C h w"], generator: np.random.Generator

@@ -27,6 +27,7 @@ import simplejpeg
 from jaxtyping import Integer, UInt8
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
+from torchmae.data.config import DecodeOptions
 from torchmae.errors import UserError
 
 
@@ -90,36 +91,42 @@ def image_extensions() -> frozenset[str]:
     return frozenset(ext for ext, name in Image.registered_extensions().items() if name in readable)
 
 
-def extension(data: bytes, max_megapixels: float = 100.0) -> str:
+def extension(data: bytes, options: DecodeOptions = DecodeOptions()) -> str:
     """The usual extension of encoded images of this kind, with the dot."""
-    with _pillow(max_megapixels):
+    with _pillow(options.max_megapixels):
         kind = _open(data).format
     endings = {name: ending for ending, name in reversed(Image.registered_extensions().items())}
     return ".jpg" if kind in ("JPEG", "MPO") else endings[str(kind)]
 
 
 def decode(
-    data: bytes | UInt8[np.ndarray, "H W K"],
-    channels: int = 3,
-    max_megapixels: float = 100.0,
-    white: int = 65535,
+    data: bytes | UInt8[np.ndarray, "H W K"], options: DecodeOptions = DecodeOptions()
 ) -> UInt8[np.ndarray, "H W C"]:
-    """Encoded image bytes, or pixels [H, W, 1 or 3 or C], to new uint8 pixels [H, W, channels] (see the table above).
+    """An image to new uint8 pixels, by the table above.
 
-    `white` is the value that is white in 16-bit grey. Raises `BadImage` for whatever is wrong with this image, and
-    `UserError` where no image of the kind could give that many channels.
+    Args:
+        data: an encoded image, or pixels.
+        options: `channels` None is 3 for an encoded image, and what pixels have.
+
+    Returns:
+        uint8 [H, W, channels].
+
+    Raises:
+        BadImage: whatever is wrong with this image.
+        UserError: no image of the kind could have that many channels.
     """
+    channels = options.channels or (3 if isinstance(data, bytes) else data.shape[2])
     if isinstance(data, bytes):
         if channels not in (1, 3):
             raise UserError(
                 f"image files give 1 or 3 channels, not {channels}; for {channels} use an array (.npy, .npz)"
             )
-        with _pillow(max_megapixels):
+        with _pillow(options.max_megapixels):
             image = _open(data)
             pixels = _fast_jpeg(data, image)
             if pixels is None:
                 image.load()
-                pixels = from_pil(image, white)
+                pixels = from_pil(image, options.white)
             pixels = _oriented(pixels, _orientation(image))
     else:
         pixels = np.array(data)
@@ -128,9 +135,9 @@ def decode(
     return np.require(_with_channels(pixels, channels), requirements=["C", "W"])
 
 
-def inspect(data: bytes, max_megapixels: float = 100.0) -> tuple[int, int]:
-    """(height, width) as `decode` would give them, from the header and the end alone; `BadImage` for what these show."""
-    with _pillow(max_megapixels):
+def inspect(data: bytes, options: DecodeOptions = DecodeOptions()) -> tuple[int, int]:
+    """(height, width) of what `decode` would return, from header and end alone; `BadImage` for what these show."""
+    with _pillow(options.max_megapixels):
         image = _open(data)
         # Pillow would decode a whole PNG to look for EXIF behind the pixels, even where there is none.
         turn = _orientation(image, shallow=image.format == "PNG" and b"eXIf" not in data)

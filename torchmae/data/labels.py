@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Collection, Iterator, Sequence
-from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,42 +10,15 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
+from torchmae.data.config import DecodeOptions
 from torchmae.data.sources import open_source
 from torchmae.data.sources.files import Files
 from torchmae.data.sources.hubs import hf_splits
-from torchmae.data.sources.source import BadFile, Pixels, Source, suffix_of
+from torchmae.data.sources.source import Source, Subset, suffix_of, with_decode
 from torchmae.data.sources.tars import Tars
 from torchmae.errors import UserError
 from torchmae.hashing import SPLIT, hash32
 from torchmae.runfolder import is_run
-
-
-class Subset:
-    """Some images of a source: itself a source."""
-
-    def __init__(self, source: Source, ids: Sequence[int] | np.ndarray):
-        self.source, self.ids = source, np.array(ids, dtype=np.int64)
-        self.channels: int = source.channels
-        self.unusable: Sequence[BadFile] = source.unusable
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def name(self, i: int) -> str:
-        return self.source.name(int(self.ids[i]))
-
-    def label(self, i: int) -> str | None:
-        return self.source.label(int(self.ids[i]))
-
-    def read(self, i: int) -> bytes | Pixels:
-        return self.source.read(int(self.ids[i]))
-
-    def fingerprint(self) -> str:
-        return sha256(self.source.fingerprint().encode() + self.ids.tobytes()).hexdigest()
-
-    def stamp(self) -> str | None:
-        whole = self.source.stamp()
-        return whole and sha256(whole.encode() + self.ids.tobytes()).hexdigest()
 
 
 class LabelledSets(NamedTuple):
@@ -55,18 +27,28 @@ class LabelledSets(NamedTuple):
     train: Source
     val: Source
     classes: tuple[str, ...]
-    train_labels: Int64[Tensor, "N"]
-    val_labels: Int64[Tensor, "M"]
+    train_labels: Int64[Tensor, " N"]
+    val_labels: Int64[Tensor, " M"]
+
+    def with_decode(self, options: DecodeOptions) -> "LabelledSets":
+        """The same images decoded with other options."""
+        train, val = (with_decode(part, options) for part in (self.train, self.val))
+        return self._replace(train=train, val=val)
 
 
 def labelled_sets(
-    data: str, val: str | None, val_fraction: float, labels_per_class: int | None, seed: int
+    data: str,
+    val: str | None,
+    val_fraction: float,
+    labels_per_class: int | None,
+    seed: int,
+    decode: DecodeOptions = DecodeOptions(),
 ) -> LabelledSets:
     """The labelled images of `data` to train on; and those of `val`, else its own val/ or test/, else a seeded share of it.
 
     `labels_per_class` takes images away from training only: every such subset is measured on the same validation images.
     """
-    train_source, val_source = open_pair(data, val)
+    train_source, val_source = open_pair(data, val, decode)
     train, names = labelled(train_source, data)
     classes = tuple(sorted(set(names)))
     if len(classes) < 2:
@@ -108,16 +90,18 @@ def _first(names: Sequence[str]) -> str:
     return f"'{names[0]}'" + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")
 
 
-def open_pair(data: str, test: str | None) -> tuple[Source, Source | None]:
+def open_pair(
+    data: str, test: str | None, decode: DecodeOptions = DecodeOptions()
+) -> tuple[Source, Source | None]:
     """Training and test images. Data that is divided brings its own split; None: no test images are given."""
     for spec in (data, test):
         if spec is not None and is_run(Path(spec).expanduser()):
             raise UserError(f"{spec} is a run folder, not images: RUN comes first, then DATA")
-    given = open_source(test) if test is not None else None
+    given = open_source(test, decode) if test is not None else None
     specs = divided(data)
     if specs:
-        return open_source(specs[0]), given or open_source(specs[1])
-    source = open_source(data)
+        return open_source(specs[0], decode), given or open_source(specs[1], decode)
+    source = open_source(data, decode)
     own = tar_split(source, data) if isinstance(source, Tars) else None
     return (own[0], given or own[1]) if own else (source, given)
 
@@ -213,7 +197,7 @@ def by_class(labels: Sequence[str], seed: int) -> Iterator[tuple[str, list[int]]
         yield label, sorted(members[label], key=lambda i: hash32(seed, SPLIT, i))
 
 
-def hold_out(labels: Sequence[str], fraction: float, seed: int) -> Bool[np.ndarray, "N"]:
+def hold_out(labels: Sequence[str], fraction: float, seed: int) -> Bool[np.ndarray, " N"]:
     """True for the images held out: of each class the given share, at least one, but not all."""
     out = np.zeros(len(labels), dtype=bool)
     for _, members in by_class(labels, seed):

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from torchmae.data.cache.folder import cache_folder
 from torchmae.data.decode import BadImage, inspect
-from torchmae.data.loader import read
+from torchmae.data.loader import read_pixels
 from torchmae.data.sources.source import BadFile, Source, digest_of
 from torchmae.disk import write_whole
 from torchmae.errors import UserError
@@ -78,9 +78,7 @@ class Found(NamedTuple):
 class Scanned(Protocol):
     """A source that may know by itself what a scan would find."""
 
-    def scanned(
-        self, channels: int, max_megapixels: float, white: int
-    ) -> tuple[Sizes, Moments] | None: ...
+    def scanned(self) -> tuple[Sizes, Moments] | None: ...
 
 
 class FileStats(NamedTuple):
@@ -92,16 +90,15 @@ class FileStats(NamedTuple):
     passing: bool = False  # it is the system that said no, which may be otherwise next time
 
 
-def scan(source: Source, channels: int, max_megapixels: float, white: int) -> Scan:
+def scan(source: Source) -> Scan:
     """Looks at every file, in threads (decoders release the interpreter's lock), with a progress bar; or finds again what was
     kept of it.
 
     Sets of more than `FULL` images are not decoded whole: headers and ends are checked, `MEASURED` images are decoded; what
     slips through is found, replaced and named while training.
     """
-    asked = channels, max_megapixels, white
-    known = source.scanned(*asked) if isinstance(source, Scanned) else None
-    bad, sizes, moments, _ = Found([], *known) if known else load_or_scan(source, *asked)
+    known = source.scanned() if isinstance(source, Scanned) else None
+    bad, sizes, moments, _ = Found([], *known) if known else load_or_scan(source)
     good = sizes[sizes[:, 0] > 0]
     height, width = (int(x) for x in np.median(good, axis=0)) if len(good) else (0, 0)
     mean, square = moments
@@ -114,37 +111,35 @@ def scan(source: Source, channels: int, max_megapixels: float, white: int) -> Sc
     )
 
 
-def load_or_scan(source: Source, channels: int, max_megapixels: float, white: int) -> Found:
+def load_or_scan(source: Source) -> Found:
     """What a look at all files finds, or found when they were the same."""
-    file = cache_file(source, channels, max_megapixels, white)
+    file = cache_file(source)
     found = load_cached(file, len(source)) if file else None
     if found is None:
-        found = scan_all(source, channels, max_megapixels, white)
+        found = scan_all(source)
         if file and gives_files(source) and not found.passing:
             save_cached(file, found)
     return found
 
 
-def scan_all(source: Source, channels: int, max_megapixels: float, white: int) -> Found:
+def scan_all(source: Source) -> Found:
     bad, sizes, moments, passing = [], array("i"), [], False
-    for one in inspect_files(source, range(len(source)), channels, max_megapixels, white):
+    for one in inspect_files(source, range(len(source))):
         sizes.extend(one.size)
         passing |= one.passing
         if one.bad:
             bad.append(one.bad)
         if one.moments is not None:
             moments.append(one.moments)
-    mean = np.mean(moments, axis=0) if moments else np.zeros((2, channels))
+    mean = np.mean(moments, axis=0) if moments else np.zeros((2, source.channels))
     return Found(bad, np.array(sizes, dtype=np.int32).reshape(-1, 2), mean, passing)
 
 
-def measure(source: Source, channels: int, max_megapixels: float, white: int) -> Moments:
+def measure(source: Source) -> Moments:
     """The mean and the mean square of the pixels as a scan takes them, without the look at all other images."""
-    some = inspect_files(
-        source, range(0, len(source), stride(source)), channels, max_megapixels, white
-    )
+    some = inspect_files(source, range(0, len(source), stride(source)))
     moments = [one.moments for one in some if one.moments is not None]
-    return np.mean(moments, axis=0) if moments else np.zeros((2, channels))
+    return np.mean(moments, axis=0) if moments else np.zeros((2, source.channels))
 
 
 def stride(source: Source) -> int:
@@ -152,9 +147,7 @@ def stride(source: Source) -> int:
     return max(1, len(source) // MEASURED)
 
 
-def inspect_files(
-    source: Source, which: range, channels: int, max_megapixels: float, white: int
-) -> Iterator[FileStats]:
+def inspect_files(source: Source, which: range) -> Iterator[FileStats]:
     complete, every = len(source) <= FULL, stride(source)
 
     def look(index: int) -> FileStats:
@@ -162,12 +155,14 @@ def inspect_files(
             if not complete and index % every:
                 data = source.read(index)
                 return FileStats(
-                    inspect(data, max_megapixels) if isinstance(data, bytes) else data.shape[:2]
+                    inspect(data, source.decode) if isinstance(data, bytes) else data.shape[:2]
                 )
-            image = read(source, index, channels, max_megapixels, white)
+            image = read_pixels(source, index)
             if index % every:
                 return FileStats(image.shape[:2])
-            counts = [np.bincount(one, minlength=256) for one in image.reshape(-1, channels).T]
+            counts = [
+                np.bincount(one, minlength=256) for one in image.reshape(-1, source.channels).T
+            ]
             return FileStats(
                 image.shape[:2],
                 POWERS @ np.stack(counts, axis=1) / (image.shape[0] * image.shape[1]),
@@ -198,13 +193,14 @@ def gives_files(source: Source) -> bool:
         return True
 
 
-def cache_file(source: Source, channels: int, max_megapixels: float, white: int) -> Path | None:
+def cache_file(source: Source) -> Path | None:
     """Where the scan of this very data by these very rules is kept; None where changes of the data cannot be noticed."""
     stamp = source.stamp()
     if stamp is None:
         return None
     versions = __version__, version("pillow"), version("simplejpeg")
-    key = digest_of(stamp, channels, max_megapixels, white, FULL, MEASURED, versions)
+    options = source.channels, source.decode.max_megapixels, source.decode.white
+    key = digest_of(stamp, *options, FULL, MEASURED, versions)
     return cache_folder("scans") / f"{key}.safetensors"
 
 
@@ -239,16 +235,9 @@ def max_bad_files(count: int, percent: float) -> int:
     return max(20, int(count * percent / 100))
 
 
-def scan_and_report(
-    source: Source,
-    channels: int,
-    out: Path,
-    max_megapixels: float = 100.0,
-    white: int = 65535,
-    max_bad_percent: float = 1.0,
-) -> Scan:
+def scan_and_report(source: Source, out: Path, max_bad_percent: float = 1.0) -> Scan:
     """Scans the data; bad files are named once in bad-files.jsonl, too many of them are a `UserError`."""
-    found = scan(source, channels, max_megapixels, white)
+    found = scan(source)
     (out / "bad-files.jsonl").unlink(missing_ok=True)
     note_bad_files(out, found.bad)
     if found.height == 0:  # no image had a size

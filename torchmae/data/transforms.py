@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -48,10 +48,10 @@ class RandomResizedCropFlip:
 
     def crops(
         self,
-        heights: Int64[np.ndarray, "B"],
-        widths: Int64[np.ndarray, "B"],
-        epochs: Int64[np.ndarray, "B"],
-        samples: Int64[np.ndarray, "B"],
+        heights: Int64[np.ndarray, " B"],
+        widths: Int64[np.ndarray, " B"],
+        epochs: Int64[np.ndarray, " B"],
+        samples: Int64[np.ndarray, " B"],
     ) -> list[Crop]:
         """`crop` of each sample, in a quarter of the time: all draws are hashed together."""
         draws = uniform(
@@ -82,10 +82,12 @@ class RandomResizedCropFlip:
         w, h = min(width, max(1, round(height * high))), min(height, max(1, round(width / low)))
         return Crop((height - h) // 2, (width - w) // 2, h, w, flip)
 
-    def __call__(self, image: Pixels, epoch: int, sample: int) -> UInt8[Tensor, "C h w"]:
-        return resized_crop(
-            image, self.crop(image.shape[0], image.shape[1], epoch, sample), self.size
-        )
+    def __call__(
+        self, image: Pixels, target: Any, epoch: int, sample: int
+    ) -> tuple[UInt8[Tensor, "C h w"], Any]:
+        """The crop of one sample; a label stays as it is."""
+        crop = self.crop(image.shape[0], image.shape[1], epoch, sample)
+        return resized_crop(image, crop, self.size), target
 
 
 @dataclass(frozen=True)
@@ -98,16 +100,18 @@ class CenterCropResize:
     size: tuple[int, int]
     share: float = 1.0
 
-    def __call__(self, image: Pixels, epoch: int = 0, sample: int = 0) -> UInt8[Tensor, "C h w"]:
+    def __call__(
+        self, image: Pixels, target: Any = None, epoch: int = 0, sample: int = 0
+    ) -> tuple[UInt8[Tensor, "C h w"], Any]:
+        """The window, which is the same in every epoch; a label stays as it is."""
         height, width = image.shape[:2]
         ratio = min(height / self.size[0], width / self.size[1]) * self.share
         h, w = (
             max(1, min(side, round(ratio * wanted)))
             for side, wanted in zip((height, width), self.size)
         )
-        return resized_crop(
-            image, Crop((height - h) // 2, (width - w) // 2, h, w, False), self.size
-        )
+        crop = Crop((height - h) // 2, (width - w) // 2, h, w, False)
+        return resized_crop(image, crop, self.size), target
 
 
 def resized_crop(image: Pixels, crop: Crop, size: tuple[int, int]) -> UInt8[Tensor, "C h w"]:

@@ -1,4 +1,6 @@
-"""What a model makes of hidden patches, as a picture that says whose brightness it used."""
+"""Reconstructions of hidden patches as pictures, which say where their brightness and contrast come from."""
+
+import math
 
 import torch
 from jaxtyping import UInt8
@@ -8,7 +10,6 @@ from torch import Tensor
 from torchmae.models.mae import MAE
 from torchmae.models.masking import Mask, masking, noise
 from torchmae.models.patches import (
-    denormalize,
     gather_tokens,
     patch_statistics,
     patchify,
@@ -21,22 +22,21 @@ from torchmae.report.sheet import sheet
 def draw_mask(model: MAE, name: str, ratio: float, seed: int, sample: Tensor) -> Mask:
     """The masks of the samples in epoch 0 of a seed."""
     grid = model.encoder.grid
-    return masking(name)(
-        noise(seed, torch.zeros_like(sample), sample, grid[0] * grid[1]), grid, ratio
-    )
+    scores = noise(seed, torch.zeros_like(sample), sample, math.prod(grid))
+    return masking(name)(scores, grid, ratio)
 
 
 @torch.no_grad()
 def predict_pixels(
     model: MAE, images: UInt8[Tensor, "B C H W"], mask: Mask, true_statistics: bool = False
 ) -> UInt8[Tensor, "3 B C H W"]:
-    """Three pictures of each image, uint8: the masked input (hidden patches grey), the input with its hidden patches
-    predicted, and the prediction alone (visible patches white).
+    """Three pictures of each image: the masked input (hidden patches grey), the input with its hidden patches predicted,
+    and the prediction alone (visible patches white).
 
-    Normalised targets have no brightness or contrast: these come from the model's own statistics head, or, if
-    `true_statistics`, from the image itself, which leaks part of the answer.
+    Normalised targets have no brightness or contrast: these are predicted by the model's statistics head or, with
+    `true_statistics`, those of the image, which leaks part of the answer.
     """
-    encoder, size = model.encoder, model.encoder.patch_size
+    encoder, size = model.encoder, model.encoder.patch
     floats = encoder.normalize(images)
     output = model(floats, mask)
     patches = patchify(floats, size)
@@ -51,17 +51,12 @@ def predict_pixels(
         scatter_tokens(patches, mask.hide, predicted),
         scatter_tokens(white, mask.hide, predicted),
     ]
-    return torch.stack(
-        [
-            denormalize(unpatchify(row, size, encoder.grid), encoder.mean, encoder.std)
-            for row in rows
-        ]
-    )
+    return torch.stack([encoder.denormalize(unpatchify(row, size, encoder.grid)) for row in rows])
 
 
 def caption(model: MAE, true_statistics: bool) -> str:
-    """Whose brightness and contrast a picture shows."""
-    if not model.target.loses_statistics:
+    """Where brightness and contrast of a picture come from."""
+    if not model.target.needs_statistics:
         return "raw pixels as predicted"
     if true_statistics:
         return (

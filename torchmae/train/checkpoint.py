@@ -1,9 +1,11 @@
-"""The run folder on disk: checkpoints that survive a kill at any moment, and files that are whole or not there.
+"""Checkpoints that survive a kill at any moment: each file is complete or not there.
 
-    run/model.safetensors            the newest weights (a second name of the newest checkpoint's file)
-    run/state/step-00001200/         model.safetensors, optimizer.safetensors, state.json, manifest.json (SHA-256)
+    run/model.safetensors            the newest weights, a hard link to the newest checkpoint's file
+    run/state/step-00001200/         model.safetensors, optimizer.safetensors, state.json and
+                                     manifest.json (SHA-256 of the others)
 
-A checkpoint is written under a temporary name, synced, renamed, and its parent synced. Only safetensors and JSON: no pickle.
+A checkpoint is written under a temporary name, synced, renamed, and its parent synced. Only
+safetensors and JSON: no pickle.
 """
 
 import json
@@ -21,18 +23,19 @@ from torch import Tensor
 
 from torchmae.disk import sha256, sync, write_text
 from torchmae.errors import RunError, UserError
-from torchmae.runfolder import checkpoints
+from torchmae.runfolder import LOCK, MODEL, checkpoint_folder, checkpoints
 
 logger = logging.getLogger(__name__)
 
-KEEP = 2
+OPTIMIZER = "optimizer.safetensors"
+METADATA = "state.json"
+MANIFEST = "manifest.json"
 
-
-FILES = {"model.safetensors", "optimizer.safetensors", "state.json"}  # what a manifest must list
+KEEP = 2  # checkpoints: the second serves where the newest is damaged
 
 
 class Checkpoint(NamedTuple):
-    """All that a training needs to go on: the number of steps done, weights, optimizer tensors, a few numbers."""
+    """All that resuming needs: steps done, weights, optimizer tensors, metadata for JSON."""
 
     step: int
     model: dict[str, Tensor]
@@ -41,77 +44,80 @@ class Checkpoint(NamedTuple):
 
 
 def save(run: Path, checkpoint: Checkpoint) -> None:
-    """Writes a checkpoint; the older ones but one are deleted only after it stands. A full disk is a `RunError`."""
-    state = run / "state"
-    final, partial = state / f"step-{checkpoint.step:08d}", state / ".partial"
+    """Writes a checkpoint, then deletes the oldest ones but `KEEP`.
+
+    Raises:
+        RunError: it could not be written, e.g. because the disk is full. Earlier ones remain.
+    """
+    final = checkpoint_folder(run, checkpoint.step)
+    state = final.parent
+    partial = state / ".partial"
     try:
-        state.mkdir(exist_ok=True)  # a run folder that was deleted meanwhile is not made again
+        state.mkdir(exist_ok=True)  # no parents: a run folder deleted meanwhile is not made again
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        save_file(checkpoint.model, partial / "model.safetensors")
-        save_file(checkpoint.optimizer, partial / "optimizer.safetensors")
-        write_text(
-            partial / "state.json", json.dumps({"step": checkpoint.step, **checkpoint.metadata})
-        )
+        save_file(checkpoint.model, partial / MODEL)
+        save_file(checkpoint.optimizer, partial / OPTIMIZER)
+        write_text(partial / METADATA, json.dumps({"step": checkpoint.step, **checkpoint.metadata}))
         hashes = {file.name: sha256(file) for file in sorted(partial.iterdir())}
-        write_text(partial / "manifest.json", json.dumps(hashes, indent=1))
+        write_text(partial / MANIFEST, json.dumps(hashes, indent=1))
         for file in partial.iterdir():
-            shutil.copymode(
-                partial / "state.json", file
-            )  # safetensors makes its files for their owner only
+            # safetensors makes files that only their owner can read.
+            shutil.copymode(partial / METADATA, file)
             sync(file)
         sync(partial)
         shutil.rmtree(final, ignore_errors=True)
         os.rename(partial, final)
         sync(state)
-        publish(final / "model.safetensors", run / "model.safetensors")
-    except (
-        OSError,
-        SafetensorError,
-    ) as error:  # the latter is what safetensors makes of a full disk
+        publish(final / MODEL, run / MODEL)
+    except (OSError, SafetensorError) as error:  # safetensors raises the latter on a full disk
         shutil.rmtree(partial, ignore_errors=True)
         reason = getattr(error, "strerror", None) or error
         raise RunError(
-            f"could not save a checkpoint in {state}: {reason}. Earlier checkpoints are untouched: make "
-            "room, and the same command goes on from the newest"
+            f"could not save a checkpoint in {state}: {reason}. Earlier checkpoints are untouched: "
+            "make room, then the same command resumes from the newest"
         ) from error
     for old in checkpoints(run)[KEEP:]:
         shutil.rmtree(old, ignore_errors=True)
 
 
 def newest(run: Path) -> Checkpoint | None:
-    """The newest checkpoint whose files match their hashes; a damaged one is set aside, with one warning each.
+    """The newest checkpoint that matches its hashes; damaged ones are renamed with a warning.
 
-    The run shows the weights of this one then, also if a kill came before `save` could publish them.
+    Its weights are then the run's `model.safetensors`, also where a kill came before `save` could
+    publish them.
     """
     for folder in checkpoints(run):
         try:
-            manifest = json.loads((folder / "manifest.json").read_text())
-            if not isinstance(manifest, dict) or set(manifest) != FILES:
-                raise ValueError("manifest.json does not list its files")
-            wrong = [name for name, digest in manifest.items() if sha256(folder / name) != digest]
-            if wrong:
-                raise ValueError(f"{', '.join(wrong)} changed after saving")
-            metadata = json.loads((folder / "state.json").read_text())
-            model, optimizer = (
-                load_file(folder / f"{name}.safetensors") for name in ("model", "optimizer")
-            )
-            found = Checkpoint(metadata.pop("step"), model, optimizer, metadata)
+            found = read_checkpoint(folder)
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             damaged = folder.with_name(f"damaged-{folder.name}")
             shutil.rmtree(damaged, ignore_errors=True)
             os.rename(folder, damaged)
-            logger.warning(f"checkpoint {folder} is damaged ({error}); set aside as {damaged.name}")
+            logger.warning(f"checkpoint {folder} is damaged ({error}); renamed to {damaged.name}")
             continue
-        shown = run / "model.safetensors"
-        if not shown.exists() or not shown.samefile(folder / "model.safetensors"):
-            publish(folder / "model.safetensors", shown)
+        shown = run / MODEL
+        if not shown.exists() or not shown.samefile(folder / MODEL):
+            publish(folder / MODEL, shown)
         return found
     return None
 
 
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Loads a checkpoint's folder; OSError, ValueError, KeyError or SafetensorError if damaged."""
+    manifest = json.loads((folder / MANIFEST).read_text())
+    if not isinstance(manifest, dict) or set(manifest) != {MODEL, OPTIMIZER, METADATA}:
+        raise ValueError(f"{MANIFEST} does not list its files")
+    wrong = [name for name, digest in manifest.items() if sha256(folder / name) != digest]
+    if wrong:
+        raise ValueError(f"{', '.join(wrong)} changed after saving")
+    metadata = json.loads((folder / METADATA).read_text())
+    step = metadata.pop("step")
+    return Checkpoint(step, load_file(folder / MODEL), load_file(folder / OPTIMIZER), metadata)
+
+
 def publish(source: Path, target: Path) -> None:
-    """Gives a finished file a second name, atomically; a copy where the file system has no hard links."""
+    """Gives a finished file a second name, atomically; a copy where hard links are missing."""
     partial = target.with_name(f".{target.name}.partial")
     partial.unlink(missing_ok=True)
     try:
@@ -125,17 +131,19 @@ def publish(source: Path, target: Path) -> None:
 
 @contextmanager
 def lock(run: Path) -> Iterator[None]:
-    """Keeps a second training out of the same run folder; the lock ends with the process, however it ends."""
+    """Refuses a second training in the same run folder with a `UserError`.
+
+    The operating system drops the lock when the process ends, however it ends.
+    """
     try:
         import fcntl
     except ImportError:  # Windows
         yield
         return
-    with (run / ".lock").open("w") as file:
+    with (run / LOCK).open("w") as file:
         try:
-            fcntl.lockf(
-                file, fcntl.LOCK_EX | fcntl.LOCK_NB
-            )  # of this process only: workers do not inherit it
+            # lockf's locks belong to this process: unlike flock's, workers do not inherit them.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
             raise UserError(
                 f"another process is training in {run}: wait for it, or choose another --out"

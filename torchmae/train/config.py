@@ -1,64 +1,122 @@
-"""What the loop is told: how to train, and what a task, a stream of batches and an evaluator are."""
+"""What the loop needs: how to train, and what a task, a stream of batches and an evaluator are.
 
-from collections.abc import Callable, Iterable, Iterator
+Importable without torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, Self, TypeVar, runtime_checkable
 
-from torch import Tensor, nn
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train. What stands between the lines does not decide the weights."""
+    """How to train, with nothing left open."""
 
+    # These decide the weights.
     steps: int
     warmup_steps: int
-    lr: float
+    lr: float  # the peak, for the whole batch
     weight_decay: float
     betas: tuple[float, float]
-    clip_grad: float | None
+    clip_grad: float | None  # the largest gradient norm; None: no clipping
     precision: str  # fp32, bf16 or fp16
-    # ---
+
+    # Runtime: these may change when a run is resumed.
     compile: bool = False
     fsdp: bool = False
     workers: int = 0
-    micro_batch_size: int | None = None
-    log_every: int = 20
+    micro_batch_size: int | None = None  # of one process; None: as many images as fit
+    log_every: int = 20  # steps
     save_minutes: float = 5.0
     evaluate_minutes: float = 3.0
     tensorboard: bool = False
-    evaluate_steps: float | None = None  # between two evaluations, in place of minutes
-    # ---
-    least_lr: float = 0.0
+    evaluate_steps: float | None = None  # between two evaluations, in place of evaluate_minutes
+
+    # These decide the weights too; the defaults are those of pre-training.
+    min_lr: float = 0.0  # where the cosine ends
     optimizer: str = "adamw"  # a name in optim.OPTIMIZERS
-    layer_decay: float | None = None  # None: every layer learns at the same rate (pre-training)
-    ema: float | None = (
-        None  # decay of an average of the weights, which is what is evaluated and kept
-    )
-
-
-class Task(Protocol):
-    """What is trained: a module whose call on a batch gives the loss, and all of whose weights are in `model`."""
-
-    model: nn.Module
-    exclude_from_grad_norm: frozenset[
-        str
-    ]  # parameters that gradient norm and clipping do not count: no other parameter hangs on them
-
-    def layers(self) -> list[nn.Module]: ...
-    def __call__(self, batch: Any) -> dict[str, Tensor]: ...
-    def diagnose(self, batch: Any) -> dict[str, Tensor]:
-        """More numbers for the log, asked for at log steps only, without gradients."""
+    layer_decay: float | None = None  # None: one learning rate for every layer
+    ema: float | None = None  # decay of the averaged weights, which are evaluated and saved
 
 
 @runtime_checkable
-class BatchStream(Protocol):
+class TrainBatch(Protocol):
+    """One batch of this process, as far as the loop knows it: it counts, moves and splits it."""
+
+    @property
+    def images(self) -> Tensor: ...
+
+    @property
+    def bad(self) -> Sequence[tuple[str, str]]:
+        """Name and reason of each file that could not be read."""
+
+    def chunks(self, parts: int, /) -> Sequence[Self]:
+        """The batch in `parts` micro-batches of nearly equal size."""
+
+    def to(self, device: torch.device, /) -> Self: ...
+
+
+B = TypeVar("B", bound=TrainBatch)
+B_co = TypeVar("B_co", bound=TrainBatch, covariant=True)
+B_contra = TypeVar("B_contra", bound=TrainBatch, contravariant=True)
+
+
+@runtime_checkable
+class Task(Protocol[B_contra]):
+    """What is trained: an `nn.Module` that maps a batch to its loss.
+
+    All that a checkpoint must hold of it (weights, buffers, an EMA teacher) is in `model`.
+    """
+
+    # Parameters that the gradient norm and clipping ignore: no other parameter depends on them.
+    exclude_from_grad_norm: frozenset[str]
+
+    if TYPE_CHECKING:  # from Python 3.12 on, isinstance() does not find submodules
+
+        @property
+        def model(self) -> nn.Module: ...
+
+    def layers(self) -> list[nn.Module]:
+        """The blocks in order: what FSDP shards one by one, and what layer decay counts."""
+
+    def forward(self, batch: B_contra, /) -> dict[str, Tensor]:
+        """`{"loss": ...}`, a scalar: the mean over the images of the batch."""
+
+    def diagnose(self, batch: B_contra, /) -> dict[str, Tensor]:
+        """More scalars for the log. Called at log steps only, without gradients."""
+
+    def after_step(self, step: int, /) -> None:
+        """Called after optimizer step `step` (0-based), applied or skipped, without gradients.
+
+        For what follows the weights, such as an EMA teacher.
+        """
+
+    # Every nn.Module has these.
+    def __call__(self, batch: B_contra, /) -> dict[str, Tensor]: ...
+    def to(self, device: torch.device, /) -> object: ...
+    def train(self, mode: bool = True, /) -> object: ...
+    def eval(self) -> object: ...
+    def buffers(self) -> Iterator[Tensor]: ...
+    def compile(self) -> object: ...
+
+
+@runtime_checkable
+class BatchStream(Protocol[B_co]):
     """The batches of any range of steps, in order, the same in every run."""
 
     @property
-    def batch_size(self) -> int: ...
+    def batch_size(self) -> int:
+        """Images of a step, of all processes together."""
 
-    def loader(self, start: int, stop: int, workers: int, pin_memory: bool) -> Iterable[Any]: ...
+    def loader(
+        self, start: int, stop: int, workers: int, pin_memory: bool, /
+    ) -> Iterable[B_co]: ...
 
 
-Evaluator = Callable[[int], Iterator[tuple[str, float]]]
+Evaluator = Callable[[int], Iterator[tuple[str, float]]]  # steps done -> (name, value) pairs

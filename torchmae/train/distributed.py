@@ -1,10 +1,11 @@
-"""Processes and devices: the only file that imports torch.distributed. One process is a World of size 1."""
+"""Processes and devices; no other file imports torch.distributed. One process is a World of 1."""
 
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -21,7 +22,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class World:
-    """This process among its peers."""
+    """This process (`rank` of `size`) and its device."""
 
     rank: int
     size: int
@@ -45,7 +46,10 @@ class World:
         return value
 
     def any_rank(self, *flags: bool) -> tuple[bool, ...]:
-        """For each flag: is it true in any process? On the host, so that a GPU's queue of work does not wait."""
+        """For each flag: whether it is true in any process.
+
+        Reduced on the host (gloo), so that a GPU's queue is not waited for.
+        """
         if self.size == 1:
             return flags
         values = torch.tensor([float(flag) for flag in flags])
@@ -53,7 +57,7 @@ class World:
         return tuple(bool(value) for value in values)
 
     def on_main(self, work: Callable[[], T]) -> T:
-        """Does the work in the main process only and gives its result, or its exception, to all."""
+        """Calls `work` in the main process; returns its result, or raises its error, in all."""
         if self.size == 1:
             return work()
         outcome: list[Any] = [None, None]
@@ -68,7 +72,13 @@ class World:
         return outcome[0]
 
     def wrap(self, task: nn.Module, layers: list[nn.Module], fsdp: bool) -> nn.Module:
-        """The task made to train with all processes: replicated (DDP) or, with `fsdp`, its parameters cut up (FSDP2)."""
+        """The task for training with all processes: replicated (DDP) or sharded (FSDP2).
+
+        Args:
+            task: returned as it is where there is one process only.
+            layers: what FSDP2 gathers at a time, beside the rest of the task.
+            fsdp: shard the parameters, in place.
+        """
         if self.size == 1:
             return task
         if fsdp:
@@ -81,11 +91,11 @@ class World:
         )
 
     def gather(self, value: Tensor) -> Tensor:
-        """A parameter or state tensor in full, whatever its sharding (all processes must ask)."""
+        """A parameter or state tensor, unsharded (every process must call this)."""
         return value.full_tensor() if isinstance(value, DTensor) else value
 
     def scatter_into(self, target: Tensor, value: Tensor) -> None:
-        """Copies a full tensor into a parameter or state tensor, whatever its sharding."""
+        """Copies an unsharded tensor into a parameter or state tensor with any sharding."""
         value = value.to(target.device)
         with torch.no_grad():
             if isinstance(target, DTensor):
@@ -93,15 +103,23 @@ class World:
             target.copy_(value)
 
     def match_layout(self, value: Tensor, example: Tensor) -> Tensor:
-        """A small tensor in the same form as `example`, so that one fused operation can use both."""
+        """A scalar as a DTensor if `example` is one, so that a fused operation takes both."""
         if not isinstance(example, DTensor):
             return value
         return DTensor.from_local(value, example.device_mesh, [Replicate()], run_check=False)
 
 
+def synchronize(device: torch.device) -> None:
+    """Waits until a device has finished all that is queued."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
 @contextmanager
 def no_sync(module: nn.Module, accumulating: bool) -> Iterator[None]:
-    """While accumulating, gradients stay in their process; the last micro-batch brings them together."""
+    """While accumulating, gradients stay in their process; the last micro-batch reduces them."""
     if isinstance(module, FSDPModule):
         module.set_requires_gradient_sync(not accumulating)
         yield
@@ -114,7 +132,7 @@ def no_sync(module: nn.Module, accumulating: bool) -> Iterator[None]:
 
 @contextmanager
 def gathered(module: nn.Module) -> Iterator[None]:
-    """For evaluators, which call parts of a task: FSDP2 brings the outermost parameters together only for the whole."""
+    """For evaluators, which call parts of a task: FSDP2 gathers a root only when it is called."""
     if isinstance(module, FSDPModule):
         module.unshard()
         yield
@@ -124,20 +142,20 @@ def gathered(module: nn.Module) -> Iterator[None]:
 
 
 def is_main() -> bool:
-    """Whether this is the one process that writes results, also where no `World` is open."""
+    """Whether this process writes results and messages; also where no `World` is open."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def find_device(name: str) -> torch.device:
-    """ "auto" is the GPU if there is one; otherwise the named device, or a `UserError` if it is not there."""
+    """The named device; "auto" is the GPU if there is one.
+
+    Raises:
+        UserError: this machine has no such device.
+    """
     if name == "auto":
-        return torch.device(
-            "cuda"
-            if torch.cuda.is_available()
-            else "mps"
-            if torch.backends.mps.is_available()
-            else "cpu"
-        )
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
@@ -150,7 +168,7 @@ def find_device(name: str) -> torch.device:
 
 @contextmanager
 def start(device: str = "auto") -> Iterator[World]:
-    """The World of this process: several when torchrun started it, else one. Ends the process group when it is done."""
+    """The World of this process; it joins the others where torchrun started it."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     found = find_device(device)
     if size == 1:
@@ -159,11 +177,44 @@ def start(device: str = "auto") -> Iterator[World]:
     if found.type == "cuda":
         found = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(found)
+    backend = "cpu:gloo,cuda:nccl" if found.type == "cuda" else "gloo"
     # The others wait while the main process scans the data, which may take long.
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if found.type == "cuda" else "gloo", timeout=timedelta(hours=3)
-    )
+    dist.init_process_group(backend, timeout=timedelta(hours=3))
     try:
         yield World(dist.get_rank(), size, found)
     finally:
         dist.destroy_process_group()
+
+
+def machine_facts(world: World) -> dict[str, Any]:
+    """What `settings.defaults.Facts` says of the machine."""
+    return {
+        "device": world.device.type,
+        "precision": fast_precision(world.device),
+        "cores": available_cores(),
+        "processes": world.size,
+        "local_processes": world.local_size,
+    }
+
+
+def available_cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def fast_precision(device: torch.device) -> str:
+    """The lowest precision that a device is fast at: "bf16", "fp16" (older GPUs) or "fp32"."""
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "bf16" if device.type == "cpu" and cpu_has_bf16() else "fp32"
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the CPU computes bf16 products itself (AMX or AVX512-BF16)."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "amx_bf16" in flags or "avx512_bf16" in flags

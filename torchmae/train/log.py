@@ -1,9 +1,10 @@
-"""What a person sees of a run: the progress bar, log.jsonl, TensorBoard, curves.png, bad-files.jsonl."""
+"""What a person sees of a run: progress bar, messages, log.jsonl, TensorBoard."""
 
 import json
 import logging
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,34 +13,51 @@ from tqdm import tqdm
 
 from torchmae.disk import write_text
 from torchmae.errors import missing_extra
-from torchmae.runfolder import read_log
+from torchmae.runfolder import BAD_FILES, LOG, note_bad_files, read_log
+from torchmae.train.config import TrainConfig
+from torchmae.train.distributed import World, synchronize
+from torchmae.train.speed import WARMUP_STEPS, duration, enough, expected_duration
 
 logger = logging.getLogger(__name__)
 
 
 class Log:
-    """Records of one run. In processes other than the main one it does nothing."""
+    """Records of one run. In processes other than the main one it does nothing.
 
-    def __init__(self, run: Path, steps: int, start: int, active: bool, tensorboard: bool = False):
-        self.run, self.steps, self.start, self.active = run, steps, start, active
-        self.began = self.shown = time.monotonic()
-        self.estimated, self.measured = False, ""
+    Args:
+        run: the run folder.
+        plan: its steps, and whether to write for TensorBoard.
+        start: steps done before; what was logged after them will be logged again.
+        batch_size: images of a step.
+        world: only its main process logs.
+    """
+
+    def __init__(self, run: Path, plan: TrainConfig, start: int, batch_size: int, world: World):
+        self.run = run
+        self.plan = plan
+        self.start = start
+        self.batch_size = batch_size
+        self.device = world.device
+        self.active = world.is_main
+        self.began = self.settled_at = self.shown_at = time.monotonic()
+        self.taken = 0  # steps of this process
+        self.estimated = False
+        self.scores = ""  # what evaluators measured last
         self.writer: Any = None
-        if not active:
+        if not self.active:
             return
-        # What was logged after the checkpoint that this process resumes from will be logged again.
-        path = run / "log.jsonl"
-        write_text(path, "".join(json.dumps(r) + "\n" for r in read_log(run) if r["step"] <= start))
-        self.file = path.open("a", buffering=1)
+        records = [r for r in read_log(run) if r["step"] <= start]
+        write_text(run / LOG, "".join(json.dumps(record) + "\n" for record in records))
+        self.file = (run / LOG).open("a", buffering=1)
         self.bar = tqdm(
-            total=steps,
+            total=plan.steps,
             initial=start,
             unit=" steps",
             dynamic_ncols=True,
             disable=None,
             smoothing=0.05,
         )
-        if tensorboard:
+        if plan.tensorboard:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError as error:
@@ -47,15 +65,29 @@ class Log:
             self.writer = SummaryWriter(str(run), purge_step=start)
 
     def lacks_evaluation(self) -> bool:
-        """Whether nothing was logged at the step that this process resumes from but the training itself."""
+        """Whether no evaluation was logged at the step that this process resumes from."""
         return not any(r["step"] == self.start and "loss" not in r for r in read_log(self.run))
 
     def advance(self) -> None:
-        if self.active:
-            self.bar.update()
+        """One step was taken. After the first ones it says once how long all will take."""
+        if not self.active:
+            return
+        self.bar.update()
+        self.taken += 1
+        if self.taken == WARMUP_STEPS:
+            synchronize(self.device)  # the host runs ahead of a GPU
+            self.settled_at = time.monotonic()
+        counted = self.taken - WARMUP_STEPS
+        last = self.start + self.taken == self.plan.steps
+        if self.estimated or last or not enough(counted, time.monotonic() - self.settled_at):
+            return
+        synchronize(self.device)
+        seconds = (time.monotonic() - self.settled_at) / counted
+        self.say(expected_duration(seconds, self.start, self.plan.steps, self.batch_size))
+        self.estimated = True
 
     def write(self, record: dict[str, Any]) -> None:
-        """One logged step: to the file and TensorBoard always, to the screen as a bar or, without a terminal, a line."""
+        """One record: to the file, to TensorBoard, and the loss to the screen."""
         if not self.active:
             return
         self.file.write(json.dumps(record) + "\n")
@@ -63,28 +95,34 @@ class Log:
             if self.writer is not None and name != "step" and value is not None:
                 self.writer.add_scalar(name, value, record["step"])
         if "loss" not in record:
-            self.measured = "".join(
-                f"  {name} {value:.4g}" for name, value in record.items() if name != "step"
-            )
+            named = (pair for pair in record.items() if pair[0] != "step")
+            self.scores = "".join(f"  {name} {value:.4g}" for name, value in named)
         if record.get("loss") is not None:
             self.show(record)
 
     def show(self, record: dict[str, Any]) -> None:
-        """The numbers on the screen, and once the expected duration."""
-        step, speed = record["step"], f"{record['images_per_s']:.1f} images/s"
-        text = f"loss {record['loss']:.4f}{self.measured}  {speed}  waiting for data {record['wait']:.0%}"
-        now = time.monotonic()
-        left = (now - self.began) / (step - self.start) * (self.steps - step)
-        if not self.estimated and now - self.began > 5 and left > 0:
-            self.estimated = True
-            self.say(f"expected duration from here: about {duration(left)} ({speed})")
+        """The numbers beside the bar or, without a terminal, every 15 s in a line."""
+        step = record["step"]
+        text = (
+            f"loss {record['loss']:.4f}{self.scores}  {record['images_per_s']:.1f} images/s  "
+            f"waiting for data {record['wait']:.0%}"
+        )
         self.bar.set_postfix_str(text)
-        if self.bar.disable and (now - self.shown > 15 or step == self.steps):
-            self.shown = now
-            logger.info(f"step {step}/{self.steps}  {text}  {duration(left)} left")
+        now = time.monotonic()
+        if self.bar.disable and (now - self.shown_at > 15 or step == self.plan.steps):
+            self.shown_at = now
+            left = (now - self.began) / self.taken * (self.plan.steps - step)
+            self.say(f"step {step}/{self.plan.steps}  {text}  {duration(left)} left")
+
+    def bad_files(self, files: Sequence[tuple[str, str]]) -> None:
+        """Names each file that could not be read once in the life of the run."""
+        if not files:
+            return
+        for name in note_bad_files(self.run, files):
+            self.say(f"bad file, replaced by another image: {name} (see {self.run / BAD_FILES})")
 
     def say(self, message: str) -> None:
-        """A line for the user that does not tear the progress bar."""
+        """A message of the main process."""
         if self.active:
             logger.info(message)
 
@@ -99,17 +137,12 @@ class Log:
                 self.writer.close()
 
 
-def duration(seconds: float) -> str:
-    """Seconds for people: 45 s, 12 min, 3.5 h, 2.1 days."""
-    for limit, unit, name in ((90, 1, "s"), (5400, 60, "min")):
-        if seconds < limit:
-            return f"{seconds / unit:.0f} {name}"
-    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.1f} days"
-
-
 def peak_memory_mb(device: torch.device) -> float | None:
-    """The most memory so far, in MB (10^6): on a GPU, of this process's tensors there; else all that this process held,
-    libraries and decoded images included, workers not (None on systems that do not tell)."""
+    """The most memory so far, in MB (10^6 bytes).
+
+    On a GPU that of this process's tensors there; else all that this process held, libraries and
+    decoded images included, workers not. None on systems that do not report it.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     try:

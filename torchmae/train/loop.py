@@ -1,7 +1,8 @@
-"""fit(): the one loop behind every training. Step, log, save, evaluate; it knows a task only by calling it."""
+"""fit(): the one loop behind every training. Step, log, save, evaluate; a task is only called."""
 
 import logging
 import math
+import shlex
 import signal
 import sys
 import time
@@ -9,51 +10,47 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from torchmae.errors import RunError
-from torchmae.runfolder import note_bad_files
 from torchmae.train import optim
 from torchmae.train.checkpoint import Checkpoint, newest, save
-from torchmae.train.config import BatchStream, Evaluator, TrainConfig
+from torchmae.train.config import B, BatchStream, Evaluator, Task, TrainConfig
 from torchmae.train.distributed import World, gathered
 from torchmae.train.log import Log, peak_memory_mb
 from torchmae.train.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
-BAD_IN_A_ROW = 5  # steps with a loss that is not finite, after which a run gives up
-
-
-WAITS = 3  # readings in a row with much waiting for data, after which the log says what would help
-
-
-BROKEN_LOSS = 65  # the exit code then
+MAX_BAD_STEPS = 5  # steps in a row with a loss that is not finite, after which a run stops
+BROKEN_LOSS = 65  # its exit code then
+SLOW_READINGS = 3  # log records in a row with much waiting for data, before advice is logged
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a training ended: steps done, and the last logged numbers (None if it had been finished before)."""
+    """How a training ended: steps done, and its last log record (None: it was finished before)."""
 
     step: int
     last: dict[str, Any] | None = None
 
 
 def fit(
-    task: Any,
-    batches: BatchStream,
+    task: Task[B],
+    batches: BatchStream[B],
     plan: TrainConfig,
     run: Path,
     world: World,
     evaluators: Sequence[Evaluator] = (),
 ) -> Outcome:
-    """Trains until `plan.steps`, from the newest checkpoint in `run` if there is one.
+    """Trains until `plan.steps`, from the newest checkpoint in the folder `run` if there is one.
 
-    Raises `RunError`: code 65 when the loss stays not finite, 1 when memory or disk do not suffice, 128 + its number when a
-    signal stopped it (the step is finished and saved first).
+    Raises:
+        RunError: with exit code 65 when the loss stays not finite, 1 when memory or disk do not
+            suffice, 128 + its number when a signal came (the step is finished and saved first).
     """
     task.to(world.device)
     saved = world.on_main(lambda: newest(run))
@@ -64,130 +61,204 @@ def fit(
     trainer = Trainer(task, world, plan)
     if saved:
         trainer.load(saved.model, saved.optimizer, saved.metadata)
-    if saved and world.is_main:
-        logger.info(f"going on from step {start} of {plan.steps}")
-    log = Log(run, plan.steps, start, world.is_main, plan.tensorboard)
     meter = Meter(start, batches.batch_size)
-    saved_at = evaluated_at = time.monotonic()
-
-    def evaluate(done: int) -> None:
-        task.eval()
-        with torch.no_grad(), trainer.ema_weights(), gathered(trainer.module):
-            for name, value in (pair for evaluator in evaluators for pair in evaluator(done)):
-                log.write({"step": done, name: value})
-        task.train()
-
+    agenda = Agenda(plan, world)
     task.train()
-    with stop_signals() as stop, log:
-        if (
-            saved and evaluation_is_due(start, plan) and log.lacks_evaluation()
-        ):  # the stop came between the two
-            evaluate(start)
+    with stop_signals() as stop, Log(run, plan, start, batches.batch_size, world) as log:
+        if saved:
+            log.say(f"resuming from step {start} of {plan.steps}")
+            if evaluation_is_due(start, plan) and log.lacks_evaluation():  # stopped between the two
+                evaluate(trainer, evaluators, start, log)
         loader = iter(batches.loader(start, plan.steps, plan.workers, world.device.type == "cuda"))
         for step in range(start, plan.steps):
             with meter.waiting():
                 batch = next(loader).to(world.device)
-            for name in note_bad_files(run, batch.bad) if batch.bad else ():
-                log.say(
-                    f"bad file, replaced by another image: {name} (see {run / 'bad-files.jsonl'})"
-                )
-            lr = optim.lr_at(step, plan.steps, plan.warmup_steps, plan.lr, plan.least_lr)
+            log.bad_files(batch.bad)
+            lr = optim.lr_at(step, plan.steps, plan.warmup_steps, plan.lr, plan.min_lr)
             meter.add(trainer(batch, lr, optim.ema_decay_at(step, plan.ema)))
+            with torch.no_grad():
+                task.after_step(step)
             log.advance()
-            done, last = step + 1, step + 1 == plan.steps
 
-            if last or done % plan.log_every == 0:
-                with torch.no_grad():
-                    extra = {
-                        name: float(world.mean(value))
-                        for name, value in task.diagnose(batch).items()
-                    }
-                record, bad = meter.read()
-                record |= {**extra, "lr": lr, "peak_memory_mb": peak_memory_mb(world.device)}
-                log.write(record)
-                if meter.slowed():
-                    log.say(
-                        f"{record['wait']:.0%} of the time goes by waiting for images: what can help is more --workers (now "
-                        f"{plan.workers}), smaller files (mae pack) or, for mae pretrain, --cache memory"
-                    )
-                if bad:
-                    log.say(
-                        f"loss or gradient not finite, step not applied: {', '.join(map(str, bad))}"
-                    )
-                if meter.streak >= BAD_IN_A_ROW:
-                    raise RunError(
-                        f"the loss was not finite for {meter.streak} steps in a row, up to step {done}. None was applied; "
-                        f"the last checkpoint in {run} stands. With a new --out, try a lower --base-lr, "
-                        "--clip-grad 1 or --precision fp32.",
-                        BROKEN_LOSS,
-                    )
-
-            now = time.monotonic()
-            stopping, saving, evaluating = world.any_rank(
-                stop.number is not None,
-                world.is_main and now - saved_at > 60 * plan.save_minutes,
-                world.is_main and now - evaluated_at > 60 * plan.evaluate_minutes
-                if plan.evaluate_steps is None
-                else evaluation_is_due(done, plan),
-            )
-            if last or stopping or saving:
-                everything = Checkpoint(done, *trainer.state())
-                world.on_main(lambda: save(run, everything))  # noqa: B023 - called at once
-                saved_at = time.monotonic()
-                meter.restart()
-            if last or (evaluating and not stopping):
-                evaluate(done)
-                evaluated_at = time.monotonic()
-                meter.restart()
-            if stopping and not last:
-                code = 128 + (stop.number or signal.SIGTERM)
-                raise RunError(
-                    f"stopped at step {done} of {plan.steps} and saved; the same command goes on",
-                    code,
-                )
+            done = step + 1
+            if done == plan.steps or done % plan.log_every == 0:
+                record = log_progress(trainer, batch, lr, meter, log)
+            due = agenda.due(done, stop)
+            if due.save:
+                save_checkpoint(trainer, done, run)
+                agenda.saved_at = meter.restart()
+            if due.evaluate:
+                evaluate(trainer, evaluators, done, log)
+                agenda.evaluated_at = meter.restart()
+            if due.stop:
+                raise stopped(done, plan, stop)
     return Outcome(plan.steps, record)
 
 
+def evaluate(trainer: Trainer[B], evaluators: Sequence[Evaluator], done: int, log: Log) -> None:
+    """Logs what the evaluators measure on the EMA weights, or the weights where there is no EMA."""
+    trainer.task.eval()
+    with torch.no_grad(), trainer.ema_weights(), gathered(trainer.module):
+        for evaluator in evaluators:
+            for name, value in evaluator(done):
+                log.write({"step": done, name: value})
+    trainer.task.train()
+
+
+def save_checkpoint(trainer: Trainer[B], done: int, run: Path) -> None:
+    """Gathers the state from all processes; the main one writes it."""
+    checkpoint = Checkpoint(done, *trainer.state())
+    trainer.world.on_main(lambda: save(run, checkpoint))
+
+
+def log_progress(
+    trainer: Trainer[B], batch: B, lr: float, meter: "Meter", log: Log
+) -> dict[str, Any]:
+    """Logs the steps since the last record, and what is wrong with them.
+
+    Raises:
+        RunError: the loss was not finite for `MAX_BAD_STEPS` steps in a row.
+    """
+    world = trainer.world
+    with torch.no_grad():
+        diagnosed = trainer.task.diagnose(batch)
+        extra = {name: float(world.mean(value)) for name, value in diagnosed.items()}
+    record, bad = meter.read()
+    record |= {**extra, "lr": lr, "peak_memory_mb": peak_memory_mb(world.device)}
+    log.write(record)
+    if meter.is_slow():
+        log.say(
+            f"{record['wait']:.0%} of the time is spent waiting for data; try more --workers "
+            f"(now {log.plan.workers}), smaller files (mae pack) or --cache memory"
+        )
+    if bad:
+        log.say(f"loss or gradient not finite, step not applied: {', '.join(map(str, bad))}")
+    if meter.bad_in_a_row >= MAX_BAD_STEPS:
+        raise RunError(
+            f"the loss was not finite for {meter.bad_in_a_row} steps in a row, up to step "
+            f"{meter.step}. None was applied; the last checkpoint in {log.run} is good. "
+            "With a new --out, try a lower --base-lr, --clip-grad 1 or --precision fp32.",
+            BROKEN_LOSS,
+        )
+    return record
+
+
+def stopped(done: int, plan: TrainConfig, stop: "Stop") -> RunError:
+    """The error of a run that a signal stopped, also where another process got the signal."""
+    return RunError(
+        f"stopped at step {done} of {plan.steps} and saved; the same command resumes it",
+        128 + (stop.number or signal.SIGTERM),
+    )
+
+
+def finished_line(plan: TrainConfig, run: Path, flag: str = "--from") -> str:
+    """What to say of a run that is finished already: how to train longer.
+
+    Args:
+        plan: of the run.
+        run: its folder.
+        flag: what starts a new run from its weights; empty where a verb has none.
+    """
+    head = f"{run} is finished ({plan.steps:,} steps)."
+    if optim.can_lengthen(plan, plan.steps):
+        return f"{head} The same command with more --epochs continues it."
+    start = f" with {flag} {shlex.quote(str(run))}" if flag else ""
+    return (
+        f"{head} Its learning rate has fallen to {plan.min_lr:g}; "
+        f"for a longer run use a new --out{start}."
+    )
+
+
 def evaluation_is_due(done: int, plan: TrainConfig) -> bool:
-    """Whether step `done` is the first at or behind the end of a stretch of `evaluate_steps`, which need not be whole."""
+    """Whether step `done` is the first at or after a multiple of `evaluate_steps` (a float)."""
     every = plan.evaluate_steps
     return (
         every is not None and done > 0 and int(done / every + 1e-9) > int((done - 1) / every + 1e-9)
     )
 
 
+class Due(NamedTuple):
+    """What is to be done after a step, the same in every process."""
+
+    save: bool
+    evaluate: bool
+    stop: bool
+
+
+class Agenda:
+    """When to save, evaluate and stop; minutes are those of the main process's clock.
+
+    Attributes:
+        saved_at: when the last checkpoint was finished, by `time.monotonic`; to be set.
+        evaluated_at: the same of the last evaluation.
+    """
+
+    def __init__(self, plan: TrainConfig, world: World):
+        self.plan = plan
+        self.world = world
+        self.saved_at = self.evaluated_at = time.monotonic()
+
+    def due(self, done: int, stop: "Stop") -> Due:
+        """What is due after `done` steps (every process must call this)."""
+        plan = self.plan
+        now = time.monotonic()
+        late = now - self.evaluated_at > 60 * plan.evaluate_minutes
+        by_step = plan.evaluate_steps is not None
+        stopping, saving, evaluating = self.world.any_rank(
+            stop.number is not None,
+            self.world.is_main and now - self.saved_at > 60 * plan.save_minutes,
+            evaluation_is_due(done, plan) if by_step else self.world.is_main and late,
+        )
+        if done == plan.steps:
+            return Due(save=True, evaluate=True, stop=False)
+        return Due(save=stopping or saving, evaluate=evaluating and not stopping, stop=stopping)
+
+
 class Meter:
-    """Losses and gradient norms between two log steps, left on the device; speed and the share of waiting for data."""
+    """Losses and gradient norms since the last log record, on the device; speed; waiting for data.
+
+    Attributes:
+        step: up to which step records were read.
+        bad_in_a_row: the last steps that were not finite, without a good one between them.
+    """
 
     def __init__(self, step: int, batch_size: int):
-        self.step, self.batch_size, self.streak = step, batch_size, 0
-        self.slow, self.told = 0, False
+        self.step = step
+        self.batch_size = batch_size
+        self.bad_in_a_row = 0
+        self.slow_in_a_row = 0
+        self.advised = False
         self.values: list[Tensor] = []
         self.restart()
 
-    def restart(self) -> None:
-        """Begins the time measurement anew, so that saving and drawing do not count as training."""
-        self.began, self.steps, self.waited = time.monotonic(), 0, 0.0
+    def restart(self) -> float:
+        """Restarts the clock, so that saving and drawing do not count as training; returns now."""
+        self.began = time.monotonic()
+        self.steps = 0
+        self.waited = 0.0
+        return self.began
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        asked = time.monotonic()
+        began = time.monotonic()
         yield
-        self.waited += time.monotonic() - asked
+        self.waited += time.monotonic() - began
 
     def add(self, values: Tensor) -> None:
+        """Takes loss and gradient norm of one step, [2]."""
         self.values.append(values)
         self.steps += 1
 
     def read(self) -> tuple[dict[str, Any], list[int]]:
-        """The record of the steps since the last reading, and which of them (1-based) were not finite."""
-        values = torch.stack(
-            self.values
-        ).tolist()  # the one place where the host waits for the device
+        """The record of the steps since the last one, and which of them were not finite.
+
+        Steps are 1-based here, as in the log. The loss is the mean over the finite steps.
+        """
+        values = torch.stack(self.values).tolist()  # the only place where the host waits
         seconds = time.monotonic() - self.began
         finite = [math.isfinite(sum(pair)) for pair in values]
         for good in finite:
-            self.streak = 0 if good else self.streak + 1
+            self.bad_in_a_row = 0 if good else self.bad_in_a_row + 1
         bad = [self.step + 1 + i for i, good in enumerate(finite) if not good]
         losses = [loss for (loss, _), good in zip(values, finite) if good]
         self.step += len(values)
@@ -200,40 +271,41 @@ class Meter:
             "wait": wait,
             "skipped": len(bad),
         }
-        self.slow = self.slow + 1 if wait > 0.1 else 0
+        self.slow_in_a_row = self.slow_in_a_row + 1 if wait > 0.1 else 0
         self.values = []
         self.restart()
         return record, bad
 
-    def slowed(self) -> bool:
-        """True once: after the third reading in a row with more than 10 % of the time gone by waiting."""
-        first = self.slow >= WAITS and not self.told
-        self.told |= first
+    def is_slow(self) -> bool:
+        """True once: after three records in a row with over 10 % of the time spent waiting."""
+        first = self.slow_in_a_row >= SLOW_READINGS and not self.advised
+        self.advised |= first
         return first
 
 
 @dataclass
 class Stop:
-    """The signal that asked this process to stop, once it came."""
+    """The signal that this process got, if any."""
 
     number: int | None = None
 
 
 @contextmanager
 def stop_signals() -> Iterator[Stop]:
-    """SIGTERM and SIGINT only leave a note, and the step is finished first; the second one acts at once."""
+    """SIGTERM and SIGINT are noted, and the step is finished first; a second one acts at once."""
     stop = Stop()
     before: dict[int, Any] = {}
 
     def note(number: int, frame: object) -> None:
         stop.number = number
+        # Not by logging: a signal may come while a handler is writing.
         print(f"\n{signal.Signals(number).name}: finishing the step, then saving", file=sys.stderr)
         signal.signal(number, before[number])
 
     try:
         for number in (signal.SIGTERM, signal.SIGINT):
             before[number] = signal.signal(number, note)
-    except ValueError:  # not the main thread: signals are somebody else's matter
+    except ValueError:  # not the main thread: whoever runs that handles signals
         before = {}
     try:
         yield stop

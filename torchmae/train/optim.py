@@ -1,4 +1,4 @@
-"""Which parameters decay, the optimizer, and the learning rate of every step as a pure function."""
+"""Which parameters decay, the optimizers, and the learning rate and EMA decay of every step."""
 
 import math
 from collections.abc import Callable
@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from torchmae.errors import choose
+from torchmae.train.config import TrainConfig
 
 
 def param_groups_weight_decay(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Every trainable parameter in exactly one group: matrices decay, 1-D parameters (biases, norms) do not.
+    """Every trainable parameter in exactly one group: 1-D ones (biases, norms) do not decay.
 
     The class and mask tokens are 3-D and decay, as in the reference's pre-training.
     """
@@ -29,17 +30,25 @@ def param_groups_weight_decay(model: nn.Module, weight_decay: float) -> list[dic
 def param_groups_layer_decay(
     model: nn.Module, layers: list[nn.Module], weight_decay: float, layer_decay: float
 ) -> list[dict[str, Any]]:
-    """Groups of fine-tuning: the learning rate of layer i is `layer_decay ** (N + 1 - i)` times the head's, where i is 0 for
-    the patch embedding, the class token and the positions, 1..N for the blocks, N + 1 for what is behind them.
+    """Groups of fine-tuning, where early layers learn more slowly (paper Table 9).
 
-    1-D parameters, the class token and the positions do not decay (the reference's fine-tuning; paper Table 9).
+    The learning rate of layer i is `layer_decay ** (N + 1 - i)` times the head's, where i is 0 for
+    the patch embedding, the class token and the positions, 1..N for the blocks, N + 1 for what
+    follows them. 1-D parameters, the class token and the positions do not decay, as in the
+    reference's fine-tuning.
+
+    Args:
+        model: its trainable parameters are grouped.
+        layers: the N blocks, first to last.
+        weight_decay: of everything else.
+        layer_decay: in (0, 1].
     """
     depth = {id(p): i for i, layer in enumerate(layers, 1) for p in layer.parameters()}
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        token = name.endswith(("cls_token", "pos_embed"))
+        token = name.endswith(("cls_token", "reg_token", "pos_embed"))
         layer = depth.get(id(parameter), 0 if token or "patch_embed." in name else len(layers) + 1)
         decay = 0.0 if token or parameter.ndim <= 1 else weight_decay
         scale = layer_decay ** (len(layers) + 1 - layer)
@@ -56,23 +65,25 @@ def param_groups_layer_decay(
 
 
 def adamw(groups: list[dict[str, Any]], betas: tuple[float, float]) -> torch.optim.AdamW:
-    """AdamW in its fused form, which can also skip a step on the device without asking the host (`found_inf`)."""
+    """Fused AdamW, which can skip a step on the device without the host (`found_inf`)."""
     return torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
 
 
 def sgd(groups: list[dict[str, Any]], betas: tuple[float, float]) -> torch.optim.SGD:
-    """Gradient descent with momentum, fused as `adamw` is."""
+    """SGD with momentum (the first beta), fused as `adamw` is."""
     return torch.optim.SGD(groups, lr=0.0, momentum=betas[0], fused=True)
 
 
 class LARS(torch.optim.Optimizer):
-    """Gradient descent with momentum whose steps are scaled, matrix by matrix, to 0.001 of the size of the weights (You et
-    al. 2017); vectors are moved as by SGD. The optimizer of the paper's linear probe (Table 10), for very large batches."""
+    """SGD with momentum and a trust ratio for each matrix (You et al. 2017, arXiv 1708.03888).
+
+    1-D parameters move as by SGD. The optimizer of the paper's linear probe (Table 10), for very
+    large batches.
+    """
 
     TRUST = 0.001
-    found_inf: Tensor | None = (
-        None  # 1: leave the step out, decided on the device as in the fused optimizers
-    )
+    # 1: skip the step, decided on the device as in the fused optimizers.
+    found_inf: Tensor | None = None
 
     def __init__(self, groups: list[dict[str, Any]], momentum: float):
         super().__init__(groups, dict(lr=0.0, momentum=momentum, weight_decay=0.0))
@@ -84,37 +95,33 @@ class LARS(torch.optim.Optimizer):
                 gradient, momentum = parameter.grad, self.state[parameter]["momentum_buffer"]
                 if parameter.ndim > 1:
                     gradient = gradient + group["weight_decay"] * parameter
-                    sizes = parameter.norm(), gradient.norm()
-                    scale = torch.where(
-                        (sizes[0] > 0) & (sizes[1] > 0), self.TRUST * sizes[0] / sizes[1], 1.0
+                    weight_norm = parameter.norm()
+                    gradient_norm = gradient.norm()
+                    usable = (weight_norm > 0) & (gradient_norm > 0)
+                    gradient = gradient * torch.where(
+                        usable, self.TRUST * weight_norm / gradient_norm, 1.0
                     )
-                    gradient = gradient * scale
-                moved = group["momentum"] * momentum + gradient
+                velocity = group["momentum"] * momentum + gradient
+                change = group["lr"] * velocity
                 if self.found_inf is not None:
-                    gone = self.found_inf > 0
-                    momentum.copy_(torch.where(gone, momentum, moved))
-                    parameter.sub_(torch.where(gone, torch.zeros_like(moved), group["lr"] * moved))
-                else:
-                    momentum.copy_(moved)
-                    parameter.sub_(group["lr"] * moved)
+                    skip = self.found_inf > 0
+                    velocity = torch.where(skip, momentum, velocity)
+                    change = torch.where(skip, torch.zeros_like(change), change)
+                momentum.copy_(velocity)
+                parameter.sub_(change)
 
 
 def lars(groups: list[dict[str, Any]], betas: tuple[float, float]) -> LARS:
-    """LARS with the first of the betas as momentum."""
+    """LARS with the first beta as its momentum."""
     return LARS(groups, betas[0])
 
 
-OPTIMIZERS: dict[
-    str, Callable[[list[dict[str, Any]], tuple[float, float]], torch.optim.Optimizer]
-] = {
-    "adamw": adamw,
-    "lars": lars,
-    "sgd": sgd,
-}
+MakeOptimizer = Callable[[list[dict[str, Any]], tuple[float, float]], torch.optim.Optimizer]
+OPTIMIZERS: dict[str, MakeOptimizer] = {"adamw": adamw, "lars": lars, "sgd": sgd}
 
 
 def init_optimizer_state(optimizer: str, parameter: Tensor) -> dict[str, Tensor]:
-    """What the named optimizer keeps for a parameter, before its first step."""
+    """The named optimizer's state for a parameter before its first step."""
     choose(OPTIMIZERS, optimizer, "optimizer")
     if optimizer == "adamw":
         zeros = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
@@ -127,15 +134,36 @@ def peak_lr(base_lr: float, batch_size: int) -> float:
     return base_lr * batch_size / 256
 
 
-def lr_at(step: int, steps: int, warmup: int, peak: float, least: float = 0.0) -> float:
-    """The learning rate of a step (0-based): linear warm-up to the peak, then half a cosine down to `least`."""
+def lr_at(step: int, steps: int, warmup: int, peak: float, min_lr: float = 0.0) -> float:
+    """The learning rate of a step: linear warm-up, then half a cosine (paper, Table 8).
+
+    Args:
+        step: 0-based.
+        steps: of the whole training.
+        warmup: steps until the peak.
+        peak: the highest learning rate.
+        min_lr: where the cosine ends.
+    """
     if step < warmup:
         return peak * (step + 1) / warmup
     done = (step - warmup) / max(1, steps - warmup)
-    return least + (peak - least) * 0.5 * (1 + math.cos(math.pi * done))
+    return min_lr + (peak - min_lr) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def can_lengthen(plan: TrainConfig, done: int) -> bool:
+    """Whether `done` steps of this schedule are also the first steps of any longer one.
+
+    Only then does more of the same schedule give the weights of a run that was longer from the
+    start: during warm-up, or where the learning rate stays at its peak. The cosine is stretched
+    over all steps, so after warm-up every learning rate depends on their number.
+    """
+    return done <= plan.warmup_steps or plan.min_lr == plan.lr
 
 
 def ema_decay_at(step: int, decay: float | None) -> float:
-    """The share of itself that the average of the weights keeps at a step (0-based): `decay` in the end, but less at first,
-    so that a short training does not average its start: (1 + step) / (10 + step), a window of about a tenth of the past."""
+    """How much of themselves the EMA weights retain at a step (0-based): at most `decay`.
+
+    At first it is (1 + step) / (10 + step), a window of about a tenth of the past, so that the EMA
+    of a short training does not hold its random start.
+    """
     return 0.0 if decay is None else min(decay, (1 + step) / (10 + step))

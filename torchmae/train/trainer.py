@@ -1,30 +1,37 @@
-"""One optimizer step: micro-batches, mixed precision, clipping, a loss that is not finite, memory that does not suffice."""
+"""One optimizer step: micro-batches, mixed precision, clipping, losses that are not finite."""
 
 import ctypes
 import gc
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, Generic, cast
 
 import torch
 from torch import Tensor, nn
 
 from torchmae.errors import RunError
 from torchmae.train import optim
-from torchmae.train.config import TrainConfig
+from torchmae.train.config import B, Task, TrainConfig
 from torchmae.train.distributed import World, no_sync
 
 logger = logging.getLogger(__name__)
 
+# Options of glibc's mallopt (malloc.h).
+M_TRIM_THRESHOLD = -1
+M_MMAP_THRESHOLD = -3
 
-class Trainer:
-    """The moving parts of a training: call it on a batch with a learning rate, and the task's weights have moved.
 
-    `micro_batch_size` is how many images a device takes at a time (None: not known yet; the first call finds out what fits).
+class Trainer(Generic[B]):
+    """The state of a training: optimizer, EMA weights, loss scale, micro-batch size.
+
+    Attributes:
+        micro_batch_size: images of one forward pass of this process; None until the first call,
+            which finds out what fits into memory.
+        ema: the averaged weights by name; empty without `plan.ema`.
     """
 
-    def __init__(self, task: Any, world: World, plan: TrainConfig):
+    def __init__(self, task: Task[B], world: World, plan: TrainConfig):
         self.task = task
         self.world = world
         self.clip_grad = plan.clip_grad
@@ -34,7 +41,8 @@ class Trainer:
             keep_freed_memory(True)
         if plan.compile:
             task.compile()
-        self.module = world.wrap(task, task.layers(), plan.fsdp)
+        # A protocol cannot say that every task is an nn.Module.
+        self.module = world.wrap(cast(nn.Module, task), task.layers(), plan.fsdp)
         if plan.layer_decay is None:
             groups = optim.param_groups_weight_decay(task.model, plan.weight_decay)
         else:
@@ -43,13 +51,12 @@ class Trainer:
             )
         self.optimizer = optim.OPTIMIZERS[plan.optimizer](groups, plan.betas)
         self.parameters = {n: p for n, p in task.model.named_parameters() if p.requires_grad}
-        for parameter in (
-            self.parameters.values()
-        ):  # made now, so that resuming and the search for memory find it there
+        # Allocated now, so that loading a checkpoint and the search for what fits find it there.
+        for parameter in self.parameters.values():
             self.optimizer.state[parameter] = optim.init_optimizer_state(plan.optimizer, parameter)
-        kept = self.parameters if plan.ema is not None else {}
-        self.ema = {name: parameter.detach().clone() for name, parameter in kept.items()}
-        self.counted = [
+        averaged = self.parameters if plan.ema is not None else {}
+        self.ema = {name: parameter.detach().clone() for name, parameter in averaged.items()}
+        self.in_grad_norm = [
             p for name, p in self.parameters.items() if name not in task.exclude_from_grad_norm
         ]
         self.scaler = torch.amp.GradScaler(
@@ -62,11 +69,20 @@ class Trainer:
             "enabled": plan.precision != "fp32",
         }
 
-    def __call__(self, batch: Any, lr: float, ema: float = 0.0) -> Tensor:
-        """Moves the weights, and their average (if there is one, which keeps the share `ema` of itself); gives `[2]`, the loss
-        and the gradient norm over all processes, without waiting for the device.
+    def __call__(self, batch: B, lr: float, ema_decay: float = 0.0) -> Tensor:
+        """One optimizer step over all micro-batches.
 
-        If either is not finite, the step is left out, on the device itself: weights and moments stay as they are.
+        A step whose loss or gradient norm is not finite is skipped, on the device itself: weights
+        and moments stay as they are.
+
+        Args:
+            batch: this process's share of the step.
+            lr: the learning rate; that of a layer is `lr` times its group's `lr_scale`.
+            ema_decay: how much of themselves the EMA weights retain, in [0, 1].
+
+        Returns:
+            float32 [2], loss and gradient norm (before clipping) averaged over ranks, left on the
+            device (no sync).
         """
         self.micro_batch_size = self.micro_batch_size or self.find_micro_batch_size(batch)
         num_micro_batches = -(-len(batch.images) // self.micro_batch_size)
@@ -74,30 +90,29 @@ class Trainer:
             group["lr"] = lr * group.get("lr_scale", 1.0)
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.world.mean(self.accumulate(self.module, batch, num_micro_batches))
-        if (
-            self.scaler.is_enabled()
-        ):  # a scaler looks at gradients only: one of them tells it of the loss
-            first = self.counted[0].grad
+        if self.scaler.is_enabled():  # it checks gradients only: a bad loss has to be in one
+            first = self.in_grad_norm[0].grad
+            assert first is not None
             first.add_(self.world.match_layout(loss * 0, first))  # 0, or NaN
         self.scaler.unscale_(self.optimizer)
-        gradients = [p.grad for p in self.counted if p.grad is not None]
+        gradients = [p.grad for p in self.in_grad_norm if p.grad is not None]
         norm = self.world.gather(nn.utils.get_total_norm(gradients))
         if self.clip_grad is not None:
             scale = (self.clip_grad / (norm + 1e-6)).clamp(max=1.0)
             for gradient in gradients:
                 gradient.mul_(self.world.match_layout(scale, gradient))
-        if not self.scaler.is_enabled():  # a scaler has found this out by itself
+        if not self.scaler.is_enabled():  # a scaler has set found_inf by itself
             found = (~torch.isfinite(loss + norm)).float()
-            self.optimizer.found_inf = self.world.match_layout(found, self.counted[0])  # type: ignore[attr-defined]
+            self.optimizer.found_inf = self.world.match_layout(found, self.in_grad_norm[0])  # type: ignore[attr-defined]
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.ema:
             weights = [parameter.detach() for parameter in self.parameters.values()]
-            torch._foreach_lerp_(list(self.ema.values()), weights, 1 - ema)
+            torch._foreach_lerp_(list(self.ema.values()), weights, 1 - ema_decay)
         return torch.stack([loss, norm])
 
-    def accumulate(self, module: nn.Module, batch: Any, num_micro_batches: int) -> Tensor:
-        """Forward and backward over the micro-batches; the loss of the whole batch."""
+    def accumulate(self, module: nn.Module, batch: B, num_micro_batches: int) -> Tensor:
+        """Forward and backward over the micro-batches. Returns this process's loss, a scalar."""
         total = torch.zeros((), device=self.world.device)
         for i, micro_batch in enumerate(batch.chunks(num_micro_batches)):
             with no_sync(module, i < num_micro_batches - 1), torch.autocast(**self.autocast):
@@ -106,20 +121,26 @@ class Trainer:
             total += loss.detach()
         return total
 
-    def find_micro_batch_size(self, batch: Any) -> int:
-        """How many images fit at a time: as many as were wanted, half as many whenever memory runs out."""
-        share, buffers = len(batch.images), [(b, b.clone()) for b in self.task.buffers()]
+    def find_micro_batch_size(self, batch: B) -> int:
+        """The requested number of images at a time, halved until a trial fits into memory.
+
+        Raises:
+            RunError: not even one image fits.
+        """
+        share = len(batch.images)
+        buffers = [(buffer, buffer.clone()) for buffer in self.task.buffers()]
+        module = cast(nn.Module, self.task)  # not DDP's: a failed trial must not wait for others
         num_micro_batches = -(-share // min(self.requested_micro_batch_size or share, share))
         while True:
             out_of_memory = False
             try:
-                self.accumulate(self.task, next(iter(batch.chunks(num_micro_batches))), 1)
+                self.accumulate(module, batch.chunks(num_micro_batches)[0], 1)
             except RuntimeError as error:  # torch.OutOfMemoryError is one too
                 if not is_out_of_memory(error):
                     raise
                 out_of_memory = True
             self.optimizer.zero_grad(set_to_none=True)
-            for buffer, before in buffers:  # a trial must not count among a BatchNorm's statistics
+            for buffer, before in buffers:  # BatchNorm's statistics without the trial
                 buffer.copy_(before)
             if not self.world.any_rank(out_of_memory)[0]:
                 return -(-share // num_micro_batches)
@@ -129,20 +150,18 @@ class Trainer:
                 torch.cuda.empty_cache()
             if num_micro_batches >= share:
                 raise RunError(
-                    "out of memory even with one image at a time: choose a smaller --model or --image-size, with a new --out"
+                    "out of memory even with one image at a time: "
+                    "choose a smaller --model or --image-size, with a new --out"
                 )
             num_micro_batches = min(share, 2 * num_micro_batches)
             if self.world.is_main:
-                logger.info(
-                    f"out of memory: going on with micro-batches of {-(-share // num_micro_batches)} images"
-                )
+                size = -(-share // num_micro_batches)
+                logger.info(f"out of memory: continuing with micro-batches of {size} images")
 
     @contextmanager
     def ema_weights(self) -> Iterator[None]:
-        """Within it the task has the averaged weights, if there is an average: what is evaluated, and what a run shows."""
-        pairs = [
-            (parameter, self.ema[name]) for name, parameter in self.parameters.items() if self.ema
-        ]
+        """Puts the EMA weights, if there are any, into the task: to be evaluated and saved."""
+        pairs = [(self.parameters[name], average) for name, average in self.ema.items()]
         swap(pairs)
         try:
             yield
@@ -150,8 +169,12 @@ class Trainer:
             swap(pairs)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
-        """Weights (the averaged ones, if there is an average), tensors to go on with, numbers: all in full, whatever the
-        sharding (all processes must ask)."""
+        """All that `load` needs, unsharded (every process must call this).
+
+        Returns:
+            The model's state (EMA weights if there are any), the optimizer's tensors together with
+            the raw weights behind an EMA ("raw.NAME"), and metadata that JSON can hold.
+        """
         with self.ema_weights():
             weights = {
                 name: self.world.gather(value).contiguous()
@@ -165,15 +188,12 @@ class Trainer:
         optimizer_state |= {
             f"raw.{name}": self.world.gather(self.parameters[name].detach()) for name in self.ema
         }
-        return (
-            weights,
-            optimizer_state,
-            {
-                "micro_batch_size": self.micro_batch_size,
-                "place": place_of(self.world.device),
-                "scaler": self.scaler.state_dict(),
-            },
-        )
+        metadata = {
+            "micro_batch_size": self.micro_batch_size,
+            "place": device_name(self.world.device),
+            "scaler": self.scaler.state_dict(),
+        }
+        return weights, optimizer_state, metadata
 
     def load(
         self,
@@ -181,7 +201,7 @@ class Trainer:
         optimizer_state: dict[str, Tensor],
         metadata: dict[str, Any],
     ) -> None:
-        """Takes over what `state` gave."""
+        """Restores what `state` returned, in a process with any sharding."""
         for name, value in self.task.model.state_dict().items():
             self.world.scatter_into(value, weights[name])
         for name, average in self.ema.items():
@@ -190,46 +210,45 @@ class Trainer:
         for name, parameter in self.parameters.items():
             for kind, value in self.optimizer.state[parameter].items():
                 self.world.scatter_into(value, optimizer_state[f"{kind}.{name}"])
-        same = not self.requested_micro_batch_size and metadata["place"] == place_of(
-            self.world.device
-        )
-        self.micro_batch_size = (
-            metadata["micro_batch_size"] if same else None
-        )  # searched again elsewhere
+        # What fitted on one device need not fit on another: there the first call searches again.
+        same = not self.requested_micro_batch_size
+        same = same and metadata["place"] == device_name(self.world.device)
+        self.micro_batch_size = metadata["micro_batch_size"] if same else None
         self.scaler.load_state_dict(metadata["scaler"])
 
 
 def keep_freed_memory(keep: bool) -> None:
-    """Lets the C library keep the memory of freed tensors for the next ones. Left alone it gives back each large one at once,
-    and every step pays for tens of thousands of fresh pages (measured: 3 to 5 % of a ViT-B step on 2 cores). Where memory is
-    scarce that would leave holes too small for anything: `keep=False` is how it was, with all given back."""
+    """Whether glibc keeps the memory of freed tensors for the next ones.
+
+    By default it returns each large one to the system at once, and every step pays for tens of
+    thousands of fresh pages (measured: 3 to 5 % of a ViT-B step on 2 cores). Where memory is
+    scarce, keeping it leaves holes too small for anything: `keep=False` restores the default and
+    returns all that is free.
+    """
     with suppress(AttributeError, OSError):  # another system, or another C library
         library = ctypes.CDLL("libc.so.6")
         if not keep:
             library.mallopt(M_MMAP_THRESHOLD, 1 << 17)
             library.mallopt(M_TRIM_THRESHOLD, 1 << 17)
             library.malloc_trim(0)
-        elif library.mallopt(M_MMAP_THRESHOLD, 1 << 30) or library.mallopt(
-            M_MMAP_THRESHOLD, 1 << 25
-        ):  # by the version
+        # The largest threshold depends on glibc's version.
+        elif any(library.mallopt(M_MMAP_THRESHOLD, size) for size in (1 << 30, 1 << 25)):
             library.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-
-
-def swap(pairs: list[tuple[Tensor, Tensor]]) -> None:
-    """Exchanges the values of each pair, without copying them."""
+def swap(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Exchanges the storage of the two tensors of each pair, without a copy."""
     for one, other in pairs:
         one.data, other.data = other.data, one.data
 
 
-def place_of(device: torch.device) -> str:
-    """What kind of device it is: memory that sufficed on one need not on another."""
+def device_name(device: torch.device) -> str:
+    """The name of the GPU, else the device's type."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
+    """Also on a CPU, where torch has only a message for it."""
     return (
         isinstance(error, torch.OutOfMemoryError)
         or "not enough memory" in str(error)

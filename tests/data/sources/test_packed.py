@@ -13,13 +13,13 @@ from helpers.sources import labels, names, pack_shards, plant, png
 from safetensors.numpy import load_file, save_file
 
 from torchmae import disk
-from torchmae.data import scan as module
+from torchmae.data.config import DecodeOptions
 from torchmae.data.decode import BadImage
-from torchmae.data.labels import Subset, open_pair
-from torchmae.data.scan import Scan
-from torchmae.data.sources import open_source, packed
+from torchmae.data.labels import open_pair
+from torchmae.data.scan import measure, scan
+from torchmae.data.sources import open_source, packed, with_decode
 from torchmae.data.sources.packed import ARRAYS, INDEX, PROGRESS, Packed, Part, Shard
-from torchmae.data.sources.source import Source, StringArray
+from torchmae.data.sources.source import Source, StringArray, Subset
 from torchmae.errors import UserError
 
 IMAGES = {f"{'ab'[i % 2]}/{i}.png": png(i) for i in range(8)}
@@ -216,12 +216,6 @@ def test_a_packed_set_brings_its_own_split(tmp_path: Path) -> None:
     assert val is not None and labels(train) == labels(val) == ["a", "a", "b", "b"]
 
 
-def scan(
-    source: Source, channels: int = 3, max_megapixels: float = 100.0, white: int = 65535
-) -> Scan:
-    return module.scan(source, channels, max_megapixels, white)
-
-
 def refuse(self: Source, i: int) -> bytes:
     raise AssertionError("read")
 
@@ -232,7 +226,7 @@ def test_a_set_of_an_older_version_is_scanned(shards: Path) -> None:
     save_file(arrays, shards / ARRAYS)
     change(shards / INDEX, index_sha256=disk.sha256(shards / ARRAYS))
     source = open_source(shards)
-    assert isinstance(source, Packed) and source.scanned(3, 100.0, 65535) is None
+    assert isinstance(source, Packed) and source.scanned() is None
     assert items(source) == [(name, name[0], data) for name, data in IMAGES.items()]
     assert scan(source).sizes.tolist() == [[7, 6]] * 8
 
@@ -245,17 +239,21 @@ def test_a_set_knows_its_scan_by_its_own_rules_only(
         shard.add(name, name[0], data, (7, 6), bytes(16), i)
     settings = {"settings": {"white": 4095, "max_megapixels": 50.0}, "data": {}}
     packed.write_index(
-        tmp_path, [shard.finish()], settings, lambda source: module.measure(source, 3, 50.0, 4095)
+        tmp_path,
+        [shard.finish()],
+        settings,
+        lambda source: measure(with_decode(source, DecodeOptions(50.0, 4095))),
     )
     source = open_source(tmp_path)
     assert isinstance(source, Packed)
-    for rules in [(1, 50.0, 4095), (3, 49.0, 4095), (3, 50.0, 65535)]:
-        assert (
-            source.scanned(*rules) is None and scan(source, *rules).sizes.tolist() == [[7, 6]] * 8
-        )
-    fresh = scan(Subset(source, range(8)), 3, 60.0, 4095)
+    for rules in [(50.0, 4095, 1), (49.0, 4095, None), (50.0, 65535, None)]:
+        other = with_decode(source, DecodeOptions(*rules))
+        assert isinstance(other, Packed) and other.scanned() is None
+        assert scan(other).sizes.tolist() == [[7, 6]] * 8
+    source = with_decode(source, DecodeOptions(60.0, 4095))
+    fresh = scan(Subset(source, range(8)))
     monkeypatch.setattr(Packed, "read", refuse)
-    found = scan(source, 3, 60.0, 4095)
+    found = scan(source)
     assert found[:-1] == fresh[:-1] and np.array_equal(found.sizes, fresh.sizes)
 
 

@@ -3,11 +3,13 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from helpers.settings import flat, pretrain_config, resolve_pretrain
 from helpers.small import SMALL
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -19,34 +21,32 @@ from torchmae.data.loader import Batch
 from torchmae.data.scan import Scan
 from torchmae.errors import UserError
 from torchmae.models import patches, weights
+from torchmae.models.decoders import DecoderConfig
 from torchmae.models.heads import Classifier
 from torchmae.models.mae import MAE
 from torchmae.models.patches import patchify, resize_positions, sincos_positions
 from torchmae.models.vit import ViT
 from torchmae.models.weights import load, load_mae
 from torchmae.runfolder import read_config
-from torchmae.tasks.import_weights import config, run
-from torchmae.tasks.pretrain import config as settings
-from torchmae.tasks.pretrain.config import Pretrain
-from torchmae.tasks.pretrain.start import build, init_from_run
+from torchmae.tasks.pretrain.config import check
+from torchmae.tasks.pretrain.start import build_model, init_from_run
 from torchmae.tasks.pretrain.task import PretrainTask
-from torchmae.train.distributed import World
 
 LIGHT = dict(batch_size=8, workers=0, device="cpu", precision="fp32")
 STILL = dict(base_lr=0.0, epochs=1, **LIGHT)  # a training that moves nothing
 
 
-def begin(run: Path, channels: int = 3, **options: Any) -> tuple[MAE, str, Pretrain]:
+def begin(run: Path, channels: int = 3, **options: Any) -> tuple[MAE, str, SimpleNamespace]:
     """The model before its first step, for data of so many channels; its origin in words; the settings."""
-    asked = Pretrain("photos", from_run=str(run), **options)
-    settings.check(asked)
-    config, parent = init_from_run(asked, channels)
+    requested = pretrain_config("photos", from_run=str(run), **options)
+    check(requested)
+    config, parent = init_from_run(requested, channels)
     assert parent is not None
-    channels = config.channels or channels
+    channels = config.decode.channels or channels
     found = Scan(24, [], 40, 48, (0.4,) * channels, (0.3,) * channels, True)
-    world = World(0, 1, torch.device("cpu"))
-    config = settings.resolve(config, found, channels, world, parent.encoder.embed_dim)
-    return *build(config, found, parent), config
+    facts = dict(images=24, height=40, width=48, channels=channels)
+    resolved, _ = resolve_pretrain(config, **facts, embed_dim=parent.encoder.embed_dim)
+    return *build_model(resolved, found, parent), flat(resolved)
 
 
 def same(ours: nn.Module, theirs: nn.Module, but: Sequence[str] = ()) -> None:
@@ -88,7 +88,10 @@ def make_mae(
     folder: Path, channels: int = 3, target: str = "norm-pixels", encode_all: bool = False
 ) -> Path:
     model = MAE(
-        ViT((32, 32), 8, channels, 128, 6, 4), 32, 1, 4, target=target, encode_all=encode_all
+        ViT((32, 32), 8, channels, 128, 6, 4),
+        DecoderConfig("transformer", 32, 1, 4),
+        target=target,
+        encode_all=encode_all,
     )
     shake(model)
     return make_run(folder, model)
@@ -112,7 +115,7 @@ def test_the_start_is_the_run_bit_for_bit_and_so_is_its_loss(run: Path) -> None:
     images = torch.randint(
         0, 256, (4, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
     )
-    batch = Batch(images, torch.zeros(4, dtype=torch.int64), torch.arange(4), [])
+    batch = Batch(images, None, torch.zeros(4, dtype=torch.int64), torch.arange(4))
     losses = [PretrainTask(m, "random", 0.75, 0)(batch)["loss"].item() for m in (model, parent)]
     assert losses[0] == losses[1]
     assert not model.encoder.pos_embed.requires_grad and all(
@@ -274,7 +277,7 @@ def test_a_new_decoder_is_that_of_the_seed(run: Path) -> None:
     assert origin == f"{run}: encoder, with a new decoder" and config.decoder_depth is None
     encoder = load(run)
     with weights.seeded(5):
-        same(model, MAE(encoder, 48, None, 4))
+        same(model, MAE(encoder, DecoderConfig("transformer", 48, 2, 4)))
     again, other = (begin(run, new_decoder=True, seed=seed)[0] for seed in (0, 1))
     same(again, begin(run, new_decoder=True)[0])
     assert not torch.equal(again.decoder.mask_token, other.decoder.mask_token)
@@ -318,7 +321,7 @@ def test_another_target_keeps_the_decoder_and_says_so(tmp_path: Path) -> None:
     same(model, load_mae(raw))
 
 
-@pytest.mark.parametrize("pool", ["mean", "token"])
+@pytest.mark.parametrize("pool", ["mean", "cls"])
 def test_from_a_classifier_with_trained_positions(
     run: Path, photos: Path, tmp_path: Path, pool: str
 ) -> None:
@@ -380,7 +383,10 @@ def test_from_an_imported_encoder_of_a_size_without_a_name(
 
 
 def test_the_learning_rate_is_that_of_the_run_s_width(tmp_path: Path) -> None:
-    wide = make_run(tmp_path / "wide", MAE(ViT((16, 16), 4, 3, 768, 1, 12), 32, 1, 4))
+    wide = make_run(
+        tmp_path / "wide",
+        MAE(ViT((16, 16), 4, 3, 768, 1, 12), DecoderConfig("transformer", 32, 1, 4)),
+    )
     assert begin(wide)[2].base_lr == 1.5e-4 and begin(wide)[2].model is None
 
 

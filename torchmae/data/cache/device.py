@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +20,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from torchmae.data.decode import BadImage
-from torchmae.data.loader import Batch, Batches, read
-from torchmae.data.sources.source import BadFile, SourceWrapper
+from torchmae.data.loader import Batch, Batches, read_pixels
+from torchmae.data.sources.source import BadFile, Source, SourceWrapper
 from torchmae.data.transforms import Crop, Pixels, RandomResizedCropFlip, resized_crop
 from torchmae.errors import UserError
 
@@ -38,9 +39,15 @@ class DeviceLoader:
             raise UserError(
                 f"of images that lie on the device, only random crops and flips are made there, not {given}"
             )
+        if not isinstance(batches.targets, Tensor | None):
+            raise UserError("with images that lie on the device go labels only: use --cache memory")
         self.source, self.batch_size = batches.source, batches.batch_size
-        self.augment, self.channels, self.device = batches.transform, batches.channels, device
-        self.decoded = Decoded(batches, device)
+        self.augment, self.channels, self.device = (
+            batches.transform,
+            batches.source.channels,
+            device,
+        )
+        self.decoded = Decoded(batches.source, device)
         self.batches = replace(batches, source=self.decoded)
         self.replaced: dict[int, tuple[int, list[BadFile]]] = {}  # bad samples that were drawn
         # Dense products waste most of their work on zeros. Measured on one core at 32 pixels: as fast as `resized_crop`, image by
@@ -74,9 +81,12 @@ class DeviceLoader:
             resized_crop(self.decoded.read(i), crop, self.augment.size)
             for i, crop in zip(samples.tolist(), crops)
         ]
-        return Batch(
-            torch.stack(images), torch.from_numpy(epochs), torch.from_numpy(samples), bad, step
-        )
+        rest = torch.from_numpy(epochs), torch.from_numpy(samples)
+        return Batch(torch.stack(images), self.labels(samples), *rest, step, bad)
+
+    def labels(self, samples: Int64[np.ndarray, " B"]) -> Int64[Tensor, " B"] | None:
+        targets = self.batches.targets
+        return targets[torch.from_numpy(samples)] if isinstance(targets, Tensor) else None
 
     def shown(self, sample: int, bad: list[BadFile]) -> int:
         """The sample, or what `Batches` shows in its place."""
@@ -91,8 +101,8 @@ class DeviceLoader:
 
     def cut_together(
         self,
-        epochs: Int64[np.ndarray, "B"],
-        samples: Int64[np.ndarray, "B"],
+        epochs: Int64[np.ndarray, " B"],
+        samples: Int64[np.ndarray, " B"],
         crops: Sequence[Crop],
         bad: list[BadFile],
         step: int,
@@ -102,19 +112,24 @@ class DeviceLoader:
         stride = self.decoded.sizes[samples, 1] * self.channels
         first = self.decoded.starts[samples] + top * stride + left * self.channels
         numbers = torch.from_numpy(np.stack([epochs, samples, first, stride, height, width, flip]))
-        numbers = (numbers.pin_memory() if self.device.type == "cuda" else numbers).to(
-            self.device, non_blocking=True
-        )
+        numbers, labels = self.copied(numbers), self.copied(self.labels(samples))
         longest = int(height.max()), int(width.max())
         values = self.channels * math.prod(map(max, longest, self.augment.size))
         parts = numbers[2:].split(max(1, AT_ONCE // values), dim=1)
         return Batch(
             torch.cat([self.windows(part, *longest) for part in parts]),
+            labels,
             numbers[0],
             numbers[1],
-            bad,
             step,
+            bad,
         )
+
+    def copied(self, value: Any) -> Any:
+        """A tensor on the device, without waiting for it; None stays None."""
+        if value is not None and self.device.type == "cuda":
+            value = value.pin_memory()
+        return value if value is None else value.to(self.device, non_blocking=True)
 
     def windows(
         self, numbers: Int64[Tensor, "5 B"], height: int, width: int
@@ -142,18 +157,18 @@ class DeviceLoader:
 class Decoded(SourceWrapper):
     """A source whose images are decoded already, one behind the other in one tensor; bad ones stay bad."""
 
-    def __init__(self, batches: Batches, device: torch.device):
+    holds_pixels = True
+
+    def __init__(self, source: Source, device: torch.device):
         """Decodes everything, in threads (decoders release the interpreter's lock), with a progress bar."""
-        super().__init__(batches.source, batches.channels)
+        super().__init__(source)
         self.reasons: dict[int, str] = {}  # why an image is bad
         self.sizes = np.zeros((len(self), 2), dtype=np.int64)
         blocks: list[Tensor] = []
 
         def look(index: int) -> Pixels | str:
             try:
-                return read(
-                    self.source, index, self.channels, batches.max_megapixels, batches.white
-                )
+                return read_pixels(self.source, index)
             except BadImage as error:
                 return str(error)
 
@@ -205,7 +220,7 @@ class Filter:
         )
 
     def __call__(
-        self, lengths: Int64[Tensor, "B"], longest: int, flips: Int64[Tensor, "B"] | None = None
+        self, lengths: Int64[Tensor, " B"], longest: int, flips: Int64[Tensor, " B"] | None = None
     ) -> Float64[Tensor, "B out longest"]:
         """A matrix for each window, with zeros behind its length; its rows in reverse order where a flip is 1."""
         rows = (
@@ -227,7 +242,7 @@ def taps(length: int, out: int) -> int:
 
 def resampling(
     length: int, out: int
-) -> tuple[Int64[np.ndarray, "out"], Float64[np.ndarray, "out taps"]]:
+) -> tuple[Int64[np.ndarray, " out"], Float64[np.ndarray, "out taps"]]:
     """The first pixel that each output pixel depends on, and its weights: torch's antialiased bicubic filter for uint8.
 
     Step by step as in its `UpSampleKernel.cpp`, because every bit counts: weights are rounded to as many binary places

@@ -14,19 +14,12 @@ from jaxtyping import Integer
 
 from torchmae.data.cache.folder import cache_folder
 from torchmae.data.cache.layout import ABOUT, LINE, PIXELS, SUMS, bytes_needed, starts_of
-from torchmae.data.sources.source import Source, digest_of
+from torchmae.data.sources.source import Source, Subset, digest_of
 from torchmae.disk import write_whole
 from torchmae.errors import UserError
 
 
-def make_folder(
-    data: str,
-    source: Source,
-    sizes: Integer[np.ndarray, "N 2"],
-    channels: int,
-    max_megapixels: float,
-    white: int,
-) -> Path:
+def make_folder(data: str, source: Source, sizes: Integer[np.ndarray, "N 2"]) -> Path:
     """The folder for the decoded images of `data`: the one that is there if nothing has changed since (names, sizes and times
     of the files, settings, decoders), else a new one, with all the room that it will need, in place of the old.
 
@@ -36,8 +29,10 @@ def make_folder(
         raise UserError(
             f"--cache disk cannot tell whether {data} has changed since it was kept: use --cache memory"
         )
-    place, settings = os.path.abspath(data), (channels, max_megapixels, white)
-    whose = digest_of(place, *settings)[:16]
+    place, channels = os.path.abspath(data), source.channels
+    settings = channels, source.decode.max_megapixels, source.decode.white
+    part = isinstance(source, Subset)  # so that it does not take the place of the whole set's
+    whose = digest_of(place, *settings, *["part"] * part)[:16]
     key = digest_of(stamp, *settings, version("pillow"), version("simplejpeg"), sizes.tobytes())[
         :16
     ]

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 
 from torchmae.data.cache.layout import LINE, PIXELS, SUMS, starts_of
-from torchmae.data.decode import decode
+from torchmae.data.loader import read_pixels
 from torchmae.data.sources.source import Pixels, Source, SourceWrapper
 from torchmae.errors import UserError
 
@@ -23,19 +23,16 @@ class Cached(SourceWrapper):
     `sizes` are the (height, width) of the images as a scan found them; an image of another size is decoded every time.
     """
 
+    holds_pixels = True
+
     def __init__(
-        self,
-        source: Source,
-        sizes: Integer[np.ndarray, "N 2"],
-        channels: int,
-        max_megapixels: float,
-        white: int,
-        folder: Path | None,
+        self, source: Source, sizes: Integer[np.ndarray, "N 2"], folder: Path | None = None
     ):
         """In memory, or in a folder that `make_folder` made."""
-        super().__init__(source, channels)
-        self.limits, self.folder, self.sizes = (max_megapixels, white), folder, sizes
-        self.starts = starts_of(sizes, channels)
+        super().__init__(source)
+        self.folder = folder
+        self.sizes = sizes
+        self.starts = starts_of(sizes, source.channels)
         self.open()
 
     def open(self) -> None:
@@ -73,13 +70,13 @@ class Cached(SourceWrapper):
         if self.sums[i] and (self.trusted[i] or sum_of(room) == self.sums[i]):
             self.trusted[i] = True
             return room[:size].reshape(height, width, self.channels)
-        pixels = decode(self.source.read(i), self.channels, *self.limits)
+        pixels = read_pixels(self.source, i)
         if pixels.shape == (height, width, self.channels):
             room[:size] = pixels.reshape(-1)
             self.sums[i] = sum_of(room)
         return pixels
 
 
-def sum_of(room: UInt8[np.ndarray, "B"]) -> np.uint64:
+def sum_of(room: UInt8[np.ndarray, " B"]) -> np.uint64:
     """The CRC-32, and a bit beside it, so that it is never 0, which is "not there"."""
     return np.uint64(zlib.crc32(room.data) | 1 << 32)

@@ -2,7 +2,7 @@
 
 import os
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,6 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from torchmae.data.sources.source import (
-    BadFile,
     Pixels,
     Source,
     StringArray,
@@ -24,11 +23,9 @@ from torchmae.data.sources.source import (
 from torchmae.errors import UserError, choose, missing_extra
 
 
-class Arrays:
+class Arrays(Source):
     """Images that are one uint8 array [N, H, W, C]. `load` gives it, here and again in a process that unpickles this.
     `origin` is what it reads: a file, and what of it."""
-
-    unusable: Sequence[BadFile] = ()
 
     def __init__(
         self,
@@ -43,7 +40,7 @@ class Arrays:
             self.stamped = digest_of(origin, facts.st_size, time_of(facts))
         self.pixels = load()
         self.labels = StringArray(labels) if labels is not None else None
-        self.channels = int(self.pixels.shape[3])
+        self.stored_channels = int(self.pixels.shape[3])
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "pixels": None}

@@ -35,10 +35,8 @@ class Listing(NamedTuple):
     times: np.ndarray  # int64 [N]
 
 
-class Files:
+class Files(Source):
     """Image files below `root`. Labels are as given ("" for none), or else the first folder of each name."""
-
-    channels = 3
 
     def __init__(
         self,

@@ -3,30 +3,34 @@
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from contextlib import suppress
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from torchmae.data.decode import BadImage, from_pil
-from torchmae.data.sources.source import BadFile, Pixels, Source, distinct, options_of, sampled
+from torchmae.data.sources.source import Pixels, Source, distinct, options_of, sampled
 from torchmae.errors import UserError, choose, missing_extra
 
 
-class TorchVision:
+class TorchVision(Source):
     """A torchvision data set, whose items are (image, class) pairs."""
-
-    unusable: Sequence[BadFile] = ()
 
     def __init__(self, data: Any, prefix: str):
         self.data, self.prefix = data, prefix
         names = getattr(data, "classes", None) or []  # those of ImageNet are tuples of synonyms
         self.classes = distinct([", ".join(n) if isinstance(n, tuple) else str(n) for n in names])
-        some = np.unique(np.linspace(0, len(data) - 1, 8).astype(int))
-        self.channels = max(
-            int(self.read(int(i)).shape[2]) for i in some
-        )  # some sets mix grey with colour
+
+    @cached_property
+    def stored_channels(self) -> int:  # type: ignore[override]  # once it is known what is white
+        """The most that some of the images have: some sets mix grey with colour."""
+        found = [1]
+        for i in np.unique(np.linspace(0, len(self) - 1, 8).astype(int)).tolist():
+            with suppress(BadImage):
+                found.append(self.read(i).shape[2])
+        return max(found)
 
     def __len__(self) -> int:
         return len(self.data)
@@ -49,7 +53,7 @@ class TorchVision:
         item = self.data[i]
         image = item[0] if isinstance(item, tuple) else item
         if isinstance(image, Image.Image):
-            return from_pil(image)
+            return from_pil(image, self.decode.white)
         tensor = not isinstance(image, np.ndarray)
         pixels = np.asarray(image)
         pixels = (
@@ -89,11 +93,8 @@ def open_torchvision(spec: str) -> Source:
     return TorchVision(data, name)
 
 
-class HuggingFace:
+class HuggingFace(Source):
     """A Hugging Face data set: the encoded bytes of one image column, and the names of one class column."""
-
-    channels = 3
-    unusable: Sequence[BadFile] = ()
 
     def __init__(self, data: Any, prefix: str, image: str, label: str | None):
         import datasets

@@ -56,23 +56,19 @@ class Packed(Tars):
             "index_sha256"
         ]  # with the sums of the images, which every reading compares
 
-    def scanned(
-        self, channels: int, max_megapixels: float, white: int
-    ) -> tuple[np.ndarray, np.ndarray] | None:
-        """The height and width of every image, and the mean and the mean square of the pixels, as a scan would find them;
-        None if the set is of an older version, or was packed by other rules."""
-        settings = self.header["settings"]
-        if (
-            self.sizes is None
-            or self.moments is None
-            or (channels, white) != (3, settings.get("white"))
-        ):
+    def scanned(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """What a scan would find.
+
+        Returns:
+            Height and width of every image, int32 [N, 2], and mean and mean square of the pixels, float64 [2, 3];
+            None if the set is of an older version, or was packed with other options.
+        """
+        settings, decode = self.header["settings"], self.decode
+        same = (self.channels, decode.white) == (3, settings.get("white"))
+        same = same and decode.max_megapixels >= settings.get("max_megapixels", np.inf)
+        if not same or self.sizes is None or self.moments is None:
             return None
-        return (
-            (self.sizes, self.moments)
-            if max_megapixels >= settings.get("max_megapixels", np.inf)
-            else None
-        )
+        return self.sizes, self.moments
 
     def read(self, i: int) -> bytes:
         data = super().read(i)

@@ -1,4 +1,4 @@
-"""What a source of images is: an indexable set that lists, labels and reads its images, and decodes nothing."""
+"""What a source of images is: an indexable set that lists, labels and reads its images, and knows how to decode them."""
 
 import hashlib
 import os
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol, overload, runtime_checkable
 import numpy as np
 from jaxtyping import UInt8
 
+from torchmae.data.config import DecodeOptions
 from torchmae.errors import choose
 
 Pixels = UInt8[np.ndarray, "H W C"]
@@ -23,10 +24,19 @@ class BadFile(NamedTuple):
 
 @runtime_checkable
 class Source(Protocol):
-    channels: int  # of what `read` gives: 3 for image files
-    unusable: Sequence[
-        BadFile
-    ]  # found while listing: dangling and looping links, unreadable folders, missing files
+    """An indexable set of images. Inherit from it: the attributes have defaults, the methods have none."""
+
+    stored_channels: int = 3
+    """Of what `read` returns; 3 for image files, which become grey or colour when they are decoded."""
+    decode: DecodeOptions = DecodeOptions()
+    """How `read_pixels` decodes an image; `with_decode` makes a copy with other options."""
+    unusable: Sequence[BadFile] = ()
+    """Found while listing: broken and looping links, unreadable folders, missing files."""
+
+    @property
+    def channels(self) -> int:
+        """Of the decoded images."""
+        return self.decode.channels or self.stored_channels
 
     def __len__(self) -> int: ...
 
@@ -47,12 +57,23 @@ class Source(Protocol):
         that is not known."""
 
 
-class SourceWrapper:
-    """A source around a source: what `read` gives is its own matter, all else is the other's."""
+class SourceWrapper(Source):
+    """A source around a source: a subclass says what `read` returns; everything else is the inner source's."""
 
-    def __init__(self, source: Source, channels: int):
-        self.source, self.channels = source, channels
-        self.unusable: Sequence[BadFile] = source.unusable
+    holds_pixels = False
+    """Whether `read` returns pixels that were decoded with the options of the inner source."""
+
+    def __init__(self, source: Source):
+        self.source = source
+        self.unusable = source.unusable
+
+    @property
+    def stored_channels(self) -> int:  # type: ignore[override]  # as `decode`: handed on
+        return self.source.stored_channels
+
+    @property
+    def decode(self) -> DecodeOptions:  # type: ignore[override]
+        return self.source.decode
 
     def __len__(self) -> int:
         return len(self.source)
@@ -63,11 +84,59 @@ class SourceWrapper:
     def label(self, i: int) -> str | None:
         return self.source.label(i)
 
+    def read(self, i: int) -> bytes | Pixels:
+        return self.source.read(i)
+
     def fingerprint(self) -> str:
         return self.source.fingerprint()
 
     def stamp(self) -> str | None:
         return self.source.stamp()
+
+
+class Subset(SourceWrapper):
+    """Some images of a source, by their numbers there."""
+
+    def __init__(self, source: Source, ids: Sequence[int] | np.ndarray):
+        super().__init__(source)
+        self.ids = np.array(ids, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def name(self, i: int) -> str:
+        return self.source.name(int(self.ids[i]))
+
+    def label(self, i: int) -> str | None:
+        return self.source.label(int(self.ids[i]))
+
+    def read(self, i: int) -> bytes | Pixels:
+        return self.source.read(int(self.ids[i]))
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self.source.fingerprint().encode() + self.ids.tobytes()).hexdigest()
+
+    def stamp(self) -> str | None:
+        whole = self.source.stamp()
+        return whole and hashlib.sha256(whole.encode() + self.ids.tobytes()).hexdigest()
+
+
+def with_decode(source: Source, options: DecodeOptions) -> Source:
+    """The same images decoded with other options: a copy that shares what the source has listed.
+
+    A cache holds pixels of one way of decoding, so the copy is without it.
+    """
+    if options == source.decode:
+        return source
+    if isinstance(source, SourceWrapper) and source.holds_pixels:
+        return with_decode(source.source, options)
+    copy = object.__new__(type(source))  # copy.copy would load arrays again, as unpickling does
+    copy.__dict__.update(source.__dict__)
+    if isinstance(copy, SourceWrapper):
+        copy.source = with_decode(copy.source, options)
+    else:
+        copy.decode = options
+    return copy
 
 
 class StringArray(Sequence[str]):

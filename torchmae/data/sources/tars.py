@@ -37,13 +37,12 @@ class _Handle:
             close(self.descriptor)
 
 
-class Tars:
+class Tars(Source):
     """The images in plain tar files. One pass over the headers says where each image lies; nothing is unpacked.
 
     The label of KEY.jpg is the text of KEY.cls, as WebDataset has it, or else the name of the folder that it lies in.
     """
 
-    channels = 3
     most_open = 128  # descriptors are scarce: 1024 a process is a common limit
 
     def __init__(self, paths: Sequence[str], unusable: Sequence[BadFile] = ()):

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +26,7 @@ from torchmae import disk
 from torchmae.data.decode import BadImage, decode, extension, image_extensions
 from torchmae.data.labels import PARTS, divided
 from torchmae.data.scan import measure
-from torchmae.data.sources import open_source
+from torchmae.data.sources import open_source, with_decode
 from torchmae.data.sources.files import Files
 from torchmae.data.sources.packed import (
     INDEX,
@@ -51,7 +50,8 @@ from torchmae.data.transforms import Crop, Pixels, resized_crop
 from torchmae.disk import write_text
 from torchmae.errors import RunError, UserError
 from torchmae.runfolder import identity
-from torchmae.tasks.pack.config import Pack
+from torchmae.settings.options import flatten
+from torchmae.tasks.pack.config import Pack, check
 from torchmae.train.checkpoint import lock
 from torchmae.version import command
 
@@ -65,7 +65,7 @@ def run(config: Pack) -> Path:
     check(config)
     if not config.lossless:
         config = replace(config, size=config.size or 320, quality=config.quality or 90)
-    source, out = open_source(config.data), Path(config.out)
+    source, out = open_source(config.data, replace(config.decode, channels=3)), Path(config.out)
     with suppress(OSError, BadImage):
         if not isinstance(source.read(0), bytes):
             raise UserError(
@@ -109,21 +109,6 @@ def run(config: Pack) -> Path:
     return out
 
 
-def check(config: Pack) -> None:
-    """What can be known to be wrong before any file is read."""
-    for name in ("size", "shard_mb", "max_megapixels", "white", "workers"):
-        value = getattr(config, name)
-        if value is not None and not 0 < value < float("inf"):
-            raise UserError(f"--{name.replace('_', '-')} {value}: must be more than 0")
-    if config.quality is not None and not 1 <= config.quality <= 100:
-        raise UserError(f"--quality {config.quality}: 1 to 100")
-    for name in ("size", "quality"):
-        if config.lossless and getattr(config, name) is not None:
-            raise UserError(
-                f"--{name} is for images that are made smaller, --lossless makes none: leave one of them out"
-            )
-
-
 def check_out(out: Path, data: str) -> None:
     """Shards go into a folder of their own, outside of the data."""
     folder = Path(data).expanduser()
@@ -146,8 +131,8 @@ def settings_of(config: Pack) -> dict[str, Any]:
     """What the shards depend on."""
     return {
         name: value
-        for name, value in asdict(config).items()
-        if name not in ("data", "out", "workers", "verify")
+        for name, value in flatten(config).items()
+        if name not in ("data", "out", "workers", "verify", "channels")
     }
 
 
@@ -287,13 +272,13 @@ def prepare(source: Source, i: int, config: Pack) -> Item:
         data = source.read(i)
         if not isinstance(data, bytes):
             raise BadImage("pixels, not a file")
-        pixels = decode(data, 3, config.max_megapixels, config.white)
+        pixels = decode(data, source.decode)
     except (OSError, BadImage) as error:
         return Item(reason=getattr(error, "strerror", None) or str(error))
     digest = hashlib.sha256(data).digest()[:16]
     ending = suffix_of(source.name(i))
     if config.size is None or min(pixels.shape[:2]) <= config.size:
-        missing = "" if ending in image_extensions() else extension(data, config.max_megapixels)
+        missing = "" if ending in image_extensions() else extension(data, source.decode)
         return Item(data, missing, pixels.shape[:2], digest, len(data))
     smaller = shrink(pixels, config.size)
     missing = "" if ending in (".jpg", ".jpeg") else ".jpg"
@@ -380,10 +365,12 @@ def finish(
             text = "".join(json.dumps(dict(zip(keys, row))) + "\n" for row in rows)
             write_text(out / f"{name}.jsonl", text)
     counts = {"original_bytes": original, "bad_files": len(bad), "duplicates": len(duplicates)}
-    measured = partial(
-        measure, channels=3, max_megapixels=config.max_megapixels, white=config.white
+    write_index(
+        out,
+        list(parts(out)),
+        {**header, **counts},
+        lambda made: measure(with_decode(made, source.decode)),
     )
-    write_index(out, list(parts(out)), {**header, **counts}, measured)
     images, size = (sum(facts[what] for facts in shards) for what in ("images", "bytes"))
     lines = [
         f"{out}: {images} images in {len(shards)} shard{'s' * (len(shards) > 1)}, {amount(size)} "
