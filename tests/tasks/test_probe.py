@@ -1,6 +1,5 @@
 """mae probe: the verb in both ways."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
