@@ -6,23 +6,21 @@ python bench/demo_seeds.py [SEED ...]      (0 1 2 by default; about two minutes 
 import statistics
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from torchmae import knn
-from torchmae.presets import pretrain
+import torchmae
+from torchmae.presets.pretrain import demo
 from torchmae.runfolder import read_log
-from torchmae.tasks.pretrain.run import run
 
 rows = []
 for seed in [int(text) for text in sys.argv[1:]] or [0, 1, 2]:
     with TemporaryDirectory() as folder:
         began = time.monotonic()
-        made = run(replace(pretrain.demo(), out=str(Path(folder) / "run"), seed=seed))
+        run = torchmae.pretrain(**demo() | {"out": Path(folder) / "run", "seed": seed})
         seconds = time.monotonic() - began
-        last = next(record for record in reversed(read_log(made)) if "loss" in record)
-        scores = knn(made, "digits", seed=seed)["knn"]
+        last = next(record for record in reversed(read_log(run.path)) if "loss" in record)
+        scores = torchmae.knn(run.path, "digits", seed=seed)["knn"]
         losses = [last[name] for name in ("loss", "loss of patch mean", "loss of visible mean")]
         rows.append([*losses, *(100 * score["accuracy"] for score in scores.values()), seconds])
 names = [
