@@ -47,7 +47,7 @@ ROOM_LINES = {
     "root": 650,
     "settings": 600,
     "models": 1050,
-    "data": 2650,
+    "data": 2700,
     "train": 1000,
     "eval": 400,
     "report": 400,
