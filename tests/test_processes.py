@@ -110,8 +110,9 @@ def test_images_and_masks_are_those_of_one_process(photos, size):
     together = [Batches(source, augment, 8, 5, rank, size) for rank in range(size)]
     for step in range(7):  # over two ends of epochs
         whole, parts = alone[step], [batches[step] for batches in together]
-        for i, values in enumerate(whole[:3]):
-            assert torch.equal(values, torch.cat([part[i] for part in parts]))
+        for name in ("images", "epoch", "sample"):
+            values = torch.cat([getattr(part, name) for part in parts])
+            assert torch.equal(getattr(whole, name), values)
         masks = torch.cat([noise(5, part.epoch, part.sample, 4) for part in parts])
         assert torch.equal(noise(5, whole.epoch, whole.sample, 4), masks)
 
@@ -289,7 +290,7 @@ def test_two_processes_run_several_trainings(tmp_path):
     ) == 1
 
 
-@pytest.mark.parametrize("cache", ["disk", "device"])
+@pytest.mark.parametrize("cache", ["memory", "disk", "device"])
 def test_two_processes_share_what_is_decoded(one, photos, tmp_path, cache):
     done = torchrun(photos, tmp_path / "run", cache=cache, workers=1)
     assert done.returncode == 0, done.stderr

@@ -27,8 +27,8 @@ class LabelledSets(NamedTuple):
     train: Source
     val: Source
     classes: tuple[str, ...]
-    train_labels: Int64[Tensor, "N"]
-    val_labels: Int64[Tensor, "M"]
+    train_labels: Int64[Tensor, " N"]
+    val_labels: Int64[Tensor, " M"]
 
     def with_decode(self, options: DecodeOptions) -> "LabelledSets":
         """The same images decoded with other options."""
@@ -197,7 +197,7 @@ def by_class(labels: Sequence[str], seed: int) -> Iterator[tuple[str, list[int]]
         yield label, sorted(members[label], key=lambda i: hash32(seed, SPLIT, i))
 
 
-def hold_out(labels: Sequence[str], fraction: float, seed: int) -> Bool[np.ndarray, "N"]:
+def hold_out(labels: Sequence[str], fraction: float, seed: int) -> Bool[np.ndarray, " N"]:
     """True for the images held out: of each class the given share, at least one, but not all."""
     out = np.zeros(len(labels), dtype=bool)
     for _, members in by_class(labels, seed):

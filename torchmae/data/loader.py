@@ -28,7 +28,7 @@ from torchmae.hashing import ORDER, REPLACE, hash32
 Transform = Callable[[Pixels, Any, int, int], tuple[Tensor, Any]]
 """(image, target, epoch, sample) -> (image, target), so that boxes and masks can follow the crop."""
 
-Targets = Int64[Tensor, "B"] | list[Any] | None
+Targets = Int64[Tensor, " B"] | list[Any] | None
 """No targets, labels, or one object for each image (boxes, masks)."""
 
 
@@ -37,8 +37,8 @@ class Batch(NamedTuple):
 
     images: UInt8[Tensor, "B C H W"]
     targets: Targets
-    epoch: Int64[Tensor, "B"]
-    sample: Int64[Tensor, "B"]
+    epoch: Int64[Tensor, " B"]
+    sample: Int64[Tensor, " B"]
     """The number in the source of each image that is shown."""
     step: int = 0
     bad: Sequence[BadFile] = ()
@@ -80,8 +80,8 @@ def collate_targets(targets: list[Any]) -> Targets:
 
 
 def permute(
-    place: Int64[np.ndarray, "B"], count: int, seed: int, epoch: Int64[np.ndarray, "B"]
-) -> Int64[np.ndarray, "B"]:
+    place: Int64[np.ndarray, " B"], count: int, seed: int, epoch: Int64[np.ndarray, " B"]
+) -> Int64[np.ndarray, " B"]:
     """Where the keyed permutation of 0..count-1 for (seed, epoch) sends each place: a Feistel network of 32-bit halves
     over the next even power of two, walked until it lands below `count` (fewer than 4 walks on average)."""
     half = max(1, ((count - 1).bit_length() + 1) // 2)
@@ -108,7 +108,7 @@ class Batches(Dataset[Batch]):
     seed: int = 0
     rank: int = 0
     size: int = 1
-    targets: Int64[Tensor, "N"] | Sequence[Any] | None = None
+    targets: Int64[Tensor, " N"] | Sequence[Any] | None = None
     """Of each image of the source, by its number: labels, or objects that the transform understands."""
 
     def __post_init__(self) -> None:
@@ -119,7 +119,7 @@ class Batches(Dataset[Batch]):
                 f"use {below} or {below + self.size}"
             )
 
-    def places(self, step: int) -> tuple[Int64[np.ndarray, "B"], Int64[np.ndarray, "B"]]:
+    def places(self, step: int) -> tuple[Int64[np.ndarray, " B"], Int64[np.ndarray, " B"]]:
         """The (epoch, sample) pairs of this process's share of a step."""
         share = self.batch_size // self.size
         place = step * self.batch_size + self.rank * share + np.arange(share, dtype=np.int64)

@@ -48,10 +48,10 @@ class RandomResizedCropFlip:
 
     def crops(
         self,
-        heights: Int64[np.ndarray, "B"],
-        widths: Int64[np.ndarray, "B"],
-        epochs: Int64[np.ndarray, "B"],
-        samples: Int64[np.ndarray, "B"],
+        heights: Int64[np.ndarray, " B"],
+        widths: Int64[np.ndarray, " B"],
+        epochs: Int64[np.ndarray, " B"],
+        samples: Int64[np.ndarray, " B"],
     ) -> list[Crop]:
         """`crop` of each sample, in a quarter of the time: all draws are hashed together."""
         draws = uniform(

@@ -106,14 +106,13 @@ def test_frozen_means_unchanged_bit_for_bit(
 def test_parts_that_do_not_move_stay_in_eval_mode() -> None:
     model = small_classifier()
     model.encoder.set_drop_path(0.5)
-    labels = torch.zeros(2, dtype=torch.int64)
     task = ClassifyTask(model, Finetune("x", "y", train="1")).train()
     assert [block.training for block in model.encoder.blocks] == [
         False,
         False,
         True,
     ] and model.head.training
-    head = ClassifyTask(small_classifier(), labels, Finetune("x", "y", train="head")).train()
+    head = ClassifyTask(small_classifier(), Finetune("x", "y", train="head")).train()
     assert (
         not any(module.training for module in head.model.encoder.modules())
         and head.model.head.training
@@ -313,7 +312,7 @@ def test_the_plan_of_a_classifier_reaches_its_optimizer() -> None:
     config = resolved(
         Finetune("run", "x", weight_decay=0.1, layer_decay=0.5, epochs=5, base_lr=1e-3), 100
     )
-    task = ClassifyTask(small_classifier(), torch.zeros(2).long(), config)
+    task = ClassifyTask(small_classifier(), config)
     step = Trainer(task, CPU, plan_of(replace(config, precision="fp32"), 100))
     found = {
         name: (g["lr_scale"], g["weight_decay"])

@@ -84,7 +84,7 @@ class DeviceLoader:
         rest = torch.from_numpy(epochs), torch.from_numpy(samples)
         return Batch(torch.stack(images), self.labels(samples), *rest, step, bad)
 
-    def labels(self, samples: Int64[np.ndarray, "B"]) -> Int64[Tensor, "B"] | None:
+    def labels(self, samples: Int64[np.ndarray, " B"]) -> Int64[Tensor, " B"] | None:
         targets = self.batches.targets
         return targets[torch.from_numpy(samples)] if isinstance(targets, Tensor) else None
 
@@ -101,8 +101,8 @@ class DeviceLoader:
 
     def cut_together(
         self,
-        epochs: Int64[np.ndarray, "B"],
-        samples: Int64[np.ndarray, "B"],
+        epochs: Int64[np.ndarray, " B"],
+        samples: Int64[np.ndarray, " B"],
         crops: Sequence[Crop],
         bad: list[BadFile],
         step: int,
@@ -220,7 +220,7 @@ class Filter:
         )
 
     def __call__(
-        self, lengths: Int64[Tensor, "B"], longest: int, flips: Int64[Tensor, "B"] | None = None
+        self, lengths: Int64[Tensor, " B"], longest: int, flips: Int64[Tensor, " B"] | None = None
     ) -> Float64[Tensor, "B out longest"]:
         """A matrix for each window, with zeros behind its length; its rows in reverse order where a flip is 1."""
         rows = (
@@ -242,7 +242,7 @@ def taps(length: int, out: int) -> int:
 
 def resampling(
     length: int, out: int
-) -> tuple[Int64[np.ndarray, "out"], Float64[np.ndarray, "out taps"]]:
+) -> tuple[Int64[np.ndarray, " out"], Float64[np.ndarray, "out taps"]]:
     """The first pixel that each output pixel depends on, and its weights: torch's antialiased bicubic filter for uint8.
 
     Step by step as in its `UpSampleKernel.cpp`, because every bit counts: weights are rounded to as many binary places

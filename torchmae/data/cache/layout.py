@@ -15,7 +15,7 @@ LINE = 64  # bytes: images begin at multiples of it
 PIXELS, SUMS, ABOUT = "pixels.bin", "sums.bin", "about.json"
 
 
-def starts_of(sizes: Integer[np.ndarray, "N 2"], channels: int) -> Integer[np.ndarray, "N+1"]:
+def starts_of(sizes: Integer[np.ndarray, "N 2"], channels: int) -> Integer[np.ndarray, " N+1"]:
     """Where each image begins, and last where the file ends."""
     each = sizes.astype(np.int64).prod(axis=1) * channels
     return np.concatenate([[0], np.cumsum(-(-each // LINE) * LINE)])

@@ -77,6 +77,6 @@ class Cached(SourceWrapper):
         return pixels
 
 
-def sum_of(room: UInt8[np.ndarray, "B"]) -> np.uint64:
+def sum_of(room: UInt8[np.ndarray, " B"]) -> np.uint64:
     """The CRC-32, and a bit beside it, so that it is never 0, which is "not there"."""
     return np.uint64(zlib.crc32(room.data) | 1 << 32)
