@@ -162,7 +162,7 @@ class TestSixteenBit:
         reason = refused(self.grey(0, 1023))
         assert (
             reason
-            == "would turn nearly black: its values reach only 1023 of 65535; say the value of white"
+            == "would turn nearly black: its values reach only 1023 of 65535; set --white"
         )
         assert "only 4095" in refused(self.grey(4095))
         assert decode(self.grey(4096), 1).ravel().tolist() == [16]

@@ -327,7 +327,7 @@ def labels_of_files_that_are_not_there(at):
     (at / "pictures/7.png").unlink()
     return (
         at / "labels.csv",
-        r"2 of the images that .*labels\.csv labels cannot be had, the first: 'pictures/3\.png' \(list",
+        r"2 of the images that .*labels\.csv labels cannot be read, the first: 'pictures/3\.png' \(list",
     )
 
 

@@ -135,7 +135,7 @@ def test_bad_files_and_duplicates_are_reported(
     said = capsys.readouterr().out
     assert (
         f"{out}: 8 images in 1 shard" in said
-        and "3 files left out" in said
+        and "3 files skipped" in said
         and "pretrain" in said.splitlines()[-1]
     )
     assert (

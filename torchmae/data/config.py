@@ -1,4 +1,4 @@
-"""How images are decoded: what a set of images needs to be told beside where it is. Light: no torch, no numpy."""
+"""How images are decoded, as one value that a source owns. Imported without torch and numpy."""
 
 import math
 from dataclasses import dataclass

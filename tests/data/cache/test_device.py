@@ -183,7 +183,7 @@ def test_a_set_of_nothing_but_bad_files_ends_the_run(tmp_path):
 
 def test_other_transforms_are_refused(tmp_path):
     batches = Batches(open_source(plant(tmp_path / "set", 2)), CenterCropResize((16, 16)), 2)
-    with pytest.raises(UserError, match="not CenterCropResize$"):
+    with pytest.raises(UserError, match="not CenterCropResize: use --cache memory$"):
         DeviceLoader(batches, CPU)
 
 

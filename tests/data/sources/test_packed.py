@@ -157,7 +157,7 @@ def flip(file: Path, at: int) -> None:
         (lambda at: change(at / INDEX, shards=3), INDEX, "is damaged"),
         (lambda at: change(at / INDEX, version=2), INDEX, "use a newer one"),
         (lambda at: change(at / INDEX, images=3), ARRAYS, "do not fit together"),
-        (lambda at: (at / INDEX).unlink(), INDEX, "is no packed set"),
+        (lambda at: (at / INDEX).unlink(), INDEX, "is not a packed set"),
         (lambda at: flip(at / ARRAYS, 300), ARRAYS, "SHA-256"),
         (lambda at: os.truncate(at / ARRAYS, 100), ARRAYS, "SHA-256"),
         (lambda at: (at / ARRAYS).unlink(), ARRAYS, "No such file"),
@@ -194,14 +194,14 @@ def test_other_folders_are_not_taken_for_packed_sets(tmp_path: Path) -> None:
         (tmp_path / name).write_text(text)
         assert names(open_source(tmp_path)) == ["a.png"]
         (tmp_path / name).unlink()
-    with pytest.raises(UserError, match="is no packed set"):
+    with pytest.raises(UserError, match="is not a packed set"):
         open_source(f"packed:{tmp_path}")
 
 
 def test_what_is_not_finished_is_not_opened(shards: Path) -> None:
     (shards / PROGRESS).mkdir()
     os.rename(shards / INDEX, shards / PROGRESS / INDEX)
-    with pytest.raises(UserError, match="not finished: the same mae pack command goes on"):
+    with pytest.raises(UserError, match="not finished: the same mae pack command resumes it"):
         open_source(shards)
 
 
