@@ -158,7 +158,7 @@ def same(a: Batch, b: Batch) -> bool:
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("cache", ["none", "memory", "disk", "device"])
 def test_a_labelled_set_with_bad_files_is_the_same_with_any_cache(photos, tmp_path, cache, workers):
-    """12 images of a subset, one of which is damaged after it was listed: picture, label and number stay together."""
+    """One image is damaged after it was listed: picture, label and number stay together."""
     shutil.copytree(photos, tmp_path / "photos")
     data = labelled_sets(str(tmp_path / "photos"), None, 0.25, 4, 0)
     (tmp_path / "photos" / data.train.name(5)).write_bytes(b"no image")

@@ -1,4 +1,4 @@
-"""Packed sets: what is put into shards comes out again, opening reads the index alone, and every damage has a name."""
+"""Packed sets: what goes in comes out, opening reads the index alone, damage is named."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def test_the_shards_are_plain_tars_for_others(shards: Path) -> None:
     assert not isinstance(source, Packed) and labels(source) == [name[0] for name in IMAGES]
 
 
-def test_labels_that_are_no_folders_are_told_to_other_readers_too(tmp_path: Path) -> None:
+def test_labels_that_are_no_folders_reach_other_readers_too(tmp_path: Path) -> None:
     shard = Shard(tmp_path / "shard-000000.tar")
     for name, label in [
         ("a/1.png", "dog"),
@@ -125,7 +125,7 @@ def test_the_fingerprint_is_the_same_anywhere(shards: Path, tmp_path: Path) -> N
     in_order = pack_shards(tmp_path / "sorted", dict(sorted(IMAGES.items())), 4)
     assert (
         open_source(in_order).fingerprint() == files.fingerprint()
-    )  # so that a run goes on from the packed files
+    )  # so that a run can be resumed from the packed files
 
 
 def change(file: Path, **more: object) -> None:
