@@ -437,3 +437,24 @@ def test_settings_that_could_not_arrive_are_refused(run: Path, photos: Path) -> 
     ]:
         with pytest.raises(UserError, match=message):
             finetune(config)
+
+
+def test_a_finished_run_is_lengthened_where_the_schedule_allows_it(
+    run: Path, photos: Path, tmp_path: Path
+) -> None:
+    """With a learning rate that stays at its peak, two epochs and one more are three, bit for bit."""
+    constant = dict(base_lr=0.5, batch_size=8, min_lr=0.5 * 8 / 256, warmup_epochs=0.0)
+    options = {**QUICK, **constant}
+    whole = finetune(
+        finetune_config(run, photos, out=str(tmp_path / "whole"), **{**options, "epochs": 3})
+    )
+    config = finetune_config(run, photos, out=str(tmp_path / "longer"), **options)
+    finetune(config)
+    longer = finetune(changed(config, epochs=3))
+    weights = [(out / "model.safetensors").read_bytes() for out in (whole, longer)]
+    assert weights[0] == weights[1]
+    assert json.loads((longer / "config.json").read_text())["config"]["epochs"] == 3
+    cosine = finetune_config(run, photos, out=str(tmp_path / "cosine"), **QUICK)
+    finetune(cosine)
+    with pytest.raises(UserError, match="epochs was 2.*is 3"):
+        finetune(changed(cosine, epochs=3))
