@@ -29,7 +29,8 @@ few-labels: .venv/demo
 
 # Pure functions, models, the optimizer and the house: under a minute.
 QUICK := tests/test_house.py tests/test_hashing.py tests/models tests/train/test_optim.py \
-  tests/data/test_augment.py tests/data/test_transforms.py tests/interop/test_names.py
+  tests/data/test_augment.py tests/data/test_transforms.py tests/interop/test_names.py \
+  tests/settings tests/eval tests/report tests/test_disk.py tests/test_runfolder.py
 quick: .venv/dev
 	$(BIN)/python -m pytest $(QUICK)
 

@@ -33,12 +33,14 @@ torchmae.MASKINGS["stripes"] = stripes
 
 
 def main() -> None:
+    """Trains with both maskings and prints the accuracy of each."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", default="runs/maskings", help="folder for the runs")
     parser.add_argument("--quick", action="store_true", help="one epoch each")
     arguments = parser.parse_args()
     for masking in ("random", "stripes"):
         recipe = {**demo(), "out": f"{arguments.out}/{masking}", "masking": masking}
+        recipe["plugin"] = __file__  # stored in the run: mae reconstruct knows the masking too
         if arguments.quick:
             recipe.update(data="digits?part=test", epochs=1)
         run = torchmae.pretrain(**recipe, workers=0)

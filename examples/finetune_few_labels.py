@@ -17,6 +17,7 @@ MILD: dict[str, Any] = {"flip": False, "crop_scale": (0.6, 1.0), "randaug_magnit
 
 
 def main() -> None:
+    """Runs the example; `--help` lists its options."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--labels-per-class", type=int, default=10)
     parser.add_argument("--out", default="runs/few-labels", help="folder for the runs")

@@ -40,6 +40,7 @@ def nearest(features: np.ndarray, query: int, count: int) -> np.ndarray:
 
 
 def main() -> None:
+    """Runs the example; `--help` lists its options."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("images", nargs="?", help="a folder of images")
     parser.add_argument("--query", help="an image of that folder (default: the first)")

@@ -14,6 +14,7 @@ from PIL import Image
 
 import torchmae
 from torchmae import cli
+from torchmae.verbs import VERBS
 
 ENV = os.environ | {"OMP_NUM_THREADS": "1"}
 TINY = (
@@ -233,7 +234,7 @@ def test_help(capfd):
     assert "usage: mae VERB" in "".join(capfd.readouterr())
 
 
-@pytest.mark.parametrize("verb", cli.VERBS)
+@pytest.mark.parametrize("verb", VERBS)
 def test_the_help_of_a_verb_explains_each_flag(capfd, verb):
     with pytest.raises(SystemExit) as ended:
         cli.main([verb, "--help"])

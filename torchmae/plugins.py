@@ -30,10 +30,12 @@ def load_plugin(path: str) -> Path:
     if not file.is_file() or file.suffix != ".py":
         raise UserError(f"--plugin {path}: no such file, or not a .py file")
     name = file.stem
-    loaded = sys.modules.get(name)
-    if loaded is not None and getattr(loaded, "__file__", None) == str(file):
+    if name in sys.modules and is_at(getattr(sys.modules[name], "__file__", None), file):
         return file
-    if loaded is not None or not name.isidentifier() or importlib.util.find_spec(name) is not None:
+    # A file in the current folder, which `python -m` puts on the path, is found under its own name.
+    found = importlib.util.find_spec(name) if name.isidentifier() else None
+    taken = name in sys.modules or (found is not None and not is_at(found.origin, file))
+    if taken or not name.isidentifier():
         raise UserError(
             f"--plugin {path}: '{name}' is not free as the name of a module; rename the file"
         )
@@ -50,6 +52,11 @@ def load_plugin(path: str) -> Path:
         del sys.modules[name]
         raise UserError(f"--plugin {path} failed: {type(error).__name__}: {error}") from error
     return file
+
+
+def is_at(origin: str | None, file: Path) -> bool:
+    """Whether a module's file is this one."""
+    return origin is not None and Path(origin).resolve() == file
 
 
 def load_run_plugin(run: str | Path) -> None:

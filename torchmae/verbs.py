@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torchmae import runfolder
 from torchmae.plugins import prepare
-from torchmae.settings.options import MISSING, from_python, options_of
+from torchmae.settings.options import REQUIRED, from_python, options_of
 
 if TYPE_CHECKING:
     from torchmae.models.encoders import Backbone
@@ -132,7 +132,7 @@ def signature(config: type[Any]) -> inspect.Signature:
             continue
         kinds = inspect.Parameter
         kind = kinds.POSITIONAL_OR_KEYWORD if setting.positional else kinds.KEYWORD_ONLY
-        default = kinds.empty if setting.default is MISSING else setting.default
+        default = kinds.empty if setting.default is REQUIRED else setting.default
         parameters.append(inspect.Parameter(name, kind, default=default, annotation=setting.type))
     return inspect.Signature(parameters)
 

@@ -1,4 +1,4 @@
-"""The strong augmentation: a function of (seed, epoch, sample), and operations that equal timm's."""
+"""Strong augmentation: a function of (seed, epoch, sample), with operations that equal timm's."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Labelled sets of every kind of source: which images, which classes, which numbers; and what is wrong with bad ones."""
+"""Labelled sets of every kind of source: images, classes, numbers; and errors of bad ones."""
 
 import csv
 import re
@@ -61,7 +61,7 @@ def shards_of_class_folders(at: Path) -> str:
 
 
 def shards_with_cls(at: Path) -> str:
-    """The same keys in both shards, the text before the picture in one of them, behind it in the other."""
+    """The same keys in both shards, the text before the picture in one, after it in the other."""
     for shard in range(2):
         members = {}
         for number, (kind, i) in enumerate(LIST[shard::2]):
@@ -317,7 +317,7 @@ def classes_missing_in_val(at):
     folder(at / "val", [("ant", 0)])
     return (
         at,
-        r"class 'bee' \(and 1 more\) is in the training images, but not in the validation images: leave it out",
+        r"class 'bee' \(and 1 more\) is in the training images, but not in the validation images",
     )
 
 
@@ -327,7 +327,7 @@ def labels_of_files_that_are_not_there(at):
     (at / "pictures/7.png").unlink()
     return (
         at / "labels.csv",
-        r"2 of the images that .*labels\.csv labels cannot be had, the first: 'pictures/3\.png' \(list",
+        r"2 of the images that .*labels\.csv labels cannot be read, .*: 'pictures/3\.png' \(list",
     )
 
 
@@ -382,7 +382,7 @@ def test_bad_data_is_one_clear_line(make, tmp_path):
 
 
 def test_what_only_labelled_use_refuses(tmp_path):
-    """Pre-training goes by what is there: an empty folder and a missing file are no reason to stop."""
+    """Pre-training takes what is there: an empty folder or a missing file does not stop it."""
     assert len(open_source(an_empty_class_folder(tmp_path / "one")[0])) == 15
     assert len(open_source(labels_of_files_that_are_not_there(tmp_path / "two")[0])) == 13
 

@@ -1,4 +1,4 @@
-"""Batches as a pure function of their settings: order, epochs, workers, processes, resuming, bad files, signals."""
+"""Batches as a pure function: order, epochs, workers, processes, targets, bad files, signals."""
 
 import multiprocessing
 import pickle
@@ -116,7 +116,7 @@ def test_every_element_comes_to_every_place_equally_often(count):
     seen = np.array([np.bincount(column, minlength=count) for column in places.T])
     for counts in (seen[:, 0], seen[0], seen[:, -1]):  # element 0, place 0, the last element
         assert abs(((counts - 200) ** 2).sum() / 200 - (count - 1)) < 4 * (2 * (count - 1)) ** 0.5
-    # Of permutations, the whole table has (count - 1) ** 2 degrees of freedom, stretched by count / (count - 1).
+    # The whole table has (count - 1) ** 2 degrees of freedom, scaled by count / (count - 1).
     freedom = (count - 1) ** 2
     assert (
         abs(((seen - 200) ** 2).sum() / 200 * (count - 1) / count - freedom)
@@ -364,23 +364,23 @@ def test_a_bad_file_is_named_and_always_replaced_by_the_same_image(damaged):
     good = {
         i: decode((damaged / f"{i:03d}.jpg").read_bytes()) for i in range(11) if i not in (2, 7)
     }
-    stands_in: dict[int, set[int]] = {2: set(), 7: set()}
+    replacing: dict[int, set[int]] = {2: set(), 7: set()}
     for step in range(4):
         batch = data[step]
         _, drawn = data.places(step)
         assert {bad.name for bad in batch.bad} == {"002.jpg", "007.jpg"}
         assert all(bad.reason == "truncated JPEG: no end marker" for bad in batch.bad)
-        for image, epoch, asked, shown in zip(
+        for image, epoch, drawn_one, shown in zip(
             batch.images, batch.epoch.tolist(), drawn.tolist(), batch.sample.tolist()
         ):
             assert torch.equal(
                 image, RandomResizedCropFlip((16, 16))(good[shown], None, epoch, shown)[0]
             )  # the number is that of what is shown
-            if asked in good:
-                assert shown == asked
+            if drawn_one in good:
+                assert shown == drawn_one
             else:
-                stands_in[asked].add(shown)
-    assert all(len(found) == 1 for found in stands_in.values())
+                replacing[drawn_one].add(shown)
+    assert all(len(found) == 1 for found in replacing.values())
 
 
 def test_a_file_that_is_gone_is_bad_and_not_the_end(tmp_path):
@@ -436,13 +436,14 @@ def test_workers_leave_signals_to_the_main_process(damaged, number):
 
 
 def test_a_process_that_keeps_a_failed_loader_still_ends(tmp_path):
-    """Regression: workers that ignored every SIGTERM kept a failed process waiting for them for ever at its exit."""
+    """Regression: workers that ignored every SIGTERM made a failed process wait for ever."""
     (tmp_path / "x.jpg").write_bytes(b"no image")
     code = f"""
 from torchmae.data.loader import Batches
 from torchmae.data.sources import open_source
 from torchmae.data.transforms import RandomResizedCropFlip
-kept = iter(Batches(open_source({str(tmp_path)!r}), RandomResizedCropFlip((16, 16)), 1).loader(0, 9, 1))
+batches = Batches(open_source({str(tmp_path)!r}), RandomResizedCropFlip((16, 16)), 1)
+kept = iter(batches.loader(0, 9, 1))
 try:
     next(kept)
 except RuntimeError as error:

@@ -36,7 +36,7 @@ def same(one: Scan, other: Scan) -> bool:
 
 
 def plant(root: Path, sizes: list[tuple[int, int]], suffix: str = ".png") -> list[np.ndarray]:
-    """One file for each (height, width), every one with its own brightness and contrast; returns the pixels."""
+    """One file for each (height, width), each with its own contrast; returns the pixels."""
     root.mkdir(exist_ok=True)
     images = []
     for i, size in enumerate(sizes):
@@ -48,7 +48,7 @@ def plant(root: Path, sizes: list[tuple[int, int]], suffix: str = ".png") -> lis
 
 
 def brute(images: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation in float64, two passes; every image counts the same, whatever its size."""
+    """Mean and std in float64, two passes; every image counts the same, whatever its size."""
     mean = np.mean([(x / 255).mean((0, 1)) for x in images], axis=0)
     return mean, np.sqrt(np.mean([((x / 255 - mean) ** 2).mean((0, 1)) for x in images], axis=0))
 
@@ -77,7 +77,7 @@ def test_the_median_of_an_even_number_is_between_the_middle_two(tmp_path):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_channels_are_those_that_were_asked_for(tmp_path, channels):
+def test_channels_are_those_of_the_options(tmp_path, channels):
     images = plant(tmp_path / "set", SIZES)
     if channels == 1:
         images = [np.asarray(Image.fromarray(x).convert("L"))[:, :, None] for x in images]
@@ -148,7 +148,7 @@ def test_a_file_that_is_gone_by_now_has_a_short_reason(tmp_path, monkeypatch, fu
     assert scan(source).bad == [("005.png", "No such file or directory")]
 
 
-def test_bad_files_do_not_count_for_mean_and_deviation(tmp_path):
+def test_bad_files_do_not_count_for_mean_and_std(tmp_path):
     images = plant(tmp_path / "set", SIZES, ".png")
     (tmp_path / "set" / "aaa.png").write_bytes(b"no")
     mean, std = brute(images)

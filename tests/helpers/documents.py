@@ -24,7 +24,9 @@ def command_lines(page: Path) -> list[str]:
 
 
 def flags_of(verb: str) -> set[str]:
-    """The flags of a verb, such as "--mask-ratio"."""
+    """The flags of a verb, such as "--mask-ratio"; none of a verb that only a plugin knows."""
+    if verb not in VERBS:
+        return set()
     options = options_of(load(VERBS[verb].config)).values()
     return {o.flag for o in options if not o.positional and not o.metadata["hidden"]}
 

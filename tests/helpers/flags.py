@@ -1,33 +1,23 @@
 """All flags of the command line as text: `python tests/helpers/flags.py > tests/flags.txt`."""
 
-from collections.abc import Iterator
-from dataclasses import MISSING, Field, fields, is_dataclass
-from typing import Any, get_type_hints
-
-
-def default_of(field: Field[Any]) -> Any:
-    return field.default if field.default_factory is MISSING else field.default_factory()
-
-
-def flags(config: type[Any], instance: Any = None) -> Iterator[tuple[str, str]]:
-    """Name and default of each flag; those of nested groups of options beside the others."""
-    hints = get_type_hints(config)
-    for field in fields(config):
-        value = default_of(field) if instance is None else getattr(instance, field.name)
-        if is_dataclass(hints[field.name]):
-            yield from flags(hints[field.name], None if value is MISSING else value)
-        else:
-            name = field.name.replace("_", "-")
-            yield f"--{name}", "required" if value is MISSING else repr(value)
+from torchmae.settings.options import REQUIRED, options_of
+from torchmae.verbs import VERBS, load
 
 
 def text() -> str:
-    from torchmae.cli import VERBS, load
-
+    """One line a flag: name and default; for None also the rule that chooses a value."""
     lines = []
-    for verb, (config, _, _) in VERBS.items():
+    for verb, entry in VERBS.items():
+        config = load(entry.config)
+        rules = getattr(config, "RULES", {})
         lines.append(f"\nmae {verb}\n")
-        lines += [f"  {name:<22} {default}\n" for name, default in flags(load(config))]
+        for name, option in options_of(config).items():
+            if option.metadata["hidden"]:
+                continue
+            flag = option.metadata["metavar"] if option.positional else option.flag
+            default = "required" if option.default is REQUIRED else repr(option.default)
+            rule = f" ({rules[name].words})" if name in rules else ""
+            lines.append(f"  {flag:<23} {default}{rule}\n")
     return "".join(lines).lstrip()
 
 

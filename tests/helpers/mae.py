@@ -16,7 +16,8 @@ DECODER = DecoderConfig("transformer", 16, 2, 2)
 
 
 def tiny(size=(16, 16), channels=3, encoder=None, decoder=DECODER, **arguments):
-    """A small model with random values everywhere, so that no bias is zero and no norm the identity."""
+    """A small model with random values everywhere, so that no bias is zero and no norm the
+    identity."""
     mae = MAE(ViT(size, channels=channels, **(TINY | (encoder or {}))), decoder, **arguments)
     if mae.target.needs_fit:
         mae.target.fit(torch.randn(200, math.prod(mae.encoder.patch) * channels))

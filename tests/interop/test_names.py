@@ -1,4 +1,5 @@
-"""Names and shapes of other libraries' tensors: both ways without a loss, the architecture read off, strangers refused."""
+"""Names and shapes of other libraries' tensors: both ways without a loss, the architecture read
+off, strangers refused."""
 
 import pytest
 import torch

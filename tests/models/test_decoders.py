@@ -1,4 +1,5 @@
-"""Decoders: what the step does not compute changes nothing, and the linear one is the formula of its docstring.
+"""Decoders: what the step does not compute changes nothing, and the linear one is the formula of
+its docstring.
 
 The plain computation is `Decoder.forward`, of which `Decoder.hidden` returns a part for less; and
 `gather_tokens(patchify(images), ids)`.
@@ -214,9 +215,12 @@ for kind, target, encode_all, checkpointed in [
             mae.compile(fullgraph=True, backend="aot_eager")
         mae.zero_grad()
         output = mae(images, mask)
-        loss = output.loss if output.statistics_loss is None else output.loss + output.statistics_loss
+        loss = output.loss
+        if output.statistics_loss is not None:
+            loss = loss + output.statistics_loss
         loss.backward()
-        found.append({name: p.grad.clone() for name, p in mae.named_parameters() if p.grad is not None})
+        grads = {name: p.grad for name, p in mae.named_parameters() if p.grad is not None}
+        found.append({name: grad.clone() for name, grad in grads.items()})
     for name in found[0]:
         torch.testing.assert_close(found[1][name], found[0][name], rtol=1e-4, atol=1e-6)
     torch.compiler.reset()
@@ -234,7 +238,8 @@ def test_compiles_as_one_graph():
 @pytest.mark.parametrize("checkpointed", [False, True])
 @pytest.mark.parametrize("depth", [1, 2])
 def test_shards(depth, checkpointed):
-    """FSDP2 brings a block's weights together in the block's own call: every use of them must go through it."""
+    """FSDP2 brings a block's weights together in the block's own call: every use of them must go
+    through it."""
     mae = tiny(decoder=deep(depth))
     images, mask = some(mae)
     expected = trained(plain(mae), images, mask)
@@ -258,7 +263,8 @@ def test_shards(depth, checkpointed):
 
 
 def test_encode_all_equals_replacing_what_is_hidden():
-    """All patches in their own order, the hidden ones replaced after the embedding; nothing sorted, nothing left out."""
+    """All patches in their own order, the hidden ones replaced after the embedding; nothing sorted,
+    nothing left out."""
     mae = tiny(encode_all=True).double()
     images, mask = some(mae)
     encoder, decoder = mae.encoder, mae.decoder
@@ -325,7 +331,8 @@ def test_encode_all_is_built_again():
     MAE.build(older).load_state_dict(usual.state_dict(), strict=True)
 
 
-# ---------------------------------------------------------------- the linear decoder, and one of a user's own
+# ---------------------------------------------------------------- the linear decoder, and one of a
+# user's own
 
 
 def linear(**arguments):

@@ -1,4 +1,5 @@
-"""Encoders by name; feature maps and register tokens equal to timm's; one of a user's own through the whole MAE."""
+"""Encoders by name; feature maps and register tokens equal to timm's; one of a user's own through
+the whole MAE."""
 
 import json
 import math
@@ -156,7 +157,8 @@ def test_kinds():
 
 
 class Mixer(nn.Module):
-    """The smallest encoder: no class token, one layer that adds the mean of the visible tokens to each."""
+    """The smallest encoder: no class token, one layer that adds the mean of the visible tokens to
+    each."""
 
     num_prefix_tokens = 0
     mean = std = (0.5,)

@@ -1,4 +1,5 @@
-"""The autoencoder: equal to transformers' ViTMAE in prediction, loss and every gradient; pure; its head harmless."""
+"""The autoencoder: equal to transformers' ViTMAE in prediction, loss and every gradient; pure; its
+head harmless."""
 
 import json
 import math
@@ -37,7 +38,8 @@ def seed():
 
 
 def sincos(side, dim):
-    """The reference's fixed positions, as facebookresearch/mae computes them; shares no code with ours."""
+    """The reference's fixed positions, as facebookresearch/mae computes them; shares no code with
+    ours."""
     omega = [1 / 10000 ** (i / (dim / 4)) for i in range(dim // 4)]
     rows = [[0.0] * dim]
     for row in range(side):
@@ -48,7 +50,8 @@ def sincos(side, dim):
 
 
 def their_names(ours):
-    """transformers' name for each of our tensors (parameters or gradients), the one qkv cut in three."""
+    """transformers' name for each of our tensors (parameters or gradients), the one qkv cut in
+    three."""
     theirs = {}
     for name, value in ours.items():
         if name.startswith("decoder.statistics"):
@@ -99,7 +102,8 @@ def their_model(mae, normalised, ratio):
     )
     theirs = ViTMAEForPreTraining(config).train()
     state = their_names(mae.state_dict())
-    # Theirs, built from scratch, has zeros here: repaired by an independent computation, which ours must equal.
+    # Theirs, built from scratch, has zeros here: repaired by an independent computation, which ours
+    # must equal.
     state["vit.embeddings.position_embeddings"] = sincos(encoder.grid[0], encoder.embed_dim)
     state["decoder.decoder_pos_embed"] = sincos(encoder.grid[0], config.decoder_hidden_size)
     torch.testing.assert_close(
@@ -171,7 +175,8 @@ def ways_of_building(tmp_path):
 
 
 def test_predictions_vary_with_position(tmp_path):
-    """transformers 5.23's ViTMAE from scratch has zero positions: all its predictions of an image are one and the same."""
+    """transformers 5.23's ViTMAE from scratch has zero positions: all its predictions of an image
+    are one and the same."""
     names = []
     for name, mae in ways_of_building(tmp_path):
         images, mask = some(mae)
@@ -323,7 +328,8 @@ def test_autocast_keeps_loss_and_positions_in_float32():
 
 
 def functional_gradcheck(mae, images, mask, names, value):
-    """Finite differences of `value(output)` in all parameters of these names, along random directions (fast mode)."""
+    """Finite differences of `value(output)` in all parameters of these names, along random
+    directions (fast mode)."""
     parameters = dict(mae.named_parameters())
 
     def function(*chosen):

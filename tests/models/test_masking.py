@@ -1,4 +1,5 @@
-"""Every masking: a partition with equal counts, a function of (seed, epoch, sample) alone; and each one's own promise."""
+"""Every masking: a partition with equal counts, a function of (seed, epoch, sample) alone; and each
+one's own promise."""
 
 import itertools
 import math
@@ -194,7 +195,8 @@ def test_random_keeps_each_pair_equally_often():
 
 
 def block_reference(values, rows, columns, ratio):
-    """Blocks fall one by one on a set of places: a transcription of the description, in plain Python."""
+    """Blocks fall one by one on a set of places: a transcription of the description, in plain
+    Python."""
     need = rows * columns - wanted(rows * columns, ratio)
     shapes = masking.block_shapes(rows, columns)
     hidden: list[int] = []
@@ -223,7 +225,8 @@ def test_block_equals_the_reference(grid, ratio):
 
 
 def test_block_falls_back_to_single_patches():
-    """At 99 % the blocks may leave too much open; the count is exact all the same, and the reference agrees."""
+    """At 99 % the blocks may leave too much open; the count is exact all the same, and the
+    reference agrees."""
     values = scores((14, 14), samples=60, seed=5)
     mask = masking.block(values, (14, 14), 0.99)
     assert mask.keep.shape == (60, 1)

@@ -1,4 +1,5 @@
-"""Cutting, picking and putting back patches; positions against formulas written out, and timm's resizing."""
+"""Cutting, picking and putting back patches; positions against formulas written out, and timm's
+resizing."""
 
 import math
 

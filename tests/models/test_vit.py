@@ -1,4 +1,5 @@
-"""The encoder: equal to timm's with the same weights; hidden patches are really absent; resizing; sizes."""
+"""The encoder: equal to timm's with the same weights; hidden patches are really absent; resizing;
+sizes."""
 
 import math
 
@@ -104,7 +105,8 @@ def test_drop_path_rates_equal_timms(depth, rate):
 
 
 def masked_reference(encoder, images, keep):
-    """All tokens go through; attention to hidden ones is -inf. From the weights alone, sharing no code with the model."""
+    """All tokens go through; attention to hidden ones is -inf. From the weights alone, sharing no
+    code with the model."""
     weights = {name: value.double() for name, value in encoder.state_dict().items()}
 
     def norm(x, name):
@@ -324,7 +326,8 @@ def test_config_builds_the_same_encoder():
 
 
 def test_positions_after_every_way_of_building():
-    """transformers' ViTMAE zeroes its positions when built from scratch: ours are sin-cos however they come about."""
+    """transformers' ViTMAE zeroes its positions when built from scratch: ours are sin-cos however
+    they come about."""
     expected = sincos_positions((2, 3), 32)
     encoder = ViT((8, 12), **TINY)
     ways = [

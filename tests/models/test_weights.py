@@ -99,7 +99,7 @@ def test_not_a_run_folder(loader, tmp_path):
     for path in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(
             UserError,
-            match=f"{path} is not a run folder .*no config.json.*mae pretrain, finetune or import made$",
+            match=f"{path} is not a run folder .*no config.json.*finetune or import made$",
         ):
             loader(path)
 

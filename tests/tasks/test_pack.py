@@ -1,4 +1,4 @@
-"""`mae pack`: the pixels, the bytes, the labels, the lists, every kill and a full disk; training on what it made."""
+"""`mae pack`: pixels, bytes, labels, lists, every kill, a full disk; training on its shards."""
 
 import io
 import json
@@ -135,13 +135,10 @@ def test_bad_files_and_duplicates_are_reported(
     said = capsys.readouterr().out
     assert (
         f"{out}: 8 images in 1 shard" in said
-        and "3 files left out" in said
+        and "3 files skipped" in said
         and "pretrain" in said.splitlines()[-1]
     )
-    assert (
-        "1 files with the bytes of earlier ones (kept; --drop-duplicates would leave them out)"
-        in said
-    )
+    assert "1 files with the bytes of earlier ones (kept; --drop-duplicates skips them)" in said
     assert [line["file"] for line in lines(out / "bad-files.jsonl")] == [
         "gone.jpg",
         "b/zz-cut.jpg",
@@ -164,7 +161,7 @@ def refuse(self: Source, i: int) -> bytes:
 def test_a_scan_of_it_reads_no_image(
     mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: int, measured: int
 ) -> None:
-    """What packing noted equals what a look at the images finds, by the same rule of which are measured."""
+    """What packing has measured equals what a scan of the images finds."""
     monkeypatch.setattr(scans, "FULL", full)
     monkeypatch.setattr(scans, "MEASURED", measured)
     for k, rest in enumerate([{}, {"lossless": True}, {"size": 40, "drop_duplicates": True}]):
@@ -185,7 +182,7 @@ def test_a_scan_of_it_reads_no_image(
 
 @pytest.mark.parametrize("rest", [{"lossless": True}, {"size": 64}, {"size": 16}])
 def test_12_bit_images(tmp_path: Path, rest: dict) -> None:
-    """White is what --white says, when they are packed and when the set is opened; JPEGs that were made have 8 bits."""
+    """--white holds when they are packed and when the set is opened; new JPEGs have 8 bits."""
     folder, decode = grey12(tmp_path / "grey"), DecodeOptions(white=4095)
     with pytest.raises(UserError, match="would turn nearly black"):
         pack.run(Pack(str(folder), str(tmp_path / "none"), **rest))
@@ -303,31 +300,25 @@ def whole(mixed: Path, tmp_path: Path) -> Iterator[dict[str, bytes]]:
     return files(out)
 
 
+PACKED = "torchmae.data.sources.packed"
+
+
 @pytest.mark.parametrize(
-    "place, name, at, finished",
+    "call, finished",
     [
-        ("torchmae.data.sources.packed", "write_header", 1, 0),  # before anything
-        ("torchmae.data.sources.packed:Shard", "add", 5, 1),  # inside a shard
-        (
-            "torchmae.data.sources.packed",
-            "write_part",
-            2,
-            1,
-        ),  # a shard has its name, but no part of the index yet
-        ("torchmae.data.sources.packed", "write_index", 1, 3),
-        (
-            "torchmae.data.sources.packed",
-            "write_header",
-            2,
-            3,
-        ),  # the arrays of the index are there, index.json is not
-        ("shutil", "rmtree", 1, 3),  # all is there, and .progress too
+        ((PACKED, "write_header", 1), 0),  # before anything
+        ((f"{PACKED}:Shard", "add", 5), 1),  # inside a shard
+        ((PACKED, "write_part", 2), 1),  # a shard is finished, but not its part of the index
+        ((PACKED, "write_index", 1), 3),
+        ((PACKED, "write_header", 2), 3),  # the arrays of the index exist, index.json does not
+        (("shutil", "rmtree", 1), 3),  # all is finished, and .progress still exists
     ],
 )
 def test_a_kill_changes_nothing(
-    mixed: Path, tmp_path: Path, whole, place: str, name: str, at: int, finished: int
+    mixed: Path, tmp_path: Path, whole, call: tuple[str, str, int], finished: int
 ) -> None:
     out = tmp_path / "out"
+    place, name, at = call
     code = DYING.format(place=place, name=name, at=at, arguments=command(mixed, out))
     assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
     if (out / "index.json").exists():
@@ -437,7 +428,7 @@ def test_mistakes(mixed: Path, photos: Path, tmp_path: Path) -> None:
         (mixed, {"quality": 101}, "--quality 101: 1 to 100"),
         (mixed, {"quality": 90, "lossless": True}, "--quality is for images that are made smaller"),
         (mixed, {"workers": 0}, "--workers 0"),
-        ("digits", {}, "packs image files, but digits gives pixels"),
+        ("digits", {}, "packs image files, but digits holds pixels"),
         (tmp_path / "nowhere", {}, "no such folder"),
         (photos, {"verify": True}, "and .* is none"),
     ]:
@@ -492,7 +483,7 @@ def test_verify(mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_training_on_it(photos: Path, tmp_path: Path) -> None:
-    """From bytes that were kept, the same run as from the files, bit for bit; it even goes on from one to the other."""
+    """Lossless shards give the run of the files, bit for bit; either resumes the other's run."""
     out = pack.run(Pack(str(photos), str(tmp_path / "shards"), shard_mb=0.01))
     one, two = (
         torchmae.pretrain(str(data), out=str(tmp_path / "runs" / data.name), epochs=2, **SMALL)

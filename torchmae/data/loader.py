@@ -1,8 +1,9 @@
-"""Batches that are the same on any number of workers and processes: `batches[step]` is a pure function of its settings.
+"""Batches that do not depend on workers and processes: `batches[step]` is a pure function.
 
-Samples flow as one endless sequence of epochs, each a keyed permutation of the data set computed index by index, so that a
-billion samples need no array. Step `s` takes the places `s * batch_size ... (s + 1) * batch_size - 1` of that sequence,
-each process an equal share of them; a batch may straddle two epochs. Resuming needs the step number and nothing else.
+Samples form one endless sequence of epochs, each a keyed permutation of the data set that is
+computed index by index, so that a billion samples need no array. Step `s` takes the places
+`s * batch_size ... (s + 1) * batch_size - 1` of that sequence, each process an equal share of
+them; a batch may straddle two epochs. Resuming needs the step number and nothing else.
 """
 
 import os
@@ -26,7 +27,7 @@ from torchmae.errors import RunError, UserError
 from torchmae.hashing import ORDER, REPLACE, hash32
 
 Transform = Callable[[Pixels, Any, int, int], tuple[Tensor, Any]]
-"""(image, target, epoch, sample) -> (image, target), so that boxes and masks can follow the crop."""
+"""(image, target, epoch, sample) -> (image, target): boxes and masks can follow the crop."""
 
 Targets = Int64[Tensor, " B"] | list[Any] | None
 """No targets, labels, or one object for each image (boxes, masks)."""
@@ -42,10 +43,10 @@ class Batch(NamedTuple):
     """The number in the source of each image that is shown."""
     step: int = 0
     bad: Sequence[BadFile] = ()
-    """Files that could not be read; another image, with its own number and target, has taken the place of each."""
+    """Files that could not be read; another image, with its number and target, replaces each."""
 
     def chunks(self, parts: int) -> "list[Batch]":
-        """Splits into `parts` micro-batches of nearly equal size (which do not repeat what was bad)."""
+        """Splits into micro-batches of nearly equal size, without repeating the bad files."""
         images, epoch, sample = (
             torch.tensor_split(x, parts) for x in (self.images, self.epoch, self.sample)
         )
@@ -82,8 +83,11 @@ def collate_targets(targets: list[Any]) -> Targets:
 def permute(
     place: Int64[np.ndarray, " B"], count: int, seed: int, epoch: Int64[np.ndarray, " B"]
 ) -> Int64[np.ndarray, " B"]:
-    """Where the keyed permutation of 0..count-1 for (seed, epoch) sends each place: a Feistel network of 32-bit halves
-    over the next even power of two, walked until it lands below `count` (fewer than 4 walks on average)."""
+    """Where the keyed permutation of 0..count-1 for (seed, epoch) sends each place.
+
+    A Feistel network of 32-bit halves over the next even power of two, repeated until the result is
+    below `count` (fewer than 4 times on average).
+    """
     half = max(1, ((count - 1).bit_length() + 1) // 2)
     low = (1 << half) - 1
     result = place
@@ -100,7 +104,18 @@ def permute(
 
 @dataclass(frozen=True)
 class Batches(Dataset[Batch]):
-    """The batch of every step, for one process of `size`. `batch_size` counts the images of all processes together."""
+    """The batch of every step, for one process of `size`.
+
+    Args:
+        source: the images.
+        transform: makes all images one size; jointly with the targets.
+        batch_size: images of a step, over all processes.
+        seed: of the order and of replacements for bad files.
+        rank: of this process.
+        size: how many processes there are.
+        targets: of each image of the source, by its number: labels int64 [N], or any objects that
+            the transform understands.
+    """
 
     source: Source
     transform: Transform
@@ -109,7 +124,6 @@ class Batches(Dataset[Batch]):
     rank: int = 0
     size: int = 1
     targets: Int64[Tensor, " N"] | Sequence[Any] | None = None
-    """Of each image of the source, by its number: labels, or objects that the transform understands."""
 
     def __post_init__(self) -> None:
         if self.batch_size % self.size:
@@ -128,7 +142,9 @@ class Batches(Dataset[Batch]):
 
     def __getitem__(self, step: int) -> Batch:
         bad: list[BadFile] = []
-        images, targets, shown = [], [], []
+        images = []
+        targets = []
+        shown = []
         epochs, samples = self.places(step)
         for epoch, sample in zip(epochs.tolist(), samples.tolist()):
             index, pixels = self.read(sample, bad)
@@ -150,24 +166,25 @@ class Batches(Dataset[Batch]):
         return None if self.targets is None else self.targets[index]
 
     def read(self, sample: int, bad: list[BadFile]) -> tuple[int, Pixels]:
-        """A sample and its pixels, or its replacement, which is the same in every epoch, process and run."""
+        """A sample and its pixels, or its replacement: the same in every epoch and process."""
         index = sample
         for attempt in range(100 + len(self.source)):
             try:
                 return index, read_pixels(self.source, index)
             except BadImage as error:
                 bad.append(BadFile(self.source.name(index), str(error)))
-                # A hundred throws, and then one after the other: a set that is nearly all bad still trains.
+                # 100 draws, then one after the other: a set that is nearly all bad still trains.
                 drawn = hash32(self.seed, REPLACE, sample, attempt)
                 index = (drawn if attempt < 100 else index + 1) % len(self.source)
         raise RunError(
-            f"none of the {len(self.source)} files can be read; the last: {bad[-1].name}: {bad[-1].reason}"
+            f"none of the {len(self.source)} files can be read; the last: {bad[-1].name}: "
+            f"{bad[-1].reason}"
         )
 
     def loader(
         self, start: int, stop: int, workers: int, pin_memory: bool = False
     ) -> "DataLoader[Batch]":
-        """The batches of the steps `start..stop-1`, prepared by `workers` processes (0: by this one)."""
+        """The batches of the steps `start..stop-1`, made by `workers` processes (0: this one)."""
         return DataLoader(
             self,
             batch_size=None,
@@ -179,8 +196,10 @@ class Batches(Dataset[Batch]):
 
 
 def start_worker(worker: int) -> None:
-    """Workers leave Ctrl-C and a SIGTERM to the whole group to the main process, which finishes its step first; they end
-    when the main process itself terminates them. And they do not fight over cores."""
+    """Workers ignore Ctrl-C and SIGTERM to the process group, and use one thread.
+
+    The main process finishes its step first, and ends them itself.
+    """
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # Linux; elsewhere a SIGTERM ends a worker at once

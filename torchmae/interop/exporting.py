@@ -1,4 +1,5 @@
-"""A run's model in the format of another library, reloaded there and compared. `EXPORTS` has one function a format."""
+"""A run's model in the format of another library, reloaded there and compared. `EXPORTS` has one
+function a format."""
 
 import json
 import math
@@ -31,8 +32,9 @@ from torchmae.models.weights import build_any
 
 
 class ExportInput(NamedTuple):
-    """What is exported: the module in eval mode, its weights under plain names (see `interop.names`), its `config()`,
-    the final folder, and the share of an image's sides that evaluation sees."""
+    """What is exported: the module in eval mode, its weights under plain names (see
+    `interop.names`), its `config()`, the final folder, and the share of an image's sides that
+    evaluation sees."""
 
     model: Any
     weights: Weights
@@ -56,9 +58,9 @@ class ExportInput(NamedTuple):
 class ExportResult(NamedTuple):
     """An export.
 
-    `reloaded` is the function of the reloaded model, from images to what `reference_output` returns; `lines` of Python
-    load it; `model` is that model, if it is one of PyTorch; `tolerance` is the largest difference allowed, in each
-    size of batch of `batches`.
+    `reloaded` is the function of the reloaded model, from images to what `reference_output`
+    returns; `lines` of Python load it; `model` is that model, if it is one of PyTorch; `tolerance`
+    is the largest difference allowed, in each size of batch of `batches`.
     """
 
     reloaded: Callable[[Float[Tensor, "B C H W"]], Tensor]
@@ -70,7 +72,8 @@ class ExportResult(NamedTuple):
 
 @torch.no_grad()
 def reference_output(subject: ExportInput, images: Float[Tensor, "B C H W"]) -> Tensor:
-    """Tokens of an encoder, logits of a classifier, predictions of an MAE for the hidden patches of `hidden`."""
+    """Tokens of an encoder, logits of a classifier, predictions of an MAE for the hidden patches of
+    `hidden`."""
     if isinstance(subject.model, MAE):
         return subject.model(images, hidden(subject, images)).prediction
     return subject.model(images)
@@ -85,13 +88,15 @@ def hidden(subject: ExportInput, images: Tensor) -> Mask:
 def compare(subject: ExportInput, made: ExportResult) -> str:
     """The largest difference on 16 random images, in words.
 
-    The tolerance is absolute. Where outputs are large, float32 itself rounds more coarsely than that, in any order of
-    the same sums; then the models are compared in float64, with the same tolerance.
+    The tolerance is absolute. Where outputs are large, float32 itself rounds more coarsely than
+    that, in any order of the same sums; then the models are compared in float64, with the same
+    tolerance.
 
     Raises:
         RunError: the difference is larger than the tolerance.
     """
-    encoder, generator = subject.encoder, torch.Generator().manual_seed(0)
+    encoder = subject.encoder
+    generator = torch.Generator().manual_seed(0)
     images = torch.randn(16, encoder.channels, *encoder.image_size, generator=generator)
     difference, largest = max_abs_diff(subject, made, images)
     words = f"by at most {difference:.1e}"
@@ -157,7 +162,8 @@ def square(subject: ExportInput, form: str) -> int:
 def to_timm(subject: ExportInput, folder: Path) -> ExportResult:
     """A folder for `timm.create_model("local-dir:...")`, which can be uploaded to a hub as it is.
 
-    With registers, as timm's `vit_*_reg4_*`: `reg_token`, and positions of the patches alone (`no_embed_class`).
+    With registers, as timm's `vit_*_reg4_*`: `reg_token`, and positions of the patches alone
+    (`no_embed_class`).
     """
     timm = library("timm", "timm")
     no_decoder(subject, "timm")
@@ -199,7 +205,8 @@ def to_timm(subject: ExportInput, folder: Path) -> ExportResult:
 
 
 def to_hugging_face(subject: ExportInput, folder: Path) -> ExportResult:
-    """A folder for `from_pretrained`: ViTModel, ViTForImageClassification (class token) or ViTMAEForPreTraining."""
+    """A folder for `from_pretrained`: ViTModel, ViTForImageClassification (class token) or
+    ViTMAEForPreTraining."""
     transformers = library("transformers", "transformers")
     transformers.utils.logging.disable_progress_bar()
     model = subject.model
@@ -212,7 +219,8 @@ def to_hugging_face(subject: ExportInput, folder: Path) -> ExportResult:
     kind, config = hugging_face_config(subject, transformers)
     config.architectures = [kind.__name__]
     config.save_pretrained(folder)
-    # Not save_pretrained for the weights: 5.23 gives the decoder's names that no other version knows.
+    # Not save_pretrained for the weights: 5.23 writes names of the decoder that no other version
+    # knows.
     bare = kind is transformers.ViTModel
     save(to_transformers(fold_bn(subject.weights), "" if bare else "vit."), folder)
     write_preprocessor(subject.encoder, folder)
@@ -292,7 +300,8 @@ def write_preprocessor(encoder: ViT, folder: Path) -> None:
 
 
 def to_vision(subject: ExportInput, folder: Path) -> ExportResult:
-    """The weights of a `torchvision.models.VisionTransformer`, which has 3 channels, squares and a class token."""
+    """The weights of a `torchvision.models.VisionTransformer`, which has 3 channels, squares and a
+    class token."""
     models = library("torchvision.models", "torchvision")
     no_decoder(subject, "torchvision")
     plain_vit(subject, "torchvision's VisionTransformer")
@@ -384,7 +393,8 @@ def to_onnx(subject: ExportInput, folder: Path) -> ExportResult:
 
 
 def to_safetensors(subject: ExportInput, folder: Path) -> ExportResult:
-    """One file in the layout of facebookresearch/mae (timm's names), with our description in its metadata."""
+    """One file in the layout of facebookresearch/mae (timm's names), with our description in its
+    metadata."""
     if subject.pool == "mean" and isinstance(subject.model, ViT):
         raise UserError(
             "the norm of this encoder belongs to its classifier's pooling: export the classifier"

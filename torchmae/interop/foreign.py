@@ -1,6 +1,8 @@
-"""Weights as other libraries keep them: PyTorch and safetensors files, folders of timm and transformers, their hubs.
+"""Weights as other libraries keep them: PyTorch and safetensors files, folders of timm and
+transformers, their hubs.
 
-The only place that reads PyTorch's pickled files, with `weights_only=True`: nothing in a file is ever run.
+The only place that reads PyTorch's pickled files, with `weights_only=True`: nothing in a file is
+ever run.
 """
 
 import argparse
@@ -24,9 +26,9 @@ from torchmae.settings.options import parse_size
 class Source(NamedTuple):
     """Weights as found.
 
-    `facts` is what their file or library says about them: under the names of the flags of `mae import`, and activation,
-    eps, mask_ratio, loss_on, guess (a target). `sha256` is that of the file, `model` the other library's own model, if
-    there is one to compare with.
+    `facts` is what their file or library says about them: under the names of the flags of `mae
+    import`, and activation, eps, mask_ratio, loss_on, guess (a target). `sha256` is that of the
+    file, `model` the other library's own model, if there is one to compare with.
     """
 
     weights: Weights

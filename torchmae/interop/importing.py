@@ -1,4 +1,5 @@
-"""`mae import`: weights of facebookresearch/mae, timm and transformers as a run folder, compared with their source."""
+"""`mae import`: weights of facebookresearch/mae, timm and transformers as a run folder, compared
+with their source."""
 
 import math
 from collections.abc import Mapping
@@ -20,7 +21,8 @@ from torchmae.models.patches import IMAGENET, Size, sincos_positions, size_name
 from torchmae.models.vit import ViT
 from torchmae.settings.options import parse_size
 
-CLOSE = 1e-4  # of the largest feature: what two float32 implementations of the same function may differ by
+# Of the largest feature: what two float32 implementations of the same function may differ by.
+CLOSE = 1e-4
 
 
 @dataclass
@@ -37,24 +39,26 @@ class Report:
 class Facts:
     """What is known of a model besides its tensors.
 
-    `requested` is what the user says (None where nothing), `found` what the source says; both under the names of the
-    flags of `mae import`.
+    `requested` is what the user says (None where nothing), `found` what the source says; both under
+    the names of the flags of `mae import`.
     """
 
     requested: Mapping[str, Any]
     found: Mapping[str, Any]
 
     def get(self, name: str, default: Any = None) -> tuple[Any, str]:
-        """The value, and whose it is in words; the user's before the source's before the default."""
+        """The value, and where it comes from; the user's before the source's before the
+        default."""
         if self.requested.get(name) is not None:
-            return self.requested[name], "as asked"
+            return self.requested[name], "as requested"
         if name in self.found:
             return self.found[name], "the source's"
         return default, "assumed"
 
 
 def describe(plain: Weights, facts: Facts, report: Report) -> dict[str, Any]:
-    """What `config()` of the model will be: an MAE's, a classifier's or, under "encoder" alone, an encoder's."""
+    """What `config()` of the model will be: an MAE's, a classifier's or, under "encoder" alone, an
+    encoder's."""
     if facts.found.get("activation", "gelu") != "gelu":
         raise UserError(
             f"the source's activation is {facts.found['activation']}; torchmae's ViT has exact GELU"
@@ -66,7 +70,8 @@ def describe(plain: Weights, facts: Facts, report: Report) -> dict[str, Any]:
         return {"encoder": encoder} | describe_decoder(plain, facts, report)
     report.note(
         "decoder",
-        "missing, so mae reconstruct refuses; mae_visualize_* files and ViTMAEForPreTraining have one",
+        "missing, so mae reconstruct refuses; mae_visualize_* files and ViTMAEForPreTraining have "
+        "one",
     )
     return {"encoder": encoder}
 
@@ -77,9 +82,11 @@ def describe_encoder(plain: Weights, facts: Facts, report: Report) -> dict[str, 
     size = parse_size(size) if isinstance(size, str | int) else tuple(size) if size else None
     heads, why_heads = facts.get("heads")
     encoder = encoder_config(plain, size, heads)
-    channels, registers = encoder["channels"], encoder["registers"]
+    channels = encoder["channels"]
+    registers = encoder["registers"]
     flat = IMAGENET if channels == 3 else ((0.5,) * channels,) * 2
-    (mean, why_mean), (std, _) = facts.get("mean", flat[0]), facts.get("std", flat[1])
+    mean, why_mean = facts.get("mean", flat[0])
+    std, _ = facts.get("std", flat[1])
     height, width = encoder["image_size"]
     report.note(
         "encoder",
@@ -129,7 +136,8 @@ def describe_decoder(plain: Weights, facts: Facts, report: Report) -> dict[str, 
 def crop_of(facts: Facts, layout: str, model: dict[str, Any]) -> tuple[float, str]:
     """The share of an image's sides that evaluation sees, and where that comes from.
 
-    The published figures of the reference are measured on the middle 224 px of 256 up to 224 px, on whole images above.
+    The published figures of the reference are measured on the middle 224 px of 256 up to 224 px, on
+    whole images above.
     """
     share, why = facts.get("crop_pct", 1.0)
     # The reference's fine-tuned files have timm's names.
@@ -151,7 +159,8 @@ def read_classes(path: str) -> list[str]:
 
 @torch.no_grad()
 def compare(made: nn.Module, found: Source, report: Report) -> None:
-    """A forward pass on random images, compared with the source's own model if there is one; differences as notes.
+    """A forward pass on random images, compared with the source's own model if there is one;
+    differences as notes.
 
     Raises:
         UserError: outputs are not finite, or differ by more than `CLOSE` of the largest.
@@ -175,7 +184,7 @@ def compare(made: nn.Module, found: Source, report: Report) -> None:
             f"{', '.join(broken)} of random images are not finite: the weights are damaged"
         )
     shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in own.items())
-    report.note("proof", f"2 random images give {shapes}, all finite")
+    report.note("proof", f"2 random images: {shapes}, all finite")
     if found.model is None:
         eps = f"{found.facts['eps']:g} in" if "eps" in found.facts else "not known of"
         report.note("norm eps", f"{eps} the source, 1e-6 here, as in the reference and timm")
@@ -212,9 +221,11 @@ def differences(own: dict[str, Tensor], theirs: dict[str, Tensor]) -> dict[str, 
 
 
 def outputs(model: Any, images: Float[Tensor, "B C H W"]) -> dict[str, Tensor]:
-    """What a model has of tokens `[B, T, D]`, logits `[B, classes]` and predictions of hidden patches `[B, M, P]`.
+    """What a model has of tokens `[B, T, D]`, logits `[B, classes]` and predictions of hidden
+    patches `[B, M, P]`.
 
-    The model is ours, timm's or transformers'; all hide the same patches: all but the first quarter.
+    The model is ours, timm's or transformers'; all hide the same patches: all but the first
+    quarter.
     """
     if isinstance(model, ViT):
         return {"tokens": model(images)}

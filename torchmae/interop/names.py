@@ -1,9 +1,11 @@
-"""State dicts of other libraries to our names and back: tensors are renamed, split and joined; no files here.
+"""State dicts of other libraries to our names and back: tensors are renamed, split and joined; no
+files here.
 
-All go through one layout, called plain: that of facebookresearch/mae, which is timm's for the encoder
-(`patch_embed.proj`, `cls_token`, `reg_token`, `pos_embed`, `blocks.N.*`, `norm`), `mask_token` and `decoder_*` for the
-decoder, `fc_norm` and `head` for a classifier, `target.*` for a fitted target. Ours is the same under `encoder.` and
-`decoder.`. The position table of the plain layout has a row for the class token and none for registers.
+All go through one layout, called plain: that of facebookresearch/mae, which is timm's for the
+encoder (`patch_embed.proj`, `cls_token`, `reg_token`, `pos_embed`, `blocks.N.*`, `norm`),
+`mask_token` and `decoder_*` for the decoder, `fc_norm` and `head` for a classifier, `target.*` for
+a fitted target. Ours is the same under `encoder.` and `decoder.`. The position table of the plain
+layout has a row for the class token and none for registers.
 """
 
 import math
@@ -55,7 +57,8 @@ LAYER = {
 }
 
 
-# The names on the hub, which every version of transformers reads; version 5 has others in memory (NEWER).
+# The names on the hub, which every version of transformers reads; version 5 has others in memory
+# (NEWER).
 TRANSFORMERS = {
     "cls_token": "embeddings.cls_token",
     "pos_embed": "embeddings.position_embeddings",
@@ -154,7 +157,8 @@ def rename(weights: Mapping[str, Tensor], table: Table) -> Weights:
 
 
 def classic_name(name: str) -> str:
-    """The name on the hub of a tensor of transformers, from what any version calls it; without a base model's prefix."""
+    """The name on the hub of a tensor of transformers, from what any version calls it; without a
+    base model's prefix."""
     for pattern, text in NEWER.items():
         name = re.sub(pattern, text, name)
     return name
@@ -194,7 +198,8 @@ def to_plain(weights: Mapping[str, Tensor]) -> tuple[str, Weights, list[str]]:
     """Any known state dict under plain names.
 
     Returns:
-        The name of the layout, the weights, and the names of tensors that were skipped because nothing uses them.
+        The name of the layout, the weights, and the names of tensors that were skipped because
+        nothing uses them.
 
     Raises:
         UserError: what our ViT cannot represent, or no ViT at all; names the tensors.
@@ -282,12 +287,14 @@ def encoder_config(
     Args:
         plain: the weights under plain names.
         image_size: None for a square one. Shapes do not tell its sides.
-        num_heads: None for those of the size in `SIZES` with this width. Shapes do not tell them either.
+        num_heads: None for those of the size in `SIZES` with this width. Shapes do not tell them
+            either.
 
     Raises:
         UserError: tensors that do not fit together, or sizes that have to be given.
     """
-    kernel, table = plain["patch_embed.proj.weight"], plain["pos_embed"]
+    kernel = plain["patch_embed.proj.weight"]
+    table = plain["pos_embed"]
     if kernel.ndim != 4 or table.ndim != 3:
         raise UserError(
             f"patch_embed.proj.weight {list(kernel.shape)} and pos_embed {list(table.shape)}: "
@@ -307,7 +314,8 @@ def encoder_config(
     )
     if heads is None:
         raise UserError(
-            f"no size that torchmae knows is {dim} wide, and shapes do not tell the heads: say --heads"
+            f"no size that torchmae knows is {dim} wide, and shapes do not tell the heads: say "
+            "--heads"
         )
     return {
         "kind": "vit",
@@ -323,15 +331,17 @@ def encoder_config(
 
 
 def prefix_rows(registers: int) -> tuple[int, ...]:
-    """How many rows a position table may have before those of the patches: for the class token (the reference, timm),
-    for none (timm's `no_embed_class`), for the class token and registers (timm without it)."""
+    """How many rows a position table may have before those of the patches: for the class token (the
+    reference, timm), for none (timm's `no_embed_class`), for the class token and registers (timm
+    without it)."""
     return (1, 0, 1 + registers) if registers else (1, 0)
 
 
 def image_size_of(
     rows: int, patch: Size, registers: int, image_size: tuple[int, int] | None
 ) -> tuple[int, int]:
-    """The size of the images of a position table with so many rows: a square, or `image_size` if it fits."""
+    """The size of the images of a position table with so many rows: a square, or `image_size` if it
+    fits."""
     counts = [rows - prefix for prefix in prefix_rows(registers)]
     if image_size is None:
         side = next((math.isqrt(n) for n in counts if n > 0 and math.isqrt(n) ** 2 == n), None)
@@ -345,13 +355,15 @@ def image_size_of(
     if any(side % p for side, p in zip(image_size, patch)) or math.prod(grid) not in counts:
         raise UserError(
             f"--image-size {image_size[0]}x{image_size[1]}: the position table has {rows} rows, "
-            f"which is no {grid[0]}x{grid[1]} grid of {size_name(patch)} px patches and a class token"
+            f"which is no {grid[0]}x{grid[1]} grid of {size_name(patch)} px patches and a class "
+            "token"
         )
     return image_size
 
 
 def decoder_from_shapes(plain: Weights, num_heads: int | None) -> DecoderConfig:
-    """The decoder of these tensors; the heads, if they are not known, 32 wide as in the paper's decoder.
+    """The decoder of these tensors; the heads, if they are not known, 32 wide as in the paper's
+    decoder.
 
     Raises:
         UserError: the decoder is incomplete, or none that torchmae has.
@@ -381,8 +393,9 @@ def decoder_from_shapes(plain: Weights, num_heads: int | None) -> DecoderConfig:
 def to_ours(plain: Weights, config: dict[str, Any]) -> Weights:
     """The weights of the model that `config` describes, float32, under our names.
 
-    What another library does without because it is zero is added: the class token's row of a position table, the biases
-    of queries, keys and values, and the statistics head, which starts as "as the visible patches".
+    What another library does without because it is zero is added: the class token's row of a
+    position table, the biases of queries, keys and values, and the statistics head, which starts as
+    "as the visible patches".
     """
     whole = {
         name: (weight.detach().float() if weight.is_floating_point() else weight)
@@ -391,7 +404,9 @@ def to_ours(plain: Weights, config: dict[str, Any]) -> Weights:
         for name, weight in plain.items()
     }
     encoder = config["encoder"]
-    grid = grid_of(encoder["image_size"], as_size(encoder["patch_size"]))
+    patch = encoder["patch_size"]
+    patch = as_size(patch if isinstance(patch, int) else tuple(patch))
+    grid = grid_of(tuple(encoder["image_size"]), patch)
     rows = whole["pos_embed"].shape[1] - math.prod(grid)
     if rows == 0:
         whole["pos_embed"] = F.pad(whole["pos_embed"], (0, 0, 1, 0))
@@ -415,8 +430,9 @@ def to_ours(plain: Weights, config: dict[str, Any]) -> Weights:
 
 
 def fold_class_position(plain: Weights) -> Weights:
-    """For timm's models with registers, whose positions are those of the patches alone (`no_embed_class`): the class
-    token's row of the table becomes part of the token. The same function."""
+    """For timm's models with registers, whose positions are those of the patches alone
+    (`no_embed_class`): the class token's row of the table becomes part of the token. The same
+    function."""
     if "reg_token" not in plain:
         return plain
     table = plain["pos_embed"]
@@ -424,7 +440,8 @@ def fold_class_position(plain: Weights) -> Weights:
 
 
 def fold_bn(plain: Weights, eps: float = 1e-6) -> Weights:
-    """A probe's BatchNorm without affine parameters as part of its linear head: the same function in eval mode."""
+    """A probe's BatchNorm without affine parameters as part of its linear head: the same function
+    in eval mode."""
     if "bn.running_mean" not in plain:
         return plain
     mean, variance, weight, bias = (
@@ -436,7 +453,8 @@ def fold_bn(plain: Weights, eps: float = 1e-6) -> Weights:
 
 
 def to_transformers(plain: Weights, prefix: str) -> Weights:
-    """The names on the hub. `prefix` is "vit." for a model with a head or a decoder, "" for an encoder alone."""
+    """The names on the hub. `prefix` is "vit." for a model with a head or a decoder, "" for an
+    encoder alone."""
     theirs = rename(split_qkv(plain), TRANSFORMERS)
     return {
         n if n.startswith(("decoder.", "classifier.")) else f"{prefix}{n}": w.contiguous()

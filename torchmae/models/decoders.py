@@ -55,8 +55,8 @@ class Decoder(nn.Module):
         """Features of all patches, the visible first, then the hidden.
 
         Args:
-            latent: the class token (if there is one) and the visible patches; those of the hidden places too, if the
-                encoder had mask tokens.
+            latent: the class token (if there is one) and the visible patches; those of the hidden
+                places too, if the encoder had mask tokens.
             mask: the places of the patches.
         """
         raise NotImplementedError
@@ -67,7 +67,8 @@ class Decoder(nn.Module):
 
 
 class TransformerDecoder(Decoder):
-    """Visible tokens and a shared mask token at each hidden place, through transformer blocks (paper section 3)."""
+    """Visible tokens and a shared mask token at each hidden place, through transformer blocks
+    (paper section 3)."""
 
     def __init__(self, config: DecoderConfig, encoder: Backbone, width: int, mask_token: bool):
         super().__init__(config, encoder, width, mask_token)
@@ -88,7 +89,8 @@ class TransformerDecoder(Decoder):
     def forward(self, latent: Float[Tensor, "B T D"], mask: Mask) -> Float[Tensor, "B N E"]:
         """Features of all patches, the visible first.
 
-        Attention does not depend on the order and positions carry the place, so nothing is shuffled back.
+        Attention does not depend on the order and positions carry the place, so nothing is shuffled
+        back.
         """
         x, masked = self.tokens(latent, mask)
         if masked is not None:
@@ -100,8 +102,9 @@ class TransformerDecoder(Decoder):
     def hidden(self, latent: Float[Tensor, "B T D"], mask: Mask) -> Float[Tensor, "B M E"]:
         """Features of the hidden patches, all that a loss on them needs, with less work.
 
-        What enters the first block for a mask token depends on its place only: norm and qkv are computed once per
-        place, not once per image. In the last block, the other tokens are needed as keys and values only.
+        What enters the first block for a mask token depends on its place only: norm and qkv are
+        computed once per place, not once per image. In the last block, the other tokens are needed
+        as keys and values only.
         """
         x, masked = self.tokens(latent, mask)
         for block in self.blocks[:-1]:
@@ -111,7 +114,8 @@ class TransformerDecoder(Decoder):
     def tokens(
         self, latent: Float[Tensor, "B T D"], mask: Mask
     ) -> tuple[Float[Tensor, "B T E"], Rows | None]:
-        """What enters the first block: the encoded tokens, and the mask tokens as rows of a table; with positions."""
+        """What enters the first block: the encoded tokens, and the mask tokens as rows of a table;
+        with positions."""
         x = self.embed(latent)
         positions = self.pos_embed[:, 1:]
         places = torch.cat(mask, dim=1) if self.mask_token is None else mask.keep
@@ -124,11 +128,13 @@ class TransformerDecoder(Decoder):
 
 
 class LinearDecoder(Decoder):
-    """No block: a lower bound for decoders, and the prediction head of SimMIM (Xie et al. 2022) with `encode_all`.
+    """No block: a lower bound for decoders, and the prediction head of SimMIM (Xie et al. 2022)
+    with `encode_all`.
 
-    A patch is predicted by a linear map of its own token plus its position. A hidden patch has no token; in place of it
-    is the mean of the visible tokens, so its prediction is a linear map of that mean plus a fixed picture of its place.
-    If the encoder had mask tokens, hidden patches have tokens of their own.
+    A patch is predicted by a linear map of its own token plus its position. A hidden patch has no
+    token; in place of it is the mean of the visible tokens, so its prediction is a linear map of
+    that mean plus a fixed picture of its place. If the encoder had mask tokens, hidden patches have
+    tokens of their own.
     """
 
     has_blocks = False
@@ -163,7 +169,8 @@ def decoder_config(
 ) -> DecoderConfig:
     """The decoder for an encoder of this width, where None means the default.
 
-    By default the paper's width 512, 8 blocks and 16 heads from ViT-B on; less for smaller encoders. Heads are 32 wide.
+    By default the paper's width 512, 8 blocks and 16 heads from ViT-B on; less for smaller
+    encoders. Heads are 32 wide.
 
     Raises:
         UserError: the kind is unknown, or it has no blocks and depth or heads are given.
@@ -182,7 +189,8 @@ def decoder_config(
 
 
 def statistics_head(dim: int) -> nn.Linear:
-    """A linear map of features to mean and std of a patch, which starts at zero: "as the visible patches"."""
+    """A linear map of features to mean and std of a patch, which starts at zero: "as the visible
+    patches"."""
     head = nn.Linear(dim, 2)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)

@@ -1,4 +1,5 @@
-"""What an encoder is to the rest of torchmae, and the kinds there are. `ENCODERS["mine"] = cls` adds one."""
+"""What an encoder is to the rest of torchmae, and the kinds there are. `ENCODERS["mine"] = cls`
+adds one."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -19,7 +20,8 @@ class Backbone(Protocol):
         embed_dim: width of the tokens.
         image_size, patch, grid: height and width in pixels, in pixels and in patches.
         channels: of the images.
-        num_prefix_tokens: tokens before those of the patches; if there are any, the class token is the first.
+        num_prefix_tokens: tokens before those of the patches; if there are any, the class token is
+            the first.
         mean, std: one value a channel, for pixels in 0..1; what `normalize` uses.
     """
 
@@ -39,16 +41,19 @@ class Backbone(Protocol):
         layer: int | None = None,
         draws: Float[Tensor, "B depth 2"] | None = None,
     ) -> Float[Tensor, "B T D"]:
-        """Tokens of the patches `keep` (None: of all) of normalised images, after the prefix tokens.
+        """Tokens of the patches `keep` (None: of all) of normalised images, after the prefix
+        tokens.
 
-        `layer` stops after so many layers; `draws`, uniform in 0..1, are the randomness of stochastic depth.
+        `layer` stops after so many layers; `draws`, uniform in 0..1, are the randomness of
+        stochastic depth.
         """
         ...
 
     def forward_intermediates(
         self, images: Float[Tensor, "B C H W"], taps: Sequence[int]
     ) -> list[Float[Tensor, "B D h w"]]:
-        """Feature maps behind the layers `taps` (0 is the first, -1 the last), without the final norm."""
+        """Feature maps after the layers `taps` (0 is the first, -1 the last), without the final
+        norm."""
         ...
 
     def layers(self) -> list[nn.Module]:
@@ -56,7 +61,8 @@ class Backbone(Protocol):
         ...
 
     def config(self) -> dict[str, Any]:
-        """JSON-able arguments that build this encoder again, and its "kind", a name in `ENCODERS`."""
+        """JSON-able arguments that build this encoder again, and its "kind", a name in
+        `ENCODERS`."""
         ...
 
     def normalize(self, images: UInt8[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
@@ -108,8 +114,8 @@ def build_encoder(config: dict[str, Any]) -> Backbone:
     """The encoder that `config()` describes, with new weights.
 
     Args:
-        config: "kind" (a name in `ENCODERS`; "vit" if there is none) and the arguments of that class; lists, which
-            JSON makes of tuples, become tuples again.
+        config: "kind" (a name in `ENCODERS`; "vit" if there is none) and the arguments of that
+            class; lists, which JSON makes of tuples, become tuples again.
 
     Raises:
         UserError: the kind is unknown, or its arguments do not fit together.

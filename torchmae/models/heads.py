@@ -19,11 +19,11 @@ class Classifier(nn.Module):
     Args:
         encoder: any `Backbone`; one with a class token if `pool` is "cls".
         classes: their names, in the order of the logits.
-        pool: "mean" of the patch tokens, with a norm of its own (`fc_norm`) in place of the encoder's final norm,
-            which is removed (the reference's fine-tuning); or "cls", the class token after the encoder's norm (the
-            paper's linear probe).
-        batch_norm: a BatchNorm without affine parameters before the linear map (the paper's linear probe,
-            appendix A.1).
+        pool: "mean" of the patch tokens, with a norm of its own (`fc_norm`) in place of the
+            encoder's final norm, which is removed (the reference's fine-tuning); or "cls", the class
+            token after the encoder's norm (the paper's linear probe).
+        batch_norm: a BatchNorm without affine parameters before the linear map (the paper's linear
+            probe, appendix A.1).
     """
 
     def __init__(
@@ -68,7 +68,8 @@ class Classifier(nn.Module):
     def forward(
         self, images: Float[Tensor, "B C H W"], draws: Float[Tensor, "B depth 2"] | None = None
     ) -> Float[Tensor, "B classes"]:
-        """Logits of normalised images; `draws` is the encoder's randomness of stochastic depth while training."""
+        """Logits of normalised images; `draws` is the encoder's randomness of stochastic depth
+        while training."""
         return self.head(self.bn(self.features(images, draws)))
 
     def features(
@@ -82,7 +83,8 @@ class Classifier(nn.Module):
 
 
 def blocks_of(train: str, blocks: int) -> float:
-    """How many of the last blocks "all", "head", "0.5" or a number means; `UserError` for anything else."""
+    """How many of the last blocks "all", "head", "0.5" or a number means; `UserError` for anything
+    else."""
     try:
         count = {"all": float(blocks), "head": 0.0}.get(train)
         count = float(train) if count is None else count
@@ -97,19 +99,19 @@ def trainable(classifier: Classifier, train: str) -> list[str]:
     """The names of the parameters that are trained.
 
     Args:
-        classifier: whose parameters.
-        train: "all", "head", or the last K blocks ("4"; "0.5" is the MLP half of the last block, paper section 4.3),
-            with the norms after them and the head.
+        classifier: the model.
+        train: "all", "head", or the last K blocks ("4"; "0.5" is the MLP half of the last block,
+            paper section 4.3), with the norms after them and the head.
     """
     names = [name for name, _ in classifier.named_parameters()]
-    behind = [n for n in names if n.startswith(("fc_norm.", "bn.", "head."))]
+    after = [n for n in names if n.startswith(("fc_norm.", "bn.", "head."))]
     if train == "head":
-        return [n for n in behind if n.startswith("head.")]
+        return [n for n in after if n.startswith("head.")]
     if train == "all":
         return names
     layers = classifier.encoder.layers()
     count = blocks_of(train, len(layers))
-    behind = [n for n in names if n.startswith("encoder.norm.")] + behind
+    after = [n for n in names if n.startswith("encoder.norm.")] + after
     parts: list[nn.Module] = layers[len(layers) - int(count) :]
     if count == 0.5:
         last = layers[-1]
@@ -117,4 +119,4 @@ def trainable(classifier: Classifier, train: str) -> list[str]:
             raise UserError(f"--train 0.5: for blocks of a ViT, not {type(last).__name__}")
         parts = [last.norm2, last.mlp]
     chosen = {id(parameter) for part in parts for parameter in part.parameters()}
-    return [n for n, p in classifier.named_parameters() if id(p) in chosen] + behind
+    return [n for n, p in classifier.named_parameters() if id(p) in chosen] + after

@@ -25,8 +25,9 @@ LOSSES = {
 class Output(NamedTuple):
     """What one forward pass of `MAE` returns.
 
-    Gradients of `loss` never reach the statistics head, and those of `statistics_loss` reach nothing else. `prediction`
-    is of the hidden patches, `statistics` their predicted mean and std (None unless the target needs them).
+    Gradients of `loss` never reach the statistics head, and those of `statistics_loss` reach
+    nothing else. `prediction` is of the hidden patches, `statistics` their predicted mean and std
+    (None unless the target needs them).
     """
 
     loss: Float[Tensor, ""]
@@ -41,11 +42,13 @@ class MAE(nn.Module):
     Args:
         encoder: any `Backbone`.
         decoder: None for the default at this width of the encoder (`decoder_config`).
-        target: a name in `TARGETS`. With normalised pixels, a linear head on detached decoder features predicts mean
-            and std of each hidden patch, so that pictures need not use the true ones.
+        target: a name in `TARGETS`. With normalised pixels, a linear head on detached decoder
+            features predicts mean and std of each hidden patch, so that pictures need not use the
+            true ones.
         loss_on: "hidden" (the paper's) or "all" patches.
-        encode_all: the encoder gets mask tokens at the hidden places, and the decoder none of its own (paper
-            Table 1c: worse features, for ViT-L 3.3 times the work); to compare with. For ViT only.
+        encode_all: the encoder gets mask tokens at the hidden places, and the decoder none of its
+            own (paper Table 1c: worse features, for ViT-L 3.3 times the work); to compare with. For
+            ViT only.
 
     Raises:
         UserError: an unknown name, or sizes that do not fit together.
@@ -91,7 +94,8 @@ class MAE(nn.Module):
     @classmethod
     def build(cls, config: dict[str, Any]) -> "MAE":
         """The model that `config()` describes, with new weights."""
-        encoder, decoder = build_encoder(config["encoder"]), DecoderConfig(**config["decoder"])
+        encoder = build_encoder(config["encoder"])
+        decoder = DecoderConfig(**config["decoder"])
         rest = {name: v for name, v in config.items() if name not in ("encoder", "decoder")}
         return cls(encoder, decoder, **rest)
 
@@ -130,7 +134,8 @@ class MAE(nn.Module):
         return Output(loss, prediction, (statistics - truth).square().mean(), statistics)
 
     def encode(self, images: Float[Tensor, "B C H W"], mask: Mask) -> Float[Tensor, "B T D"]:
-        """What the decoder gets: the class token and the visible patches, or with `encode_all` those of all places."""
+        """What the decoder gets: the class token and the visible patches, or with `encode_all`
+        those of all places."""
         encoder = self.encoder
         if self.mask_token is None:
             latent = encoder(images, mask.keep)

@@ -1,4 +1,5 @@
-"""Images as patches: cut, gathered, put back; fixed positions and how they are resized to another grid.
+"""Images as patches: cut, gathered, put back; fixed positions and how they are resized to another
+grid.
 
 Shape letters used everywhere:
     B  images in the batch      C  channels           H, W  height and width in pixels
@@ -7,7 +8,8 @@ Shape letters used everywhere:
     K  visible patches          M  hidden patches     K + M = N
     D  width of the tokens      T  tokens, with the prefix tokens (class, registers)
 
-Sizes (`image_size`, `patch`, `grid`) are tuples, one entry a dimension of the image; what is built is 2-D.
+Sizes (`image_size`, `patch`, `grid`) are tuples, one entry a dimension of the image; what is built
+is 2-D.
 """
 
 import math
@@ -42,7 +44,8 @@ def size_name(size: int | Size) -> str:
 
 
 def grid_of(image_size: Size, patch: Size) -> Size:
-    """The grid `(h, w)` of an image of `(H, W)` pixels; `UserError` if the patch does not divide it."""
+    """The grid `(h, w)` of an image of `(H, W)` pixels; `UserError` if the patch does not divide
+    it."""
     if any(p < 1 or side < p or side % p for side, p in zip(image_size, patch)):
         sides = [max(1, p) for p in patch]
         near = "x".join(str(max(1, round(side / p)) * p) for side, p in zip(image_size, sides))
@@ -96,7 +99,8 @@ def unpatchify(
 def gather_tokens(
     tokens: Shaped[Tensor, "#B N X"], ids: Int64[Tensor, "B K"]
 ) -> Shaped[Tensor, "B K X"]:
-    """Gathers tokens by index, for each image its own; tokens with `B` = 1 are shared by all images."""
+    """Gathers tokens by index, for each image its own; tokens with `B` = 1 are shared by all
+    images."""
     tokens = tokens.expand(len(ids), -1, -1)
     return tokens.gather(1, ids.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
@@ -109,10 +113,12 @@ def scatter_tokens(
 
 
 def sincos_positions(grid: Size, dim: int) -> Float[Tensor, "1 T D"]:
-    """Fixed 2-D sin-cos positions with a zero row first for the class token: float32 `[1, 1 + h * w, dim]`.
+    """Fixed 2-D sin-cos positions with a zero row first for the class token: float32 `[1, 1 + h *
+    w, dim]`.
 
-    The first half of the dimensions encodes the column, the second the row (width first, as in the MAE reference); within
-    a half, sines then cosines of the coordinate at the frequencies 10000 ** (-i / (dim / 4)).
+    The first half of the dimensions encodes the column, the second the row (width first, as in the
+    MAE reference); within a half, sines then cosines of the coordinate at the frequencies 10000 **
+    (-i / (dim / 4)).
     """
     if dim % 4:
         raise UserError(f"2-D sin-cos positions need a width divisible by 4, not {dim}")
@@ -128,7 +134,8 @@ def sincos_positions(grid: Size, dim: int) -> Float[Tensor, "1 T D"]:
 def resize_positions(
     positions: Float[Tensor, "1 T D"], old: Size, new: Size
 ) -> Float[Tensor, "1 U D"]:
-    """Resizes a position table with a class row to another grid: bicubic, antialiased when it shrinks (as timm does)."""
+    """Resizes a position table with a class row to another grid: bicubic, antialiased when it
+    shrinks (as timm does)."""
     if positions.shape[1] != 1 + math.prod(old):
         raise UserError(
             f"the position table has {positions.shape[1]} rows, a {'x'.join(map(str, old))} "
@@ -165,6 +172,7 @@ def denormalize(
 
 
 def patch_statistics(patches: Float[Tensor, "B M P"]) -> Float[Tensor, "B M 2"]:
-    """Mean and std of each patch over all of its values; the variance is unbiased, plus 1e-6 (as in the reference)."""
+    """Mean and std of each patch over all of its values; the variance is unbiased, plus 1e-6 (as in
+    the reference)."""
     variance, mean = torch.var_mean(patches, dim=-1)
     return torch.stack([mean, (variance + 1e-6).sqrt()], dim=-1)

@@ -1,6 +1,7 @@
 """The plain pre-LN Vision Transformer, with timm's parameter names, that can skip patches.
 
-`keep` picks patches before the embedding: a hidden patch costs nothing anywhere in the encoder (paper section 3).
+`keep` picks patches before the embedding: a hidden patch costs nothing anywhere in the encoder
+(paper section 3).
 """
 
 from collections.abc import Sequence
@@ -35,10 +36,10 @@ def attention(device: torch.device, precision: str) -> str:
 
 # Arguments of `build_encoder`; an entry for an encoder of another kind says its "kind" too.
 def drop_path(
-    x: Float[Tensor, "B U D"], draws: Float[Tensor, "B"], rate: float
+    x: Float[Tensor, "B U D"], draws: Float[Tensor, " B"], rate: float
 ) -> Float[Tensor, "B U D"]:
-    """Stochastic depth (Huang et al. 2016): the branch is zero for images whose uniform draw is below the rate, and
-    scaled up by `1 / (1 - rate)` for the others."""
+    """Stochastic depth (Huang et al. 2016): the branch is zero for images whose uniform draw is
+    below the rate, and scaled up by `1 / (1 - rate)` for the others."""
     return x * ((draws >= rate) / (1 - rate)).to(x.dtype).view(-1, 1, 1)
 
 
@@ -48,7 +49,8 @@ def attend(
     v: Float[Tensor, "B heads T d"],
 ) -> Float[Tensor, "B heads U d"]:
     """Softmax attention, fused except where that is slower."""
-    # bf16 training on a CPU: at the lengths of MAE (17 to 257 tokens) the fused kernel's backward pass is slower
+    # bf16 training on a CPU: at the lengths of MAE (17 to 257 tokens) the fused kernel's backward
+    # pass is slower
     # (measured: ViT-Micro at 64 patches, 305 images/s fused, 668 with plain matrix products).
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad:
         return ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(-1) @ v
@@ -56,14 +58,16 @@ def attend(
 
 
 class Rows(NamedTuple):
-    """Tokens that images share, as rows of one table: image b has `gather_tokens(table, ids)[b]`."""
+    """Tokens that images share, as rows of one table: image b has `gather_tokens(table,
+    ids)[b]`."""
 
     table: Float[Tensor, "1 N D"]
     ids: Int64[Tensor, "B M"]
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; queries, keys and values in one linear map. `shared` and `skip`: see `Block`."""
+    """Multi-head self-attention; queries, keys and values in one linear map. `shared` and `skip`:
+    see `Block`."""
 
     def __init__(self, dim: int, num_heads: int):
         super().__init__()
@@ -104,9 +108,11 @@ class Block(nn.Module):
     """Pre-LN transformer block; LayerNorm eps 1e-6.
 
     Args of `forward`:
-        shared: more tokens after `x`, shared by the images: norm and qkv are computed once per row of the table.
+        shared: more tokens after `x`, shared by the images: norm and qkv are computed once per row
+            of the table.
         skip: this many tokens at the front are attended to, but not returned.
-        draws: uniform in 0..1, one for each of the two branches: the randomness of stochastic depth while training.
+        draws: uniform in 0..1, one for each of the two branches: the randomness of stochastic depth
+            while training.
 
     All work on the weights happens inside `forward`, because FSDP gathers them in its hooks.
     """
@@ -171,8 +177,8 @@ class ViT(nn.Module):
         channels: of the images.
         embed_dim, depth, num_heads, mlp_ratio: as in timm.
         registers: register tokens (Darcet et al. 2023) after the class token, without positions.
-        drop_path: stochastic depth rate of the last block, growing linearly from 0 at the first (fine-tuning only;
-            the paper uses none in pre-training).
+        drop_path: stochastic depth rate of the last block, growing linearly from 0 at the first
+            (fine-tuning only; the paper uses none in pre-training).
         mean, std: one value for each channel, for pixels in 0..1; what `normalize` uses.
 
     Raises:
@@ -205,7 +211,8 @@ class ViT(nn.Module):
         self.registers = registers
         self.num_prefix_tokens = 1 + registers
         self.pixel_statistics: Tensor
-        # On the device, so that no step copies it there; not among the weights, whose names are timm's.
+        # On the device, so that no step copies it there; not among the weights, whose names are
+        # timm's.
         self.register_buffer("pixel_statistics", torch.zeros(2, channels, 1, 1), persistent=False)
         half = (0.5,) * channels
         self.set_pixel_statistics(channels, mean or half, std or half)
@@ -219,7 +226,8 @@ class ViT(nn.Module):
         initialize(self)
 
     def config(self) -> dict[str, Any]:
-        """JSON-able arguments of `build_encoder` (without drop path, which belongs to a training)."""
+        """JSON-able arguments of `build_encoder` (without drop path, which belongs to a
+        training)."""
         names = ("image_size", "patch_size", "channels", "embed_dim", "depth", "num_heads")
         more = ("mlp_ratio", "mean", "std", "registers")
         return {"kind": "vit", **{name: getattr(self, name) for name in names + more}}
@@ -262,17 +270,20 @@ class ViT(nn.Module):
             images: normalised floats of `image_size`.
             keep: the patches to encode, for each image its own; None for all.
             layer: stop after this many blocks (1..depth).
-            draws: uniform in 0..1, the randomness of stochastic depth while training; without them there is none.
+            draws: uniform in 0..1, the randomness of stochastic depth while training; without them
+                there is none.
 
         Returns:
-            Tokens `[B, 1 + registers + K, D]` after the final norm: class token, registers, patches.
+            Tokens `[B, 1 + registers + K, D]` after the final norm: class token, registers,
+            patches.
         """
         return self.encode(self.tokens(images, keep), layer, draws)
 
     def tokens(
         self, images: Float[Tensor, "B C H W"], keep: Int64[Tensor, "B K"] | None = None
     ) -> Float[Tensor, "B T D"]:
-        """What enters the first block: class token, registers and embedded patches, with their positions."""
+        """What enters the first block: class token, registers and embedded patches, with their
+        positions."""
         expected = (self.channels, *self.image_size)
         if images.shape[1:] != expected:
             raise UserError(
@@ -303,7 +314,7 @@ class ViT(nn.Module):
     def forward_intermediates(
         self, images: Float[Tensor, "B C H W"], taps: Sequence[int]
     ) -> list[Float[Tensor, "B D h w"]]:
-        """Feature maps of the patches behind some blocks, as timm's method of this name.
+        """Feature maps of the patches after some blocks, as timm's method of this name.
 
         Args:
             images: normalised floats of `image_size`.
@@ -316,7 +327,8 @@ class ViT(nn.Module):
         if not all(-depth <= tap < depth for tap in taps):
             raise UserError(f"taps {list(taps)}: blocks are numbered 0 to {depth - 1}")
         wanted = [tap % depth for tap in taps]
-        tokens, maps = self.tokens(images), {}
+        tokens = self.tokens(images)
+        maps = {}
         for i, block in enumerate(self.blocks[: max(wanted, default=-1) + 1]):
             tokens = block(tokens)
             if i in wanted:
@@ -330,9 +342,11 @@ class ViT(nn.Module):
             block.drop_rate = rate * i / max(1, self.depth - 1)  # type: ignore[assignment]
 
     def set_grad_checkpointing(self, on: bool) -> None:
-        """Activation checkpointing: each block stores only its input and recomputes the rest in the backward pass.
+        """Activation checkpointing: each block stores only its input and recomputes the rest in the
+        backward pass.
 
-        Much less memory, about a third more time, the same bits. Not in `config()`: it belongs to a run.
+        Much less memory, about a third more time, the same bits. Not in `config()`: it belongs to a
+        run.
         """
         for block in self.blocks:
             block.checkpointed = on  # type: ignore[assignment]
@@ -346,7 +360,8 @@ class ViT(nn.Module):
         self.grid = grid
 
     def remove_norm(self) -> None:
-        """Removes the final norm, for a classifier that pools the mean and has a norm of its own."""
+        """Removes the final norm, for a classifier that pools the mean and has a norm of its
+        own."""
         self.norm = nn.Identity()
 
     def restore_norm(self) -> bool:
@@ -357,11 +372,12 @@ class ViT(nn.Module):
         return gone
 
     def adapt(self, channels: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        """Makes the encoder take images of other channels, which `normalize` brings to these statistics.
+        """Makes the encoder take images of other channels, which `normalize` brings to these
+        statistics.
 
-        The patch weights of each new channel are the mean of the old ones times old / new, so that an image with
-        equal (normalised) channels has the same tokens as before. With as many channels as before, only the
-        statistics change.
+        The patch weights of each new channel are the mean of the old ones times old / new, so that
+        an image with equal (normalised) channels has the same tokens as before. With as many
+        channels as before, only the statistics change.
         """
         before = self.channels
         self.set_pixel_statistics(channels, mean, std)
@@ -374,8 +390,9 @@ class ViT(nn.Module):
 
 
 def initialize(module: nn.Module) -> None:
-    """The paper's initialisation (appendix A.1): Xavier-uniform for every linear map, with the patch embedding as one;
-    zero biases; class, register and mask tokens normal with std 0.02 (as in the reference)."""
+    """The paper's initialisation (appendix A.1): Xavier-uniform for every linear map, with the
+    patch embedding as one; zero biases; class, register and mask tokens normal with std 0.02 (as in
+    the reference)."""
     for child in module.modules():
         if isinstance(child, nn.Linear | nn.Conv2d):
             nn.init.xavier_uniform_(child.weight.data.view(len(child.weight), -1))

@@ -1,4 +1,5 @@
-"""A run folder's model: `config.json` says how to build it, `model.safetensors` holds the weights. No pickle anywhere."""
+"""A run folder's model: `config.json` says how to build it, `model.safetensors` holds the weights.
+No pickle anywhere."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -50,7 +51,8 @@ def read_weights(run: str | os.PathLike[str], name: str = "model.safetensors") -
 def load_weights(
     module: nn.Module, weights: dict[str, Tensor], source: str | os.PathLike[str]
 ) -> None:
-    """Loads `weights`; `UserError` with the first differences unless all names and shapes are equal."""
+    """Loads `weights`; `UserError` with the first differences unless all names and shapes are
+    equal."""
     own = module.state_dict()
     wrong = [f"{name} is missing" for name in own if name not in weights]
     wrong += [f"{name} is not known" for name in weights if name not in own]
@@ -70,7 +72,8 @@ def load_weights(
 def build(
     maker: Callable[[dict[str, Any]], T], config: dict[str, Any], run: str | os.PathLike[str]
 ) -> T:
-    """The module that a config describes; `UserError` for settings that this version does not know."""
+    """The module that a config describes; `UserError` for settings that this version does not
+    know."""
     try:
         return maker(config)
     except TypeError as error:
@@ -78,7 +81,8 @@ def build(
 
 
 def build_any(model: dict[str, Any]) -> nn.Module:
-    """The module that a run folder's "model" describes, with new weights: an MAE, a classifier or an encoder."""
+    """The module that a run folder's "model" describes, with new weights: an MAE, a classifier or
+    an encoder."""
     kind = kind_of({"model": model})
     if kind == "encoder":
         encoder = build_encoder(model["encoder"])
@@ -88,7 +92,8 @@ def build_any(model: dict[str, Any]) -> nn.Module:
 
 
 def load_mae(run: str | os.PathLike[str]) -> MAE:
-    """The whole model of a run folder, encoder and decoder, in eval mode on the CPU; `UserError` without a decoder."""
+    """The whole model of a run folder, encoder and decoder, in eval mode on the CPU; `UserError`
+    without a decoder."""
     config = read_config(run)
     kind = kind_of(config)
     if kind != "mae":
@@ -122,9 +127,10 @@ def load(run: str | os.PathLike[str]) -> Backbone:
     """The encoder of any run folder, in eval mode on the CPU.
 
     Returns:
-        The encoder; `encoder(encoder.normalize(images))` of uint8 images of `encoder.image_size` returns tokens
-        `[B, num_prefix_tokens + N, D]`. That of a classifier that pools the mean has no final norm (an
-        `nn.Identity`): the classifier's `fc_norm` is for the mean of the tokens, not for each.
+        The encoder; `encoder(encoder.normalize(images))` of uint8 images of `encoder.image_size`
+        returns tokens `[B, num_prefix_tokens + N, D]`. That of a classifier that pools the mean has
+        no final norm (an `nn.Identity`): the classifier's `fc_norm` is for the mean of the tokens,
+        not for each.
 
     Raises:
         UserError: not a run folder, no weights yet, or weights that do not fit.

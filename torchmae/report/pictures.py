@@ -1,4 +1,4 @@
-"""Reconstructions of hidden patches as pictures, with the source of their brightness in a caption."""
+"""Reconstructions of hidden patches as pictures, with a caption on their brightness."""
 
 import math
 
@@ -52,7 +52,8 @@ def predict_pixels(
         Three pictures of each image: the masked input (hidden patches grey), the input with its
         hidden patches predicted, and the prediction alone (visible patches white).
     """
-    encoder, size = model.encoder, model.encoder.patch
+    encoder = model.encoder
+    size = encoder.patch
     floats = encoder.normalize(images)
     output = model(floats, mask)
     patches = patchify(floats, size)

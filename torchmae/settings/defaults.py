@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 from torchmae.errors import UserError
-from torchmae.settings.options import build, flatten, size_text
+from torchmae.settings.options import build, requested, size_text
 
 R = TypeVar("R")
 
@@ -73,7 +73,7 @@ def resolve(
         config: settings as they were requested.
         resolved: the config class whose types say what is no longer None.
     """
-    values = flatten(config)
+    values = requested(config)
     chosen: dict[str, Choice] = {}
     for name, rule in rules.items():
         if values[name] is None:
@@ -87,7 +87,7 @@ def reasons(chosen: Mapping[str, Choice]) -> list[str]:
     lines = []
     for name, choice in chosen.items():
         value = f"{choice.value:.4g}" if isinstance(choice.value, float) else str(choice.value)
-        lines.append(f"{name.replace('_', ' '):>15}  {value:<9} {choice.reason}")
+        lines.append(f"{name.replace('_', ' '):>17}  {value:<9} {choice.reason}")
     return lines
 
 

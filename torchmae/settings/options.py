@@ -5,10 +5,10 @@ library and in config.json its settings appear under their own names, flat, so a
 """
 
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, field, fields, is_dataclass
-from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
@@ -212,9 +212,9 @@ def from_python(
 
 def as_typed(setting: Option, value: Any) -> Any:
     """A Python value as the setting's type. Raises UserError where it is of another."""
-    value = str(value) if isinstance(value, Path) else value
+    value = os.fspath(value) if isinstance(value, os.PathLike) else value
     if isinstance(value, list | tuple):
-        value = tuple(str(item) if isinstance(item, Path) else item for item in value)
+        value = tuple(os.fspath(item) if isinstance(item, os.PathLike) else item for item in value)
     if not fits(value, setting.type):
         raise UserError(f"{setting.name}={value!r}: must be {words(setting.type)}")
     return value

@@ -71,7 +71,7 @@ def parse(config: type[C], verb: str, arguments: Sequence[str], presets: Mapping
                 action.nargs = "?"  # what the preset names may be left out
         parser.set_defaults(**chosen)
     if "-h" in arguments or "--help" in arguments:
-        print(parser.format_help(), end="")
+        parser.print_help()
         sys.exit(0)
     values, unknown = parser.parse_known_args(arguments)
     refuse_unknown(parser, unknown)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torchmae.errors import UserError
 
 T = TypeVar("T")
+WORLDS = count()  # opened so far, in this process
 
 
 @dataclass(frozen=True)
@@ -179,9 +181,14 @@ def start(device: str = "auto") -> Iterator[World]:
         torch.cuda.set_device(found)
     backend = "cpu:gloo,cuda:nccl" if found.type == "cuda" else "gloo"
     # The others wait while the main process scans the data, which may take long.
-    dist.init_process_group(backend, timeout=timedelta(hours=3))
+    patience = timedelta(hours=3)
+    # torchrun's store outlives a World: without a prefix of its own, the next one could read the
+    # addresses of closed sockets from it ("Connection refused" in the second training of a sweep).
+    store, rank, size = next(dist.rendezvous("env://", timeout=patience))
+    store = dist.PrefixStore(f"world-{next(WORLDS)}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience)
     try:
-        yield World(dist.get_rank(), size, found)
+        yield World(rank, size, found)
     finally:
         dist.destroy_process_group()
 

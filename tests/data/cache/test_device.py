@@ -1,4 +1,4 @@
-"""Batches made on the device are those of the loader, bit for bit; the resampling weights are those of torch's own kernel."""
+"""Batches made on the device are those of the loader, bit for bit; weights are those of torch."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ PATHS = (
 def plant(
     root: Path, count: int, bad: tuple[int, ...] = (), sides: tuple[int, int] = (9, 70)
 ) -> Path:
-    """JPEG and PNG files, grey and in colour, of unlike sizes and shapes; those named lose their end."""
+    """JPEG and PNG files, grey and in colour, of several shapes; those named lose their end."""
     root.mkdir(exist_ok=True)
     rng = np.random.default_rng(3)
     for i in range(count):
@@ -183,7 +183,7 @@ def test_a_set_of_nothing_but_bad_files_ends_the_run(tmp_path):
 
 def test_other_transforms_are_refused(tmp_path):
     batches = Batches(open_source(plant(tmp_path / "set", 2)), CenterCropResize((16, 16)), 2)
-    with pytest.raises(UserError, match="not CenterCropResize$"):
+    with pytest.raises(UserError, match="not CenterCropResize: use --cache memory$"):
         DeviceLoader(batches, CPU)
 
 

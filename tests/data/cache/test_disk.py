@@ -1,4 +1,4 @@
-"""Decoded pixels that are kept: the same pixels as without, whatever happens to the cache or to the files."""
+"""Cached pixels are those without a cache, whatever happens to the cache or to the files."""
 
 import os
 import pickle
@@ -22,7 +22,7 @@ from torchmae.errors import UserError
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Twelve photos of different sizes, one of them grey; and a file that is none. The cache is empty."""
+    """Twelve photos of several sizes, one of them grey; and a bad file. The cache is empty."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     data, rng = tmp_path / "photos", np.random.default_rng(0)
     data.mkdir()
@@ -94,11 +94,11 @@ def test_a_damaged_page_is_decoded_again(folder):
     file.write_bytes(data)
     again = kept(folder, "disk")
     assert np.array_equal(again.read(5), plain[5])
-    assert file.read_bytes()[start + 100 : start + 164] != bytes(64)  # mended
+    assert file.read_bytes()[start + 100 : start + 164] != bytes(64)  # fixed
 
 
 @pytest.mark.parametrize("change", ["content", "added", "removed"])
-def test_a_changed_folder_is_decoded_anew(folder, change):
+def test_a_changed_folder_is_decoded_again(folder, change):
     source = kept(folder, "disk")
     for i in range(12):
         source.read(i)
@@ -171,7 +171,7 @@ def test_what_has_no_stamp_is_not_kept_on_disk(folder, monkeypatch):
 
 @pytest.mark.parametrize("file", [layout.PIXELS, layout.SUMS, layout.ABOUT])
 @pytest.mark.parametrize("harm", ["halved", "gone"])
-def test_a_cache_that_is_not_whole_is_made_anew(folder, file, harm):
+def test_a_cache_that_is_not_whole_is_made_again(folder, file, harm):
     source = kept(folder, "disk")
     plain = [source.read(i).copy() for i in range(12)]
     path = source.folder / file
@@ -192,7 +192,7 @@ def test_the_sum_sees_lost_and_exchanged_words():
 
 
 def test_what_a_file_held_for_a_while_is_never_shown_again(folder):
-    """Overwritten while a run is on, and then put back with its old time: the next run must see the old pixels."""
+    """Overwritten during a run, then restored with its old time: the next run sees old pixels."""
     file = folder / "03.png"
     before, facts = file.read_bytes(), file.stat()
     source = kept(folder, "disk")

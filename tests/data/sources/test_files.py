@@ -11,9 +11,27 @@ from torchmae.data.sources.source import time_of
 from torchmae.errors import UserError
 
 
+def below(path: str, folders: set[int]) -> tuple[list[str], list[str]]:
+    """Files and links below a new folder; folders that are entered are noted."""
+    files, links = [], []
+    for folder, inside, names_here in os.walk(path):
+        folders.add(os.stat(folder).st_ino)
+        paths = {one: os.path.join(folder, one) for one in inside}
+        inside[:] = [
+            n for n, p in paths.items() if os.path.islink(p) or os.stat(p).st_ino not in folders
+        ]
+        here = [os.path.join(folder, one) for one in [*inside, *names_here]]
+        links += [path for path in here if os.path.islink(path)]
+        files += [path for path in here if os.path.isfile(path) and not os.path.islink(path)]
+    return files, links
+
+
 def brute_force(root: str) -> tuple[list[str], list[str]]:
-    """The .png files below a folder, and the names of what cannot be followed, round by round as `walk` says."""
-    found, unusable, folders, files, links = [], [], set(), set(), [""]
+    """The .png files below a folder, and what cannot be followed, round by round as in `walk`."""
+    found, unusable = [], []
+    folders: set[int] = set()
+    seen: set[int] = set()
+    links = [""]
     while links:
         here, further = [], []
         for link in sorted(links):
@@ -25,24 +43,13 @@ def brute_force(root: str) -> tuple[list[str], list[str]]:
             elif os.stat(path).st_ino in folders:
                 unusable.append(link)
             else:
-                for folder, inside, names_here in os.walk(path):
-                    folders.add(os.stat(folder).st_ino)
-                    paths = {one: os.path.join(folder, one) for one in inside}
-                    inside[:] = [
-                        n
-                        for n, p in paths.items()
-                        if os.path.islink(p) or os.stat(p).st_ino not in folders
-                    ]
-                    for one in [*inside, *names_here]:
-                        name = os.path.relpath(os.path.join(folder, one), root)
-                        if os.path.islink(os.path.join(folder, one)):
-                            further.append(name)
-                        elif one in names_here:
-                            here.append(name)
+                files, more = below(path, folders)
+                here += [os.path.relpath(file, root) for file in files]
+                further += [os.path.relpath(one, root) for one in more]
         for name in sorted(here):
             inode = os.stat(os.path.join(root, name)).st_ino
-            if name.endswith(".png") and inode not in files:
-                files.add(inode)
+            if name.endswith(".png") and inode not in seen:
+                seen.add(inode)
                 found.append(name)
         links = further
     return sorted(found), unusable
@@ -115,7 +122,7 @@ class TestFolder:
 
     @pytest.mark.parametrize("seed", range(20))
     def test_links_of_all_kinds_by_brute_force(self, tmp_path, seed):
-        """Random trees with links to files, to folders, to other links, to what is not there, and of one file twice."""
+        """Random trees with links to files, folders, links and nothing, and hard links."""
         generator = random.Random(seed)
         folders = [
             tmp_path / place

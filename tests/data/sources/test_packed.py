@@ -1,4 +1,4 @@
-"""Packed sets: what is put into shards comes out again, opening reads the index alone, and every damage has a name."""
+"""Packed sets: what goes in comes out, opening reads the index alone, damage is named."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def test_the_shards_are_plain_tars_for_others(shards: Path) -> None:
     assert not isinstance(source, Packed) and labels(source) == [name[0] for name in IMAGES]
 
 
-def test_labels_that_are_no_folders_are_told_to_other_readers_too(tmp_path: Path) -> None:
+def test_labels_that_are_no_folders_reach_other_readers_too(tmp_path: Path) -> None:
     shard = Shard(tmp_path / "shard-000000.tar")
     for name, label in [
         ("a/1.png", "dog"),
@@ -125,7 +125,7 @@ def test_the_fingerprint_is_the_same_anywhere(shards: Path, tmp_path: Path) -> N
     in_order = pack_shards(tmp_path / "sorted", dict(sorted(IMAGES.items())), 4)
     assert (
         open_source(in_order).fingerprint() == files.fingerprint()
-    )  # so that a run goes on from the packed files
+    )  # so that a run can be resumed from the packed files
 
 
 def change(file: Path, **more: object) -> None:
@@ -157,7 +157,7 @@ def flip(file: Path, at: int) -> None:
         (lambda at: change(at / INDEX, shards=3), INDEX, "is damaged"),
         (lambda at: change(at / INDEX, version=2), INDEX, "use a newer one"),
         (lambda at: change(at / INDEX, images=3), ARRAYS, "do not fit together"),
-        (lambda at: (at / INDEX).unlink(), INDEX, "is no packed set"),
+        (lambda at: (at / INDEX).unlink(), INDEX, "is not a packed set"),
         (lambda at: flip(at / ARRAYS, 300), ARRAYS, "SHA-256"),
         (lambda at: os.truncate(at / ARRAYS, 100), ARRAYS, "SHA-256"),
         (lambda at: (at / ARRAYS).unlink(), ARRAYS, "No such file"),
@@ -194,14 +194,14 @@ def test_other_folders_are_not_taken_for_packed_sets(tmp_path: Path) -> None:
         (tmp_path / name).write_text(text)
         assert names(open_source(tmp_path)) == ["a.png"]
         (tmp_path / name).unlink()
-    with pytest.raises(UserError, match="is no packed set"):
+    with pytest.raises(UserError, match="is not a packed set"):
         open_source(f"packed:{tmp_path}")
 
 
 def test_what_is_not_finished_is_not_opened(shards: Path) -> None:
     (shards / PROGRESS).mkdir()
     os.rename(shards / INDEX, shards / PROGRESS / INDEX)
-    with pytest.raises(UserError, match="not finished: the same mae pack command goes on"):
+    with pytest.raises(UserError, match="not finished: the same mae pack command resumes it"):
         open_source(shards)
 
 

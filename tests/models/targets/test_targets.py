@@ -1,4 +1,5 @@
-"""Every target: shape, loss, and the way back to pixels; normalisation against numpy, PCA against an SVD."""
+"""Every target: shape, loss, and the way back to pixels; normalisation against numpy, PCA against
+an SVD."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,5 @@
-"""`mae pretrain --from RUN`: the start is RUN's weights bit for bit, made to fit other images; RUN stays as it is."""
+"""`mae pretrain --from RUN`: the start is RUN's weights bit for bit, made to fit other images; RUN
+stays as it is."""
 
 import json
 from collections.abc import Sequence
@@ -19,9 +20,12 @@ from torchmae import cli
 from torchmae import runfolder as runs
 from torchmae.data.loader import Batch
 from torchmae.data.scan import Scan
+from torchmae.data.sources import open_source
+from torchmae.data.transforms import CenterCropResize
 from torchmae.errors import UserError
 from torchmae.models import patches, weights
 from torchmae.models.decoders import DecoderConfig
+from torchmae.models.encoders import build_encoder
 from torchmae.models.heads import Classifier
 from torchmae.models.mae import MAE
 from torchmae.models.patches import patchify, resize_positions, sincos_positions
@@ -29,9 +33,16 @@ from torchmae.models.vit import ViT
 from torchmae.models.weights import load, load_mae
 from torchmae.runfolder import read_config
 from torchmae.tasks.pretrain.config import check
-from torchmae.tasks.pretrain.start import build_model, init_from_run
+from torchmae.tasks.pretrain.run import make_batches
+from torchmae.tasks.pretrain.start import (
+    build_model,
+    fit_target,
+    init_from_run,
+    sample_patches,
+)
 from torchmae.tasks.pretrain.task import PretrainTask
 
+ONE = World(0, 1, torch.device("cpu"))
 LIGHT = dict(batch_size=8, workers=0, device="cpu", precision="fp32")
 STILL = dict(base_lr=0.0, epochs=1, **LIGHT)  # a training that moves nothing
 
@@ -232,7 +243,7 @@ def test_adapting_an_encoder() -> None:
         16,
         16,
     )
-    built = ViT(**encoder.config())  # type: ignore[arg-type]
+    built = build_encoder(encoder.config())
     built.load_state_dict(encoder.state_dict())
     images = torch.randn(2, 2, 16, 16)
     assert torch.equal(built(images), encoder(images))
@@ -241,7 +252,7 @@ def test_adapting_an_encoder() -> None:
         .flatten(2)
         .transpose(1, 2)
         .allclose(  # it is a whole convolution still
-            encoder.patch_embed(patchify(images, 4)), atol=1e-5
+            encoder.patch_embed(patchify(images, (4, 4))), atol=1e-5
         )
     )
     with pytest.raises(UserError, match="one value for each of 3 channels"):
@@ -337,8 +348,8 @@ def test_from_a_classifier_with_trained_positions(
             and bool((own.norm.weight == 1).all())
         )
         assert (
-            begin(folder)[1]
-            == f"{folder}: encoder, with a new decoder; new last norm (the classifier's was its own)"
+            begin(folder)[1] == f"{folder}: encoder, with a new decoder; new last norm "
+            "(the classifier's was its own)"
         )
         own.norm = nn.Identity()  # type: ignore[assignment]
     else:
@@ -349,14 +360,13 @@ def test_from_a_classifier_with_trained_positions(
 
 @pytest.fixture
 def imported(tmp_path: Path) -> Path:
-    """An encoder alone, of a size without a name, with learned positions, as `mae import` makes it."""
+    """An encoder alone, of a size without a name, with learned positions, as `mae import` makes
+    it."""
     encoder = ViT((16, 16), 4, 3, 64, 2, 2)
     shake(encoder)
     save_file(encoder.state_dict(), tmp_path / "weights.safetensors")
-    config = config.Import(
-        str(tmp_path / "weights.safetensors"), str(tmp_path / "imported"), heads=2
-    )
-    return run.run(config)
+    source = str(tmp_path / "weights.safetensors")
+    return torchmae.import_(source, out=tmp_path / "imported", heads=2).path
 
 
 def test_from_an_imported_encoder_of_a_size_without_a_name(
@@ -457,6 +467,11 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         dict(decoder_heads=2),
         "--decoder-heads 2, but that of .* is 1: .* or add --new-decoder",
     ),
+    "decoder": (
+        dict(decoder="linear"),
+        "--decoder linear, but that of .* is transformer: .*--new-dec",
+    ),
+    "registers": (dict(registers=4), "--registers 4, but that of .* is 0: leave --registers out$"),
     "image": (dict(image_size=36), "image size 36x36 is not divisible by patch size 8"),
     "statistics": (
         dict(channels=1, normalize="run"),
@@ -511,3 +526,65 @@ def test_settings_that_repeat_the_run_s_are_welcome(
     assert (
         load_file(out / "model.safetensors").keys() == load_file(run / "model.safetensors").keys()
     )
+
+
+# ---------------------------------------------------------------- a fitted target, other parts
+
+
+def test_a_target_is_fitted_before_the_first_step_and_saved(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    options = dict(target="pca", epochs=2, **SMALL)
+    out = torchmae.pretrain(photos, out=tmp_path / "one", **options)
+    assert "target pca: fitted on 384 patches" in capsys.readouterr().out  # 24 images, 16 of each
+    weights = load_file(out / "model.safetensors")
+    assert weights["target.components"].shape == (192, 96)
+    model = load_mae(out)
+    assert not model.target.needs_fit and model.decoder.pred.out_features == 96
+    config, _ = resolve_pretrain(pretrain_config("photos", image_size=32, batch_size=8))
+    batches = make_batches(config, open_source(str(photos)), ONE)
+    sample = sample_patches(model.encoder, batches)
+    model.target.components.fill_(torch.nan)
+    fit_target(model, batches, ONE)
+    assert torch.equal(model.target.components, weights["target.components"])
+    whole = torch.stack(
+        [CenterCropResize((32, 32))(batches.read(i, [])[1])[0] for i in range(len(batches.source))]
+    )
+    patches = patchify(model.encoder.normalize(whole), (8, 8)).flatten(0, 1)
+    assert torch.equal(sample.unique(dim=0), patches.unique(dim=0)), "all there are, of few images"
+    again = torchmae.pretrain(photos, out=tmp_path / "two", **options)
+    assert (again / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
+    photo = str(next(photos.rglob("*.jpg")))
+    picture = tmp_path / "x.png"
+    assert cli.main(["reconstruct", str(out), photo, "--out", str(picture)]) == 0
+    assert picture.exists() and "raw pixels as predicted" in capsys.readouterr().out
+
+
+def test_a_fitted_target_is_carried_or_fitted_again(photos: Path, tmp_path: Path) -> None:
+    parent = torchmae.pretrain(photos, out=tmp_path / "pca", target="pca", epochs=1, **SMALL)
+    model, origin, _ = begin(parent, target="pca")
+    same(model, load_mae(parent))
+    assert origin == f"{parent}: encoder and decoder" and not model.target.needs_fit
+    grey, _, _ = begin(parent, channels=1, target="pca")
+    assert grey.target.needs_fit and grey.target.width == 64, "other patches, other components"
+    pixels, origin, _ = begin(parent, target="pixels")
+    assert "target pixels, was pca (a new layer)" in origin
+    assert pixels.decoder.pred.out_features == 192 and not pixels.state_dict().get("target.mean")
+
+
+def test_other_decoders_and_registers_go_on(photos: Path, tmp_path: Path) -> None:
+    options = {n: v for n, v in SMALL.items() if n != "decoder_depth"}
+    parts = dict(decoder="linear", registers=4)
+    out = torchmae.pretrain(photos, out=tmp_path / "one", epochs=1, **parts, **options)
+    parent = load_mae(out)
+    assert parent.encoder.registers == 4 and parent.config()["decoder"]["kind"] == "linear"
+    model, _, config = begin(out)
+    same(model, parent)
+    assert (config.registers, config.decoder) == (4, "linear")
+    fresh, _, config = begin(out, new_decoder=True)
+    assert fresh.config()["decoder"]["kind"] == config.decoder == "transformer"
+    assert fresh.encoder.registers == 4
+    again = torchmae.pretrain(photos, out=tmp_path / "one", epochs=1, **parts, **options)
+    assert again == out
+    with pytest.raises(UserError, match="the linear decoder has no blocks"):
+        torchmae.pretrain(photos, out=tmp_path / "two", epochs=1, **parts, **SMALL)

@@ -36,8 +36,8 @@ CACHES = {
 
 T = TypeVar("T")
 
-# Reading and decoding an image takes 19 to 850 times as long as reading the same pixels from an array does, for files
-# of any format and of 6 to 1500 px; for arrays it is 1.1 to 1.8 times (measured on one core).
+# Reading and decoding a file takes 19 to 850 times as long as reading its pixels from memory, for
+# all formats and 6 to 1500 px; reading an array takes 1.1 to 1.8 times as long (one core).
 COSTLY = 3
 
 SHARE = 1 / 4  # of the free memory, which a training needs for other things too
@@ -49,7 +49,7 @@ SAMPLED = 8  # images whose decoding is timed
 
 @runtime_checkable
 class Processes(Protocol):
-    """What a cache needs to know of the processes that train together (`train.distributed.World`)."""
+    """What a cache needs to know of a training's processes (`train.distributed.World`)."""
 
     @property
     def device(self) -> torch.device: ...
@@ -81,7 +81,11 @@ class CacheFacts:
 
 
 def choose_cache(facts: CacheFacts) -> CacheChoice:
-    """The cache that pays by itself: "device" for small images on a GPU, "memory" for files that fit, else "none"."""
+    """The cache that pays by itself.
+
+    "device" for small images on a GPU; "memory" for files that are costly to decode and need at
+    most a quarter of the free memory; else "none".
+    """
     if facts.device_memory is not None:
         room = needed(facts.device_memory, facts.free_device_memory)
         if facts.device_memory <= SHARE * facts.free_device_memory:
@@ -117,17 +121,18 @@ def decide_cache(
     workers: int,
     sizes: Integer[np.ndarray, "N 2"] | None = None,
 ) -> CacheChoice:
-    """`choose_cache` by what the main process measures, the same in every process.
+    """`choose_cache` by what the main process measures; the same in every process.
 
     Args:
         batches: as they are without a cache.
         world: the processes that train together.
         workers: loading processes of each of them.
-        sizes: (height, width) of the images, where a scan has found them; else it is made when it matters.
+        sizes: (height, width) of the images if a scan has found them; else it is made when needed.
     """
 
     def facts() -> CacheFacts:
-        source, free = batches.source, free_memory() / world.local_size
+        source = batches.source
+        free = free_memory() / world.local_size
         decode_ms, copy_ms = decoding_cost(source)
         found = CacheFacts(decode_ms, copy_ms, 0, free, workers == 0 or can_fork())
         on_gpu = world.device.type == "cuda"
@@ -213,7 +218,8 @@ def keep_decoded(
     """
     if cache in (None, "none"):
         return batches
-    source, channels = batches.source, batches.source.channels
+    source = batches.source
+    channels = batches.source.channels
     found = world.on_main(lambda: scan(source).sizes if sizes is None else sizes)
 
     def room() -> Path | None:

@@ -1,7 +1,9 @@
-"""Where images come from. A source is an indexable set of images: it lists, labels and reads them, and owns its `DecodeOptions`.
+"""Where images come from. A source lists, labels and reads its images, and owns their
+`DecodeOptions`.
 
-A new kind of source is one opener in `SOURCES`. Every source pickles, and stays correct in forked workers. Names are
-kept as one block of bytes, because a list of Python strings would be copied page by page into every forked worker.
+A new kind of source is one opener in `SOURCES`. Every source pickles, and works in forked workers.
+Names are kept as one block of bytes: a list of Python strings would be copied page by page into
+every forked worker, because reading a string writes its reference count.
 """
 
 import os
@@ -23,11 +25,12 @@ from torchmae.errors import UserError, choose
 Opener = Callable[[str], Source]
 
 
-def open_source(spec: str | os.PathLike, decode: DecodeOptions = DecodeOptions()) -> Source:
+def open_source(spec: str | os.PathLike[str], decode: DecodeOptions = DecodeOptions()) -> Source:
     """The images that `spec` names.
 
     Args:
-        spec: a folder, list (.txt, .csv), tar shards, packed set, array (.npy, .npz), or "kind:what".
+        spec: a folder, list (.txt, .csv), tar shards, packed set, array (.npy, .npz), or
+            "kind:what".
         decode: how they are decoded.
 
     Raises:
@@ -55,7 +58,8 @@ def _open(spec: str) -> Source:
         return SOURCES[by_suffix[suffix]](path)
     if os.path.exists(path):
         raise UserError(
-            f"'{spec}' is no source: give a folder, .txt, .csv, .tar, .npy, .npz or one of {_kinds()}"
+            f"'{spec}' is no source: give a folder, .txt, .csv, .tar, .npy, .npz or one of "
+            f"{_kinds()}"
         )
     if colon and re.fullmatch(r"\w{2,}", kind):
         choose(SOURCES, kind, "kind of source")

@@ -1,4 +1,4 @@
-"""Images in other people's data sets: torchvision and Hugging Face."""
+"""Images in data sets of other libraries: torchvision and Hugging Face."""
 
 import hashlib
 import os
@@ -19,7 +19,8 @@ class TorchVision(Source):
     """A torchvision data set, whose items are (image, class) pairs."""
 
     def __init__(self, data: Any, prefix: str):
-        self.data, self.prefix = data, prefix
+        self.data = data
+        self.prefix = prefix
         names = getattr(data, "classes", None) or []  # those of ImageNet are tuples of synonyms
         self.classes = distinct([", ".join(n) if isinstance(n, tuple) else str(n) for n in names])
 
@@ -75,7 +76,10 @@ class TorchVision(Source):
 
 
 def open_torchvision(spec: str) -> Source:
-    """A class of torchvision.datasets with its arguments: "CIFAR10?root=/data&train=true&download=true"."""
+    """A class of torchvision.datasets with its arguments.
+
+    "CIFAR10?root=/data&train=true&download=true".
+    """
     try:
         import torchvision
     except ImportError as error:
@@ -94,12 +98,13 @@ def open_torchvision(spec: str) -> Source:
 
 
 class HuggingFace(Source):
-    """A Hugging Face data set: the encoded bytes of one image column, and the names of one class column."""
+    """A Hugging Face data set: encoded bytes of an image column, names of a class column."""
 
     def __init__(self, data: Any, prefix: str, image: str, label: str | None):
         import datasets
 
-        self.prefix, self.image = prefix, image
+        self.prefix = prefix
+        self.image = image
         self.images = data.select_columns([image]).cast_column(image, datasets.Image(decode=False))
         self.classes = data.select_columns([label]) if label else None
 
@@ -138,7 +143,10 @@ class HuggingFace(Source):
 
 
 def open_hf(spec: str) -> Source:
-    """A data set of the Hugging Face hub, or a folder of `save_to_disk`: "NAME?split=train&config=..&column=image"."""
+    """A data set of the Hugging Face hub, or a folder of `save_to_disk`.
+
+    "NAME?split=train&config=..&column=image".
+    """
     name, options, data = _load_hf(spec)
     import datasets
 
@@ -162,19 +170,20 @@ def open_hf(spec: str) -> Source:
 
 
 def hf_splits(spec: str) -> list[str]:
-    """The splits among which `spec` leaves the choice open; none where it names one."""
+    """The splits that `spec` could mean; none if it names one."""
     data = _load_hf(spec)[2]
     return list(data) if isinstance(data, dict) and "split" not in options_of(spec, None)[1] else []
 
 
 def _load_hf(spec: str) -> tuple[str, dict[str, str], Any]:
-    """The name and options of `spec`, and its data set, or the dictionary of its splits."""
+    """Name and options of `spec`, and its data set or the dictionary of its splits."""
     try:
         import datasets
     except ImportError as error:
         raise missing_extra("datasets", "hf") from error
     name, options = options_of(spec, ("split", "config", "column"))
-    path, split = os.path.expanduser(name), options.get("split")
+    path = os.path.expanduser(name)
+    split = options.get("split")
     saved = any(
         os.path.exists(os.path.join(path, part)) for part in ("state.json", "dataset_dict.json")
     )

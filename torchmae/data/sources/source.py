@@ -1,4 +1,4 @@
-"""What a source of images is: an indexable set that lists, labels and reads its images, and knows how to decode them."""
+"""What a source of images is: an indexable set that lists, labels and reads its images."""
 
 import hashlib
 import os
@@ -24,10 +24,13 @@ class BadFile(NamedTuple):
 
 @runtime_checkable
 class Source(Protocol):
-    """An indexable set of images. Inherit from it: the attributes have defaults, the methods have none."""
+    """An indexable set of images.
+
+    Inherit from it: the attributes have defaults, the methods have none.
+    """
 
     stored_channels: int = 3
-    """Of what `read` returns; 3 for image files, which become grey or colour when they are decoded."""
+    """Of what `read` returns; 3 for image files, which are decoded to grey or colour."""
     decode: DecodeOptions = DecodeOptions()
     """How `read_pixels` decodes an image; `with_decode` makes a copy with other options."""
     unusable: Sequence[BadFile] = ()
@@ -47,18 +50,28 @@ class Source(Protocol):
         """The name of the class of image `i`, where there is one."""
 
     def read(self, i: int) -> bytes | Pixels:
-        """The encoded file, or uint8 pixels [H, W, C]. Raises `OSError` or `BadImage`."""
+        """The encoded file, or uint8 pixels [H, W, C].
+
+        Raises:
+            OSError: it cannot be read.
+            BadImage: it is damaged.
+        """
 
     def fingerprint(self) -> str:
-        """A hex digest of names and sizes (of shape and a sample of pixels for arrays): equal for equal sets anywhere."""
+        """A hex digest of names and sizes, equal for equal sets anywhere.
+
+        Of arrays: of shape and a sample of the pixels.
+        """
 
     def stamp(self) -> str | None:
-        """A digest that changes whenever any byte may have changed (sizes and times of the files, at opening); None where
-        that is not known."""
+        """A digest that changes whenever any byte may have changed; None if that is not known.
+
+        It is made of sizes and times of the files at opening.
+        """
 
 
 class SourceWrapper(Source):
-    """A source around a source: a subclass says what `read` returns; everything else is the inner source's."""
+    """A source around a source: a subclass changes `read`, everything else is handed on."""
 
     holds_pixels = False
     """Whether `read` returns pixels that were decoded with the options of the inner source."""
@@ -143,17 +156,20 @@ class StringArray(Sequence[str]):
     """Immutable strings in one block of memory: bytes, and where each string ends."""
 
     def __init__(self, items: Iterable[str]):
-        blob, ends = bytearray(), array("q", [0])
+        blob = bytearray()
+        ends = array("q", [0])
         for item in items:
             blob += item.encode("utf-8", "surrogateescape")
             ends.append(len(blob))
-        self.blob, self.ends = bytes(blob), np.array(ends, dtype=np.int64)
+        self.blob = bytes(blob)
+        self.ends = np.array(ends, dtype=np.int64)
 
     @classmethod
     def of(cls, blob: bytes, ends: np.ndarray) -> "StringArray":
-        """From what another one consists of."""
+        """From the bytes and ends of another one."""
         strings = cls(())
-        strings.blob, strings.ends = blob, ends
+        strings.blob = blob
+        strings.ends = ends
         return strings
 
     @classmethod
@@ -181,7 +197,7 @@ class StringArray(Sequence[str]):
 
 
 def digest(names: StringArray, *numbers: np.ndarray) -> str:
-    """Of names and whole numbers."""
+    """A hex digest of names and integers."""
     state = hashlib.sha256(names.blob)
     for some in (names.ends, *numbers):
         state.update(some.astype(np.int64).tobytes())
@@ -189,17 +205,18 @@ def digest(names: StringArray, *numbers: np.ndarray) -> str:
 
 
 def time_of(facts: os.stat_result) -> int:
-    """Another number whenever a file was written to, replaced or put back: its times of modification and of change, added."""
+    """The times of modification and change, added: another number after any write or
+    replacement."""
     return (facts.st_mtime_ns + facts.st_ctime_ns) & (1 << 63) - 1
 
 
 def digest_of(*facts: Any) -> str:
-    """Of what `repr` tells in full."""
+    """A hex digest of the `repr` of its arguments."""
     return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
 def sampled(source: Source, *facts: Any, count: int = 64) -> str:
-    """The digest of `facts`, the length and the content of `count` images that are evenly spaced over the source."""
+    """A digest of `facts`, the length, and the content of `count` evenly spaced images."""
     sums = []
     for i in np.unique(np.linspace(0, len(source) - 1, count).astype(int)):
         item = source.read(int(i))
@@ -213,7 +230,15 @@ def sampled(source: Source, *facts: Any, count: int = 64) -> str:
 
 
 def options_of(spec: str, allowed: Sequence[str] | None) -> tuple[str, dict[str, str]]:
-    """ "what?a=1&b=2" to ("what", {"a": "1", "b": "2"}); `UserError` for a name that is not allowed (None: any is)."""
+    """ "what?a=1&b=2" to ("what", {"a": "1", "b": "2"}).
+
+    Args:
+        spec: the text.
+        allowed: names of options; None allows any.
+
+    Raises:
+        UserError: a name is not allowed.
+    """
     what, _, query = spec.partition("?")
     pairs = (part.partition("=") for part in query.split("&") if part)
     options = {name: value for name, _, value in pairs}
@@ -228,6 +253,9 @@ def suffix_of(name: str) -> str:
 
 
 def distinct(names: Sequence[str]) -> list[str]:
-    """The names, with the number behind each that occurs more than once: ImageNet has a "crane (134)" and a "crane (517)"."""
+    """The names, with its number after each that is not unique.
+
+    ImageNet has a "crane (134)" and a "crane (517)".
+    """
     often = Counter(names)
     return [f"{name} ({i})" if often[name] > 1 else name for i, name in enumerate(names)]

@@ -13,10 +13,12 @@ COMPONENTS = 96  # the paper's number (section 4.1, "reconstruction target")
 
 
 class PCA(Target):
-    """The coefficients of a patch in the 96 largest principal components of the data's patches (paper Table 1d).
+    """The coefficients of a patch in the 96 largest principal components of the data's patches
+    (paper Table 1d).
 
-    All of them where a patch has fewer than 96 values. The components are fitted before the first step (`fit`) and
-    saved as `target.mean` [P] and `target.components` [P, width]; until then both are NaN, and so is the loss.
+    All of them where a patch has fewer than 96 values. The components are fitted before the first
+    step (`fit`) and saved as `target.mean` [P] and `target.components` [P, width]; until then both
+    are NaN, and so is the loss.
     """
 
     mean: Tensor
@@ -36,9 +38,11 @@ class PCA(Target):
 
     @torch.no_grad()
     def fit(self, patches: Float[Tensor, "n P"]) -> None:
-        """Fits mean and components; the sign of a component makes its entry of largest size positive.
+        """Fits mean and components; the sign of a component makes its entry of largest size
+        positive.
 
-        In float64, by chunks: the covariance of 768 values needs no more memory than that of its chunk.
+        In float64, by chunks: the covariance of 768 values needs no more memory than that of its
+        chunk.
         """
         mean = patches.mean(dim=0, dtype=torch.float64)
         covariance = sum(

@@ -31,7 +31,8 @@ class Pixels(Target):
 
 
 class NormalizedPixels(Pixels):
-    """Each patch minus its mean, over its std (paper section 3 and Table 1d, "pixel, w/ norm": better features)."""
+    """Each patch minus its mean, over its std (paper section 3 and Table 1d, "pixel, w/ norm":
+    better features)."""
 
     needs_statistics = True
 

@@ -9,8 +9,9 @@ from torchmae.models.patches import Size
 class Target(nn.Module):
     """What is predicted for a patch, and how wrong a prediction is.
 
-    A target may have state (buffers), which is saved with the model's weights. One whose state comes from data says
-    so with `needs_fit`; `mae pretrain` then calls `fit` once, before the first step of a new run.
+    A target may have state (buffers), which is saved with the model's weights. One whose state
+    comes from data says so with `needs_fit`; `mae pretrain` then calls `fit` once, before the first
+    step of a new run.
 
     Args:
         patch: height and width of a patch in pixels.
@@ -19,8 +20,9 @@ class Target(nn.Module):
     Attributes:
         width: values predicted for a patch.
         needs_fit: True while the state of the target is still to be fitted.
-        needs_statistics: True if a prediction has no brightness and contrast of its own; the decoder then has a head
-            that predicts mean and std of each hidden patch, which `to_pixels` gets.
+        needs_statistics: True if a prediction has no brightness and contrast of its own; the
+            decoder then has a head that predicts mean and std of each hidden patch, which
+            `to_pixels` gets.
     """
 
     width: int
@@ -33,7 +35,8 @@ class Target(nn.Module):
         self.channels = channels
 
     def fit(self, patches: Float[Tensor, "n P"]) -> None:
-        """Fits the state to a sample of patches of normalised images, float32; nothing unless a target needs it."""
+        """Fits the state to a sample of patches of normalised images, float32; nothing unless a
+        target needs it."""
 
     def forward(
         self, images: Float[Tensor, "B C H W"], ids: Int64[Tensor, "B M"]
@@ -54,6 +57,7 @@ class Target(nn.Module):
 
         Args:
             prediction: what the decoder predicts.
-            statistics: mean and std of each patch, predicted or true; None unless `needs_statistics`.
+            statistics: mean and std of each patch, predicted or true; None unless
+                `needs_statistics`.
         """
         raise NotImplementedError

@@ -8,7 +8,8 @@ from torchmae.settings.options import REQUIRED, argument, option
 
 @dataclass(frozen=True)
 class Export:
-    """Write a run's model in the form of another library, checked on 16 images, with a model card."""
+    """Write a run's model in the form of another library, checked on 16 images, with a model
+    card."""
 
     GROUP: ClassVar[str] = "output"
 

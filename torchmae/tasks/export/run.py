@@ -1,4 +1,5 @@
-"""`mae export`: a run's model in the form of another library, reloaded there and compared before it is called done."""
+"""`mae export`: a run's model in the form of another library, reloaded there and compared before it
+is called done."""
 
 import logging
 from pathlib import Path
@@ -32,8 +33,8 @@ def run(config: Export) -> Path:
         note = f"Reloaded like this it differed from torchmae {difference} on 16 random images."
         if isinstance(subject.model, MAE) and subject.model.decoder.statistics is not None:
             note += (
-                " Its head for brightness and contrast (decoder.statistics) has no place there and is "
-                "not exported."
+                " Its head for brightness and contrast (decoder.statistics) has no place there and "
+                "is not exported."
             )
         if config.best:
             note += " These are the weights of the epoch that was best on the validation images."

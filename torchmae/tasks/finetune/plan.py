@@ -64,7 +64,7 @@ def describe(
         f"peak learning rate {plan.lr:.2g} ({optim.optimizer}), {optim.precision}, {where}",
         "cache": f"{cache.name} ({cache.reason})",
     }
-    lines = [f"{name:>15}  {value}" for name, value in rows.items()]
+    lines = [f"{name:>17}  {value}" for name, value in rows.items()]
     return "\n".join([*lines, *reasons(job.chosen)])
 
 

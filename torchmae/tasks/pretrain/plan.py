@@ -73,7 +73,7 @@ def describe(job: "Job", plan: TrainConfig, cache: CacheChoice, out: Path, world
         "loading": loading,
         "run folder": str(out),
     }
-    lines = [f"{name:>15}  {value}" for name, value in rows.items()]
+    lines = [f"{name:>17}  {value}" for name, value in rows.items()]
     return "\n".join([*lines, *reasons(job.chosen)])
 
 

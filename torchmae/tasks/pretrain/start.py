@@ -1,4 +1,5 @@
-"""What a pre-training starts with: the weights of its seed, or those of another run (`--from`); a fitted target."""
+"""What a pre-training starts with: the weights of its seed, or those of another run (`--from`); a
+fitted target."""
 
 import logging
 import math
@@ -62,7 +63,7 @@ def init_from_run(config: Pretrain, channels: int) -> tuple[Pretrain, InitRun | 
     encoder = mae.encoder if mae else load(run)
     if len(set(encoder.patch)) > 1:
         raise UserError(
-            f"{run} has patches of {size_name(encoder.patch)} px: only square ones can be trained on"
+            f"{run} has patches of {size_name(encoder.patch)} px: mae pretrain takes square ones"
         )
     size = parse_size(config.model.image_size or size_text(encoder.image_size))
     grid_of(size, encoder.patch)
@@ -87,8 +88,9 @@ def init_from_run(config: Pretrain, channels: int) -> tuple[Pretrain, InitRun | 
 
 def fixed_by(encoder: Backbone, mae: MAE | None) -> dict[str, Any]:
     """The settings that weights decide, by their names in `Pretrain`."""
+    heads = f", {encoder.num_heads} heads" if isinstance(encoder, ViT) else ""
     layers = len(encoder.layers())
-    nameless = f"none with a name ({encoder.embed_dim} wide, {layers} blocks)"
+    nameless = f"none with a name ({encoder.embed_dim} wide, {layers} blocks{heads})"
     fixed: dict[str, Any] = {
         "model": name_of(encoder) or nameless,
         "patch_size": encoder.patch[0],
@@ -175,8 +177,10 @@ def warm_start(
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> tuple[MAE, str]:
-    """The model with the weights of another run, made to fit these images; what was changed in words."""
-    encoder, notes = init_run.encoder, []
+    """The model with the weights of another run, made to fit these images; what was changed in
+    words."""
+    encoder = init_run.encoder
+    notes: list[str] = []
     if encoder.restore_norm():
         notes.append("new last norm (the classifier's was its own)")
     if size != encoder.image_size:
@@ -214,8 +218,8 @@ def carries_target(old: MAE, new: MAE) -> bool:
 def carry_decoder(old: MAE, new: MAE) -> None:
     """Copies all weights of `old` but the encoder's to `new`.
 
-    Fixed positions of another grid, the last layer and the state of another kind of target, and parts that `old` did
-    not have (such as a statistics head) remain as they are in `new`.
+    Fixed positions of another grid, the last layer and the state of another kind of target, and
+    parts that `old` did not have (such as a statistics head) remain as they are in `new`.
     """
     own = new.state_dict()
     skipped: tuple[str, ...] = ("encoder.",)
@@ -231,8 +235,8 @@ def carry_decoder(old: MAE, new: MAE) -> None:
 
 
 def average_channels(rows: Tensor, patch: Size, channels: int) -> Tensor:
-    """The rows of a layer that predicts pixels (row, column, channel), for other channels: each new channel gets the
-    mean of the old ones, since a grey image is the mean of the colours."""
+    """The rows of a layer that predicts pixels (row, column, channel), for other channels: each new
+    channel gets the mean of the old ones, since a grey image is the mean of the colours."""
     cut = rows.unflatten(0, (math.prod(patch), -1)).mean(1)
     return torch.repeat_interleave(cut, channels, dim=0)
 
@@ -253,13 +257,15 @@ def fit_target(model: MAE, batches: Batches, world: World) -> None:
 
 def sample_patches(encoder: Backbone, batches: Batches) -> Float[Tensor, "n P"]:
     """Patches, drawn by the seed, of up to 2000 evenly spaced images: centre crops, normalised."""
-    count, patches = len(batches.source), math.prod(encoder.grid)
+    count = len(batches.source)
+    patches = math.prod(encoder.grid)
     images = min(FIT_IMAGES, count)
     values = math.prod(encoder.patch) * encoder.channels
     each = min(patches, max(1, FIT_VALUES // (images * values)))
     samples = torch.arange(images) * count // images
     ids = noise(batches.seed, torch.zeros_like(samples), samples, patches).argsort(dim=1)[:, :each]
-    crop, rows = CenterCropResize(encoder.image_size), []
+    crop = CenterCropResize(encoder.image_size)
+    rows = []
     for sample, some in zip(samples.tolist(), ids):
         pixels, _ = crop(batches.read(sample, [])[1])
         rows.append(patchify(encoder.normalize(pixels[None]), encoder.patch, some[None])[0])

@@ -10,7 +10,8 @@ from torchmae.models.masking import Mask, masking, noise
 
 
 class PretrainTask(nn.Module):
-    """A batch of images to the MAE's loss; the mask of a sample is a function of (seed, epoch, sample)."""
+    """A batch of images to the MAE's loss; the mask of a sample is a function of (seed, epoch,
+    sample)."""
 
     def __init__(self, model: MAE, masking_name: str, mask_ratio: float, seed: int):
         super().__init__()
@@ -42,7 +43,8 @@ class PretrainTask(nn.Module):
         return {"loss": loss}
 
     def diagnose(self, batch: Batch) -> dict[str, Tensor]:
-        """The loss of two predictors that have learned nothing, on the same images, masks and target."""
+        """The loss of two predictors that have learned nothing, on the same images, masks and
+        target."""
         images, mask, target = (
             self.model.encoder.normalize(batch.images),
             self.mask(batch),
