@@ -289,7 +289,7 @@ def test_mistakes_come_before_compute(run: Path, photos: Path, tmp_path: Path) -
         (changed(asked, run=str(tmp_path)), "is not a run folder"),
         (changed(asked, train="9"), "number of blocks from 0 to 6"),
         (changed(asked, pool="max"), "--pool max: mean or cls"),
-        (changed(asked, label_smoothing=1.0), "--label-smoothing 1.0"),
+        (changed(asked, label_smoothing=1.0), "--label-smoothing 1: must be below 1"),
         (changed(asked, epochs=float("nan")), "--epochs nan: must be a finite number"),
         (changed(asked, run="none", train="head"), "from scratch .* everything has to be trained"),
         (changed(asked, batch_size=1000), "--batch-size 1000 is more than the 18 labelled images"),
