@@ -3,25 +3,22 @@
 import hashlib
 import logging
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from torchmae import runfolder
-from torchmae.data.augment import StrongAugment
 from torchmae.data.cache.choose import CacheChoice, decide_cache, keep_decoded
 from torchmae.data.config import DecodeOptions, decode_as_run
 from torchmae.data.labels import LabelledSets, labelled_sets
-from torchmae.data.loader import Batches
 from torchmae.data.scan import scan_and_report
 from torchmae.data.sources import with_decode
-from torchmae.data.transforms import RandomResizedCropFlip
 from torchmae.models.heads import Classifier, blocks_of
 from torchmae.models.weights import load, seeded
 from torchmae.report.curves import draw_curves
-from torchmae.settings.defaults import Choice, Facts
+from torchmae.settings.defaults import Facts
 from torchmae.settings.options import build, changeable, changed, flatten, requested
 from torchmae.tasks.finetune.config import (
     Finetune,
@@ -30,6 +27,7 @@ from torchmae.tasks.finetune.config import (
     check,
     resolve,
 )
+from torchmae.tasks.finetune.job import Job
 from torchmae.tasks.finetune.plan import describe, summary, train_config
 from torchmae.tasks.finetune.start import build_classifier, channels_of, untrained
 from torchmae.tasks.finetune.task import ClassifyTask
@@ -41,29 +39,6 @@ from torchmae.train.optim import can_lengthen
 from torchmae.train.speed import measure_seconds_per_step
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Job:
-    """A fine-tuning that is ready to start or to be resumed."""
-
-    config: ResolvedFinetune
-    data: LabelledSets
-    model: Classifier
-    chosen: dict[str, Choice]
-
-    def batches(self, world: World) -> Batches:
-        """The augmented training images of this process, with their labels."""
-        config, encoder = self.config, self.model.encoder
-        seed, strong = config.optim.seed, config.regularization
-        crop = RandomResizedCropFlip(
-            encoder.image_size, seed, config.crop.crop_scale, config.crop.flip
-        )
-        augment = StrongAugment(
-            crop, strong.randaug_magnitude, strong.random_erasing, encoder.mean, encoder.std
-        )
-        batch_size, labels = config.optim.batch_size, self.data.train_labels
-        return Batches(self.data.train, augment, batch_size, seed, world.rank, world.size, labels)
 
 
 def run(config: Finetune, quiet: bool = False) -> Path:

@@ -3,13 +3,13 @@
 import logging
 import math
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from torchmae import runfolder
 from torchmae.data.cache.choose import CacheChoice, decide_cache, keep_decoded
 from torchmae.data.loader import Batches
-from torchmae.data.scan import Scan, scan_and_report
+from torchmae.data.scan import scan_and_report
 from torchmae.data.sources import open_source, with_decode
 from torchmae.data.sources.source import Source
 from torchmae.data.transforms import RandomResizedCropFlip
@@ -17,13 +17,13 @@ from torchmae.errors import UserError
 from torchmae.models.mae import MAE
 from torchmae.models.masking import num_visible
 from torchmae.report.curves import draw_curves
-from torchmae.settings.defaults import Choice, Facts
+from torchmae.settings.defaults import Facts
 from torchmae.settings.options import build, changeable, changed, flatten, parse_size, requested
 from torchmae.tasks.pretrain.config import Pretrain, ResolvedPretrain, check, resolve
+from torchmae.tasks.pretrain.job import Job
 from torchmae.tasks.pretrain.pictures import Pictures
 from torchmae.tasks.pretrain.plan import describe, summary, train_config
 from torchmae.tasks.pretrain.start import build_model, check_names, fit_target, init_from_run
-from torchmae.tasks.pretrain.task import PretrainTask
 from torchmae.train.checkpoint import lock
 from torchmae.train.distributed import World, machine_facts, start
 from torchmae.train.loop import fit
@@ -31,23 +31,6 @@ from torchmae.train.optim import can_lengthen
 from torchmae.train.speed import measure_seconds_per_step
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Job:
-    """A pre-training that is ready to start or to be resumed."""
-
-    config: ResolvedPretrain
-    batches: Batches
-    model: MAE
-    origin: str  # where the weights come from, in words
-    found: Scan | None  # None when resuming
-    chosen: dict[str, Choice]
-
-    def task(self) -> PretrainTask:
-        """What `fit` trains."""
-        masking = self.config.masking
-        return PretrainTask(self.model, masking.masking, masking.mask_ratio, self.config.optim.seed)
 
 
 def run(config: Pretrain) -> Path:
