@@ -1,9 +1,11 @@
-"""A masking of your own, compared with the built-in random masking by the k-NN accuracy of the features.
+"""A masking of your own, compared with the built-in random masking by the k-NN accuracy of the
+features.
 
 python examples/custom_masking.py              # minutes on two CPU cores
 python examples/custom_masking.py --quick      # one epoch each: seconds
 
-The same file works on the command line: mae pretrain digits --plugin examples/custom_masking.py --masking stripes
+The same file works on the command line: mae pretrain digits --plugin examples/custom_masking.py
+--masking stripes
 """
 
 import argparse

@@ -1,4 +1,5 @@
-"""The examples of docs/extending.md: each file is written as it is, and its commands run as real processes."""
+"""The examples of docs/extending.md: each file is written as it is, and its commands run as real
+processes."""
 
 import os
 import re
