@@ -1,4 +1,4 @@
-"""Several processes, by torchrun: the same run as with one; FSDP2; errors; kills."""
+"""Several processes, by torchrun: the same run as with one; FSDP2; errors; kills; measuring."""
 
 import json
 import os
@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -116,7 +117,7 @@ def test_images_and_masks_are_those_of_one_process(photos, size):
         assert torch.equal(noise(5, whole.epoch, whole.sample, 4), masks)
 
 
-def test_two_processes_killed_go_on_to_the_weights_of_one(one, photos, tmp_path):
+def test_two_processes_killed_and_resumed_have_the_weights_of_one(one, photos, tmp_path):
     run = tmp_path / "run"
     command = [
         *TORCHRUN,
@@ -157,7 +158,7 @@ def kill_all(process):
     process.wait()
 
 
-def test_sharded_processes_give_the_same_and_one_process_goes_on_from_their_checkpoint(
+def test_sharded_processes_have_the_same_and_one_process_resumes_their_checkpoint(
     one, photos, tmp_path
 ):
     run = tmp_path / "run"
@@ -174,20 +175,20 @@ def test_sharded_processes_give_the_same_and_one_process_goes_on_from_their_chec
     assert_same_run(alone, one)
 
 
-def test_sharded_processes_go_on_from_the_checkpoint_of_one(one, photos, tmp_path):
+def test_sharded_processes_resume_the_checkpoint_of_one(one, photos, tmp_path):
     run = back_to_the_last_but_one(one, tmp_path / "run")
     done = torchrun(photos, run, "--fsdp")
     assert done.returncode == 0, done.stderr
     assert_same_run(run, one)
 
 
-def test_shard_with_one_process_changes_nothing():
+def test_fsdp_with_one_process_changes_nothing():
     task = torch.nn.Linear(2, 2)
     assert World(0, 1, torch.device("cpu")).wrap(task, [task], fsdp=True) is task
     assert type(task) is torch.nn.Linear
 
 
-def test_a_mistake_is_said_once_and_nothing_hangs(tmp_path):
+def test_a_mistake_is_reported_once_and_nothing_hangs(tmp_path):
     done = torchrun(tmp_path / "nowhere", tmp_path / "run")
     assert done.returncode != 0
     said = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("mae:")]
@@ -195,8 +196,8 @@ def test_a_mistake_is_said_once_and_nothing_hangs(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_mistake_that_the_main_process_finds_is_said_once_too(one, photos, tmp_path):
-    """The run folder is looked at by the main process alone; the others hear of it."""
+def test_a_mistake_that_the_main_process_finds_is_reported_once_too(one, photos, tmp_path):
+    """Only the main process reads the run folder; the others get its error."""
     before = contents(one)
     done = torchrun(photos, one, mask_ratio=0.5)
     assert done.returncode != 0
@@ -223,7 +224,7 @@ def test_a_batch_that_cannot_be_shared_is_a_user_error(photos):
 
 
 def test_two_processes_fine_tune_as_one(tmp_path):
-    """With stochastic depth, mixing, strong augmentation and an average of the weights: no draw knows of processes, or of
+    """With stochastic depth, mixing, strong augmentation and EMA: no draw depends on processes or
     micro-batches."""
     options = dict(
         **dict(
@@ -269,7 +270,7 @@ def test_two_processes_fine_tune_as_one(tmp_path):
 
 
 def test_two_processes_run_several_trainings(tmp_path):
-    """Every process goes through all of them; the main one alone writes and tells."""
+    """Every process takes part in all of them; only the main one writes and logs."""
     pretrained = torchmae.pretrain(
         "digits?part=test",
         **(OPTIONS | dict(out=str(tmp_path / "run"), epochs=1, batch_size=64, flip=False)),
@@ -297,3 +298,62 @@ def test_two_processes_share_what_is_decoded(one, photos, tmp_path, cache):
     done = torchrun(photos, tmp_path / "run", cache=cache, workers=1)
     assert done.returncode == 0, done.stderr
     assert_same_run(tmp_path / "run", one)
+
+
+AGAIN = """
+import os, time
+from torchmae.train.distributed import start
+
+for i in range(3):
+    if i and os.environ["RANK"] == "0":
+        time.sleep(0.5)
+    with start("cpu") as world:
+        assert world.any_rank(world.is_main) == (True,)
+"""
+
+
+def test_worlds_are_opened_one_after_the_other(tmp_path):
+    """A process that came first used the addresses of the World before: sweeps failed or hung."""
+    script = tmp_path / "again.py"
+    script.write_text(AGAIN)
+    command = [*TORCHRUN[:-2], str(script)]
+    done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+MEASURE = """
+import sys
+from pathlib import Path
+from helpers.tasks import RandomBatches, SelfDistillation
+from torchmae.train.config import TrainConfig
+from torchmae.train.distributed import start
+from torchmae.train.loop import fit
+from torchmae.train.speed import measure_seconds_per_step
+
+run, fsdp, measured = Path(sys.argv[1]), sys.argv[2] == "fsdp", sys.argv[3] == "measured"
+plan = TrainConfig(4, 1, 1e-2, 0.05, (0.9, 0.95), None, "fp32", fsdp=fsdp)
+with start("cpu") as world:
+    task = SelfDistillation()
+    if measured:
+        seconds = measure_seconds_per_step(task, RandomBatches(), plan, world)
+        (run / f"seconds-{world.rank}").write_text(repr(seconds))
+    fit(task, RandomBatches(), plan, run, world)
+"""
+
+
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+def test_all_processes_agree_on_the_measured_time_which_leaves_no_trace(tmp_path, sharding):
+    script = tmp_path / "measure.py"
+    script.write_text(MEASURE)
+    tests = str(Path(__file__).parent)
+    env = ENV | {"PYTHONPATH": os.pathsep.join([tests, ENV.get("PYTHONPATH", "")])}
+    finals = []
+    for name in ("plain", "measured"):
+        (tmp_path / name).mkdir()
+        command = [*TORCHRUN[:-2], str(script), str(tmp_path / name), sharding, name]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        finals.append((tmp_path / name / "model.safetensors").read_bytes())
+    assert finals[0] == finals[1]
+    one, other = ((tmp_path / f"measured/seconds-{rank}").read_text() for rank in range(2))
+    assert one == other and 0 < float(one) < 10

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, Self, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+
+BatchT = TypeVar("BatchT", bound="TrainBatch")  # Self, which beartype knows in whole classes only
 
 
 @dataclass(frozen=True)
@@ -56,10 +58,10 @@ class TrainBatch(Protocol):
     def bad(self) -> Sequence[tuple[str, str]]:
         """Name and reason of each file that could not be read."""
 
-    def chunks(self, parts: int, /) -> Sequence[Self]:
+    def chunks(self: BatchT, parts: int, /) -> Sequence[BatchT]:
         """The batch in `parts` micro-batches of nearly equal size."""
 
-    def to(self, device: torch.device, /) -> Self: ...
+    def to(self: BatchT, device: torch.device, /) -> BatchT: ...
 
 
 B = TypeVar("B", bound=TrainBatch)

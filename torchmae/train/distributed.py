@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import count
 from typing import Any, TypeVar
 
 import torch
@@ -17,6 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torchmae.errors import UserError
 
 T = TypeVar("T")
+
+OPENED = count()  # Worlds of this process; the other processes open as many
 
 
 @dataclass(frozen=True)
@@ -177,9 +180,14 @@ def start(device: str = "auto") -> Iterator[World]:
         found = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(found)
     backend = "cpu:gloo,cuda:nccl" if found.type == "cuda" else "gloo"
+    # Each World under a prefix of its own: in the store are still the addresses of the last one,
+    # which a process that comes first would try to connect to.
+    store, rank, size = next(dist.rendezvous("env://"))
+    store = dist.PrefixStore(f"world-{next(OPENED)}", store)
     # The others wait while the main process scans the data, which may take long.
-    dist.init_process_group(backend, timeout=timedelta(hours=3))
+    wait = timedelta(hours=3)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=wait)
     try:
-        yield World(dist.get_rank(), size, found)
+        yield World(rank, size, found)
     finally:
         dist.destroy_process_group()
