@@ -16,7 +16,7 @@ def load(name: str) -> dict[str, Any]:
 
 
 def bars(axis: Axes, rows: list[tuple[str, dict[str, float] | None, bool]]) -> None:
-    """A bar a row: its name, its speed (None: what the others are beside) and whether it is torchmae's."""
+    """One bar a row: name, relative speed (None: the reference, 1.0), whether it is torchmae."""
     for place, (_, speed, ours) in enumerate(rows):
         middle = 1.0 if speed is None else speed["median"]
         axis.barh(place, middle, color=OURS if ours else THEIRS, height=0.7)
@@ -52,12 +52,11 @@ def data(axis: Axes) -> None:
 
 
 def table_2(axis: Axes) -> None:
-    """Operations, the paper's time and the time measured here, for mask tokens left out of the encoder."""
-    counted, measured = (
-        load("wall-clock-counted.json")["models"],
-        load("wall-clock-vit_large-2-cores.json")["models"],
-    )
-    names, place = [], 0
+    """What encoding only visible patches saves: operations, the paper's time, our measured time."""
+    counted = load("wall-clock-counted.json")["models"]
+    measured = load("wall-clock-vit_large-2-cores.json")["models"]
+    names: list[str] = []
+    place = 0
     for model, depth, index in (
         (model, depth, index) for model in counted for index, depth in ((1, 8), (2, 1))
     ):
@@ -68,9 +67,8 @@ def table_2(axis: Axes) -> None:
         for k, (value, color) in enumerate(shown):
             axis.barh(place + 0.26 * (k - 1), value, height=0.24, color=color)
             axis.text(value, place + 0.26 * (k - 1), f" {value:.2f}", va="center", fontsize=7)
-        names.append(
-            f"{model.replace('vit_', 'ViT-').replace('large', 'L').replace('huge', 'H')}, decoder {depth}"
-        )
+        short = model.replace("vit_", "ViT-").replace("large", "L").replace("huge", "H")
+        names.append(f"{short}, decoder {depth}")
         place += 1
     for label, color in (
         ("fewer operations", OURS),

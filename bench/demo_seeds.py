@@ -1,4 +1,4 @@
-"""The demo over several seeds: final loss beside the trivial predictors, k-NN beside raw pixels and an untrained encoder.
+"""The demo over several seeds: final loss and k-NN accuracy beside trivial baselines.
 
 python bench/demo_seeds.py [SEED ...]      (0 1 2 by default; about two minutes a seed on two cores)
 """
@@ -6,25 +6,23 @@ python bench/demo_seeds.py [SEED ...]      (0 1 2 by default; about two minutes 
 import statistics
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from torchmae import neighbours
-from torchmae.presets import pretrain
+import torchmae
+from torchmae.presets.pretrain import demo
 from torchmae.runfolder import read_log
-from torchmae.tasks.pretrain.run import run
 
 rows = []
 for seed in [int(text) for text in sys.argv[1:]] or [0, 1, 2]:
     with TemporaryDirectory() as folder:
         began = time.monotonic()
-        made = run(replace(pretrain.demo(), out=str(Path(folder) / "run"), seed=seed))
+        run = torchmae.pretrain(**demo() | {"out": Path(folder) / "run", "seed": seed})
         seconds = time.monotonic() - began
-        last = next(record for record in reversed(read_log(made)) if "loss" in record)
-        knn = neighbours(made, "digits", seed=seed)["knn"]
+        last = next(record for record in reversed(read_log(run.path)) if "loss" in record)
+        scores = torchmae.knn(run.path, "digits", seed=seed)["knn"]
         losses = [last[name] for name in ("loss", "loss of patch mean", "loss of visible mean")]
-        rows.append([*losses, *(100 * knn[name]["accuracy"] for name in knn), seconds])
+        rows.append([*losses, *(100 * score["accuracy"] for score in scores.values()), seconds])
 names = [
     "loss",
     "patch mean",
@@ -34,9 +32,8 @@ names = [
     "k-NN raw pixels",
     "seconds",
 ]
-print(f"{'':<16}{'mean':>9}{'deviation':>11}   each seed")
+print(f"{'':<16}{'mean':>9}{'std':>11}   each seed")
 for name, values in zip(names, zip(*rows)):
     spread = statistics.stdev(values) if len(values) > 1 else float("nan")
-    print(
-        f"{name:<16}{statistics.mean(values):9.3f}{spread:11.3f}   {'  '.join(f'{value:.3f}' for value in values)}"
-    )
+    each = "  ".join(f"{value:.3f}" for value in values)
+    print(f"{name:<16}{statistics.mean(values):9.3f}{spread:11.3f}   {each}")

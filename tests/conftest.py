@@ -1,6 +1,6 @@
-"""Shape checking is on for every test: jaxtyping's annotations are enforced by beartype, in the tests only.
+"""Fixtures for all tests. Shapes in annotations (jaxtyping) are checked by beartype, in tests only.
 
-Files of tests run side by side (pytest-xdist), so each keeps to one thread. The user's cache is left alone.
+Test files run in parallel (pytest-xdist), so each uses one thread. The user's cache is not touched.
 """
 
 import os
@@ -9,17 +9,16 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import helpers.shape_checks
+import helpers.shape_checks  # noqa: F401 (the hook needs its module imported)
 import pytest
 from jaxtyping import install_import_hook
 
-assert helpers.shape_checks.check  # the hook finds it by name, once its module is imported
-hook = install_import_hook("torchmae", "helpers.shape_checks.check")
+install_import_hook("torchmae", "helpers.shape_checks.check")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Also for the commands that tests start."""
+    """A cache folder for this session, also for processes that tests start."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -45,7 +44,7 @@ def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def console() -> None:
-    """Messages of the library are shown, so that tests can read them, as the command line does."""
-    from torchmae.console import show_messages
+    """Shows messages as the command line does, so that tests can read them from stdout."""
+    from torchmae.cli import show_messages
 
     show_messages()

@@ -1,4 +1,4 @@
-"""The command line: exit codes, and messages of a line or two that say what was given, what is allowed and the mend."""
+"""The command line: exit codes, and messages that say what is wrong, allowed and to do."""
 
 import json
 import os
@@ -14,9 +14,13 @@ from PIL import Image
 
 import torchmae
 from torchmae import cli
+from torchmae.verbs import VERBS
 
 ENV = os.environ | {"OMP_NUM_THREADS": "1"}
-TINY = "--model vit_micro --image-size 16 --patch-size 8 --decoder-dim 32 --decoder-depth 1 --workers 0 --device cpu"
+TINY = (
+    "--model vit_micro --image-size 16 --patch-size 8 --decoder-dim 32 --decoder-depth 1 "
+    "--workers 0 --device cpu"
+)
 
 
 @pytest.fixture(scope="module")
@@ -230,7 +234,7 @@ def test_help(capfd):
     assert "usage: mae VERB" in "".join(capfd.readouterr())
 
 
-@pytest.mark.parametrize("verb", cli.VERBS)
+@pytest.mark.parametrize("verb", VERBS)
 def test_the_help_of_a_verb_explains_each_flag(capfd, verb):
     with pytest.raises(SystemExit) as ended:
         cli.main([verb, "--help"])

@@ -1,4 +1,4 @@
-"""The same command again: after kills at any moment, with other workers, when it is finished, when something changed."""
+"""The same command again: after kills, with other workers, when finished, when settings changed."""
 
 import json
 import os
@@ -11,22 +11,13 @@ import time
 import pytest
 import torch
 from helpers.runs_on_disk import ENV, contents, flags, make_photos, steps_saved, weights
+from helpers.small import SMALL
 from PIL import Image
 
 import torchmae
 from torchmae import cli
 
-OPTIONS = dict(
-    **dict(
-        model="vit_micro",
-        image_size=32,
-        patch_size=8,
-        decoder_dim=32,
-        decoder_depth=1,
-        batch_size=8,
-    ),
-    **dict(epochs=9, base_lr=0.02, precision="fp32", device="cpu", workers=0, log_every=4),
-)
+OPTIONS = SMALL | dict(epochs=9, base_lr=0.02, precision="fp32", log_every=4)
 STEPS = 27  # 9 epochs of 24 images, 8 a step
 KILLS = 5
 
@@ -53,7 +44,7 @@ def whole(photos, tmp_path_factory):
 
 
 def test_killed_again_and_again_the_run_ends_with_the_same_weights(whole, photos, tmp_path):
-    """SIGKILL to all its processes: first while it starts, then at random times after it has got a little further."""
+    """SIGKILL to all its processes: first at the start, then a few steps later at random times."""
     run, dice, kills = tmp_path / "run", random.Random(0), []
     options = OPTIONS | {"workers": 1, "save_minutes": 1e-6, "out": run}
     command = [sys.executable, "-m", "torchmae", "pretrain", str(photos), *flags(options)]
@@ -63,10 +54,9 @@ def test_killed_again_and_again_the_run_ends_with_the_same_weights(whole, photos
         process = subprocess.Popen(
             command,
             env=ENV,
-            start_new_session=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
+            start_new_session=True,
         )
         end = time.monotonic() + 60
         while process.poll() is None and time.monotonic() < end:
@@ -75,25 +65,19 @@ def test_killed_again_and_again_the_run_ends_with_the_same_weights(whole, photos
             time.sleep(0.001)
         time.sleep(dice.uniform(0, 0.1))  # anywhere in a step, a save, a start
         os.killpg(process.pid, signal.SIGKILL)
-        said = process.communicate()[0]
-        assert process.returncode == -signal.SIGKILL, said
-        assert "Traceback" not in said
+        output = process.communicate()[0].decode()
+        assert process.returncode == -signal.SIGKILL, output
+        assert "Traceback" not in output
         kills.append(steps_saved(run))
     assert kills == sorted(kills) and 0 < kills[-1] < STEPS, kills
     done = subprocess.run(command, env=ENV, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "damaged" not in done.stdout, "a kill must not leave a damaged checkpoint"
     assert weights(run) == weights(whole)
-    assert {p.name for p in (run / "state").iterdir()} == {
-        f"step-{STEPS:08d}",
-        f"step-{STEPS - 1:08d}",
-    }
-    drop = (
-        "images_per_s",
-        "wait",
-        "peak_memory_mb",
-        "loss",
-    )  # (a line's loss is of the steps since the line before or the start)
+    states = {p.name for p in (run / "state").iterdir()}
+    assert states == {f"step-{STEPS:08d}", f"step-{STEPS - 1:08d}"}
+    # The loss is the mean of the steps since the line before, or since the start.
+    drop = ("images_per_s", "wait", "peak_memory_mb", "loss")
     ours, theirs = (
         [{k: v for k, v in json.loads(line).items() if k not in drop} for line in text.splitlines()]
         for text in ((run / "log.jsonl").read_text(), (whole / "log.jsonl").read_text())
@@ -104,7 +88,7 @@ def test_killed_again_and_again_the_run_ends_with_the_same_weights(whole, photos
 def test_a_kill_between_config_and_first_checkpoint_does_not_change_the_weights(
     whole, photos, tmp_path
 ):
-    """The run is described already, and has no weights yet: it must start with those of its seed."""
+    """The run has a config and no weights yet: it must start with those of its seed."""
     run = tmp_path / "run"
     run.mkdir()
     for name in ("config.json", "bad-files.jsonl"):
@@ -166,10 +150,8 @@ def test_a_changed_setting_is_refused_by_name_and_nothing_is_touched(whole, phot
 
 def test_changed_data_are_refused_and_nothing_is_touched(whole, photos, capfd):
     before = contents(whole)
-    extra, command = (
-        photos / "one-more.png",
-        ["pretrain", str(photos), *flags(OPTIONS | {"out": whole})],
-    )
+    extra = photos / "one-more.png"
+    command = ["pretrain", str(photos), *flags(OPTIONS | {"out": whole})]
     try:
         Image.new("RGB", (40, 40)).save(extra)
         assert cli.main(command) == 2
@@ -182,7 +164,7 @@ def test_changed_data_are_refused_and_nothing_is_touched(whole, photos, capfd):
         (photos / "other-name.jpg").rename(photos / "1.jpg")
         (photos / "0.moved").unlink()
     assert contents(whole) == before
-    assert cli.main(command) == 0  # all is as it was
+    assert cli.main(command) == 0  # the data are restored
 
 
 def test_what_does_not_change_the_weights_may_change(whole, photos, capfd):
@@ -195,5 +177,5 @@ def test_what_does_not_change_the_weights_may_change(whole, photos, capfd):
         moved.rename(photos)
 
 
-def test_settings_left_open_are_those_of_the_run(whole, photos):
+def test_settings_not_given_are_those_of_the_run(whole, photos):
     assert torchmae.pretrain(str(photos), out=str(whole)) == whole

@@ -1,7 +1,7 @@
-"""Small real runs whose weights, features and figures are reduced to hashes: does a redesign change what comes out?
+"""Small real runs reduced to hashes of their weights, features and figures, to compare commits.
 
     python tests/witness.py before.json            # on the commit before
-    python tests/witness.py after.json before.json # prints what differs, exit code 1 if anything does
+    python tests/witness.py after.json before.json # prints differences; exit code 1 if any
 
 Bits depend on the machine, so both files have to come from the same one.
 """
@@ -27,7 +27,11 @@ ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 MODEL = "--model vit_micro --image-size 32 --patch-size 8 --decoder-dim 32 --decoder-depth 2"
 CPU = "--device cpu --precision fp32 --workers 0"
 TUNE = f"{CPU} --epochs 2 --batch-size 8"
-KNN = "knn" if "Knn" in (ROOT / "torchmae/cli.py").read_text() else "neighbours"
+KNN = (
+    "knn"
+    if (ROOT / "torchmae/verbs.py").exists() or "Knn" in (ROOT / "torchmae/cli.py").read_text()
+    else "neighbours"
+)
 MAGNITUDE = "--randaug-magnitude" if KNN == "knn" else "--magnitude"
 
 
@@ -76,15 +80,13 @@ def witness(place: Path) -> dict[str, object]:
     found["digits"] = weights(place / "demo")
     mae(f"pretrain photos --epochs 6 --batch-size 8 --out photos-run {MODEL} {CPU}", place)
     found["photos"] = weights(place / "photos-run")
+    block = f"--masking block {CPU}"
     mae(
-        f"pretrain photos --epochs 2 --batch-size 8 --out from-run --from photos-run {CPU} --masking block",
-        place,
+        f"pretrain photos --epochs 2 --batch-size 8 --out from-run --from photos-run {block}", place
     )
     found["from"] = weights(place / "from-run")
-    mae(
-        f"pretrain photos --epochs 2 --batch-size 8 --out raw --target pixels --loss-on all {MODEL} {CPU}",
-        place,
-    )
+    raw = f"--target pixels --loss-on all {MODEL} {CPU}"
+    mae(f"pretrain photos --epochs 2 --batch-size 8 --out raw {raw}", place)
     found["pixels, all"] = weights(place / "raw")
     mae(f"pretrain photos --epochs 2 --batch-size 8 --out masked --encode-all {MODEL} {CPU}", place)
     found["encode all"] = weights(place / "masked")
@@ -92,10 +94,8 @@ def witness(place: Path) -> dict[str, object]:
         mae(f"finetune photos-run photos --train {train} --out tune-{train} {TUNE}", place)
         found[f"finetune {train}"] = weights(place / f"tune-{train}")
     strong = f"{MAGNITUDE} 7 --mixup 0.8 --cutmix 1 --drop-path 0.2"
-    mae(
-        f"finetune none photos --model vit_micro --patch-size 8 --ema 0.9 {strong} --out scratch {TUNE}",
-        place,
-    )
+    scratch = f"--model vit_micro --patch-size 8 --ema 0.9 {strong}"
+    mae(f"finetune none photos {scratch} --out scratch {TUNE}", place)
     found["scratch"] = weights(place / "scratch")
     found["evaluate"] = shares(mae("evaluate tune-all photos --device cpu", place))
     mae("predict tune-all photos --out p.csv --device cpu", place)

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, at any kill or crash."""
+"""Files that are complete or not there, at any kill or crash."""
 
 import hashlib
 import os
@@ -13,13 +13,18 @@ from torchmae.errors import RunError, UserError
 
 
 def refuse_full(out: Path) -> None:
+    """A `UserError` unless `out` is an empty folder or not there."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out} exists and is not an empty folder: name a new one")
 
 
 @contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
-    """A folder to write into, which becomes `out` at the end, or leaves nothing."""
+    """A folder to write into, which becomes `out` at the end, or leaves nothing.
+
+    Raises:
+        RunError: the disk fails.
+    """
     partial = out.with_name(f".partial-{out.name}")
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -27,9 +32,8 @@ def whole_folder(out: Path) -> Iterator[Path]:
         yield partial
         for file in partial.rglob("*"):
             if file.is_file():
-                file.chmod(
-                    partial.stat().st_mode & 0o666
-                )  # safetensors makes its files for their owner only
+                # safetensors makes its files for their owner only
+                file.chmod(partial.stat().st_mode & 0o666)
                 sync(file)
         os.rename(partial, out)
         sync(out.parent)
@@ -41,9 +45,41 @@ def whole_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A file to write, with the suffix of `path`: it becomes `path` at the end, or leaves nothing.
+
+    For tables and pictures: unlike `write_whole` it does not wait for the disk.
+    """
+    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file so that it is whole or not there, at any kill or crash."""
+    """Writes a text file as `write_whole` does."""
     write_whole(path, text.encode())
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes a file that is complete or not there, even after a power failure."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_bytes(data)
+        publish(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def publish(partial: Path, path: Path) -> None:
+    """Gives a finished file its name, once it is on the disk."""
+    sync(partial)
+    os.replace(partial, path)
+    sync(path.parent)
 
 
 def sync(path: Path) -> None:
@@ -55,24 +91,7 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def publish(partial: Path, path: Path) -> None:
-    """Gives a finished file its name, once it is on the disk."""
-    sync(partial)
-    os.replace(partial, path)
-    sync(path.parent)
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file under another name first; nothing of it is left where that fails."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_bytes(data)
-        publish(partial, path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
-
-
 def sha256(path: Path) -> str:
+    """The hex digest of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""What can go wrong, for people: a mistake of theirs (exit code 2) or a run that failed (1, or 65 when the loss broke)."""
+"""Errors for people: a mistake in the input (`UserError`) or a run that failed (`RunError`)."""
 
 import difflib
 from collections.abc import Mapping
@@ -8,13 +8,18 @@ T = TypeVar("T")
 
 
 class UserError(ValueError):
-    """What was given is wrong. The message says what was given, what is allowed and what to do, in at most a few lines."""
+    """The input is wrong. The message says what is wrong, what is allowed and what to do."""
 
     exit_code = 2
 
 
 class RunError(RuntimeError):
-    """A correct request that could not be carried out (full disk, out of memory, a loss that broke)."""
+    """A correct request that failed: disk full, out of memory, a loss that is not finite.
+
+    Args:
+        message: What failed and what to do.
+        exit_code: Of the command line: 65 for a loss that is not finite, 1 for everything else.
+    """
 
     def __init__(self, message: str, exit_code: int = 1):
         super().__init__(message)
@@ -22,15 +27,23 @@ class RunError(RuntimeError):
 
 
 def choose(options: Mapping[str, T], name: str, what: str) -> T:
-    """`options[name]`, or a `UserError` that lists what is allowed and suggests the nearest name."""
+    """`options[name]`, for a name that a user typed.
+
+    Args:
+        options: What is allowed, by name.
+        name: The name looked up.
+        what: The kind of thing, for the message: "model", "masking".
+
+    Raises:
+        UserError: No such name. The message lists the names and suggests the nearest one.
+    """
     if name in options:
         return options[name]
     near = difflib.get_close_matches(name, options, n=1)
-    raise UserError(
-        f"unknown {what} '{name}'; one of: {', '.join(options)}{f'. Did you mean {near[0]}?' if near else ''}"
-    )
+    hint = f". Did you mean {near[0]}?" if near else ""
+    raise UserError(f"unknown {what} '{name}'; one of: {', '.join(options)}{hint}")
 
 
 def missing_extra(package: str, extra: str) -> UserError:
-    """The one-line hint for an optional library that is not installed."""
+    """The error for an optional package that is missing, with the command that installs it."""
     return UserError(f'this needs the package "{package}": pip install "torchmae[{extra}]"')

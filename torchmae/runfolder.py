@@ -18,6 +18,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -142,7 +143,7 @@ def read_config(run: str | os.PathLike[str]) -> dict[str, Any]:
 def kind_of(config: dict[str, Any]) -> str:
     """What a config.json describes: "mae" (encoder and decoder), "classifier" or "encoder"."""
     model = config["model"]
-    return "mae" if "decoder_dim" in model else "classifier" if "classes" in model else "encoder"
+    return "mae" if "decoder" in model else "classifier" if "classes" in model else "encoder"
 
 
 def is_run(folder: Path) -> bool:
@@ -157,7 +158,7 @@ def is_run(folder: Path) -> bool:
 
 
 def resume(
-    out: Path, verb: str, requested: Mapping[str, Any], free: set[str], data: dict[str, Any]
+    out: Path, verb: str, requested: Mapping[str, Any], free: AbstractSet[str], data: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The settings to resume the run in `out` with, and its model's description.
 
@@ -315,6 +316,11 @@ def read_results(run: Path, verb: str | None = None) -> list[dict[str, Any]]:
         raise UserError(
             f"{path} is not a file of results ({type(error).__name__}: {error}): fix or remove it"
         ) from error
+
+
+def has_results(run: Path) -> bool:
+    """Whether a folder holds results, as those of compare and partial do."""
+    return (run / RESULTS).is_file()
 
 
 def last_validation(run: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Which torchmae this is, and how it was called."""
+"""The version of torchmae, its git commit, and the command that started it."""
 
 import shlex
 import shutil
@@ -11,17 +11,20 @@ __version__ = "0.1.0"
 
 
 def commit() -> str | None:
-    """The git commit of a checkout; None for an installed package."""
+    """The git commit of a checkout, as 40 hexadecimal digits; None for an installed package."""
     package = Path(__file__).parent
     if (package.parent / ".git").exists():
-        with suppress(OSError):  # no git there
+        with suppress(OSError):  # git is not installed
             command = ["git", "-C", str(package), "rev-parse", "HEAD"]
             return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
     return None
 
 
 def command() -> str:
-    """How to call `mae` again from the same shell: what was typed, where a plain `mae` is not this one."""
+    """The words that call `mae` again from the same shell, for messages.
+
+    That is the path as typed where a plain `mae` is not on PATH or is another installation.
+    """
     typed, found = Path(sys.argv[0]), shutil.which("mae")
     if typed.name != "mae":
         return "python -m torchmae"

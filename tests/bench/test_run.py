@@ -18,9 +18,11 @@ from torchmae.bench.config import Bench
 from torchmae.bench.peers import PEERS
 from torchmae.bench.step import flops
 from torchmae.errors import UserError
+from torchmae.models.decoders import DecoderConfig, decoder_config
 from torchmae.models.mae import MAE
 from torchmae.models.masking import noise, random
-from torchmae.models.vit import SIZES, ViT
+from torchmae.models.sizes import SIZES
+from torchmae.models.vit import ViT
 
 CPU = torch.device("cpu")
 TINY = dict(
@@ -34,9 +36,12 @@ TINY = dict(
 )
 
 
-def on_meta(name: str = "vit_base", patch_size: int = 16, **options: Any) -> MAE:
+def on_meta(
+    name: str = "vit_base", patch_size: int = 16, depth: int | None = None, **options: Any
+) -> MAE:
     with torch.device("meta"):
-        return MAE(ViT(patch_size=patch_size, **SIZES[name]), **options)
+        encoder = ViT(patch_size=patch_size, **SIZES[name])
+        return MAE(encoder, decoder_config(encoder.embed_dim, depth=depth), **options)
 
 
 def needs(name: str) -> None:
@@ -86,7 +91,7 @@ def test_the_count_is_torch_s_own_for_the_plain_model(encode_all: bool) -> None:
 )
 def test_the_operations_of_table_2(name: str, patch: int, with_8: float, with_1: float) -> None:
     base, eight, one = (
-        flops(on_meta(name, patch, encode_all=all_, decoder_depth=depth))
+        flops(on_meta(name, patch, depth, encode_all=all_))
         for all_, depth in ((True, 8), (False, 8), (False, 1))
     )
     assert base / eight == pytest.approx(with_8, abs=0.01) and base / one == pytest.approx(
@@ -103,7 +108,7 @@ def test_the_operations_of_table_2(name: str, patch: int, with_8: float, with_1:
 def test_a_peer_is_the_same_architecture_and_trains(name: str) -> None:
     needs(name)
     torch.manual_seed(0)
-    model = MAE(ViT((32, 32), 8, 3, **SIZES["vit_micro"]), decoder_depth=3, decoder_heads=2)
+    model = MAE(ViT((32, 32), 8, 3, **SIZES["vit_micro"]), DecoderConfig("transformer", 128, 3, 2))
     peer = PEERS[name].build(model.config(), 0.75).train()
     size = sum(p.numel() for n, p in model.named_parameters() if "statistics" not in n)
     found = sum(p.numel() for p in peer.parameters())

@@ -1,4 +1,4 @@
-"""The strong augmentation: a function of (seed, epoch, sample), and operations that equal timm's."""
+"""Strong augmentation: a function of (seed, epoch, sample), with operations that equal timm's."""
 
 import numpy as np
 import pytest
@@ -26,10 +26,16 @@ def strong(
 
 
 def test_a_function_of_seed_epoch_and_sample() -> None:
-    made = [strong()(PICTURE, 3, sample) for sample in range(8)]
-    assert all(torch.equal(one, strong()(PICTURE, 3, sample)) for sample, one in enumerate(made))
+    made = [strong()(PICTURE, None, 3, sample)[0] for sample in range(8)]
+    assert all(
+        torch.equal(one, strong()(PICTURE, None, 3, sample)[0]) for sample, one in enumerate(made)
+    )
     assert made[0].shape == (3, 24, 32) and made[0].dtype == torch.uint8
-    for other in (strong(seed=1)(PICTURE, 3, 0), strong()(PICTURE, 4, 0), made[1]):
+    for other in (
+        strong(seed=1)(PICTURE, None, 3, 0)[0],
+        strong()(PICTURE, None, 4, 0)[0],
+        made[1],
+    ):
         assert not torch.equal(other, made[0])
 
 
@@ -37,15 +43,16 @@ def test_a_function_of_seed_epoch_and_sample() -> None:
 def test_any_number_of_channels(channels: int) -> None:
     picture = np.random.default_rng(1).integers(0, 256, (30, 30, channels), dtype=np.uint8)
     assert all(
-        strong(channels)(picture, 0, sample).shape == (channels, 24, 32) for sample in range(30)
+        strong(channels)(picture, None, 0, sample)[0].shape == (channels, 24, 32)
+        for sample in range(30)
     )
 
 
 def test_switched_off_it_is_the_crop_alone_and_erasing_makes_one_rectangle_of_noise() -> None:
     for sample in range(20):
-        plain = RandomResizedCropFlip((24, 32), 0)(PICTURE, 0, sample)
-        assert torch.equal(strong(magnitude=0.0, erase=0.0)(PICTURE, 0, sample), plain)
-        changed = (strong(magnitude=0.0, erase=1.0)(PICTURE, 0, sample) != plain).any(0)
+        plain = RandomResizedCropFlip((24, 32), 0)(PICTURE, None, 0, sample)[0]
+        assert torch.equal(strong(magnitude=0.0, erase=0.0)(PICTURE, None, 0, sample)[0], plain)
+        changed = (strong(magnitude=0.0, erase=1.0)(PICTURE, None, 0, sample)[0] != plain).any(0)
         rows, columns = changed.any(1).nonzero(), changed.any(0).nonzero()
         height, width = int(rows.max() - rows.min()) + 1, int(columns.max() - columns.min()) + 1
         assert (

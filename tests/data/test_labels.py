@@ -1,4 +1,4 @@
-"""Labelled sets of every kind of source: which images, which classes, which numbers; and what is wrong with bad ones."""
+"""Labelled sets of every kind of source: images, classes, numbers; and errors of bad ones."""
 
 import csv
 import re
@@ -11,6 +11,7 @@ from helpers.sources import pack, picture, plant, png
 
 from torchmae.data.decode import decode
 from torchmae.data.labels import LabelledSets, labelled, labelled_sets, open_pair
+from torchmae.data.loader import read_pixels
 from torchmae.data.sources import open_source
 from torchmae.errors import UserError
 
@@ -60,7 +61,7 @@ def shards_of_class_folders(at: Path) -> str:
 
 
 def shards_with_cls(at: Path) -> str:
-    """The same keys in both shards, the text before the picture in one of them, behind it in the other."""
+    """The same keys in both shards, the text before the picture in one, after it in the other."""
     for shard in range(2):
         members = {}
         for number, (kind, i) in enumerate(LIST[shard::2]):
@@ -75,7 +76,7 @@ def shards_with_cls(at: Path) -> str:
 
 def arrays(at: Path) -> Path:
     at.mkdir()
-    images = np.stack([decode(painted(kind, i), 3) for kind, i in LIST])
+    images = np.stack([decode(painted(kind, i)) for kind, i in LIST])
     np.savez(at / "x.npz", images=images, labels=np.array([kind for kind, _ in LIST]))
     return at / "x.npz"
 
@@ -112,7 +113,7 @@ def counts(sets: LabelledSets) -> tuple[dict[str, int], dict[str, int]]:
         assert len(source) == len(labels)
         names = [sets.classes[number] for number in labels.tolist()]
         for i, name in enumerate(names):
-            assert decode(source.read(i), 3)[0, 0, 0] == RED[name], source.name(i)
+            assert read_pixels(source, i)[0, 0, 0] == RED[name], source.name(i)
             assert source.label(i) == name
         found.append(dict(Counter(names)))
     train, val = (
@@ -316,7 +317,7 @@ def classes_missing_in_val(at):
     folder(at / "val", [("ant", 0)])
     return (
         at,
-        r"class 'bee' \(and 1 more\) is in the training images, but not in the validation images: leave it out",
+        r"class 'bee' \(and 1 more\) is in the training images, but not in the validation images",
     )
 
 
@@ -326,7 +327,7 @@ def labels_of_files_that_are_not_there(at):
     (at / "pictures/7.png").unlink()
     return (
         at / "labels.csv",
-        r"2 of the images that .*labels\.csv labels cannot be had, the first: 'pictures/3\.png' \(list",
+        r"2 of the images that .*labels\.csv labels cannot be read, .*: 'pictures/3\.png' \(list",
     )
 
 
@@ -381,7 +382,7 @@ def test_bad_data_is_one_clear_line(make, tmp_path):
 
 
 def test_what_only_labelled_use_refuses(tmp_path):
-    """Pre-training goes by what is there: an empty folder and a missing file are no reason to stop."""
+    """Pre-training takes what is there: an empty folder or a missing file does not stop it."""
     assert len(open_source(an_empty_class_folder(tmp_path / "one")[0])) == 15
     assert len(open_source(labels_of_files_that_are_not_there(tmp_path / "two")[0])) == 13
 

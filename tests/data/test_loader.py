@@ -1,10 +1,11 @@
-"""Batches as a pure function of their settings: order, epochs, workers, processes, resuming, bad files, signals."""
+"""Batches as a pure function: order, epochs, workers, processes, targets, bad files, signals."""
 
 import multiprocessing
 import pickle
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
+from torchmae.data.config import DecodeOptions
 from torchmae.data.decode import BadImage, decode
-from torchmae.data.loader import Batch, Batches, permute, read
+from torchmae.data.loader import Batch, Batches, permute, read_pixels
 from torchmae.data.sources import open_source
 from torchmae.data.transforms import RandomResizedCropFlip
 from torchmae.errors import RunError, UserError
@@ -34,8 +36,9 @@ def plant(root: Path, count: int, truncated: tuple[int, ...] = ()) -> Path:
 
 
 def batches(root: Path, batch_size: int = 4, **settings) -> Batches:
+    limit = settings.pop("max_megapixels", 100.0)
     return Batches(
-        open_source(root),
+        open_source(root, DecodeOptions(max_megapixels=limit)),
         RandomResizedCropFlip((16, 16), seed=settings.get("seed", 0)),
         batch_size,
         **settings,
@@ -44,8 +47,12 @@ def batches(root: Path, batch_size: int = 4, **settings) -> Batches:
 
 def same(a: Batch, b: Batch) -> bool:
     return a.bad == b.bad and all(
-        torch.equal(x, y) and x.dtype == y.dtype for x, y in zip(a[:3], b[:3])
+        torch.equal(x, y) and x.dtype == y.dtype for x, y in zip(tensors(a), tensors(b))
     )
+
+
+def tensors(batch: Batch) -> tuple[torch.Tensor, ...]:
+    return batch.images, batch.epoch, batch.sample
 
 
 def order(count: int, epoch: int = 0, seed: int = 0) -> list[int]:
@@ -109,7 +116,7 @@ def test_every_element_comes_to_every_place_equally_often(count):
     seen = np.array([np.bincount(column, minlength=count) for column in places.T])
     for counts in (seen[:, 0], seen[0], seen[:, -1]):  # element 0, place 0, the last element
         assert abs(((counts - 200) ** 2).sum() / 200 - (count - 1)) < 4 * (2 * (count - 1)) ** 0.5
-    # Of permutations, the whole table has (count - 1) ** 2 degrees of freedom, stretched by count / (count - 1).
+    # The whole table has (count - 1) ** 2 degrees of freedom, scaled by count / (count - 1).
     freedom = (count - 1) ** 2
     assert (
         abs(((seen - 200) ** 2).sum() / 200 * (count - 1) / count - freedom)
@@ -204,10 +211,10 @@ def test_a_batch_holds_the_images_it_names(tmp_path):
         and batch.bad == []
     )
     assert batch.epoch.tolist() == [0] * 3 + [1] * 5
-    for image, epoch, sample in zip(*batch[:3]):
+    for image, epoch, sample in zip(*tensors(batch)):
         pixels = decode((root / f"{sample:03d}.jpg").read_bytes())
         assert torch.equal(
-            image, RandomResizedCropFlip((16, 16), seed=5)(pixels, int(epoch), int(sample))
+            image, RandomResizedCropFlip((16, 16), seed=5)(pixels, None, int(epoch), int(sample))[0]
         )
 
 
@@ -254,7 +261,7 @@ def test_the_shares_of_all_processes_make_up_the_batch_of_one(damaged, size):
         parts, whole = [share[step] for share in shares], alone[step]
         assert [len(part.images) for part in parts] == [8 // size] * size
         assert [bad for part in parts for bad in part.bad] == whole.bad
-        for together, one in zip(zip(*(part[:3] for part in parts)), whole[:3]):
+        for together, one in zip(zip(*map(tensors, parts)), tensors(whole)):
             assert torch.equal(torch.cat(together), one)
 
 
@@ -277,20 +284,76 @@ def test_chunks_are_a_partition_of_nearly_equal_parts(damaged, parts):
     chunks = batch.chunks(parts)
     sizes = [len(chunk.images) for chunk in chunks]
     assert len(chunks) == parts and max(sizes) - min(sizes) <= 1
-    for together, one in zip(zip(*(chunk[:3] for chunk in chunks)), batch[:3]):
+    for together, one in zip(zip(*map(tensors, chunks)), tensors(batch)):
         assert torch.equal(torch.cat(together), one)
 
 
 def test_a_batch_moves_with_its_names(damaged):
     batch = batches(damaged, 11)[0]
     assert batch.bad and same(batch.to(torch.device("cpu")), batch)
-    assert {x.device.type for x in batch.to(torch.device("meta"))[:3]} == {"meta"}
+    assert {x.device.type for x in tensors(batch.to(torch.device("meta")))} == {"meta"}
 
 
 def test_a_pickled_copy_gives_the_same_batches(damaged):
     data = batches(damaged, 8, rank=1, size=2, seed=4)
     copy = pickle.loads(pickle.dumps(data))
     assert all(same(copy[step], data[step]) for step in range(3))
+
+
+# --- targets
+
+
+def numbered(root: Path, targets, **settings) -> Batches:
+    return replace(batches(root, 8, **settings), targets=targets)
+
+
+def test_labels_are_those_of_the_images_that_are_shown(damaged):
+    labels = torch.arange(11) * 7
+    for step in range(3):
+        batch, plain = numbered(damaged, labels)[step], batches(damaged, 8)[step]
+        assert same(batch, plain) and plain.targets is None
+        assert (
+            torch.equal(batch.targets, labels[batch.sample]) and batch.targets.dtype == torch.int64
+        )
+    assert batch.bad  # a replacement comes with its own label
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_other_targets_stay_a_list(damaged, workers):
+    boxes = [{"boxes": torch.full((i % 3, 4), float(i))} for i in range(11)]
+    data = numbered(damaged, boxes)
+    for step, batch in enumerate(data.loader(0, 3, workers)):
+        assert [int(i) for i in batch.sample] == [int(i) for i in data[step].sample]
+        for target, sample in zip(batch.targets, batch.sample.tolist()):
+            assert torch.equal(target["boxes"], boxes[sample]["boxes"])
+    moved = batch.to(torch.device("meta")).targets
+    assert {target["boxes"].device.type for target in moved} == {"meta"}
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 8])
+@pytest.mark.parametrize("kind", [None, "labels", "objects"])
+def test_chunks_keep_targets_beside_their_images(damaged, parts, kind):
+    targets = {None: None, "labels": torch.arange(11), "objects": [f"{i}" for i in range(11)]}[kind]
+    batch = numbered(damaged, targets)[1]
+    for chunk in batch.chunks(parts):
+        if kind is None:
+            assert chunk.targets is None
+        elif kind == "labels":
+            assert torch.equal(chunk.targets, chunk.sample)
+        else:
+            assert chunk.targets == [f"{i}" for i in chunk.sample.tolist()]
+        assert len(chunk.images) == len(chunk.sample) and chunk.step == batch.step
+
+
+def test_a_transform_sees_picture_and_target_together(damaged):
+    def transform(image, target, epoch, sample):
+        assert target == (sample, "mask")
+        return torch.zeros(3, 4, 4, dtype=torch.uint8), (target, epoch)
+
+    data = replace(numbered(damaged, [(i, "mask") for i in range(11)]), transform=transform)
+    batch = data[2]
+    pairs = zip(batch.sample.tolist(), batch.epoch.tolist())
+    assert batch.targets == [((sample, "mask"), epoch) for sample, epoch in pairs]
 
 
 # --- bad files
@@ -301,23 +364,23 @@ def test_a_bad_file_is_named_and_always_replaced_by_the_same_image(damaged):
     good = {
         i: decode((damaged / f"{i:03d}.jpg").read_bytes()) for i in range(11) if i not in (2, 7)
     }
-    stands_in: dict[int, set[int]] = {2: set(), 7: set()}
+    replacing: dict[int, set[int]] = {2: set(), 7: set()}
     for step in range(4):
         batch = data[step]
         _, drawn = data.places(step)
         assert {bad.name for bad in batch.bad} == {"002.jpg", "007.jpg"}
         assert all(bad.reason == "truncated JPEG: no end marker" for bad in batch.bad)
-        for image, epoch, asked, shown in zip(
+        for image, epoch, drawn_one, shown in zip(
             batch.images, batch.epoch.tolist(), drawn.tolist(), batch.sample.tolist()
         ):
             assert torch.equal(
-                image, RandomResizedCropFlip((16, 16))(good[shown], epoch, shown)
+                image, RandomResizedCropFlip((16, 16))(good[shown], None, epoch, shown)[0]
             )  # the number is that of what is shown
-            if asked in good:
-                assert shown == asked
+            if drawn_one in good:
+                assert shown == drawn_one
             else:
-                stands_in[asked].add(shown)
-    assert all(len(found) == 1 for found in stands_in.values())
+                replacing[drawn_one].add(shown)
+    assert all(len(found) == 1 for found in replacing.values())
 
 
 def test_a_file_that_is_gone_is_bad_and_not_the_end(tmp_path):
@@ -326,7 +389,7 @@ def test_a_file_that_is_gone_is_bad_and_not_the_end(tmp_path):
     (root / "003.jpg").unlink()
     assert {*data[0].bad} == {("003.jpg", "No such file or directory")}
     with pytest.raises(BadImage, match=r"^No such file or directory$"):
-        read(data.source, 3, 3, 100.0, 65535)
+        read_pixels(data.source, 3)
 
 
 def test_the_limit_of_megapixels_is_passed_on(tmp_path):
@@ -373,13 +436,14 @@ def test_workers_leave_signals_to_the_main_process(damaged, number):
 
 
 def test_a_process_that_keeps_a_failed_loader_still_ends(tmp_path):
-    """Regression: workers that ignored every SIGTERM kept a failed process waiting for them for ever at its exit."""
+    """Regression: workers that ignored every SIGTERM made a failed process wait for ever."""
     (tmp_path / "x.jpg").write_bytes(b"no image")
     code = f"""
 from torchmae.data.loader import Batches
 from torchmae.data.sources import open_source
-from torchmae.data.transforms import Augment
-kept = iter(Batches(open_source({str(tmp_path)!r}), Augment((16, 16)), 1).loader(0, 9, 1))
+from torchmae.data.transforms import RandomResizedCropFlip
+batches = Batches(open_source({str(tmp_path)!r}), RandomResizedCropFlip((16, 16)), 1)
+kept = iter(batches.loader(0, 9, 1))
 try:
     next(kept)
 except RuntimeError as error:

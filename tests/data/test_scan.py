@@ -8,16 +8,18 @@ import pytest
 from helpers.sources import BUILDERS
 from PIL import Image
 
+from torchmae import disk
 from torchmae.data import scan as module
 from torchmae.data.cache.folder import cache_folder
+from torchmae.data.config import DecodeOptions
 from torchmae.data.scan import Scan, max_bad_files
-from torchmae.data.sources import open_source
+from torchmae.data.sources import open_source, with_decode
 from torchmae.data.sources.files import Files
 from torchmae.data.sources.source import BadFile, Source
 
 
-def scan(source: Source, channels: int = 3, **settings) -> Scan:
-    return module.scan(source, channels, settings.get("max_megapixels", 100.0), 65535)
+def scan(source: Source, channels: int | None = None, **options) -> Scan:
+    return module.scan(with_decode(source, DecodeOptions(channels=channels, **options)))
 
 
 def refuse(self: Source, i: int) -> bytes:
@@ -34,7 +36,7 @@ def same(one: Scan, other: Scan) -> bool:
 
 
 def plant(root: Path, sizes: list[tuple[int, int]], suffix: str = ".png") -> list[np.ndarray]:
-    """One file for each (height, width), every one with its own brightness and contrast; returns the pixels."""
+    """One file for each (height, width), each with its own contrast; returns the pixels."""
     root.mkdir(exist_ok=True)
     images = []
     for i, size in enumerate(sizes):
@@ -46,7 +48,7 @@ def plant(root: Path, sizes: list[tuple[int, int]], suffix: str = ".png") -> lis
 
 
 def brute(images: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation in float64, two passes; every image counts the same, whatever its size."""
+    """Mean and std in float64, two passes; every image counts the same, whatever its size."""
     mean = np.mean([(x / 255).mean((0, 1)) for x in images], axis=0)
     return mean, np.sqrt(np.mean([((x / 255 - mean) ** 2).mean((0, 1)) for x in images], axis=0))
 
@@ -75,7 +77,7 @@ def test_the_median_of_an_even_number_is_between_the_middle_two(tmp_path):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_channels_are_those_that_were_asked_for(tmp_path, channels):
+def test_channels_are_those_of_the_options(tmp_path, channels):
     images = plant(tmp_path / "set", SIZES)
     if channels == 1:
         images = [np.asarray(Image.fromarray(x).convert("L"))[:, :, None] for x in images]
@@ -146,7 +148,7 @@ def test_a_file_that_is_gone_by_now_has_a_short_reason(tmp_path, monkeypatch, fu
     assert scan(source).bad == [("005.png", "No such file or directory")]
 
 
-def test_bad_files_do_not_count_for_mean_and_deviation(tmp_path):
+def test_bad_files_do_not_count_for_mean_and_std(tmp_path):
     images = plant(tmp_path / "set", SIZES, ".png")
     (tmp_path / "set" / "aaa.png").write_bytes(b"no")
     mean, std = brute(images)
@@ -309,7 +311,7 @@ class TestCache:
         scan(open_source(root))
         for channels, megapixels, white in [(1, 100.0, 65535), (3, 0.01, 65535), (3, 100.0, 4095)]:
             reads.clear()
-            module.scan(open_source(root), channels, megapixels, white)
+            scan(open_source(root), channels, max_megapixels=megapixels, white=white)
             assert reads
         for name in ("FULL", "MEASURED", "__version__"):
             reads.clear()
@@ -366,14 +368,14 @@ class TestCache:
         def full(path):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(module.disk, "sync", full)
+        monkeypatch.setattr(disk, "sync", full)
         scan(open_source(root))
         assert not list(cache.iterdir())
 
     @pytest.mark.parametrize("kind", ["array", "digits", "torchvision"])
     def test_pixels_are_not_remembered(self, tmp_path, cache, kind):
         source = open_source(BUILDERS[kind](tmp_path / "set", 7))
-        module.scan(source, source.channels, 100.0, 65535)
+        scan(source)
         assert not cache.exists()
 
     def test_the_folder_is_the_users(self, monkeypatch):

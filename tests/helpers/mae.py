@@ -5,18 +5,22 @@ import math
 import torch
 
 from torchmae.models import masking
+from torchmae.models.decoders import DecoderConfig
 from torchmae.models.mae import MAE
 from torchmae.models.vit import ViT
 
 TINY = dict(patch_size=4, embed_dim=32, depth=2, num_heads=4)
 
 
-DECODER = dict(decoder_dim=16, decoder_depth=2, decoder_heads=2)
+DECODER = DecoderConfig("transformer", 16, 2, 2)
 
 
-def tiny(size=(16, 16), channels=3, encoder=None, **arguments):
-    """A small model with random values everywhere, so that no bias is zero and no norm the identity."""
-    mae = MAE(ViT(size, channels=channels, **(TINY | (encoder or {}))), **(DECODER | arguments))
+def tiny(size=(16, 16), channels=3, encoder=None, decoder=DECODER, **arguments):
+    """A small model with random values everywhere, so that no bias is zero and no norm the
+    identity."""
+    mae = MAE(ViT(size, channels=channels, **(TINY | (encoder or {}))), decoder, **arguments)
+    if mae.target.needs_fit:
+        mae.target.fit(torch.randn(200, math.prod(mae.encoder.patch) * channels))
     with torch.no_grad():
         for parameter in mae.parameters():
             if parameter.requires_grad:

@@ -1,4 +1,4 @@
-"""The checker of annotations that the tests switch on: an int may stand where a float is asked for (PEP 484)."""
+"""The checker of annotations that tests install: an int is allowed for a float (PEP 484)."""
 
 from beartype import BeartypeConf, beartype
 

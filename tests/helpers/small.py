@@ -36,3 +36,6 @@ SMALL = dict(
     workers=0,
     device="cpu",
 )
+
+
+QUICK = dict(epochs=2, batch_size=6, workers=0, device="cpu", precision="fp32")  # to fine-tune

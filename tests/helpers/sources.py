@@ -23,7 +23,7 @@ def png(value: int = 0) -> bytes:
 
 
 def plant(root: Path, *names: str) -> Path:
-    """Image files below `root`, one by one in the given order; each has its own colour and number of bytes."""
+    """Image files below `root`, in the given order; each has its own colour and size in bytes."""
     for name in names:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,6 +40,15 @@ def pack(path: Path, members: dict[str, bytes], mode: str = "w") -> Path:
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
     return path
+
+
+def grey12(folder: Path, count: int = 12) -> Path:
+    """12-bit grey PNGs of several sizes (white is 4095), in a folder for each of two classes."""
+    for i in range(count):
+        (folder / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        values = np.linspace(0, 4095, (20 + i) * 30).reshape(20 + i, 30).astype(np.uint16)
+        Image.fromarray(np.roll(values, i)).save(folder / "ab"[i % 2] / f"{i}.png")
+    return folder
 
 
 def names(source: Source) -> list[str]:
@@ -72,7 +81,7 @@ def saved_dataset(path: Path, count: int) -> Path:
     return path
 
 
-# One builder a kind: (folder, number of images) to what `open_source` is given. A new kind without one fails below.
+# One for each kind of `SOURCES`: (folder, number of images) to what `open_source` takes.
 BUILDERS = {
     "folder": lambda at, n: plant(at, *(f"c{i % 2}/{i}.png" for i in range(n))),
     "list": lambda at, n: write_list(plant(at, *(f"c/{i}.png" for i in range(n))), n),

@@ -77,7 +77,7 @@ def make_batch(count=12, kind=GOOD, seed=0):
     images = torch.randint(0, 256, (count, 3, 2, 2), generator=generator, dtype=torch.uint8)
     epoch = torch.zeros(count, dtype=torch.long)
     epoch[count // 2] = kind
-    return Batch(images, epoch, torch.arange(count), [])
+    return Batch(images, None, epoch, torch.arange(count))
 
 
 class RandomBatches:

@@ -1,13 +1,17 @@
-"""Names and shapes of other libraries' tensors: both ways without a loss, the architecture read off, strangers refused."""
+"""Names and shapes of other libraries' tensors: both ways without a loss, the architecture read
+off, strangers refused."""
 
 import pytest
 import torch
 
 from torchmae.errors import UserError
 from torchmae.interop import names as convert
+from torchmae.models.decoders import DecoderConfig
+from torchmae.models.encoders import build_encoder
 from torchmae.models.heads import Classifier
 from torchmae.models.mae import MAE
-from torchmae.models.vit import SIZES, ViT
+from torchmae.models.sizes import SIZES
+from torchmae.models.vit import ViT
 
 
 def tensors(model):
@@ -29,7 +33,7 @@ def same(a, b):
 
 
 def test_ours_to_plain_names(vit):
-    ours = tensors(MAE(vit, 8, 1, 2))
+    ours = tensors(MAE(vit, DecoderConfig("transformer", 8, 1, 2)))
     layout, plain, unused = convert.to_plain(ours)
     assert layout == "torchmae" and unused == [
         "decoder.statistics.weight",
@@ -55,9 +59,9 @@ def test_there_and_back(vit, kind):
     model = {
         "encoder": lambda: vit,
         "mean": lambda: Classifier(vit, "abc"),
-        "token": lambda: Classifier(vit, "abc", "token"),
-        "probe": lambda: Classifier(vit, "abc", "token", batch_norm=True),
-        "mae": lambda: MAE(vit, 8, 2, 2, target="pixels"),
+        "token": lambda: Classifier(vit, "abc", "cls"),
+        "probe": lambda: Classifier(vit, "abc", "cls", batch_norm=True),
+        "mae": lambda: MAE(vit, DecoderConfig("transformer", 8, 2, 2), target="pixels"),
     }[kind]()
     prefix = "encoder." if kind == "encoder" else ""
     ours = {f"{prefix}{name}": value for name, value in tensors(model).items()}
@@ -127,7 +131,7 @@ def test_architecture_of_all_sizes(name):
 def test_mlp_ratio_comes_back(ratio):
     vit = ViT((8, 8), 4, embed_dim=36, depth=1, num_heads=2, mlp_ratio=ratio)
     found = convert.encoder_config(vit.state_dict(), None, 2)
-    assert ViT(**found).blocks[0].mlp.fc1.weight.shape == vit.blocks[0].mlp.fc1.weight.shape
+    assert build_encoder(found).blocks[0].mlp.fc1.weight.shape == vit.blocks[0].mlp.fc1.weight.shape
 
 
 def test_a_grid_that_is_not_square():
@@ -178,7 +182,7 @@ def test_half_precision_becomes_float(vit, plain):
     [
         ("blocks.0.ls1.gamma", "layer scale"),
         ("blocks.0.gamma_1", "layer scale"),
-        ("reg_token", "register tokens"),
+        ("register_tokens", "register tokens"),
         ("blocks.1.attn.q_norm.weight", "normalised queries and keys"),
         ("blocks.0.attn.relative_position_bias_table", "relative positions"),
         ("rel_pos_bias.relative_position_bias_table", "relative positions"),
@@ -225,7 +229,7 @@ def test_no_vit_at_all(weights):
 
 
 def test_batch_norm_becomes_part_of_the_head(vit):
-    probe = Classifier(vit, "abc", "token", batch_norm=True).eval()
+    probe = Classifier(vit, "abc", "cls", batch_norm=True).eval()
     probe.bn.running_mean.normal_()
     probe.bn.running_var.uniform_(0.5, 2)
     torch.nn.init.normal_(probe.head.weight)
@@ -239,13 +243,9 @@ def test_batch_norm_becomes_part_of_the_head(vit):
 
 
 def test_a_decoder_that_ours_cannot_be(vit):
-    plain = convert.to_plain(MAE(vit, 8, 1, 2).state_dict())[1]
-    assert convert.decoder_config(plain, None) == {
-        "decoder_dim": 8,
-        "decoder_depth": 1,
-        "decoder_heads": 1,
-    }
+    plain = convert.to_plain(MAE(vit, DecoderConfig("transformer", 8, 1, 2)).state_dict())[1]
+    assert convert.decoder_from_shapes(plain, None) == DecoderConfig("transformer", 8, 1, 1)
     with pytest.raises(UserError, match="decoder is incomplete: mask_token is missing"):
-        convert.decoder_config({n: v for n, v in plain.items() if n != "mask_token"}, None)
+        convert.decoder_from_shapes({n: v for n, v in plain.items() if n != "mask_token"}, None)
     with pytest.raises(UserError, match="this one has 32 and 7"):
-        convert.decoder_config(plain | {"decoder_pred.weight": torch.zeros(7, 8)}, None)
+        convert.decoder_from_shapes(plain | {"decoder_pred.weight": torch.zeros(7, 8)}, None)

@@ -1,12 +1,15 @@
-"""What the step leaves out changes nothing: loss and all gradients are those of the plain computation.
+"""Decoders: what the step does not compute changes nothing, and the linear one is the formula of
+its docstring.
 
-The plain computation is `Decoder.forward`, of which `Decoder.hidden` gives a part for less; and `gather_tokens(patchify(images), ids)`.
+The plain computation is `Decoder.forward`, of which `Decoder.hidden` returns a part for less; and
+`gather_tokens(patchify(images), ids)`.
 """
 
 import copy
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +18,8 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.utils.flop_counter import FlopCounterMode
 
+from torchmae.errors import UserError
+from torchmae.models.decoders import DECODERS, Decoder, DecoderConfig, decoder_config
 from torchmae.models.mae import LOSSES, MAE
 from torchmae.models.patches import gather_tokens, patchify, scatter_tokens, unpatchify
 from torchmae.models.targets import TARGETS
@@ -26,10 +31,14 @@ def seed():
     torch.manual_seed(0)
 
 
+def deep(depth):
+    return replace(DECODER, depth=depth)
+
+
 def plain(mae):
     """A copy with the same weights that computes everything for every token."""
     mae = copy.deepcopy(mae)
-    mae.decoder.hidden = lambda latent, mask: mae.decoder(latent, mask)[:, 1 + mask.keep.shape[1] :]
+    mae.decoder.hidden = lambda latent, mask: mae.decoder(latent, mask)[:, mask.keep.shape[1] :]
     return mae
 
 
@@ -75,7 +84,7 @@ def assert_same(one, other, tolerance):
 @pytest.mark.parametrize("encode_all", [False, True])
 @pytest.mark.parametrize("target", sorted(TARGETS))
 def test_hidden_features_only(dtype, tolerance, depth, encode_all, target):
-    mae = tiny((8, 24), target=target, decoder_depth=depth, encode_all=encode_all).to(dtype)
+    mae = tiny((8, 24), decoder=deep(depth), target=target, encode_all=encode_all).to(dtype)
     images, mask = some(mae, batch=5, ratio=0.6)
     mine = trained(mae, images, mask)
     assert all(name in mine[1] for name, p in mae.named_parameters() if p.requires_grad)
@@ -83,7 +92,7 @@ def test_hidden_features_only(dtype, tolerance, depth, encode_all, target):
 
 
 def test_hidden_features_only_in_bf16():
-    mae = tiny(decoder_depth=3)
+    mae = tiny(decoder=deep(3))
     images, mask = some(mae)
     with torch.autocast("cpu", torch.bfloat16):
         mine, theirs = trained(mae, images, mask), trained(plain(mae), images, mask)
@@ -94,7 +103,7 @@ def test_hidden_features_only_in_bf16():
 @pytest.mark.parametrize("depth", [1, 3])
 def test_how_much_is_left_out(depth):
     """In multiplications of the linear maps of the decoder: exactly what is known or not wanted."""
-    mae = tiny((16, 16), decoder_depth=depth)
+    mae = tiny((16, 16), decoder=deep(depth))
     images, mask = some(mae, batch=7)
     latent = mae.encode(images, mask)
 
@@ -117,7 +126,10 @@ def test_only_the_patches_asked_for_are_cut(size, channels, patch):
     images = torch.randn(3, channels, *size, requires_grad=True)
     count = size[0] * size[1] // patch**2
     ids = torch.stack([torch.randperm(count)[: count // 2 + 1] for _ in range(3)])
-    cut, expected = patchify(images, patch, ids), gather_tokens(patchify(images, patch), ids)
+    cut, expected = (
+        patchify(images, (patch, patch), ids),
+        gather_tokens(patchify(images, (patch, patch)), ids),
+    )
     assert torch.equal(cut, expected)
     weight = torch.randn_like(cut)
     pair = [torch.autograd.grad((patches * weight).sum(), images)[0] for patches in (cut, expected)]
@@ -179,23 +191,36 @@ def test_checkpointing_with_drop_path():
 
 COMPILED = """
 import torch
+from torchmae.models.decoders import decoder_config
 from torchmae.models.mae import MAE
 from torchmae.models.masking import Mask
 from torchmae.models.vit import ViT
 
-for encode_all, checkpointed in [(False, False), (False, True), (True, False)]:
+for kind, target, encode_all, checkpointed in [
+    ("transformer", "norm-pixels", False, False),
+    ("transformer", "norm-pixels", False, True),
+    ("transformer", "norm-pixels", True, False),
+    ("linear", "pca", False, False),
+]:
     torch.manual_seed(0)
-    mae = MAE(ViT((16, 16), 4, embed_dim=32, depth=1, num_heads=4), 16, 2, 2, encode_all=encode_all)
+    encoder = ViT((16, 16), 4, embed_dim=32, depth=1, num_heads=4, registers=2)
+    mae = MAE(encoder, decoder_config(32, kind, 16), target, encode_all=encode_all)
+    if mae.target.needs_fit:
+        mae.target.fit(torch.randn(200, 48))
     order = torch.stack([torch.randperm(16) for _ in range(3)])
     images, mask, found = torch.randn(3, 3, 16, 16), Mask(order[:, :4], order[:, 4:]), []
     for compiled in (False, True):
         if compiled:
-            mae.set_checkpoint(checkpointed)
+            mae.set_grad_checkpointing(checkpointed)
             mae.compile(fullgraph=True, backend="aot_eager")
         mae.zero_grad()
         output = mae(images, mask)
-        (output.loss + output.statistics_loss).backward()
-        found.append({name: p.grad.clone() for name, p in mae.named_parameters() if p.grad is not None})
+        loss = output.loss
+        if output.statistics_loss is not None:
+            loss = loss + output.statistics_loss
+        loss.backward()
+        grads = {name: p.grad for name, p in mae.named_parameters() if p.grad is not None}
+        found.append({name: grad.clone() for name, grad in grads.items()})
     for name in found[0]:
         torch.testing.assert_close(found[1][name], found[0][name], rtol=1e-4, atol=1e-6)
     torch.compiler.reset()
@@ -213,8 +238,9 @@ def test_compiles_as_one_graph():
 @pytest.mark.parametrize("checkpointed", [False, True])
 @pytest.mark.parametrize("depth", [1, 2])
 def test_shards(depth, checkpointed):
-    """FSDP2 brings a block's weights together in the block's own call: every use of them must go through it."""
-    mae = tiny(decoder_depth=depth)
+    """FSDP2 brings a block's weights together in the block's own call: every use of them must go
+    through it."""
+    mae = tiny(decoder=deep(depth))
     images, mask = some(mae)
     expected = trained(plain(mae), images, mask)
     mae.set_grad_checkpointing(checkpointed)
@@ -237,11 +263,12 @@ def test_shards(depth, checkpointed):
 
 
 def test_encode_all_equals_replacing_what_is_hidden():
-    """All patches in their own order, the hidden ones replaced after the embedding; nothing sorted, nothing left out."""
+    """All patches in their own order, the hidden ones replaced after the embedding; nothing sorted,
+    nothing left out."""
     mae = tiny(encode_all=True).double()
     images, mask = some(mae)
     encoder, decoder = mae.encoder, mae.decoder
-    tokens = encoder.patch_embed(patchify(images, 4))
+    tokens = encoder.patch_embed(patchify(images, (4, 4)))
     tokens = (
         scatter_tokens(tokens, mask.hide, mae.mask_token.expand(3, 12, -1))
         + encoder.pos_embed[:, 1:]
@@ -258,8 +285,8 @@ def test_encode_all_does_not_see_hidden_pixels():
     mae = tiny(encode_all=True)
     images, mask = some(mae)
     poisoned = unpatchify(
-        scatter_tokens(patchify(images, 4), mask.hide, torch.full((3, 12, 48), torch.nan)),
-        4,
+        scatter_tokens(patchify(images, (4, 4)), mask.hide, torch.full((3, 12, 48), torch.nan)),
+        (4, 4),
         (4, 4),
     )
     output = mae(poisoned, mask)
@@ -267,9 +294,8 @@ def test_encode_all_does_not_see_hidden_pixels():
 
 
 def test_encode_all_trains():
-    mae = MAE(
-        ViT((16, 16), **TINY), decoder_dim=64, decoder_depth=2, decoder_heads=4, encode_all=True
-    )
+    decoder = DecoderConfig("transformer", 64, 2, 4)
+    mae = MAE(ViT((16, 16), **TINY), decoder, encode_all=True)
     mask = some(mae)[1]
     images = nn.functional.interpolate(torch.randn(3, 3, 4, 4), size=(16, 16), mode="bicubic")
     optimizer = torch.optim.AdamW([p for p in mae.parameters() if p.requires_grad], 2e-3)
@@ -292,7 +318,7 @@ def test_encode_all_is_built_again():
     assert config["encode_all"] is True and torch.equal(
         again(images, mask).loss, mae(images, mask).loss
     )
-    usual = MAE(ViT((16, 16), **TINY), **DECODER)
+    usual = MAE(ViT((16, 16), **TINY), DECODER)
     assert mae.state_dict().keys() ^ usual.state_dict().keys() == {
         "mask_token",
         "decoder.mask_token",
@@ -303,3 +329,86 @@ def test_encode_all_is_built_again():
     older = usual.config()
     assert older.pop("encode_all") is False
     MAE.build(older).load_state_dict(usual.state_dict(), strict=True)
+
+
+# ---------------------------------------------------------------- the linear decoder, and one of a
+# user's own
+
+
+def linear(**arguments):
+    return tiny(decoder=DecoderConfig("linear", 16, 0, 0), **arguments).double()
+
+
+def test_the_linear_decoder_by_hand():
+    mae = linear(loss_on="all", target="pixels")
+    images, mask = some(mae)
+    latent, decoder = mae.encoder(images, mask.keep), mae.decoder
+    for b in range(len(images)):
+        mean = latent[b, 1:].mean(0)
+        for m, place in enumerate(mask.hide[b].tolist()):
+            feature = decoder.embed.weight @ mean + decoder.embed.bias
+            feature = feature + decoder.pos_embed[0, 1 + place]
+            expected = decoder.pred.weight @ feature + decoder.pred.bias
+            torch.testing.assert_close(mae(images, mask).prediction[b, m], expected)
+    seen = decoder(latent, mask)[:, : mask.keep.shape[1]]
+    own = decoder.embed(latent[:, 1:]) + gather_tokens(decoder.pos_embed[:, 1:], mask.keep)
+    torch.testing.assert_close(seen, own)
+
+
+def test_the_linear_decoder_with_mask_tokens_in_the_encoder():
+    mae = linear(encode_all=True)
+    images, mask = some(mae)
+    hidden = mae.encode(images, mask)[:, 1 + mask.keep.shape[1] :]
+    places = gather_tokens(mae.decoder.pos_embed[:, 1:], mask.hide)
+    expected = mae.decoder.pred(mae.decoder.embed(hidden) + places)
+    torch.testing.assert_close(mae(images, mask).prediction, expected)
+
+
+@pytest.mark.parametrize("target", sorted(TARGETS))
+@pytest.mark.parametrize("loss_on", sorted(LOSSES))
+def test_the_linear_decoder_trains_and_is_built_again(loss_on, target):
+    mae = linear(loss_on=loss_on, target=target)
+    images, mask = some(mae)
+    total(mae(images, mask)).backward()
+    assert all(p.grad is not None for p in mae.parameters() if p.requires_grad)
+    config = json.loads(json.dumps(mae.config()))
+    assert config["decoder"] == {"kind": "linear", "dim": 16, "depth": 0, "heads": 0}
+    again = MAE.build(config).double()
+    again.load_state_dict(mae.state_dict(), strict=True)
+    assert torch.equal(again(images, mask).loss, mae(images, mask).loss)
+
+
+def test_default_decoders_of_each_kind():
+    assert decoder_config(768, "linear") == DecoderConfig("linear", 512, 0, 0)
+    assert decoder_config(768, dim=96) == DecoderConfig("transformer", 96, 8, 3)
+    for sizes in (dict(depth=2), dict(heads=4)):
+        with pytest.raises(UserError, match="the linear decoder has no blocks: leave its depth"):
+            decoder_config(768, "linear", **sizes)
+    with pytest.raises(UserError, match=r"unknown decoder 'liner'.*Did you mean linear\?"):
+        decoder_config(768, "liner")
+    with pytest.raises(UserError, match=r"unknown decoder 'mine'"):
+        MAE(ViT((16, 16), **TINY), DecoderConfig("mine", 8, 1, 1))
+
+
+class ClassTokenOnly(Decoder):
+    """Predicts every patch from the class token."""
+
+    def __init__(self, config, encoder, width, mask_token):
+        super().__init__(config, encoder, width, mask_token)
+        self.blocks = nn.ModuleList()
+        self.pred = nn.Linear(encoder.embed_dim, width)
+
+    def forward(self, latent, mask):
+        return latent[:, :1].expand(-1, mask.keep.shape[1] + mask.hide.shape[1], -1)
+
+
+def test_a_decoder_of_a_user_s_own(monkeypatch):
+    monkeypatch.setitem(DECODERS, "mine", ClassTokenOnly)
+    mae = tiny(decoder=DecoderConfig("mine", 32, 1, 1))
+    images, mask = some(mae)
+    total(mae(images, mask)).backward()
+    again = MAE.build(json.loads(json.dumps(mae.config())))
+    again.load_state_dict(mae.state_dict(), strict=True)
+    prediction = again(images, mask).prediction
+    assert torch.equal(prediction, mae(images, mask).prediction)
+    assert torch.equal(prediction[:, 0], prediction[:, 1])

@@ -1,7 +1,9 @@
-"""The autoencoder: equal to transformers' ViTMAE in prediction, loss and every gradient; pure; its head harmless."""
+"""The autoencoder: equal to transformers' ViTMAE in prediction, loss and every gradient; pure; its
+head harmless."""
 
 import json
 import math
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -12,7 +14,8 @@ from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from torchmae.errors import UserError
 from torchmae.models import masking
-from torchmae.models.mae import LOSSES, MAE, decoder_size
+from torchmae.models.decoders import DecoderConfig, decoder_config
+from torchmae.models.mae import LOSSES, MAE
 from torchmae.models.masking import Mask
 from torchmae.models.patches import (
     gather_tokens,
@@ -35,7 +38,8 @@ def seed():
 
 
 def sincos(side, dim):
-    """The reference's fixed positions, as facebookresearch/mae computes them; shares no code with ours."""
+    """The reference's fixed positions, as facebookresearch/mae computes them; shares no code with
+    ours."""
     omega = [1 / 10000 ** (i / (dim / 4)) for i in range(dim // 4)]
     rows = [[0.0] * dim]
     for row in range(side):
@@ -46,7 +50,8 @@ def sincos(side, dim):
 
 
 def their_names(ours):
-    """transformers' name for each of our tensors (parameters or gradients), the one qkv cut in three."""
+    """transformers' name for each of our tensors (parameters or gradients), the one qkv cut in
+    three."""
     theirs = {}
     for name, value in ours.items():
         if name.startswith("decoder.statistics"):
@@ -85,10 +90,10 @@ def their_model(mae, normalised, ratio):
         num_hidden_layers=encoder.depth,
         num_attention_heads=encoder.num_heads,
         intermediate_size=4 * encoder.embed_dim,
-        decoder_hidden_size=decoder.norm.normalized_shape[0],
-        decoder_num_hidden_layers=len(decoder.blocks),
-        decoder_num_attention_heads=decoder.blocks[0].attn.num_heads,
-        decoder_intermediate_size=4 * decoder.norm.normalized_shape[0],
+        decoder_hidden_size=decoder.config.dim,
+        decoder_num_hidden_layers=decoder.config.depth,
+        decoder_num_attention_heads=decoder.config.heads,
+        decoder_intermediate_size=4 * decoder.config.dim,
         layer_norm_eps=1e-6,
         norm_pix_loss=normalised,
         mask_ratio=ratio,
@@ -97,7 +102,8 @@ def their_model(mae, normalised, ratio):
     )
     theirs = ViTMAEForPreTraining(config).train()
     state = their_names(mae.state_dict())
-    # Theirs, built from scratch, has zeros here: repaired by an independent computation, which ours must equal.
+    # Theirs, built from scratch, has zeros here: repaired by an independent computation, which ours
+    # must equal.
     state["vit.embeddings.position_embeddings"] = sincos(encoder.grid[0], encoder.embed_dim)
     state["decoder.decoder_pos_embed"] = sincos(encoder.grid[0], config.decoder_hidden_size)
     torch.testing.assert_close(
@@ -154,7 +160,7 @@ def ways_of_building(tmp_path):
 
     from torchmae.models.weights import load_mae
 
-    mae = MAE(ViT((16, 16), **TINY), **DECODER)
+    mae = MAE(ViT((16, 16), **TINY), DECODER)
     yield "constructed", mae
     yield "built", MAE.build(json.loads(json.dumps(mae.config())))
     with torch.device("meta"):
@@ -169,7 +175,8 @@ def ways_of_building(tmp_path):
 
 
 def test_predictions_vary_with_position(tmp_path):
-    """transformers 5.23's ViTMAE from scratch has zero positions: all its predictions of an image are one and the same."""
+    """transformers 5.23's ViTMAE from scratch has zero positions: all its predictions of an image
+    are one and the same."""
     names = []
     for name, mae in ways_of_building(tmp_path):
         images, mask = some(mae)
@@ -192,16 +199,18 @@ def test_loss_equals_a_loop(target, loss_on):
     mae = tiny(target=target, loss_on=loss_on).double()
     images, mask = some(mae)
     output = mae(images, mask)
-    features = mae.decoder(mae.encoder(images, mask.keep), mask)[:, 1:]
+    features = mae.decoder(mae.encoder(images, mask.keep), mask)
     everything = scatter_tokens(
         torch.zeros(3, 16, 48).double(), torch.cat(mask, dim=1), mae.decoder.pred(features)
     )
-    patches, errors = patchify(images, 4), []
+    patches, errors = patchify(images, (4, 4)), []
     for b in range(3):
         for n in range(16) if loss_on == "all" else mask.hide[b].tolist():
             wanted = patches[b, n]
             if target == "norm-pixels":
                 wanted = (wanted - wanted.mean()) / (wanted.var() + 1e-6).sqrt()
+            if target == "pca":
+                wanted = (wanted - mae.target.mean) @ mae.target.components
             errors.extend(((everything[b, n] - wanted) ** 2).tolist())
     assert output.loss.item() == pytest.approx(sum(errors) / len(errors), rel=1e-12)
     torch.testing.assert_close(output.prediction, gather_tokens(everything, mask.hide))
@@ -212,7 +221,7 @@ def test_hidden_pixels_reach_the_target_only():
     images, mask = some(mae)
     before = mae(images, mask)
     other = unpatchify(
-        scatter_tokens(patchify(images, 4), mask.hide, torch.randn(3, 12, 48)), 4, (4, 4)
+        scatter_tokens(patchify(images, (4, 4)), mask.hide, torch.randn(3, 12, 48)), (4, 4), (4, 4)
     )
     after = mae(other, mask)
     assert torch.equal(after.prediction, before.prediction) and not torch.equal(
@@ -263,7 +272,9 @@ def test_a_given_mask_works():
     mae = tiny()
     images, mask = some(mae)
     hidden = torch.zeros(3, 16, dtype=torch.bool).scatter(1, mask.hide, True)
-    torch.testing.assert_close(mae(images, masking.given(hidden)).loss, mae(images, mask).loss)
+    torch.testing.assert_close(
+        mae(images, masking.mask_from_bool(hidden)).loss, mae(images, mask).loss
+    )
 
 
 # ---------------------------------------------------------------- purity
@@ -317,7 +328,8 @@ def test_autocast_keeps_loss_and_positions_in_float32():
 
 
 def functional_gradcheck(mae, images, mask, names, value):
-    """Finite differences of `value(output)` in all parameters of these names, along random directions (fast mode)."""
+    """Finite differences of `value(output)` in all parameters of these names, along random
+    directions (fast mode)."""
     parameters = dict(mae.named_parameters())
 
     def function(*chosen):
@@ -332,7 +344,12 @@ def functional_gradcheck(mae, images, mask, names, value):
 def test_loss_by_finite_differences(target, loss_on):
     small = dict(patch_size=2, embed_dim=8, depth=1, num_heads=2)
     mae = tiny(
-        (4, 6), 2, small, target=target, loss_on=loss_on, decoder_dim=8, decoder_depth=1
+        (4, 6),
+        2,
+        small,
+        target=target,
+        loss_on=loss_on,
+        decoder=DecoderConfig("transformer", 8, 1, 1),
     ).double()
     images, mask = some(mae, batch=2, ratio=0.5)
     names = [
@@ -381,10 +398,10 @@ def test_the_statistics_head_changes_no_other_gradient(loss_on):
 
 
 def test_statistics_start_at_the_visible_patches_mean():
-    mae = MAE(ViT((16, 16), **TINY), **DECODER)
+    mae = MAE(ViT((16, 16), **TINY), DECODER)
     images, mask = some(mae)
     output = mae(images, mask)
-    truth = patch_statistics(patchify(images, 4))
+    truth = patch_statistics(patchify(images, (4, 4)))
     for b in range(3):
         expected = truth[b, mask.keep[b]].mean(dim=0).expand(12, 2)
         torch.testing.assert_close(output.statistics[b], expected)
@@ -396,7 +413,9 @@ def test_statistics_do_not_see_hidden_patches():
     mae = tiny()
     images, mask = some(mae)
     other = unpatchify(
-        scatter_tokens(patchify(images, 4), mask.hide, torch.randn(3, 12, 48) * 9), 4, (4, 4)
+        scatter_tokens(patchify(images, (4, 4)), mask.hide, torch.randn(3, 12, 48) * 9),
+        (4, 4),
+        (4, 4),
     )
     assert torch.equal(mae(images, mask).statistics, mae(other, mask).statistics)
 
@@ -413,15 +432,15 @@ def test_unknown_names():
     with pytest.raises(UserError, match=r"unknown loss 'hiden'; one of: .*Did you mean hidden\?"):
         MAE(encoder, loss_on="hiden")
     with pytest.raises(UserError, match="width 16 is not divisible by 3 heads"):
-        MAE(encoder, decoder_dim=16, decoder_heads=3)
+        MAE(encoder, DecoderConfig("transformer", 16, 2, 3))
     with pytest.raises(UserError, match="divisible by 4, not 18"):
-        MAE(encoder, decoder_dim=18, decoder_heads=2)
+        MAE(encoder, DecoderConfig("transformer", 18, 2, 2))
 
 
 @pytest.mark.parametrize("depth", [0, -1])
 def test_a_decoder_needs_a_block(depth):
     with pytest.raises(UserError, match=f"decoder depth {depth}: at least 1 block"):
-        MAE(ViT((8, 8), **TINY), decoder_depth=depth)
+        MAE(ViT((8, 8), **TINY), decoder_config(32, depth=depth))
 
 
 @pytest.mark.parametrize(
@@ -429,11 +448,11 @@ def test_a_decoder_needs_a_block(depth):
     [(1280, (512, 8, 16)), (768, (512, 8, 16)), (384, (256, 4, 8)), (192, (128, 2, 4))],
 )
 def test_default_decoders(dim, expected):
-    assert decoder_size(dim) == expected
+    expected = DecoderConfig("transformer", *expected)
+    assert decoder_config(dim) == expected
     with torch.device("meta"):
         mae = MAE(ViT((32, 32), 16, embed_dim=dim, depth=1, num_heads=4))
-    config = mae.config()
-    assert (config["decoder_dim"], config["decoder_depth"], config["decoder_heads"]) == expected
+    assert mae.decoder.config == expected and mae.config()["decoder"] == asdict(expected)
 
 
 def test_config_builds_the_same_model():
@@ -482,7 +501,7 @@ def test_the_target_changes_no_initial_weight():
     states = []
     for target in ("pixels", "norm-pixels"):
         torch.manual_seed(5)
-        states.append(MAE(ViT((16, 16), **TINY), target=target, **DECODER).state_dict())
+        states.append(MAE(ViT((16, 16), **TINY), DECODER, target).state_dict())
     assert states[1].keys() - states[0].keys() == {
         "decoder.statistics.weight",
         "decoder.statistics.bias",
@@ -492,7 +511,7 @@ def test_the_target_changes_no_initial_weight():
 
 def test_it_learns():
     """Three images by heart: the loss falls well below that of predicting zeros (1.0)."""
-    mae = tiny(decoder_dim=64, decoder_heads=4)
+    mae = tiny(decoder=DecoderConfig("transformer", 64, 2, 4))
     mask = some(mae)[1]
     images = nn.functional.interpolate(torch.randn(3, 3, 4, 4), size=(16, 16), mode="bicubic")
     optimizer = torch.optim.AdamW([p for p in mae.parameters() if p.requires_grad], 5e-3)

@@ -1,4 +1,5 @@
-"""Every masking: a partition with equal counts, a function of (seed, epoch, sample) alone; and each one's own promise."""
+"""Every masking: a partition with equal counts, a function of (seed, epoch, sample) alone; and each
+one's own promise."""
 
 import itertools
 import math
@@ -194,7 +195,8 @@ def test_random_keeps_each_pair_equally_often():
 
 
 def block_reference(values, rows, columns, ratio):
-    """Blocks fall one by one on a set of places: a transcription of the description, in plain Python."""
+    """Blocks fall one by one on a set of places: a transcription of the description, in plain
+    Python."""
     need = rows * columns - wanted(rows * columns, ratio)
     shapes = masking.block_shapes(rows, columns)
     hidden: list[int] = []
@@ -223,7 +225,8 @@ def test_block_equals_the_reference(grid, ratio):
 
 
 def test_block_falls_back_to_single_patches():
-    """At 99 % the blocks may leave too much open; the count is exact all the same, and the reference agrees."""
+    """At 99 % the blocks may leave too much open; the count is exact all the same, and the
+    reference agrees."""
     values = scores((14, 14), samples=60, seed=5)
     mask = masking.block(values, (14, 14), 0.99)
     assert mask.keep.shape == (60, 1)
@@ -289,22 +292,22 @@ def test_grid_takes_the_corners_in_turn():
 
 def test_given_masks():
     hidden = torch.tensor([[True, False, False, True, False], [False, False, True, False, True]])
-    mask = masking.given(hidden)
+    mask = masking.mask_from_bool(hidden)
     assert mask.keep.tolist() == [[1, 2, 4], [0, 1, 3]] and mask.hide.tolist() == [[0, 3], [2, 4]]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_given_repeats_every_masking(name):
     mask = MASKINGS[name](scores((6, 5)), (6, 5), 0.6)
-    again = masking.given(torch.zeros(8, 30, dtype=torch.bool).scatter(1, mask.hide, True))
+    again = masking.mask_from_bool(torch.zeros(8, 30, dtype=torch.bool).scatter(1, mask.hide, True))
     assert torch.equal(again.keep, mask.keep.sort(dim=1).values)
     assert torch.equal(again.hide, mask.hide.sort(dim=1).values)
 
 
 def test_given_refuses():
     with pytest.raises(UserError, match="equally many patches, not 1 to 2"):
-        masking.given(torch.tensor([[True, True, False], [True, False, False]]))
+        masking.mask_from_bool(torch.tensor([[True, True, False], [True, False, False]]))
     with pytest.raises(UserError, match="hides 0 of 3 patches"):
-        masking.given(torch.zeros(2, 3, dtype=torch.bool))
+        masking.mask_from_bool(torch.zeros(2, 3, dtype=torch.bool))
     with pytest.raises(UserError, match="hides 3 of 3 patches"):
-        masking.given(torch.ones(2, 3, dtype=torch.bool))
+        masking.mask_from_bool(torch.ones(2, 3, dtype=torch.bool))

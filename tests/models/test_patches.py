@@ -1,4 +1,5 @@
-"""Cutting, picking and putting back patches; positions against formulas written out, and timm's resizing."""
+"""Cutting, picking and putting back patches; positions against formulas written out, and timm's
+resizing."""
 
 import math
 
@@ -34,7 +35,7 @@ SHAPES = [
 @pytest.mark.parametrize("batch, channels, height, width, patch", SHAPES)
 def test_patchify_equals_loops(batch, channels, height, width, patch):
     images = torch.rand(batch, channels, height, width)
-    patches = patchify(images, patch)
+    patches = patchify(images, (patch, patch))
     columns = width // patch
     assert patches.shape == (batch, height // patch * columns, patch * patch * channels)
     for n in range(patches.shape[1]):
@@ -58,11 +59,11 @@ def test_patchify_equals_loops(batch, channels, height, width, patch):
 )
 def test_unpatchify_is_the_inverse(batch, channels, rows, columns, patch, dtype):
     images = (torch.rand(batch, channels, rows * patch, columns * patch) * 256).to(dtype)
-    patches = patchify(images, patch)
-    assert grid_of(tuple(images.shape[2:]), patch) == (rows, columns)
-    back = unpatchify(patches, patch, (rows, columns))
+    patches = patchify(images, (patch, patch))
+    assert grid_of(tuple(images.shape[2:]), (patch, patch)) == (rows, columns)
+    back = unpatchify(patches, (patch, patch), (rows, columns))
     assert back.dtype == dtype and torch.equal(back, images)
-    assert torch.equal(patchify(back, patch), patches)
+    assert torch.equal(patchify(back, (patch, patch)), patches)
 
 
 @pytest.mark.parametrize(
@@ -79,18 +80,18 @@ def test_sizes_that_do_not_divide(size, patch, hint):
     with pytest.raises(
         UserError, match=f"{size[0]}x{size[1]} is not divisible by patch size {patch}.*{hint}"
     ):
-        grid_of(size, patch)
+        grid_of(size, (patch, patch))
 
 
 def test_patchify_refuses_what_does_not_divide():
     with pytest.raises(UserError, match="10x12 is not divisible by patch size 4"):
-        patchify(torch.zeros(1, 3, 10, 12), 4)
+        patchify(torch.zeros(1, 3, 10, 12), (4, 4))
 
 
 @pytest.mark.parametrize("count, values, grid", [(5, 12, (2, 3)), (6, 13, (2, 3)), (6, 12, (3, 3))])
 def test_unpatchify_refuses_what_does_not_fit(count, values, grid):
     with pytest.raises(UserError, match=f"{count} patches of {values} values"):
-        unpatchify(torch.zeros(1, count, values), 2, grid)
+        unpatchify(torch.zeros(1, count, values), (2, 2), grid)
 
 
 def test_take_and_put():
@@ -178,12 +179,13 @@ STATISTICS = [
 @pytest.mark.parametrize("mean, std", STATISTICS)
 def test_all_pixel_values_come_back(mean, std):
     images = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(2, len(mean), -1, -1)
-    floats = normalize(images, mean, std)
+    statistics = torch.tensor([mean, std]).view(2, -1, 1, 1)
+    floats = normalize(images, statistics)
     for c in range(len(mean)):
         expected = [(value / 255 - mean[c]) / std[c] for value in range(256)]
         assert floats.dtype == torch.float32
         assert floats[1, c].flatten().tolist() == pytest.approx(expected, abs=2e-7 / std[c])
-    back = denormalize(floats, mean, std)
+    back = denormalize(floats, statistics)
     assert back.dtype == torch.uint8 and torch.equal(back, images)
 
 
@@ -191,7 +193,7 @@ def test_denormalize_rounds_and_clamps():
     values = torch.tensor(
         [-9.0, -1e-3, 0.4 / 255, 0.6 / 255, 254.4 / 255, 254.6 / 255, 1.001, 7.0]
     ).view(1, 1, 2, 4)
-    assert denormalize(values, (0.0,), (1.0,)).flatten().tolist() == [
+    assert denormalize(values, torch.tensor([0.0, 1.0]).view(2, 1, 1, 1)).flatten().tolist() == [
         0,
         0,
         0,

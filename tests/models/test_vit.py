@@ -1,4 +1,5 @@
-"""The encoder: equal to timm's with the same weights; hidden patches are really absent; resizing; sizes."""
+"""The encoder: equal to timm's with the same weights; hidden patches are really absent; resizing;
+sizes."""
 
 import math
 
@@ -10,9 +11,11 @@ from torch import nn
 
 from torchmae.errors import UserError
 from torchmae.models import vit
-from torchmae.models.mae import MAE, build_encoder
+from torchmae.models.encoders import build_encoder
+from torchmae.models.mae import MAE
 from torchmae.models.patches import patchify, scatter_tokens, sincos_positions, unpatchify
-from torchmae.models.vit import SIZES, ViT, drop_path, size_of
+from torchmae.models.sizes import SIZES, size_of
+from torchmae.models.vit import ViT, drop_path
 
 TINY = dict(patch_size=4, embed_dim=32, depth=3, num_heads=4)
 
@@ -102,7 +105,8 @@ def test_drop_path_rates_equal_timms(depth, rate):
 
 
 def masked_reference(encoder, images, keep):
-    """All tokens go through; attention to hidden ones is -inf. From the weights alone, sharing no code with the model."""
+    """All tokens go through; attention to hidden ones is -inf. From the weights alone, sharing no
+    code with the model."""
     weights = {name: value.double() for name, value in encoder.state_dict().items()}
 
     def norm(x, name):
@@ -178,12 +182,12 @@ def test_hidden_pixels_have_no_influence():
     keep, hide = order[:, :5], order[:, 5:]
     tokens = encoder(images, keep)
     poison = torch.full((2, 11, 48), math.nan)
-    poisoned = unpatchify(scatter_tokens(patchify(images, 4), hide, poison), 4, (4, 4))
+    poisoned = unpatchify(scatter_tokens(patchify(images, (4, 4)), hide, poison), (4, 4), (4, 4))
     assert torch.equal(encoder(poisoned, keep), tokens)
 
     images.requires_grad_()
     (encoder(images, keep) * torch.randn(2, 6, 32)).sum().backward()
-    gradient = patchify(images.grad, 4)
+    gradient = patchify(images.grad, (4, 4))
     for b in range(2):
         assert (gradient[b, hide[b]] == 0).all()
         assert (gradient[b, keep[b]].abs().amax(-1) > 0).all()
@@ -322,7 +326,8 @@ def test_config_builds_the_same_encoder():
 
 
 def test_positions_after_every_way_of_building():
-    """transformers' ViTMAE zeroes its positions when built from scratch: ours are sin-cos however they come about."""
+    """transformers' ViTMAE zeroes its positions when built from scratch: ours are sin-cos however
+    they come about."""
     expected = sincos_positions((2, 3), 32)
     encoder = ViT((8, 12), **TINY)
     ways = [

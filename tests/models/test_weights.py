@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from torchmae.errors import UserError
 from torchmae.models import masking
+from torchmae.models.decoders import DecoderConfig
 from torchmae.models.mae import MAE
 from torchmae.models.vit import ViT
 from torchmae.models.weights import load, load_mae, load_weights, read_weights
@@ -30,7 +31,7 @@ def mae():
         std=(0.3, 0.4),
         drop_path=0.2,
     )
-    mae = MAE(encoder, decoder_dim=8, decoder_depth=1, decoder_heads=2)
+    mae = MAE(encoder, DecoderConfig("transformer", 8, 1, 2))
     with torch.no_grad():
         for parameter in mae.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -98,7 +99,7 @@ def test_not_a_run_folder(loader, tmp_path):
     for path in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(
             UserError,
-            match=f"{path} is not a run folder .*no config.json.*mae pretrain, finetune or import made$",
+            match=f"{path} is not a run folder .*no config.json.*finetune or import made$",
         ):
             loader(path)
 

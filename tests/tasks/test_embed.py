@@ -1,4 +1,4 @@
-"""Features in files: every kind, the right order, no mask, bad files named and left out."""
+"""mae embed: every kind of file, the right order, no mask, bad files named and skipped."""
 
 import csv
 from pathlib import Path
@@ -6,13 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import torchmae
 from torchmae.data.decode import decode
 from torchmae.data.transforms import CenterCropResize
 from torchmae.errors import UserError
-from torchmae.eval.extract import POOLINGS
-from torchmae.tasks.embed.run import WRITERS
+from torchmae.eval.extract import POOLS
+from torchmae.report.tables import WRITERS
 
 
 def table(path: Path) -> tuple[list[str], np.ndarray]:
@@ -21,7 +22,8 @@ def table(path: Path) -> tuple[list[str], np.ndarray]:
             return arrays["paths"].tolist(), arrays["features"]
     if path.suffix == ".csv":
         with path.open(newline="", encoding="utf-8") as file:
-            _, *rows = csv.reader(file)
+            header, *rows = csv.reader(file)
+        assert header == ["path", *(f"f{i}" for i in range(len(header) - 1))]
         return [row[0] for row in rows], np.array([row[1:] for row in rows], dtype=np.float32)
     import pyarrow.parquet
 
@@ -29,65 +31,75 @@ def table(path: Path) -> tuple[list[str], np.ndarray]:
     return columns["path"], np.array(columns["features"], dtype=np.float32)
 
 
-def by_hand(run: Path, file: Path, pooling: str, layer: int | None) -> torch.Tensor:
+def by_hand(run: Path, file: Path, pool: str, layer: int | None) -> torch.Tensor:
     encoder = torchmae.load(run)
-    pixels = CenterCropResize(encoder.image_size)(decode(file.read_bytes()))
+    pixels, _ = CenterCropResize(encoder.image_size)(decode(file.read_bytes()))
     with torch.no_grad():
-        return POOLINGS[pooling](encoder(encoder.normalize(pixels.unsqueeze(0)), layer=layer))[0]
+        tokens = encoder(encoder.normalize(pixels.unsqueeze(0)), layer=layer)
+    return POOLS[pool](tokens, 1)[0]
 
 
 @pytest.mark.parametrize("suffix", WRITERS)
 def test_every_kind_of_file_holds_paths_and_features(
     run: Path, photos: Path, tmp_path: Path, suffix: str
 ) -> None:
-    names, features = table(
-        torchmae.embed(run, str(photos), out=str(tmp_path / f"f{suffix}"), device="cpu")
-    )
-    assert (
-        names == sorted(str(file.relative_to(photos)) for file in photos.rglob("*.jpg"))
-        and len(names) == 24
-    )
+    names, features = table(torchmae.embed(run, photos, out=tmp_path / f"f{suffix}", device="cpu"))
+    assert names == sorted(str(file.relative_to(photos)) for file in photos.rglob("*.jpg"))
     assert features.shape == (24, 128)
+    assert features.dtype == np.float32
     for i in (0, 11, 23):
-        np.testing.assert_allclose(
-            features[i], by_hand(run, photos / names[i], "mean", None), atol=1e-5
-        )
-    assert not list(tmp_path.glob(".partial*"))
+        expected = by_hand(run, photos / names[i], "mean", None)
+        np.testing.assert_allclose(features[i], expected, atol=1e-5)
+    assert [p.name for p in tmp_path.iterdir()] == [f"f{suffix}"]
 
 
-@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("pool", POOLS)
 @pytest.mark.parametrize("layer", [1, 4])
-def test_layer_and_pooling(
-    run: Path, photos: Path, tmp_path: Path, pooling: str, layer: int
-) -> None:
-    out = torchmae.embed(
-        run, str(photos), out=str(tmp_path / "f.npz"), pooling=pooling, layer=layer, batch_size=5
-    )
+def test_layer_and_pool(run: Path, photos: Path, tmp_path: Path, pool: str, layer: int) -> None:
+    out = torchmae.embed(run, photos, out=tmp_path / "f.npz", pool=pool, layer=layer, batch_size=5)
     names, features = table(out)
-    np.testing.assert_allclose(
-        features[7], by_hand(run, photos / names[7], pooling, layer), atol=1e-5
-    )
+    expected = by_hand(run, photos / names[7], pool, layer)
+    np.testing.assert_allclose(features[7], expected, atol=1e-5)
 
 
-def test_bad_files_are_named_and_left_out(
+def test_bad_files_are_named_and_skipped(
     run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = tmp_path / "data"
     data.mkdir()
-    whole = (photos / "blob" / "0.jpg").read_bytes()
-    (data / "good.jpg").write_bytes(whole)
-    (data / "cut.jpg").write_bytes(whole[: len(whole) // 2])
-    names, _ = table(torchmae.embed(run, str(data), out=str(tmp_path / "f.npz")))
-    assert names == ["good.jpg"] and "left out: cut.jpg: Truncated" in capsys.readouterr().out
+    content = (photos / "blob" / "0.jpg").read_bytes()
+    (data / "good.jpg").write_bytes(content)
+    (data / "cut.jpg").write_bytes(content[: len(content) // 2])
+    names, _ = table(torchmae.embed(run, data, out=tmp_path / "f.npz"))
+    assert names == ["good.jpg"]
+    assert "skipped: cut.jpg: Truncated" in capsys.readouterr().out
+
+
+def test_images_are_decoded_as_the_run_s_unless_told_otherwise(own: Path, tmp_path: Path) -> None:
+    """12-bit grey images: refused as nearly black where 65535 is taken for white."""
+    data = tmp_path / "deep"
+    data.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 4096, (40, 40), dtype=np.uint16)
+    Image.fromarray(pixels).save(data / "0.png")
+    config = (own / "config.json").read_text()
+    assert '"white": 65535' in config
+    (own / "config.json").write_text(config.replace('"white": 65535', '"white": 4095'))
+
+    def features(**options: int) -> np.ndarray:
+        return table(torchmae.embed(own, data, out=tmp_path / "f.npz", **options))[1]
+
+    assert np.array_equal(features(), features(white=4095))
+    with pytest.raises(UserError, match="its values reach only"):
+        features(white=65535)
 
 
 def test_mistakes(run: Path, photos: Path, tmp_path: Path) -> None:
     for options, message in [
         ({"out": "f.txt"}, "unknown kind of file '.txt'"),
-        ({"pooling": "max"}, "unknown pooling 'max'"),
+        ({"pool": "max"}, "unknown pool 'max'"),
         ({"layer": 7}, "--layer 7: 1 to 6"),
         ({"batch_size": 0}, "--batch-size 0"),
         ({"device": "tpu"}, "device 'tpu' is not available"),
     ]:
         with pytest.raises(UserError, match=message):
-            torchmae.embed(run, str(photos), **{"out": str(tmp_path / "f.npz"), **options})
+            torchmae.embed(run, photos, **{"out": tmp_path / "f.npz", **options})

@@ -1,4 +1,5 @@
-"""Exports give the same outputs in their own library, load by the lines of their card, and come back bit for bit."""
+"""Exports give the same outputs in their own library, load by the lines of their card, and come
+back bit for bit."""
 
 import json
 import os
@@ -18,22 +19,33 @@ from torchmae.disk import sha256
 from torchmae.errors import RunError, UserError
 from torchmae.interop import exporting as export
 from torchmae.interop.exporting import EXPORTS
+from torchmae.models.decoders import DecoderConfig
 from torchmae.models.heads import Classifier
 from torchmae.models.mae import MAE
 from torchmae.models.masking import Mask
 from torchmae.models.vit import ViT
 from torchmae.models.weights import load, load_classifier, load_mae
 from torchmae.runfolder import read_config
-from torchmae.tasks.export import run
 from torchmae.tasks.export.config import Export
+from torchmae.tasks.export.run import open_run
+from torchmae.tasks.export.run import run as export_run
 from torchmae.tasks.import_weights.config import Import
 from torchmae.tasks.import_weights.run import run as bring
 
 
-def vit(size=(16, 16), channels=3, heads=4):
+def vit(size=(16, 16), channels=3, heads=4, **options):
     mean, std = (0.4, 0.5, 0.6)[:channels], (0.2, 0.2, 0.3)[:channels]
     return ViT(
-        size, 8, channels, embed_dim=64, depth=2, num_heads=heads, mlp_ratio=3.0, mean=mean, std=std
+        size,
+        options.pop("patch_size", 8),
+        channels,
+        embed_dim=64,
+        depth=2,
+        num_heads=heads,
+        mlp_ratio=3.0,
+        mean=mean,
+        std=std,
+        **options,
     )
 
 
@@ -43,17 +55,23 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     torch.manual_seed(0)
     models = {
-        "mae": MAE(vit(), 32, 1, 2),
-        "pixels": MAE(vit(), 32, 1, 2, target="pixels"),
+        "mae": MAE(vit(), DecoderConfig("transformer", 32, 1, 2)),
+        "pixels": MAE(vit(), DecoderConfig("transformer", 32, 1, 2), target="pixels"),
+        "linear": MAE(vit(), DecoderConfig("linear", 32, 0, 0)),
+        "pca": MAE(vit(), DecoderConfig("transformer", 32, 1, 2), target="pca"),
+        "registers": vit(registers=4),
+        "registered": Classifier(vit(registers=4), ("ant", "bee", "cat")),
+        "oblong": vit(patch_size=(4, 8)),
         "wide": vit((16, 24)),
         "grey": vit(channels=1),
         "encoder": vit(),
         "mean": Classifier(vit(), ("ant", "bee", "cat")),
-        "token": Classifier(vit(), ("ant", "bee", "cat"), "token"),
-        "probe": Classifier(vit(), ("ant", "bee", "cat"), "token", batch_norm=True),
-        "loud": Classifier(vit(), ("ant", "bee", "cat"), "token"),
-        "everywhere": MAE(vit(), 32, 1, 2, encode_all=True),
+        "token": Classifier(vit(), ("ant", "bee", "cat"), "cls"),
+        "probe": Classifier(vit(), ("ant", "bee", "cat"), "cls", batch_norm=True),
+        "loud": Classifier(vit(), ("ant", "bee", "cat"), "cls"),
+        "everywhere": MAE(vit(), DecoderConfig("transformer", 32, 1, 2), encode_all=True),
     }
+    models["pca"].target.fit(torch.randn(500, 192))
     for name, model in models.items():
         with torch.no_grad():
             for value in (
@@ -84,7 +102,7 @@ def runs(tmp_path_factory):
 
 
 def send(run, to, out, **options):
-    return run.run(Export(str(run), to, str(out), **options))
+    return export_run(Export(str(run), to, str(out), **options))
 
 
 def answer(lines, images):
@@ -109,18 +127,25 @@ GOOD = [
     (kind, to)
     for kind in ("encoder", "wide", "mean", "probe", "grey")
     for to in ("timm", "transformers", "torchvision")
-]
+] + [("registers", "timm"), ("registered", "timm"), ("oblong", "timm")]
 BAD = {
     ("wide", "torchvision"): "takes square images only, not 16x24",
     ("grey", "torchvision"): "has 3 channels",
     ("mean", "torchvision"): "the class token's head, and this one pools the mean",
     ("mean", "transformers"): "this one pools the mean of the patches",
+    ("registers", "transformers"): "has no register tokens: use --to timm",
+    ("registers", "torchvision"): "has no register tokens: use --to timm",
+    ("oblong", "transformers"): "takes square patches only: use --to timm",
+    ("oblong", "torchvision"): "takes square patches only: use --to timm",
+    ("linear", "transformers"): "has a decoder of blocks that predicts pixels, not linear and norm",
+    ("pca", "transformers"): "not transformer and pca: add --only encoder, or use --to safetensors",
 }
 
 
 @pytest.fixture(scope="module")
 def graphs(runs, tmp_path_factory):
-    """Graphs are made in a process of its own: what is traced must not have the tests' checks of shapes in it."""
+    """Graphs are made in a process of its own: what is traced must not have the tests' checks of
+    shapes in it."""
     folder = tmp_path_factory.mktemp("graphs")
     code = "import sys\nfrom torchmae.cli import main\n"
     for kind, to in [*GRAPHS, ("loud", "torch-export")]:
@@ -142,7 +167,9 @@ def test_the_lines_of_the_card_give_the_same(runs, tmp_path, capsys, request, ki
     lines = lines_of(out)
     assert all(f"  {line}" in said for line in lines)
     model = (
-        load(runs / kind) if kind in ("encoder", "wide", "grey") else load_classifier(runs / kind)
+        load_classifier(runs / kind)
+        if "classes" in read_config(runs / kind)["model"]
+        else load(runs / kind)
     )
     for batch in (1, 3, 16):
         size = (batch, load(runs / kind).channels, *load(runs / kind).image_size)
@@ -202,7 +229,7 @@ def test_only_the_encoder(runs, tmp_path, kind):
     if kind != "mae":
         pooled = load_classifier(runs / kind).features(images)
         torch.testing.assert_close(again(images), pooled, rtol=0, atol=1e-5)
-    with pytest.raises(UserError, match="--only head: encoder is all"):
+    with pytest.raises(UserError, match="--only head: encoder is the only part"):
         send(runs / kind, "timm", tmp_path / "other", only="head")
 
 
@@ -214,6 +241,8 @@ ROUNDS = [
 ]
 ROUNDS += [("mean", "timm"), ("token", "timm"), ("wide", "timm"), ("grey", "timm")]
 ROUNDS += [(kind, "safetensors") for kind in ("mae", "pixels", "wide", "mean", "probe", "grey")]
+ROUNDS += [("registers", "timm"), ("registered", "timm"), ("oblong", "timm")]
+ROUNDS += [(kind, "safetensors") for kind in ("linear", "pca", "registers", "registered", "oblong")]
 
 
 @pytest.mark.parametrize("kind, to", ROUNDS)
@@ -229,6 +258,10 @@ def test_import_export_import_is_identical(runs, tmp_path, kind, to):
         load_file(runs / kind / "model.safetensors"),
         load_file(first / "model.safetensors"),
     )
+    if kind.startswith("regist") and to == "timm":  # the class token's position is part of it there
+        row = original["encoder.pos_embed"][:, :1].clone()
+        original["encoder.cls_token"] += row
+        original["encoder.pos_embed"][:, :1] -= row
     for name, value in original.items():
         if name.startswith("decoder.statistics."):
             assert not found[name].any()  # no other library has this head
@@ -268,6 +301,23 @@ def test_a_run_that_was_trained(run, tmp_path):
     card = (out / "README.md").read_text()
     assert "images: 24" in card and "* epochs: 3" in card and "None were measured." in card
     assert "(encoder)" in card and str(run.parent) not in card  # no private paths
+
+
+def test_registers_have_timm_s_names_and_layout(runs, tmp_path):
+    """Those of its vit_*_reg4_* models: positions of the patches alone, `no_embed_class`."""
+    out = send(runs / "registers", "timm", tmp_path / "out")
+    weights = load_file(out / "model.safetensors")
+    about = json.loads((out / "config.json").read_text())
+    named = timm.create_model(
+        about["architecture"],
+        **dict(class_token=True, global_pool="token", num_classes=0),
+        **dict(img_size=16, patch_size=8, embed_dim=64, depth=2, num_heads=4, mlp_ratio=3.0),
+    ).eval()
+    assert "reg4" in about["architecture"]
+    named.load_state_dict(weights, strict=True)
+    images = torch.randn(2, 3, 16, 16)
+    expected = load(runs / "registers")(images)
+    torch.testing.assert_close(named.forward_features(images), expected, rtol=0, atol=1e-5)
 
 
 def test_the_card(runs, tmp_path):
@@ -342,7 +392,8 @@ def test_lines_of_a_relative_folder_stay(runs, tmp_path, monkeypatch):
 
 @pytest.fixture
 def tuned(runs, tmp_path):
-    """A fine-tuned run: its best epoch has other weights than its last, and it is measured on the middle of images."""
+    """A fine-tuned run: its best epoch has other weights than its last, and it is measured on the
+    middle of images."""
     shutil.copytree(runs / "mean", tmp_path / "tuned")
     weights = load_file(tmp_path / "tuned/model.safetensors")
     save_file({n: w + 0.01 for n, w in weights.items()}, tmp_path / "tuned/best.safetensors")
@@ -405,7 +456,8 @@ def test_an_export_that_differs_leaves_nothing(runs, tmp_path, monkeypatch, to):
 def test_the_tolerance_is_absolute_and_large_outputs_are_held_against_it_in_float64(
     runs, tmp_path, capsys, monkeypatch, request, to
 ):
-    """float32 rounds outputs of 1000 more coarsely than 1e-5, in any order of the same sums; a wrong model is still refused."""
+    """float32 rounds outputs of 1000 more coarsely than 1e-5, in any order of the same sums; a
+    wrong model is still refused."""
     if to == "torch-export":
         said = request.getfixturevalue("graphs")[1].partition("loud-torch-export: ")[2]
     else:
@@ -442,9 +494,7 @@ def test_outputs_that_are_no_numbers_are_no_match(runs, tmp_path, monkeypatch):
         lambda images: torch.full((len(images), 3), torch.nan), [], None, batches=(1, 3, 16)
     )
     with pytest.raises(RunError, match="differs by nan"), torch.no_grad():
-        export.compare(
-            run.open_run(Export(str(runs / "token"), "onnx", str(tmp_path / "out"))), made
-        )
+        export.compare(open_run(Export(str(runs / "token"), "onnx", str(tmp_path / "out"))), made)
 
 
 def test_mask_tokens_in_the_encoder_are_known_to_no_other_library(runs, tmp_path):

@@ -1,4 +1,5 @@
-"""Weights of other libraries become run folders whose outputs are the other library's; bad files are refused, never run."""
+"""Weights of other libraries become run folders whose outputs are the other library's; bad files
+are refused, never run."""
 
 import argparse
 import json
@@ -131,30 +132,24 @@ VISUALIZE = [
 class Reference(nn.Module):
     """A masked autoencoder with the reference's names, of timm's blocks, written for this test."""
 
-    def __init__(
-        self, grid=(4, 4), dim=128, depth=2, heads=4, width=64, decoder_depth=2, channels=3
-    ):
+    def __init__(self, dim=128, width=64):
         super().__init__()
-        count = grid[0] * grid[1]
-        self.patch_embed = timm.layers.PatchEmbed((grid[0] * 4, grid[1] * 4), 4, channels, dim)
-        self.cls_token, self.mask_token = (
-            nn.Parameter(torch.zeros(1, 1, dim)),
-            nn.Parameter(torch.zeros(1, 1, width)),
-        )
-        self.pos_embed = nn.Parameter(torch.zeros(1, count + 1, dim))
-        self.decoder_pos_embed = nn.Parameter(torch.zeros(1, count + 1, width))
         norm = partial(nn.LayerNorm, eps=1e-6)
-        self.blocks = nn.ModuleList(
-            Block(dim, heads, qkv_bias=True, norm_layer=norm) for _ in range(depth)
+        self.patch_embed = timm.layers.PatchEmbed(16, 4, 3, dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 17, dim))
+        self.decoder_pos_embed = nn.Parameter(torch.zeros(1, 17, width))
+        self.blocks = nn.Sequential(
+            *(Block(dim, 4, qkv_bias=True, norm_layer=norm) for _ in range(2))
         )
-        self.decoder_embed, self.decoder_pred = (
-            nn.Linear(dim, width),
-            nn.Linear(width, 16 * channels),
+        self.decoder_embed = nn.Linear(dim, width)
+        self.decoder_blocks = nn.Sequential(
+            *(Block(width, 2, qkv_bias=True, norm_layer=norm) for _ in range(2))
         )
-        self.decoder_blocks = nn.ModuleList(
-            Block(width, width // 32, qkv_bias=True, norm_layer=norm) for _ in range(decoder_depth)
-        )
-        self.norm, self.decoder_norm = norm(dim), norm(width)
+        self.norm = norm(dim)
+        self.decoder_norm = norm(width)
+        self.decoder_pred = nn.Linear(width, 48)
 
     def forward(self, images, order, visible):
         """Predictions of all patches, in their places."""
@@ -287,8 +282,31 @@ def test_timm_with_a_file(tmp_path, images, capsys):
     assert len(read_config(tmp_path / "run")["config"]["sha256"]) == 64
 
 
+@pytest.mark.parametrize("no_embed_class", [True, False])
+def test_timm_with_registers(tmp_path, images, capsys, no_embed_class):
+    """Its position table has rows for the patches alone, or also for the class token and the
+    registers."""
+    source = vit(reg_tokens=4, no_embed_class=no_embed_class)
+    save_file(source.state_dict(), tmp_path / "w.safetensors")
+    encoder = load(bring(tmp_path / "w.safetensors", tmp_path / "run", image_size=16))
+    expected = source.forward_features(images)
+    assert encoder.registers == 4 and expected.shape == (3, 5 + 16, 128)
+    torch.testing.assert_close(encoder(images), expected, rtol=0, atol=1e-5)
+    assert "3 channels, 4 registers" in capsys.readouterr().out
+
+
+def test_rectangular_patches(tmp_path):
+    source = vit(img_size=(8, 32), patch_size=(4, 8))
+    save_file(source.state_dict(), tmp_path / "w.safetensors")
+    encoder = load(bring(tmp_path / "w.safetensors", tmp_path / "run", image_size="8x32"))
+    images = torch.randn(2, 3, 8, 32)
+    assert encoder.patch == (4, 8) and encoder.grid == (2, 4)
+    torch.testing.assert_close(encoder(images), source.forward_features(images), rtol=0, atol=1e-5)
+
+
 def test_timm_with_its_published_weights(tmp_path, capsys, monkeypatch):
-    """timm's own way from a name to weights, but for the download: its entry for the name leads to a file here."""
+    """timm's own way from a name to weights, but for the download: its entry for the name leads to
+    a file here."""
     make = timm.create_model
     source = shaken(make("test_vit"))
     save_file(source.state_dict(), tmp_path / "published.safetensors")
@@ -320,7 +338,7 @@ def test_timm_function_that_tensors_do_not_show(tmp_path):
 
     facts = foreign.Source(source.state_dict(), {"heads": 3}, None, source.eval())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("torchmae.tasks.import_weights.open_weights", lambda *_: facts)
+        patch.setattr("torchmae.tasks.import_weights.run.open_weights", lambda *_: facts)
         with pytest.raises(
             UserError, match=r"another function than the source's .* nothing was imported"
         ):
@@ -376,7 +394,7 @@ def test_vit_model_drops_its_pooler(tmp_path, images, capsys):
     source.save_pretrained(tmp_path / "hf")
     encoder = load(bring(tmp_path / "hf", tmp_path / "run"))
     torch.testing.assert_close(encoder(images), source(images).last_hidden_state, rtol=0, atol=1e-5)
-    assert "left out  pooler.dense.bias, pooler.dense.weight" in capsys.readouterr().out
+    assert "skipped   pooler.dense.bias, pooler.dense.weight" in capsys.readouterr().out
 
 
 def test_vit_for_image_classification_and_a_bin_file(tmp_path, images):
@@ -464,7 +482,7 @@ def test_the_run_folder(tmp_path):
 def test_wrong_class_names(tmp_path):
     save_file(vit(num_classes=3).state_dict(), tmp_path / "w.safetensors")
     (tmp_path / "two.txt").write_text("a\nb\n")
-    with pytest.raises(UserError, match=r"2 class names \(as asked\) for a head of 3 classes"):
+    with pytest.raises(UserError, match=r"2 class names \(as requested\) for a head of 3 classes"):
         bring(tmp_path / "w.safetensors", tmp_path / "run", classes=str(tmp_path / "two.txt"))
     with pytest.raises(UserError, match="cannot read the class names"):
         bring(tmp_path / "w.safetensors", tmp_path / "run", classes=str(tmp_path / "none.txt"))

@@ -1,4 +1,4 @@
-"""`mae pack`: the pixels, the bytes, the labels, the lists, every kill and a full disk; training on what it made."""
+"""`mae pack`: pixels, bytes, labels, lists, every kill, a full disk; training on its shards."""
 
 import io
 import json
@@ -14,17 +14,18 @@ import numpy as np
 import pytest
 import torch
 from helpers.small import SMALL
+from helpers.sources import grey12
 from PIL import Image
 from safetensors.torch import load_file
 
 import torchmae
 from torchmae.data import scan as scans
+from torchmae.data.config import DecodeOptions
 from torchmae.data.decode import decode
-from torchmae.data.labels import Subset
-from torchmae.data.loader import Batches
+from torchmae.data.loader import Batches, read_pixels
 from torchmae.data.sources import open_source, packed
 from torchmae.data.sources.packed import Packed
-from torchmae.data.sources.source import Source
+from torchmae.data.sources.source import Source, Subset
 from torchmae.data.transforms import Crop, RandomResizedCropFlip, resized_crop
 from torchmae.errors import RunError, UserError
 from torchmae.tasks.pack import run as pack
@@ -134,13 +135,10 @@ def test_bad_files_and_duplicates_are_reported(
     said = capsys.readouterr().out
     assert (
         f"{out}: 8 images in 1 shard" in said
-        and "3 files left out" in said
+        and "3 files skipped" in said
         and "pretrain" in said.splitlines()[-1]
     )
-    assert (
-        "1 files with the bytes of earlier ones (kept; --drop-duplicates would leave them out)"
-        in said
-    )
+    assert "1 files with the bytes of earlier ones (kept; --drop-duplicates skips them)" in said
     assert [line["file"] for line in lines(out / "bad-files.jsonl")] == [
         "gone.jpg",
         "b/zz-cut.jpg",
@@ -163,16 +161,16 @@ def refuse(self: Source, i: int) -> bytes:
 def test_a_scan_of_it_reads_no_image(
     mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: int, measured: int
 ) -> None:
-    """What packing noted equals what a look at the images finds, by the same rule of which are measured."""
+    """What packing has measured equals what a scan of the images finds."""
     monkeypatch.setattr(scans, "FULL", full)
     monkeypatch.setattr(scans, "MEASURED", measured)
     for k, rest in enumerate([{}, {"lossless": True}, {"size": 40, "drop_duplicates": True}]):
         out = pack.run(Pack(str(mixed), str(tmp_path / f"out-{k}"), shard_mb=0.003, **rest))
         source = open_source(out)
-        fresh = scans.scan(Subset(source, range(len(source))), 3, 100.0, 65535)
+        fresh = scans.scan(Subset(source, range(len(source))))
         with monkeypatch.context() as patch:
             patch.setattr(Packed, "read", refuse)
-            found = scans.scan(source, 3, 100.0, 65535)
+            found = scans.scan(source)
         assert found[:-1] == fresh[:-1] and np.array_equal(found.sizes, fresh.sizes)
         assert (
             found.sizes.dtype == fresh.sizes.dtype
@@ -180,6 +178,26 @@ def test_a_scan_of_it_reads_no_image(
             and found.images == 8 - (k == 2)
         )
         assert len(set(map(tuple, found.sizes.tolist()))) > 4
+
+
+@pytest.mark.parametrize("rest", [{"lossless": True}, {"size": 64}, {"size": 16}])
+def test_12_bit_images(tmp_path: Path, rest: dict) -> None:
+    """--white holds when they are packed and when the set is opened; new JPEGs have 8 bits."""
+    folder, decode = grey12(tmp_path / "grey"), DecodeOptions(white=4095)
+    with pytest.raises(UserError, match="would turn nearly black"):
+        pack.run(Pack(str(folder), str(tmp_path / "none"), **rest))
+    out = pack.run(Pack(str(folder), str(tmp_path / "out"), white=4095, **rest))
+    source = open_source(out, decode)
+    fresh = scans.scan(Subset(source, range(len(source))))
+    found = scans.scan(source)
+    assert found.images == 12 and not found.bad and found[:-1] == fresh[:-1]
+    plain = scans.scan(open_source(folder, decode))
+    assert np.allclose(found.mean, plain.mean, atol=0.02)
+    same = [
+        np.array_equal(read_pixels(source, i), read_pixels(open_source(folder, decode), i))
+        for i in range(12)
+    ]
+    assert all(same) if rest.get("size") != 16 else not any(same)
 
 
 def test_labels_are_kept(mixed: Path, photos: Path, tmp_path: Path) -> None:
@@ -282,31 +300,25 @@ def whole(mixed: Path, tmp_path: Path) -> Iterator[dict[str, bytes]]:
     return files(out)
 
 
+PACKED = "torchmae.data.sources.packed"
+
+
 @pytest.mark.parametrize(
-    "place, name, at, finished",
+    "call, finished",
     [
-        ("torchmae.data.packed", "write_header", 1, 0),  # before anything
-        ("torchmae.data.packed:Shard", "add", 5, 1),  # inside a shard
-        (
-            "torchmae.data.packed",
-            "write_part",
-            2,
-            1,
-        ),  # a shard has its name, but no part of the index yet
-        ("torchmae.data.packed", "write_index", 1, 3),
-        (
-            "torchmae.data.packed",
-            "write_header",
-            2,
-            3,
-        ),  # the arrays of the index are there, index.json is not
-        ("shutil", "rmtree", 1, 3),  # all is there, and .progress too
+        ((PACKED, "write_header", 1), 0),  # before anything
+        ((f"{PACKED}:Shard", "add", 5), 1),  # inside a shard
+        ((PACKED, "write_part", 2), 1),  # a shard is finished, but not its part of the index
+        ((PACKED, "write_index", 1), 3),
+        ((PACKED, "write_header", 2), 3),  # the arrays of the index exist, index.json does not
+        (("shutil", "rmtree", 1), 3),  # all is finished, and .progress still exists
     ],
 )
 def test_a_kill_changes_nothing(
-    mixed: Path, tmp_path: Path, whole, place: str, name: str, at: int, finished: int
+    mixed: Path, tmp_path: Path, whole, call: tuple[str, str, int], finished: int
 ) -> None:
     out = tmp_path / "out"
+    place, name, at = call
     code = DYING.format(place=place, name=name, at=at, arguments=command(mixed, out))
     assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
     if (out / "index.json").exists():
@@ -327,7 +339,7 @@ def test_going_on_with_other_settings_or_files_is_refused(
 ) -> None:
     out = tmp_path / "out"
     code = DYING.format(
-        place="torchmae.data.packed", name="write_part", at=3, arguments=command(mixed, out)
+        place="torchmae.data.sources.packed", name="write_part", at=3, arguments=command(mixed, out)
     )
     subprocess.run([sys.executable, "-c", code])
     same = dict(size=40, shard_mb=0.003)
@@ -355,7 +367,7 @@ def test_going_on_with_other_settings_or_files_is_refused(
 def test_where_nothing_is_finished_anything_may_change(mixed: Path, tmp_path: Path, whole) -> None:
     out = tmp_path / "out"
     code = DYING.format(
-        place="torchmae.data.packed",
+        place="torchmae.data.sources.packed",
         name="write_part",
         at=1,
         arguments=[*command(mixed, out), "--white", "9"],
@@ -373,7 +385,7 @@ def test_a_full_disk_leaves_the_finished_shards(mixed: Path, tmp_path: Path, who
     code = f"""
 import resource, sys
 from torchmae import cli
-from torchmae.data.packed import Shard
+from torchmae.data.sources.packed import Shard
 real, shards = Shard.finish, 0
 def finish(self, **more):
     global shards
@@ -416,7 +428,7 @@ def test_mistakes(mixed: Path, photos: Path, tmp_path: Path) -> None:
         (mixed, {"quality": 101}, "--quality 101: 1 to 100"),
         (mixed, {"quality": 90, "lossless": True}, "--quality is for images that are made smaller"),
         (mixed, {"workers": 0}, "--workers 0"),
-        ("digits", {}, "packs image files, but digits gives pixels"),
+        ("digits", {}, "packs image files, but digits holds pixels"),
         (tmp_path / "nowhere", {}, "no such folder"),
         (photos, {"verify": True}, "and .* is none"),
     ]:
@@ -471,7 +483,7 @@ def test_verify(mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_training_on_it(photos: Path, tmp_path: Path) -> None:
-    """From bytes that were kept, the same run as from the files, bit for bit; it even goes on from one to the other."""
+    """Lossless shards give the run of the files, bit for bit; either resumes the other's run."""
     out = pack.run(Pack(str(photos), str(tmp_path / "shards"), shard_mb=0.01))
     one, two = (
         torchmae.pretrain(str(data), out=str(tmp_path / "runs" / data.name), epochs=2, **SMALL)

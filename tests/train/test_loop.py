@@ -130,7 +130,7 @@ def test_the_trivial_predictors_are_right_by_brute_force(whole, photos):
     stored = json.loads((whole / "config.json").read_text())
     encoder = stored["model"]["encoder"]
     batches = Batches(
-        open_source(photos), RandomResizedCropFlip((32, 32), 0, (0.2, 1.0), True), 8, 3, 0
+        open_source(photos), RandomResizedCropFlip((32, 32), 0, (0.2, 1.0), True), 8, 0
     )
     step = 30
     batch = batches[step]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from torchmae.models.decoders import DecoderConfig
 from torchmae.models.mae import MAE
 from torchmae.models.vit import ViT
 from torchmae.train.config import TrainConfig
@@ -54,7 +55,10 @@ FROZEN = {"encoder.pos_embed", "decoder.pos_embed"}
 
 
 def tiny():
-    return MAE(ViT((16, 16), 8, 3, embed_dim=32, depth=1, num_heads=2), 16, 1, 2)
+    return MAE(
+        ViT((16, 16), 8, 3, embed_dim=32, depth=1, num_heads=2),
+        DecoderConfig("transformer", 16, 1, 2),
+    )
 
 
 def test_every_parameter_is_in_the_group_of_the_table():

@@ -10,6 +10,7 @@ import torch
 from helpers.tasks import GRADIENT, INF, NAN, Regression, make_batch
 
 from torchmae.data.loader import Batch
+from torchmae.models.decoders import DecoderConfig
 from torchmae.models.mae import MAE
 from torchmae.models.vit import ViT
 from torchmae.tasks.pretrain.task import PretrainTask
@@ -145,12 +146,15 @@ def make_and_step(limit, data):
 def pictures(count, seed=0):
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 256, (count, 3, 16, 16), generator=generator, dtype=torch.uint8)
-    return Batch(images, torch.zeros(count, dtype=torch.long), torch.arange(count), [])
+    return Batch(images, None, torch.zeros(count, dtype=torch.long), torch.arange(count))
 
 
 def mae_task(head=True):
     torch.manual_seed(0)
-    model = MAE(ViT((16, 16), 4, 3, embed_dim=32, depth=1, num_heads=2), 32, 1, 2)
+    model = MAE(
+        ViT((16, 16), 4, 3, embed_dim=32, depth=1, num_heads=2),
+        DecoderConfig("transformer", 32, 1, 2),
+    )
     if not head:
         model.decoder.statistics = None
     return PretrainTask(model, "random", 0.75, seed=0)

@@ -3,17 +3,14 @@
 import shlex
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-import torch
-import tyro
-
-from torchmae.bench.peers import find_peers
 from torchmae.errors import UserError, choose
-from torchmae.models.patches import grid_of
-from torchmae.models.vit import size_of
-from torchmae.options import check_numbers
-from torchmae.tasks.pretrain import config as settings
+from torchmae.models.sizes import size_of
+from torchmae.settings.options import POSITIVE, argument, check_ranges, option
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -26,36 +23,59 @@ class Bench:
     ratios first.
     """
 
-    what: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="WHAT")]
-    """step, wall-clock, data, resume or startup."""
-    data: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[DATA]")] = None
-    """data: image files, as for mae pretrain. startup: what to train on. Default: a packed set made for it."""
-    model: str | None = None
-    """Sizes such as vit_base, commas between. Default: vit_base; for wall-clock vit_large,vit_huge."""
-    batch_size: int | None = None
-    """Images of a step. Default: step and data 16, on a GPU 256; wall-clock 8, on a GPU 64."""
-    image_size: int = 224
-    """Side in pixels."""
-    patch_size: int | None = None
-    """Side of a patch in pixels. Default: as in the paper 16, for vit_huge 14."""
-    precision: str | None = None
-    """fp32 or bf16. Default: bf16 where the device is fast at it."""
-    compile: bool = False
-    """Use torch.compile, for all."""
-    vs: str | None = None
-    """step: libraries to compare with, commas between, or none. Default: transformers,lightly,vit-pytorch."""
-    measure: bool = True
-    """wall-clock: measure times too; otherwise operations are only counted."""
-    step_images_per_s: float | None = None
-    """data: how many images/s the device takes. Default: measured for --model."""
-    rounds: int = 5
-    """Measurements of each; medians are shown."""
-    threads: int | None = None
-    """CPU threads. Default: torch's own choice."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-    out: str | None = None
-    """File of the results. Default: bench-WHAT.json."""
+    GROUP: ClassVar[str] = "settings"
+
+    what: str = argument("step, wall-clock, data, resume or startup", "WHAT")
+    data: str | None = argument(
+        "data: image files, as for mae pretrain; startup: what to train on, else a packed set made for it",
+        "DATA",
+        None,
+    )
+    model: str | None = option(
+        None,
+        "Sizes such as vit_base, commas between.",
+        otherwise="vit_base; for wall-clock vit_large,vit_huge",
+    )
+    batch_size: int | None = option(
+        None,
+        "Images of a step.",
+        within=POSITIVE,
+        otherwise="step and data 16, on a GPU 256; wall-clock 8, on a GPU 64",
+    )
+    image_size: int = option(224, "Side in pixels.", within=POSITIVE)
+    patch_size: int | None = option(
+        None,
+        "Side of a patch in pixels.",
+        within=POSITIVE,
+        otherwise="as in the paper 16, for vit_huge 14",
+    )
+    precision: str | None = option(
+        None, "fp32 or bf16.", otherwise="bf16 where the device is fast at it"
+    )
+    compile: bool = option(False, "Use torch.compile, for all.")
+    vs: str | None = option(
+        None,
+        "step: libraries to compare with, commas between, or none.",
+        metavar="NAMES",
+        otherwise="transformers,lightly,vit-pytorch",
+    )
+    measure: bool = option(
+        True, "wall-clock: measure times; otherwise operations are only counted."
+    )
+    step_images_per_s: float | None = option(
+        None,
+        "data: how many images/s the device takes.",
+        within=POSITIVE,
+        otherwise="measured for --model",
+    )
+    rounds: int = option(5, "Measurements of each; medians are shown.", within=POSITIVE)
+    threads: int | None = option(
+        None, "CPU threads.", within=POSITIVE, otherwise="torch's own choice"
+    )
+    device: str = option("auto", "auto, cpu, cuda or cuda:N.")
+    out: str | None = option(
+        None, "File of the results.", metavar="FILE", otherwise="bench-WHAT.json"
+    )
 
 
 class Kind(NamedTuple):
@@ -96,11 +116,7 @@ def check(config: Bench) -> None:
             )
     if config.what == "data" and config.data is None:
         raise UserError("DATA is missing: mae bench data FOLDER measures on image files of yours")
-    check_numbers(
-        config,
-        ("batch_size", "image_size", "patch_size", "rounds", "threads", "step_images_per_s"),
-        (),
-    )
+    check_ranges(config)
     if config.precision not in (None, "fp32", "bf16"):
         raise UserError(f"--precision {config.precision}: fp32 or bf16")
     if config.step_images_per_s is not None and config.model is not None:
@@ -128,13 +144,17 @@ def word_of(config: Bench, name: str) -> str:
     return f"--{'no-' * (getattr(config, name) is False)}{name.replace('_', '-')}"
 
 
-def resolve(config: Bench, device: torch.device) -> Bench:
+def resolve(config: Bench, device: "torch.device") -> Bench:
     """The settings with nothing left open but the patch size, which is the model's. `UserError` for a model or library that
     is not there."""
     kind, on_gpu = KINDS[config.what], device.type == "cuda"
     if config.step_images_per_s is not None:  # no model is needed
         kind = Kind(kind.settings)
-    precision = "bf16" if settings.precision(device) == "bf16" else "fp32"
+    from torchmae.bench.peers import find_peers
+    from torchmae.models.patches import as_size, grid_of
+    from torchmae.train.distributed import fast_precision
+
+    precision = "bf16" if fast_precision(device) == "bf16" else "fp32"
     config = replace(
         config,
         model=config.model or kind.model,
@@ -145,7 +165,7 @@ def resolve(config: Bench, device: torch.device) -> Bench:
     )
     for name in models(config.model):
         size_of(name)
-        grid_of((config.image_size,) * 2, patch_size(config, name))
+        grid_of(as_size(config.image_size), as_size(patch_size(config, name)))
     find_peers(config.vs or "")
     return config
 

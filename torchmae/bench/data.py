@@ -31,10 +31,9 @@ from torchmae.bench.timing import (
     threads,
 )
 from torchmae.data.decode import BadImage, decode, extension
-from torchmae.data.labels import Subset
 from torchmae.data.loader import Batches
 from torchmae.data.sources import open_source
-from torchmae.data.sources.source import Source
+from torchmae.data.sources.source import Source, Subset
 from torchmae.data.transforms import RandomResizedCropFlip, resized_crop
 from torchmae.errors import UserError
 from torchmae.models.weights import seeded
@@ -154,7 +153,7 @@ def packed_set(sample: Sample, folder: Path) -> Source:
         assert isinstance(encoded, bytes)
         (folder / "files" / f"{i:06d}{extension(encoded)}").write_bytes(encoded)
     with redirect_stdout(io.StringIO()):
-        run(Pack(str(folder / "files"), str(folder / "packed"), size=PACKED))
+        run(Pack(data=str(folder / "files"), out=str(folder / "packed"), size=PACKED))
     return open_source(str(folder / "packed"))
 
 
@@ -194,7 +193,9 @@ def paths_of(
             )
     paths.append(ours("torchmae", sample.source))
     paths.append(ours(f"torchmae, packed at size {PACKED}", packed))
-    paths.append(each("torchmae, decoded in memory", lambda i: augment(sample.pixels[i], 0, i)))
+    paths.append(
+        each("torchmae, decoded in memory", lambda i: augment(sample.pixels[i], None, 0, i))
+    )
     return paths, left_out
 
 

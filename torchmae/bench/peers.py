@@ -30,7 +30,8 @@ class Transformers(nn.Module):
         super().__init__()
         from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
-        encoder, width = config["encoder"], config["decoder_dim"]
+        encoder, decoder = config["encoder"], config["decoder"]
+        width = decoder["dim"]
         described: dict[str, Any] = dict(
             image_size=encoder["image_size"][0],
             patch_size=encoder["patch_size"],
@@ -43,8 +44,8 @@ class Transformers(nn.Module):
             attention_probs_dropout_prob=0.0,
             layer_norm_eps=1e-6,
             decoder_hidden_size=width,
-            decoder_num_hidden_layers=config["decoder_depth"],
-            decoder_num_attention_heads=config["decoder_heads"],
+            decoder_num_hidden_layers=decoder["depth"],
+            decoder_num_attention_heads=decoder["heads"],
             decoder_intermediate_size=4 * width,
             mask_ratio=mask_ratio,
             norm_pix_loss=True,
@@ -69,7 +70,8 @@ class Lightly(nn.Module):
         )
         from timm.models.vision_transformer import VisionTransformer
 
-        encoder, width = config["encoder"], config["decoder_dim"]
+        encoder, decoder = config["encoder"], config["decoder"]
+        width = decoder["dim"]
         vit = VisionTransformer(
             img_size=encoder["image_size"],
             patch_size=encoder["patch_size"],
@@ -83,9 +85,7 @@ class Lightly(nn.Module):
         self.utils, self.mask_ratio, self.patch_size = utils, mask_ratio, encoder["patch_size"]
         self.encoder = MaskedVisionTransformerTIMM(vit)
         self.embed = nn.Linear(encoder["embed_dim"], width)
-        shape = dict(
-            embed_dim=width, depth=config["decoder_depth"], num_heads=config["decoder_heads"]
-        )
+        shape = dict(embed_dim=width, depth=decoder["depth"], num_heads=decoder["heads"])
         self.decoder = MaskedVisionTransformerDecoderTIMM(vit.patch_embed.num_patches, **shape)
         self.pred = nn.Linear(width, encoder["patch_size"] ** 2 * encoder["channels"])
 
@@ -110,7 +110,8 @@ def vit_pytorch(config: dict[str, Any], mask_ratio: float) -> nn.Module:
     from vit_pytorch.mae import MAE
     from vit_pytorch.vit import ViT
 
-    encoder, width = config["encoder"], config["decoder_dim"]
+    encoder, decoder = config["encoder"], config["decoder"]
+    width = decoder["dim"]
     vit = ViT(
         image_size=encoder["image_size"],
         patch_size=encoder["patch_size"],
@@ -127,9 +128,9 @@ def vit_pytorch(config: dict[str, Any], mask_ratio: float) -> nn.Module:
         encoder=vit,
         masking_ratio=mask_ratio,
         decoder_dim=width,
-        decoder_depth=config["decoder_depth"],
-        decoder_heads=config["decoder_heads"],
-        decoder_dim_head=width // config["decoder_heads"],
+        decoder_depth=decoder["depth"],
+        decoder_heads=decoder["heads"],
+        decoder_dim_head=width // decoder["heads"],
     )
 
 

@@ -157,7 +157,7 @@ def make_packed_set(folder: Path) -> str:
             folder / "files" / f"{i:04d}.jpg", quality=92
         )
     with redirect_stdout(StringIO()):
-        pack.run(Pack(str(folder / "files"), str(folder / "packed")))
+        pack.run(Pack(data=str(folder / "files"), out=str(folder / "packed")))
     return str(folder / "packed")
 
 

@@ -21,9 +21,12 @@ from torchmae.bench.timing import (
     step_memory_mb,
 )
 from torchmae.data.loader import Batch
+from torchmae.models.decoders import decoder_config
 from torchmae.models.mae import MAE
 from torchmae.models.masking import num_visible
-from torchmae.models.vit import ViT, size_of
+from torchmae.models.patches import normalize
+from torchmae.models.sizes import size_of
+from torchmae.models.vit import ViT
 from torchmae.models.weights import seeded
 from torchmae.tasks.pretrain.task import PretrainTask
 from torchmae.train.config import TrainConfig
@@ -57,7 +60,8 @@ def flops(model: MAE, mask_ratio: float = MASK_RATIO) -> int:
     What an implementation leaves out or computes twice does not change the count: equal work, whoever does it.
     """
     encoder, decoder, patches = model.encoder, model.decoder, math.prod(model.encoder.grid)
-    dim, width = encoder.embed_dim, decoder.norm.normalized_shape[0]
+    assert isinstance(encoder, ViT)
+    dim, width = encoder.embed_dim, decoder.config.dim
     encoded = 1 + (patches if model.encode_all else num_visible(patches, mask_ratio))
 
     def linear(tokens: int, inputs: int, outputs: int) -> int:
@@ -66,7 +70,7 @@ def flops(model: MAE, mask_ratio: float = MASK_RATIO) -> int:
     def block(tokens: int, dim: int, hidden: int) -> int:
         return linear(tokens, dim, 4 * dim + 2 * hidden) + 2 * linear(tokens, dim, tokens)
 
-    embedding = linear(patches, encoder.patch_size**2 * encoder.channels, dim)
+    embedding = linear(patches, math.prod(encoder.patch) * encoder.channels, dim)
     rest = encoder.depth * block(encoded, dim, int(dim * encoder.mlp_ratio)) + linear(
         encoded, dim, width
     )
@@ -107,7 +111,7 @@ class Case(NamedTuple):
 
     def batch(self) -> Batch:
         number = torch.arange(len(self.images), device=self.device)
-        return Batch(self.images, torch.zeros_like(number), number, [])
+        return Batch(self.images, None, torch.zeros_like(number), number)
 
     def theirs(
         self, name: str, model: nn.Module, work: float, against: str, note: str
@@ -119,7 +123,8 @@ class Case(NamedTuple):
         optimizer = torch.optim.AdamW(
             param_groups_weight_decay(model, WEIGHT_DECAY), LR, BETAS, fused=True
         )
-        images = (self.images.float() / 255 - 0.5) / 0.5
+        half = torch.full((2, self.images.shape[1], 1, 1), 0.5, device=self.device)
+        images = normalize(self.images, half)
         autocast = torch.autocast(
             self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"
         )
@@ -141,9 +146,13 @@ def case_of(config: Bench, device: torch.device) -> Case:
     return Case(config, device, torch.randint(0, 256, shape, dtype=torch.uint8, device=device))
 
 
-def build(config: Bench, name: str, **decoder: Any) -> MAE:
-    size: dict[str, Any] = size_of(name)
-    return MAE(ViT((config.image_size,) * 2, patch_size(config, name), 3, **size), **decoder)
+def build(
+    config: Bench, name: str, decoder_depth: int | None = None, encode_all: bool = False
+) -> MAE:
+    sizes: dict[str, Any] = size_of(name)
+    encoder = ViT((config.image_size,) * 2, patch_size(config, name), 3, **sizes)
+    decoder = decoder_config(encoder.embed_dim, depth=decoder_depth)
+    return MAE(encoder, decoder, encode_all=encode_all)
 
 
 def step(config: Bench, device: torch.device) -> dict[str, Any]:
@@ -202,9 +211,11 @@ def step_contenders(case: Case, model: MAE, peers: dict[str, Peer]) -> Iterator[
     yield case.ours("torchmae", model)
     for name, peer in peers.items():
         yield case.theirs(name, peer.build(described, MASK_RATIO), work, "torchmae", peer.note)
-    heads = max(1, described["decoder_dim"] // NARROW)
-    if "vit-pytorch" in peers and heads != described["decoder_heads"]:
-        other, text = described | {"decoder_heads": heads}, f"decoder heads of {NARROW}"
+    decoder = described["decoder"]
+    heads = max(1, decoder["dim"] // NARROW)
+    if "vit-pytorch" in peers and heads != decoder["heads"]:
+        other = described | {"decoder": decoder | {"heads": heads}}
+        text = f"decoder heads of {NARROW}"
         yield case.ours(
             f"torchmae, {text}", MAE.build(other), note="beside vit-pytorch with its usual heads"
         )

@@ -1,10 +1,12 @@
-"""The strong augmentation of fine-tuning (paper Table 9): random crop and flip, RandAugment, random erasing.
+"""The strong augmentation of fine-tuning (paper Table 9): crop, flip, RandAugment, random erasing.
 
-Everything is drawn from a generator that is keyed by (seed, epoch, sample), so that workers and resumes change nothing.
+Everything is drawn from a generator keyed by (seed, epoch, sample): workers and resuming change
+nothing.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +14,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
-from torchmae.data.transforms import Pixels, RandomResizedCropFlip, resized_crop
+from torchmae.data.transforms import Pixels, RandomResizedCropFlip
 from torchmae.hashing import AUGMENT, hash32
 
 Op = Callable[[Image.Image, float, "Fill"], Image.Image]
@@ -20,7 +22,7 @@ Fill = tuple[int, ...] | int
 
 
 def warp(matrix: Callable[[Image.Image, float], tuple[float, ...]]) -> Op:
-    """A geometric operation from its affine matrix (output to input) at a signed strength of -1..1."""
+    """A geometric operation from its affine matrix (output to input) at a signed level of -1..1."""
     return lambda image, level, fill: image.transform(
         image.size,
         Image.Transform.AFFINE,
@@ -36,15 +38,16 @@ def enhance(kind: Callable[[Image.Image], ImageEnhance._Enhance]) -> Op:
 
 
 def solarize_add(image: Image.Image, level: float, fill: Fill) -> Image.Image:
-    """Adds up to 110 to what is darker than 128."""
+    """Adds up to 110 to values below 128."""
     return image.point(
         [min(255, i + int(110 * abs(level))) if i < 128 else i for i in range(256)]
         * len(image.getbands())
     )
 
 
-# The 15 operations of RandAugment (Cubuk et al. 2019) in the variant whose strength grows with the level everywhere
-# ("inc1" in timm, which the reference uses). The level is -1..1, its sign random; operations without a sign take its size.
+# The 15 operations of RandAugment (Cubuk et al. 2019) in the variant in which all get stronger with
+# the level ("inc1" in timm, which the reference uses). The level is -1..1 with a random sign;
+# operations without a sign use its absolute value.
 OPS: dict[str, Op] = {
     "auto contrast": lambda image, level, fill: ImageOps.autocontrast(image),
     "equalize": lambda image, level, fill: ImageOps.equalize(image),
@@ -70,11 +73,17 @@ OPS: dict[str, Op] = {
 
 @dataclass(frozen=True)
 class StrongAugment:
-    """Crop and flip, two RandAugment operations each with probability 1/2, erasing; 1- and 3-channel images.
+    """Random crop and flip, RandAugment and random erasing.
 
-    `magnitude` is 0..10 (0: no RandAugment), its noise normal with deviation 0.5; `erase` the probability that a rectangle
-    becomes noise (Zhong et al. 2017; area 0.02..1/3, aspect 0.3..1/0.3). `mean` and `std` (0..1, per channel) colour what
-    geometric operations uncover, and the noise.
+    RandAugment applies two operations, each with probability 1/2, to images of 1 or 3 channels.
+
+    Args:
+        crop: the random crop and flip.
+        magnitude: of RandAugment, 0..10 (0: none); normal noise of std 0.5 is added.
+        erase: probability that a rectangle becomes noise (Zhong et al. 2017: area 0.02..1/3 of the
+            image, aspect 0.3..1/0.3).
+        mean: per channel, 0..1: fills what geometric operations uncover; mean of the noise.
+        std: per channel, 0..1: of the noise.
     """
 
     crop: RandomResizedCropFlip
@@ -83,15 +92,18 @@ class StrongAugment:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def __call__(self, image: Pixels, epoch: int, sample: int) -> UInt8[Tensor, "C h w"]:
-        pixels = resized_crop(
-            image, self.crop.crop(image.shape[0], image.shape[1], epoch, sample), self.crop.size
-        )
-        words = [hash32(self.crop.seed, AUGMENT, epoch, sample, i) for i in range(2)]
-        generator = np.random.Generator(np.random.Philox(key=words[0] << 32 | words[1]))
+    def __call__(
+        self, image: Pixels, target: Any, epoch: int, sample: int
+    ) -> tuple[UInt8[Tensor, "C h w"], Any]:
+        """The augmented crop of one sample; a label stays as it is."""
+        pixels, target = self.crop(image, target, epoch, sample)
+        keys = [hash32(self.crop.seed, AUGMENT, epoch, sample, i) for i in range(2)]
+        generator = np.random.Generator(np.random.Philox(key=keys[0] << 32 | keys[1]))
         if self.magnitude and len(pixels) in (1, 3):
             pixels = self.rand_augment(pixels, generator)
-        return self.erased(pixels, generator) if generator.uniform() < self.erase else pixels
+        if generator.uniform() < self.erase:
+            pixels = self.erased(pixels, generator)
+        return pixels, target
 
     def rand_augment(
         self, pixels: UInt8[Tensor, "C h w"], generator: np.random.Generator
@@ -120,10 +132,8 @@ class StrongAugment:
             aspect = np.exp(generator.uniform(np.log(0.3), -np.log(0.3)))
             h, w = round(np.sqrt(area * aspect)), round(np.sqrt(area / aspect))
             if 0 < h < height and 0 < w < width:
-                top, left = (
-                    generator.integers(0, height - h + 1),
-                    generator.integers(0, width - w + 1),
-                )
+                top = generator.integers(0, height - h + 1)
+                left = generator.integers(0, width - w + 1)
                 colour = [np.array(values).reshape(-1, 1, 1) for values in (self.mean, self.std)]
                 noise = (colour[0] + colour[1] * generator.standard_normal((channels, h, w))) * 255
                 pixels = pixels.clone()

@@ -1,17 +1,17 @@
 """Bytes to pixels: fast where that is exact, safe everywhere. What comes in, and what it becomes:
 
-| the image                                   | becomes                                                              |
-|---------------------------------------------|----------------------------------------------------------------------|
-| 8-bit grey, RGB                             | itself; grey is repeated for 3 channels, RGB is luma (ITU-R 601) for 1 |
-| 1-bit                                       | 0 or 255                                                             |
-| palette, CMYK, YCbCr, HSV, LAB              | RGB (LAB where Pillow has Little CMS; else refused)                  |
-| anything with alpha or a transparent colour | laid over white                                                      |
-| 16-bit grey (or 32-bit integer)             | 0..white to 0..255, rounded; refused where it would clip or go black |
-| 16-bit RGB                                  | the high byte of each sample (Pillow reads no more)                  |
-| 32-bit float                                | refused: no defined white                                            |
-| animated or with several pages              | the first frame                                                      |
-| EXIF orientation 1 to 8                     | applied; damaged EXIF counts as none                                 |
-| empty, truncated, damaged, or too large     | refused; too large is known from the header, before any decoding     |
+| the image                        | becomes                                                      |
+|----------------------------------|--------------------------------------------------------------|
+| 8-bit grey, RGB                  | itself; grey repeated for 3 channels, RGB to luma (BT.601)   |
+| 1-bit                            | 0 or 255                                                     |
+| palette, CMYK, YCbCr, HSV, LAB   | RGB (LAB where Pillow has Little CMS; else refused)          |
+| alpha or a transparent colour    | laid over white                                              |
+| 16-bit grey (or 32-bit integer)  | 0..white to 0..255, rounded; refused if clipped or black     |
+| 16-bit RGB                       | the high byte of each sample (Pillow reads no more)          |
+| 32-bit float                     | refused: no defined white                                    |
+| animated or with several pages   | the first frame                                              |
+| EXIF orientation 1 to 8          | applied; damaged EXIF counts as none                         |
+| empty, truncated, damaged, large | refused; too large is known from the header, before decoding |
 """
 
 import io
@@ -21,12 +21,14 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 import numpy as np
 import simplejpeg
 from jaxtyping import Integer, UInt8
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
+from torchmae.data.config import DecodeOptions
 from torchmae.errors import UserError
 
 
@@ -34,8 +36,9 @@ class BadImage(ValueError):
     """This image cannot be used. The message is the reason: one line, without the image's name."""
 
 
-# What Pillow reads, without what starts another program (EPS), is a stub (WMF, BUFR, GRIB, HDF5, MPEG), opens any inner
-# format (IPTC) or inflates without a limit (FITS). TGA has no signature, so it comes last and claims only what is left.
+# What Pillow reads, without formats that start another program (EPS), are stubs (WMF, BUFR, GRIB,
+# HDF5, MPEG), open any inner format (IPTC) or inflate without a limit (FITS). TGA has no signature,
+# so it comes last and claims only what no other format does.
 SAFE_FORMATS = (
     *(
         "JPEG",
@@ -90,36 +93,43 @@ def image_extensions() -> frozenset[str]:
     return frozenset(ext for ext, name in Image.registered_extensions().items() if name in readable)
 
 
-def extension(data: bytes, max_megapixels: float = 100.0) -> str:
+def extension(data: bytes, options: DecodeOptions = DecodeOptions()) -> str:
     """The usual extension of encoded images of this kind, with the dot."""
-    with _pillow(max_megapixels):
+    with _pillow(options.max_megapixels):
         kind = _open(data).format
     endings = {name: ending for ending, name in reversed(Image.registered_extensions().items())}
     return ".jpg" if kind in ("JPEG", "MPO") else endings[str(kind)]
 
 
 def decode(
-    data: bytes | UInt8[np.ndarray, "H W K"],
-    channels: int = 3,
-    max_megapixels: float = 100.0,
-    white: int = 65535,
+    data: bytes | UInt8[np.ndarray, "H W K"], options: DecodeOptions = DecodeOptions()
 ) -> UInt8[np.ndarray, "H W C"]:
-    """Encoded image bytes, or pixels [H, W, 1 or 3 or C], to new uint8 pixels [H, W, channels] (see the table above).
+    """An image to new uint8 pixels, by the table above.
 
-    `white` is the value that is white in 16-bit grey. Raises `BadImage` for whatever is wrong with this image, and
-    `UserError` where no image of the kind could give that many channels.
+    Args:
+        data: an encoded image, or pixels.
+        options: `channels` None is 3 for an encoded image, and what pixels have.
+
+    Returns:
+        uint8 [H, W, channels].
+
+    Raises:
+        BadImage: whatever is wrong with this image.
+        UserError: no image of the kind could have that many channels.
     """
+    channels = options.channels or (3 if isinstance(data, bytes) else data.shape[2])
     if isinstance(data, bytes):
         if channels not in (1, 3):
             raise UserError(
-                f"image files give 1 or 3 channels, not {channels}; for {channels} use an array (.npy, .npz)"
+                f"image files give 1 or 3 channels, not {channels}; for {channels} use an array "
+                "(.npy, .npz)"
             )
-        with _pillow(max_megapixels):
+        with _pillow(options.max_megapixels):
             image = _open(data)
             pixels = _fast_jpeg(data, image)
             if pixels is None:
                 image.load()
-                pixels = from_pil(image, white)
+                pixels = from_pil(image, options.white)
             pixels = _oriented(pixels, _orientation(image))
     else:
         pixels = np.array(data)
@@ -128,18 +138,26 @@ def decode(
     return np.require(_with_channels(pixels, channels), requirements=["C", "W"])
 
 
-def inspect(data: bytes, max_megapixels: float = 100.0) -> tuple[int, int]:
-    """(height, width) as `decode` would give them, from the header and the end alone; `BadImage` for what these show."""
-    with _pillow(max_megapixels):
+def inspect(data: bytes, options: DecodeOptions = DecodeOptions()) -> tuple[int, int]:
+    """(height, width) of what `decode` would return, from header and end alone.
+
+    Raises:
+        BadImage: for what these show.
+    """
+    with _pillow(options.max_megapixels):
         image = _open(data)
-        # Pillow would decode a whole PNG to look for EXIF behind the pixels, even where there is none.
+        # Pillow would decode a whole PNG to find EXIF after the pixels, even where there is none.
         turn = _orientation(image, shallow=image.format == "PNG" and b"eXIf" not in data)
         width, height = image.size
     return (width, height) if turn > 4 else (height, width)
 
 
 def from_pil(image: Image.Image, white: int = 65535) -> UInt8[np.ndarray, "H W C"]:
-    """A Pillow image of any mode to uint8 pixels [H, W, 1 or 3] by the table above; `BadImage` where it has no row."""
+    """A Pillow image to uint8 pixels [H, W, 1 or 3], by the table above.
+
+    Raises:
+        BadImage: the table has no row for it.
+    """
     if image.mode == "I" or image.mode.startswith("I;16"):
         return _scaled(np.asarray(image).astype(np.int64), white)[:, :, None]
     if image.mode == "F":
@@ -163,12 +181,10 @@ def _scaled(values: Integer[np.ndarray, "H W"], white: int) -> UInt8[np.ndarray,
     if low < 0:
         raise BadImage(f"negative values, down to {low}")
     if high > white:
-        raise BadImage(
-            f"would clip: its values reach {high}, above the {white} that is said to be white"
-        )
+        raise BadImage(f"would clip: its values reach {high}, above --white {white}")
     if 0 < high <= white / 16:
         raise BadImage(
-            f"would turn nearly black: its values reach only {high} of {white}; say the value of white"
+            f"would turn nearly black: its values reach only {high} of {white}; set --white"
         )
     return ((values * 255 + white // 2) // white).astype(np.uint8)
 
@@ -182,7 +198,8 @@ def _with_channels(pixels: UInt8[np.ndarray, "H W K"], channels: int) -> UInt8[n
     if (have, channels) == (3, 1):
         return np.array(Image.fromarray(np.ascontiguousarray(pixels)).convert("L"))[:, :, None]
     raise UserError(
-        f"the images have {have} channels, which cannot become {channels}; only 1 and 3 convert to each other"
+        f"the images have {have} channels, which cannot become {channels}; only 1 and 3 convert "
+        "to each other"
     )
 
 
@@ -210,7 +227,7 @@ def _jpeg_scan(data: bytes) -> int:
 
 
 def _fast_jpeg(data: bytes, image: Image.Image) -> UInt8[np.ndarray, "H W K"] | None:
-    """The pixels of an RGB or grey JPEG, equal to Pillow's bit for bit; None where Pillow has to judge."""
+    """An RGB or grey JPEG, bit for bit as Pillow decodes it; None where Pillow has to judge."""
     if image.format not in ("JPEG", "MPO") or image.mode not in ("RGB", "L"):
         return None
     try:
@@ -242,13 +259,15 @@ def _oriented(pixels: UInt8[np.ndarray, "H W K"], turn: int) -> UInt8[np.ndarray
 
 _guard = threading.Lock()
 _inside: list[int] = []  # the limits of the threads that are inside `_pillow`
-_before: list = []  # what the first of them found
+_before: list[Any] = []  # what the first of them found
 
 
 @contextmanager
 def _pillow(max_megapixels: float) -> Iterator[None]:
-    """Pillow's errors as `BadImage`; its global limit set to ours, which also guards images inside images (ICO, ICNS),
-    and its warnings silent, until the last thread inside has left."""
+    """Pillow's errors as `BadImage`, its limit of pixels set to ours, its warnings silent.
+
+    The limit also guards images inside images (ICO, ICNS). It holds until the last thread has left.
+    """
     limit = int(max_megapixels * 1e6)
     with _guard:
         if not _inside:

@@ -1,8 +1,7 @@
-"""Labelled images: which set is for training and which for testing, class numbers, seeded subsets."""
+"""Labelled images: training and validation sets, class numbers, seeded subsets."""
 
 import os
 from collections.abc import Collection, Iterator, Sequence
-from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,87 +10,86 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
+from torchmae.data.config import DecodeOptions
 from torchmae.data.sources import open_source
 from torchmae.data.sources.files import Files
 from torchmae.data.sources.hubs import hf_splits
-from torchmae.data.sources.source import BadFile, Pixels, Source, suffix_of
+from torchmae.data.sources.source import Source, Subset, suffix_of, with_decode
 from torchmae.data.sources.tars import Tars
 from torchmae.errors import UserError
 from torchmae.hashing import SPLIT, hash32
 from torchmae.runfolder import is_run
 
 
-class Subset:
-    """Some images of a source: itself a source."""
-
-    def __init__(self, source: Source, ids: Sequence[int] | np.ndarray):
-        self.source, self.ids = source, np.array(ids, dtype=np.int64)
-        self.channels: int = source.channels
-        self.unusable: Sequence[BadFile] = source.unusable
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def name(self, i: int) -> str:
-        return self.source.name(int(self.ids[i]))
-
-    def label(self, i: int) -> str | None:
-        return self.source.label(int(self.ids[i]))
-
-    def read(self, i: int) -> bytes | Pixels:
-        return self.source.read(int(self.ids[i]))
-
-    def fingerprint(self) -> str:
-        return sha256(self.source.fingerprint().encode() + self.ids.tobytes()).hexdigest()
-
-    def stamp(self) -> str | None:
-        whole = self.source.stamp()
-        return whole and sha256(whole.encode() + self.ids.tobytes()).hexdigest()
-
-
 class LabelledSets(NamedTuple):
-    """What a classifier is trained and validated on; labels are numbers of `classes`."""
+    """What a classifier is trained and validated on; labels are indices into `classes`."""
 
     train: Source
     val: Source
     classes: tuple[str, ...]
-    train_labels: Int64[Tensor, "N"]
-    val_labels: Int64[Tensor, "M"]
+    train_labels: Int64[Tensor, " N"]
+    val_labels: Int64[Tensor, " M"]
+
+    def with_decode(self, options: DecodeOptions) -> "LabelledSets":
+        """The same images decoded with other options."""
+        train, val = (with_decode(part, options) for part in (self.train, self.val))
+        return self._replace(train=train, val=val)
 
 
 def labelled_sets(
-    data: str, val: str | None, val_fraction: float, labels_per_class: int | None, seed: int
+    data: str,
+    val: str | None,
+    val_fraction: float,
+    labels_per_class: int | None,
+    seed: int,
+    decode: DecodeOptions = DecodeOptions(),
 ) -> LabelledSets:
-    """The labelled images of `data` to train on; and those of `val`, else its own val/ or test/, else a seeded share of it.
+    """The labelled images to train on and to validate on.
 
-    `labels_per_class` takes images away from training only: every such subset is measured on the same validation images.
+    Args:
+        data: the images to train on.
+        val: those to validate on; None takes the val/ or test/ part of `data`, else a seeded share.
+        val_fraction: that share, of each class.
+        labels_per_class: keeps so many training images of each class. The validation images stay
+            the same, so that all such subsets are comparable.
+        seed: of both choices.
+        decode: how the images are decoded.
+
+    Raises:
+        UserError: there are no labels, or the classes of the two sets do not fit together.
     """
-    train_source, val_source = open_pair(data, val)
+    train_source, val_source = open_pair(data, val, decode)
     train, names = labelled(train_source, data)
     classes = tuple(sorted(set(names)))
     if len(classes) < 2:
         raise UserError(f"a classifier needs at least two classes, {data} has 1: '{classes[0]}'")
     if val_source is None:
         out = hold_out(names, val_fraction, seed)
-        kept, held = np.flatnonzero(~out), np.flatnonzero(out)
-        test, test_names = Subset(train, held), [names[i] for i in held]
+        kept = np.flatnonzero(~out)
+        held = np.flatnonzero(out)
+        test = Subset(train, held)
+        test_names = [names[i] for i in held]
         train, names = Subset(train, kept), [names[i] for i in kept]
     else:
         test, test_names = labelled(val_source, val or f"the validation part of {data}")
-    strange, absent = sorted(set(test_names) - set(classes)), sorted(set(classes) - set(test_names))
+    strange = sorted(set(test_names) - set(classes))
+    absent = sorted(set(classes) - set(test_names))
     if strange:
         raise UserError(
-            f"class {_first(strange)} is in the validation images, but not in the training images: train on it too, or leave "
+            f"class {_first(strange)} is in the validation images, but not in the training "
+            "images: train on it too, or leave "
             "it out of both"
         )
     if absent and val_source is None:
         raise UserError(
-            f"class {_first(absent)} has only one image, so that nothing of it is left to validate on: add images, leave it "
+            f"class {_first(absent)} has only one image, so that nothing of it is left to "
+            "validate on: add images, leave it "
             "out, or name other images with --val"
         )
     if absent:
         raise UserError(
-            f"class {_first(absent)} is in the training images, but not in the validation images: leave it out, or give "
+            f"class {_first(absent)} is in the training images, but not in the validation images: "
+            "leave it out, or give "
             "images of it to validate on (mae evaluate measures on some of the classes)"
         )
     if labels_per_class is not None:
@@ -108,22 +106,33 @@ def _first(names: Sequence[str]) -> str:
     return f"'{names[0]}'" + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")
 
 
-def open_pair(data: str, test: str | None) -> tuple[Source, Source | None]:
-    """Training and test images. Data that is divided brings its own split; None: no test images are given."""
+def open_pair(
+    data: str, test: str | None, decode: DecodeOptions = DecodeOptions()
+) -> tuple[Source, Source | None]:
+    """Training and test images.
+
+    Args:
+        data: may bring its own split (train/ and val/, splits of Hugging Face).
+        test: images to test on, which win over the split of `data`.
+        decode: how the images are decoded.
+
+    Returns:
+        The two sources; None for the second where there is none.
+    """
     for spec in (data, test):
         if spec is not None and is_run(Path(spec).expanduser()):
             raise UserError(f"{spec} is a run folder, not images: RUN comes first, then DATA")
-    given = open_source(test) if test is not None else None
+    given = open_source(test, decode) if test is not None else None
     specs = divided(data)
     if specs:
-        return open_source(specs[0]), given or open_source(specs[1])
-    source = open_source(data)
+        return open_source(specs[0], decode), given or open_source(specs[1], decode)
+    source = open_source(data, decode)
     own = tar_split(source, data) if isinstance(source, Tars) else None
     return (own[0], given or own[1]) if own else (source, given)
 
 
 def divided(data: str) -> tuple[str, str] | None:
-    """What to open to train and to validate on, for a folder of train/ and val/ and for the splits of Hugging Face."""
+    """What to open for training and validation: train/ and val/, splits of Hugging Face."""
     folder = Path(data).expanduser()
     if folder.is_dir():
         there = [part for part in PARTS if (folder / part).is_dir()]
@@ -141,13 +150,13 @@ PARTS = ("train", "val", "validation", "valid", "test")
 
 
 def train_and_val(there: Collection[str]) -> tuple[str, str] | None:
-    """What to train and what to validate on, of the parts that are there."""
+    """Of the parts that exist: which to train and which to validate on."""
     held = [part for part in PARTS[1:] if part in there]
     return ("train", held[0]) if "train" in there and held else None
 
 
 def tar_split(source: Tars, data: str) -> tuple[Source, Source] | None:
-    """The images below train/ and below val/, in tars whose every image lies below such a folder."""
+    """The images below train/ and val/, if every image of the tars is in such a folder."""
     members: dict[str, list[int]] = {}
     for i in range(len(source)):
         part = next(
@@ -162,40 +171,47 @@ def tar_split(source: Tars, data: str) -> tuple[Source, Source] | None:
     for part in found:
         if {source.label(i) for i in members[part]} == {part}:
             raise UserError(
-                f"{data} has no labels in {part}/: give each image a folder of its class, or a .cls member"
+                f"{data} has no labels in {part}/: give each image a folder of its class, or a "
+                ".cls member"
             )
     return Subset(source, members[found[0]]), Subset(source, members[found[1]])
 
 
 def labelled(source: Source, what: str) -> tuple[Subset, list[str]]:
-    """The images of a source that have labels, and these; `UserError` if none has, or if some of them are not there.
+    """The images of a source that have labels, and these.
 
-    A set of images may be what is found; a labelled one is what somebody says it is, and a class or a file that is missing
-    would silently make it another.
+    A set of images may be what is found; a labelled set is what somebody says it is, and a class or
+    a file that is missing would silently make it another one.
+
+    Raises:
+        UserError: no image has a label, or some labelled images or classes are not there.
     """
     pairs = [(i, label) for i in range(len(source)) if (label := source.label(i)) is not None]
     if not pairs:
         raise UserError(
-            f"{what} has no labels: put the images of each class in a folder of its name, or list them in a CSV of path,label"
+            f"{what} has no labels: put the images of each class in a folder of its name, or list "
+            "them in a CSV of path,label"
         )
     ids, labels = zip(*pairs)
     if isinstance(source, Files):
         if source.labels and source.unusable:
             name, reason = source.unusable[0]
             raise UserError(
-                f"{len(source.unusable)} of the images that {what} labels cannot be had, the first: '{name}' ({reason}); "
-                f"mend or remove these lines (paths are relative to '{source.root}')"
+                f"{len(source.unusable)} of the images that {what} labels cannot be read, the "
+                f"first: '{name}' ({reason}); "
+                f"correct or remove these lines (paths are relative to '{source.root}')"
             )
         empty = [] if source.labels else empty_classes(source, set(labels))
         if empty:
             raise UserError(
-                f"class folder {_first(empty)} of {what} has no image of its own: fill it, or remove it if it is no class"
+                f"class folder {_first(empty)} of {what} has no image of its own: fill it, or "
+                "remove it if it is no class"
             )
     return Subset(source, ids), list(labels)
 
 
 def empty_classes(source: Files, classes: Collection[str]) -> list[str]:
-    """The folders (and broken links to such) right below the source's that gave no image. Hidden ones are no classes."""
+    """Folders (and broken links to some) of the root without images, unless hidden."""
     with os.scandir(source.root) as entries:
         folders = {entry.name for entry in entries if entry.is_dir()}
     folders |= {
@@ -213,7 +229,7 @@ def by_class(labels: Sequence[str], seed: int) -> Iterator[tuple[str, list[int]]
         yield label, sorted(members[label], key=lambda i: hash32(seed, SPLIT, i))
 
 
-def hold_out(labels: Sequence[str], fraction: float, seed: int) -> Bool[np.ndarray, "N"]:
+def hold_out(labels: Sequence[str], fraction: float, seed: int) -> Bool[np.ndarray, " N"]:
     """True for the images held out: of each class the given share, at least one, but not all."""
     out = np.zeros(len(labels), dtype=bool)
     for _, members in by_class(labels, seed):
@@ -229,7 +245,8 @@ def few(labels: Sequence[str], per_class: int, seed: int) -> list[int]:
     for label, members in by_class(labels, seed):
         if len(members) < per_class:
             raise UserError(
-                f"--labels-per-class {per_class}: class '{label}' has only {len(members)} images to train on"
+                f"--labels-per-class {per_class}: class '{label}' has only {len(members)} images "
+                "to train on"
             )
         chosen += members[:per_class]
     return sorted(chosen)

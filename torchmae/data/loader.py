@@ -1,16 +1,18 @@
-"""Batches that are the same on any number of workers and processes: `batches[step]` is a pure function of its settings.
+"""Batches that do not depend on workers and processes: `batches[step]` is a pure function.
 
-Samples flow as one endless sequence of epochs, each a keyed permutation of the data set computed index by index, so that a
-billion samples need no array. Step `s` takes the places `s * batch_size ... (s + 1) * batch_size - 1` of that sequence,
-each process an equal share of them; a batch may straddle two epochs. Resuming needs the step number and nothing else.
+Samples form one endless sequence of epochs, each a keyed permutation of the data set that is
+computed index by index, so that a billion samples need no array. Step `s` takes the places
+`s * batch_size ... (s + 1) * batch_size - 1` of that sequence, each process an equal share of
+them; a batch may straddle two epochs. Resuming needs the step number and nothing else.
 """
 
 import os
 import signal
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,37 +26,68 @@ from torchmae.data.transforms import Pixels
 from torchmae.errors import RunError, UserError
 from torchmae.hashing import ORDER, REPLACE, hash32
 
-Transform = Callable[[Pixels, int, int], Tensor]
+Transform = Callable[[Pixels, Any, int, int], tuple[Tensor, Any]]
+"""(image, target, epoch, sample) -> (image, target): boxes and masks can follow the crop."""
+
+Targets = Int64[Tensor, " B"] | list[Any] | None
+"""No targets, labels, or one object for each image (boxes, masks)."""
 
 
 class Batch(NamedTuple):
-    """Images and what their randomness depends on: the step, and each image's epoch and number in the source. `bad` names
-    files that could not be read; another image, under its own number, has taken the place of each."""
+    """Images with their targets, and what their randomness depends on."""
 
     images: UInt8[Tensor, "B C H W"]
-    epoch: Int64[Tensor, "B"]
-    sample: Int64[Tensor, "B"]
-    bad: list[BadFile]
+    targets: Targets
+    epoch: Int64[Tensor, " B"]
+    sample: Int64[Tensor, " B"]
+    """The number in the source of each image that is shown."""
     step: int = 0
+    bad: Sequence[BadFile] = ()
+    """Files that could not be read; another image, with its number and target, replaces each."""
 
     def chunks(self, parts: int) -> "list[Batch]":
-        """Splits into `parts` micro-batches of nearly equal size (which do not repeat what was bad)."""
-        split = zip(*(torch.tensor_split(x, parts) for x in (self.images, self.epoch, self.sample)))
-        return [Batch(images, epoch, sample, [], self.step) for images, epoch, sample in split]
+        """Splits into micro-batches of nearly equal size, without repeating the bad files."""
+        images, epoch, sample = (
+            torch.tensor_split(x, parts) for x in (self.images, self.epoch, self.sample)
+        )
+        targets: Sequence[Targets] = [None] * parts
+        if self.targets is not None:
+            ends = np.cumsum([0, *map(len, images)]).tolist()
+            targets = [self.targets[first:last] for first, last in pairwise(ends)]
+        parts_of_all = zip(images, targets, epoch, sample)
+        return [Batch(x, target, e, s, self.step) for x, target, e, s in parts_of_all]
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device; the copy overlaps with work there."""
-        images, epoch, sample = (
-            x.to(device, non_blocking=True) for x in (self.images, self.epoch, self.sample)
-        )
-        return Batch(images, epoch, sample, self.bad, self.step)
+        images, targets, epoch, sample = (moved(x, device) for x in self[:4])
+        return Batch(images, targets, epoch, sample, self.step, self.bad)
+
+
+def moved(value: Any, device: torch.device) -> Any:
+    """The tensors inside lists and dicts on a device."""
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, dict):
+        return {name: moved(one, device) for name, one in value.items()}
+    return [moved(one, device) for one in value] if isinstance(value, list) else value
+
+
+def collate_targets(targets: list[Any]) -> Targets:
+    """Labels become one tensor; other targets stay a list."""
+    if targets[0] is None:
+        return None
+    labels = all(isinstance(x, int) or (isinstance(x, Tensor) and x.ndim == 0) for x in targets)
+    return torch.tensor([int(x) for x in targets]) if labels else targets
 
 
 def permute(
-    place: Int64[np.ndarray, "B"], count: int, seed: int, epoch: Int64[np.ndarray, "B"]
-) -> Int64[np.ndarray, "B"]:
-    """Where the keyed permutation of 0..count-1 for (seed, epoch) sends each place: a Feistel network of 32-bit halves
-    over the next even power of two, walked until it lands below `count` (fewer than 4 walks on average)."""
+    place: Int64[np.ndarray, " B"], count: int, seed: int, epoch: Int64[np.ndarray, " B"]
+) -> Int64[np.ndarray, " B"]:
+    """Where the keyed permutation of 0..count-1 for (seed, epoch) sends each place.
+
+    A Feistel network of 32-bit halves over the next even power of two, repeated until the result is
+    below `count` (fewer than 4 times on average).
+    """
     half = max(1, ((count - 1).bit_length() + 1) // 2)
     low = (1 << half) - 1
     result = place
@@ -71,17 +104,26 @@ def permute(
 
 @dataclass(frozen=True)
 class Batches(Dataset[Batch]):
-    """The batch of every step, for one process of `size`. `batch_size` counts the images of all processes together."""
+    """The batch of every step, for one process of `size`.
+
+    Args:
+        source: the images.
+        transform: makes all images one size; jointly with the targets.
+        batch_size: images of a step, over all processes.
+        seed: of the order and of replacements for bad files.
+        rank: of this process.
+        size: how many processes there are.
+        targets: of each image of the source, by its number: labels int64 [N], or any objects that
+            the transform understands.
+    """
 
     source: Source
     transform: Transform
     batch_size: int
-    channels: int = 3
     seed: int = 0
     rank: int = 0
     size: int = 1
-    max_megapixels: float = 100.0
-    white: int = 65535
+    targets: Int64[Tensor, " N"] | Sequence[Any] | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size % self.size:
@@ -91,7 +133,7 @@ class Batches(Dataset[Batch]):
                 f"use {below} or {below + self.size}"
             )
 
-    def places(self, step: int) -> tuple[Int64[np.ndarray, "B"], Int64[np.ndarray, "B"]]:
+    def places(self, step: int) -> tuple[Int64[np.ndarray, " B"], Int64[np.ndarray, " B"]]:
         """The (epoch, sample) pairs of this process's share of a step."""
         share = self.batch_size // self.size
         place = step * self.batch_size + self.rank * share + np.arange(share, dtype=np.int64)
@@ -100,35 +142,49 @@ class Batches(Dataset[Batch]):
 
     def __getitem__(self, step: int) -> Batch:
         bad: list[BadFile] = []
-        images, shown = [], []
+        images = []
+        targets = []
+        shown = []
         epochs, samples = self.places(step)
         for epoch, sample in zip(epochs.tolist(), samples.tolist()):
             index, pixels = self.read(sample, bad)
-            images.append(self.transform(pixels, epoch, index))
+            image, target = self.transform(pixels, self.target(index), epoch, index)
+            images.append(image)
+            targets.append(target)
             shown.append(index)
-        return Batch(torch.stack(images), torch.from_numpy(epochs), torch.tensor(shown), bad, step)
+        return Batch(
+            torch.stack(images),
+            collate_targets(targets),
+            torch.from_numpy(epochs),
+            torch.tensor(shown),
+            step,
+            bad,
+        )
+
+    def target(self, index: int) -> Any:
+        """That of one image; None where there are no targets."""
+        return None if self.targets is None else self.targets[index]
 
     def read(self, sample: int, bad: list[BadFile]) -> tuple[int, Pixels]:
-        """A sample and its pixels, or its replacement, which is the same in every epoch, process and run."""
+        """A sample and its pixels, or its replacement: the same in every epoch and process."""
         index = sample
         for attempt in range(100 + len(self.source)):
             try:
-                return index, read(
-                    self.source, index, self.channels, self.max_megapixels, self.white
-                )
+                return index, read_pixels(self.source, index)
             except BadImage as error:
                 bad.append(BadFile(self.source.name(index), str(error)))
-                # A hundred throws, and then one after the other: a set that is nearly all bad still trains.
+                # 100 draws, then one after the other: a set that is nearly all bad still trains.
                 drawn = hash32(self.seed, REPLACE, sample, attempt)
                 index = (drawn if attempt < 100 else index + 1) % len(self.source)
         raise RunError(
-            f"none of the {len(self.source)} files can be read; the last: {bad[-1].name}: {bad[-1].reason}"
+            f"none of the {len(self.source)} files can be read; the last: {bad[-1].name}: "
+            f"{bad[-1].reason}"
         )
 
     def loader(
         self, start: int, stop: int, workers: int, pin_memory: bool = False
     ) -> "DataLoader[Batch]":
-        """The batches of the steps `start..stop-1`, prepared by `workers` processes (0: by this one)."""
+        """The batches of the steps `start..stop-1`, made by `workers` processes (0: this one)."""
         return DataLoader(
             self,
             batch_size=None,
@@ -140,8 +196,10 @@ class Batches(Dataset[Batch]):
 
 
 def start_worker(worker: int) -> None:
-    """Workers leave Ctrl-C and a SIGTERM to the whole group to the main process, which finishes its step first; they end
-    when the main process itself terminates them. And they do not fight over cores."""
+    """Workers ignore Ctrl-C and SIGTERM to the process group, and use one thread.
+
+    The main process finishes its step first, and ends them itself.
+    """
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # Linux; elsewhere a SIGTERM ends a worker at once
@@ -156,16 +214,21 @@ def obey_parent() -> None:
     os._exit(0)
 
 
-def read(source: Source, index: int, channels: int, max_megapixels: float, white: int) -> Pixels:
-    """Reads and decodes one image of a source, not to be written to; whatever is wrong with the file is a `BadImage`."""
+def read_pixels(source: Source, index: int) -> Pixels:
+    """One image of a source, decoded with its options.
+
+    Returns:
+        uint8 [H, W, source.channels], not to be written to.
+
+    Raises:
+        BadImage: whatever is wrong with the file.
+    """
     try:
         data = source.read(index)
     except OSError as error:
         raise BadImage(error.strerror or str(error)) from error
-    if (
-        not isinstance(data, bytes) and data.size and data.shape[2] == channels
-    ):  # a copy of the window is made later
-        pixels = data.view()
-        pixels.flags.writeable = False
-        return pixels
-    return decode(data, channels, max_megapixels, white)
+    if isinstance(data, bytes) or not data.size or data.shape[2] != source.channels:
+        return decode(data, replace(source.decode, channels=source.channels))
+    pixels = data.view()  # the crop is a copy
+    pixels.flags.writeable = False
+    return pixels

@@ -1,6 +1,6 @@
-"""A look at the whole data set before training: which files are bad, how large images are, their mean and deviation.
+"""A scan of the data set before training: bad files, sizes, mean and std.
 
-What a scan of files found is kept in the user's cache, so that it is made once as long as no file changes.
+The scan of a set of files is cached, so that it is made once as long as no file changes.
 """
 
 import json
@@ -22,26 +22,21 @@ from tqdm import tqdm
 
 from torchmae.data.cache.folder import cache_folder
 from torchmae.data.decode import BadImage, inspect
-from torchmae.data.loader import read
+from torchmae.data.loader import read_pixels
 from torchmae.data.sources.source import BadFile, Source, digest_of
 from torchmae.disk import write_whole
 from torchmae.errors import UserError
 from torchmae.runfolder import note_bad_files
 from torchmae.version import __version__
 
-FULL = 20_000  # up to so many images are decoded, a matter of seconds; of larger sets only heads and ends are read
+# So many images are all decoded, in seconds; of larger sets only headers and ends are read.
+FULL = 20_000
 
+MEASURED = 2_000  # images behind mean and std
 
-KEPT = ("bad", "sizes", "moments")
+CACHED = ("bad", "sizes", "moments")
 
-
-MEASURED = 2_000  # images behind mean and deviation
-
-
-POWERS = (np.arange(256) / 255) ** [
-    [1],
-    [2],
-]  # of what a pixel can be, to be weighed by how many are it
+POWERS = (np.arange(256) / 255) ** [[1], [2]]  # of pixel values, to be weighted by a histogram
 
 
 Sizes = Int32[np.ndarray, "N 2"]
@@ -51,8 +46,12 @@ Moments = Float64[np.ndarray, "2 C"]
 
 
 class Scan(NamedTuple):
-    """What a scan found. `mean` and `std` are per channel, of pixels in 0..1, every image weighing the same; `height` and
-    `width` are medians; `sizes` are the height and width of each image of the source, 0 where it is bad."""
+    """What a scan found.
+
+    `mean` and `std` are per channel, of pixels in 0..1, and every image has the same weight;
+    `height` and `width` are medians; `sizes` are (height, width) of each image of the source, 0
+    where it is bad.
+    """
 
     images: int
     bad: Sequence[BadFile]
@@ -65,43 +64,39 @@ class Scan(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What `Scan` is computed from: the bad images, the sizes, and the mean and the mean square of the pixels of those
-    images that were measured."""
+    """Bad images, sizes, and mean and mean square of the pixels of the images that were
+    measured."""
 
     bad: list[BadFile]
     sizes: Sizes
     moments: Moments
-    passing: bool = False  # some files could not be read now
+    temporary: bool = False  # some files could not be read this time
 
 
 @runtime_checkable
 class Scanned(Protocol):
     """A source that may know by itself what a scan would find."""
 
-    def scanned(
-        self, channels: int, max_megapixels: float, white: int
-    ) -> tuple[Sizes, Moments] | None: ...
+    def scanned(self) -> tuple[Sizes, Moments] | None: ...
 
 
 class FileStats(NamedTuple):
-    """What one file said: its size, the mean and the mean square of its pixels (if decoded), or what is wrong with it."""
+    """Size, and mean and mean square of the pixels (if decoded), of a file; or why it is bad."""
 
     size: tuple[int, int] = (0, 0)
     moments: np.ndarray | None = None
     bad: BadFile | None = None
-    passing: bool = False  # it is the system that said no, which may be otherwise next time
+    temporary: bool = False  # the system refused, which may be different next time
 
 
-def scan(source: Source, channels: int, max_megapixels: float, white: int) -> Scan:
-    """Looks at every file, in threads (decoders release the interpreter's lock), with a progress bar; or finds again what was
-    kept of it.
+def scan(source: Source) -> Scan:
+    """Reads every file in threads (decoders release the GIL), or finds the cached scan.
 
-    Sets of more than `FULL` images are not decoded whole: headers and ends are checked, `MEASURED` images are decoded; what
-    slips through is found, replaced and named while training.
+    Sets of more than `FULL` images are not decoded: headers and ends are checked, and `MEASURED`
+    images are decoded. Bad files that this misses are found, replaced and named while training.
     """
-    asked = channels, max_megapixels, white
-    known = source.scanned(*asked) if isinstance(source, Scanned) else None
-    bad, sizes, moments, _ = Found([], *known) if known else load_or_scan(source, *asked)
+    known = source.scanned() if isinstance(source, Scanned) else None
+    bad, sizes, moments, _ = Found([], *known) if known else load_or_scan(source)
     good = sizes[sizes[:, 0] > 0]
     height, width = (int(x) for x in np.median(good, axis=0)) if len(good) else (0, 0)
     mean, square = moments
@@ -114,60 +109,62 @@ def scan(source: Source, channels: int, max_megapixels: float, white: int) -> Sc
     )
 
 
-def load_or_scan(source: Source, channels: int, max_megapixels: float, white: int) -> Found:
-    """What a look at all files finds, or found when they were the same."""
-    file = cache_file(source, channels, max_megapixels, white)
+def load_or_scan(source: Source) -> Found:
+    """The cached scan of the same data, or a new one."""
+    file = cache_file(source)
     found = load_cached(file, len(source)) if file else None
     if found is None:
-        found = scan_all(source, channels, max_megapixels, white)
-        if file and gives_files(source) and not found.passing:
+        found = scan_all(source)
+        if file and reads_files(source) and not found.temporary:
             save_cached(file, found)
     return found
 
 
-def scan_all(source: Source, channels: int, max_megapixels: float, white: int) -> Found:
-    bad, sizes, moments, passing = [], array("i"), [], False
-    for one in inspect_files(source, range(len(source)), channels, max_megapixels, white):
+def scan_all(source: Source) -> Found:
+    bad: list[BadFile] = []
+    sizes = array("i")
+    moments = []
+    temporary = False
+    for one in inspect_files(source, range(len(source))):
         sizes.extend(one.size)
-        passing |= one.passing
+        temporary |= one.temporary
         if one.bad:
             bad.append(one.bad)
         if one.moments is not None:
             moments.append(one.moments)
-    mean = np.mean(moments, axis=0) if moments else np.zeros((2, channels))
-    return Found(bad, np.array(sizes, dtype=np.int32).reshape(-1, 2), mean, passing)
+    mean = np.mean(moments, axis=0) if moments else np.zeros((2, source.channels))
+    return Found(bad, np.array(sizes, dtype=np.int32).reshape(-1, 2), mean, temporary)
 
 
-def measure(source: Source, channels: int, max_megapixels: float, white: int) -> Moments:
-    """The mean and the mean square of the pixels as a scan takes them, without the look at all other images."""
-    some = inspect_files(
-        source, range(0, len(source), stride(source)), channels, max_megapixels, white
-    )
+def measure(source: Source) -> Moments:
+    """Mean and mean square of the pixels as a scan finds them, without reading all images."""
+    some = inspect_files(source, range(0, len(source), stride(source)))
     moments = [one.moments for one in some if one.moments is not None]
-    return np.mean(moments, axis=0) if moments else np.zeros((2, channels))
+    return np.mean(moments, axis=0) if moments else np.zeros((2, source.channels))
 
 
 def stride(source: Source) -> int:
-    """Every so many images one is measured."""
+    """One in so many images is measured."""
     return max(1, len(source) // MEASURED)
 
 
-def inspect_files(
-    source: Source, which: range, channels: int, max_megapixels: float, white: int
-) -> Iterator[FileStats]:
-    complete, every = len(source) <= FULL, stride(source)
+def inspect_files(source: Source, which: range) -> Iterator[FileStats]:
+    complete = len(source) <= FULL
+    every = stride(source)
 
-    def look(index: int) -> FileStats:
+    def inspect_file(index: int) -> FileStats:
         try:
             if not complete and index % every:
                 data = source.read(index)
                 return FileStats(
-                    inspect(data, max_megapixels) if isinstance(data, bytes) else data.shape[:2]
+                    inspect(data, source.decode) if isinstance(data, bytes) else data.shape[:2]
                 )
-            image = read(source, index, channels, max_megapixels, white)
+            image = read_pixels(source, index)
             if index % every:
                 return FileStats(image.shape[:2])
-            counts = [np.bincount(one, minlength=256) for one in image.reshape(-1, channels).T]
+            counts = [
+                np.bincount(one, minlength=256) for one in image.reshape(-1, source.channels).T
+            ]
             return FileStats(
                 image.shape[:2],
                 POWERS @ np.stack(counts, axis=1) / (image.shape[0] * image.shape[1]),
@@ -175,22 +172,20 @@ def inspect_files(
         except (BadImage, OSError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             cause = error.__cause__ if isinstance(error, BadImage) else error
-            passing = isinstance(cause, MemoryError) or getattr(cause, "errno", None) is not None
-            return FileStats(bad=BadFile(source.name(index), reason), passing=passing)
+            temporary = isinstance(cause, MemoryError) or getattr(cause, "errno", None) is not None
+            return FileStats(bad=BadFile(source.name(index), reason), temporary=temporary)
 
     with (
         ThreadPoolExecutor(os.cpu_count()) as pool,
         tqdm(desc="scan", total=len(which), unit=" images", disable=None, leave=False) as bar,
     ):
-        for first in range(
-            0, len(which), 4096
-        ):  # not all at once: a million waiting tasks need gigabytes
-            for one in pool.map(look, which[first : first + 4096]):
+        for first in range(0, len(which), 4096):  # a million waiting tasks would need gigabytes
+            for one in pool.map(inspect_file, which[first : first + 4096]):
                 bar.update()
                 yield one
 
 
-def gives_files(source: Source) -> bool:
+def reads_files(source: Source) -> bool:
     """Whether its images are encoded; a scan of pixels is cheap."""
     try:
         return isinstance(source.read(0), bytes)
@@ -198,21 +193,22 @@ def gives_files(source: Source) -> bool:
         return True
 
 
-def cache_file(source: Source, channels: int, max_megapixels: float, white: int) -> Path | None:
-    """Where the scan of this very data by these very rules is kept; None where changes of the data cannot be noticed."""
+def cache_file(source: Source) -> Path | None:
+    """Where the scan of this data is cached; None if changes of it cannot be noticed."""
     stamp = source.stamp()
     if stamp is None:
         return None
     versions = __version__, version("pillow"), version("simplejpeg")
-    key = digest_of(stamp, channels, max_megapixels, white, FULL, MEASURED, versions)
+    options = source.channels, source.decode.max_megapixels, source.decode.white
+    key = digest_of(stamp, *options, FULL, MEASURED, versions)
     return cache_folder("scans") / f"{key}.safetensors"
 
 
 def load_cached(file: Path, images: int) -> Found | None:
-    """What was kept of an earlier scan; None if there is nothing, or nothing whole."""
+    """An earlier scan; None if there is none, or not a whole one."""
     try:
         kept = load(file.read_bytes())
-        bad, sizes, moments = (kept[name] for name in KEPT)
+        bad, sizes, moments = (kept[name] for name in CACHED)
         if len(sizes) != images or kept["sum"] != checksum(bad, sizes, moments):
             return None
         return Found([BadFile(*pair) for pair in json.loads(bad.tobytes())], sizes, moments)
@@ -221,9 +217,9 @@ def load_cached(file: Path, images: int) -> Found | None:
 
 
 def save_cached(file: Path, found: Found) -> None:
-    """Writes what a scan found into the cache, if that can be done."""
+    """Writes a scan into the cache, if that is possible."""
     bad = np.frombuffer(json.dumps(found.bad).encode(), dtype=np.uint8)
-    arrays = dict(zip(KEPT, (bad, found.sizes, found.moments)))
+    arrays = dict(zip(CACHED, (bad, found.sizes, found.moments)))
     arrays["sum"] = np.array(checksum(*arrays.values()), dtype=np.uint32)
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -235,31 +231,34 @@ def checksum(*arrays: np.ndarray) -> int:
 
 
 def max_bad_files(count: int, percent: float) -> int:
-    """How many bad files of `count` a run puts up with: the given share, and at least 20."""
+    """How many of `count` files may be bad: the given share, and at least 20."""
     return max(20, int(count * percent / 100))
 
 
-def scan_and_report(
-    source: Source,
-    channels: int,
-    out: Path,
-    max_megapixels: float = 100.0,
-    white: int = 65535,
-    max_bad_percent: float = 1.0,
-) -> Scan:
-    """Scans the data; bad files are named once in bad-files.jsonl, too many of them are a `UserError`."""
-    found = scan(source, channels, max_megapixels, white)
+def scan_and_report(source: Source, out: Path, max_bad_percent: float = 1.0) -> Scan:
+    """Scans the data and writes bad-files.jsonl.
+
+    Args:
+        source: the images.
+        out: the run folder.
+        max_bad_percent: share of bad files that is allowed; 20 files always are.
+
+    Raises:
+        UserError: too many images are bad.
+    """
+    found = scan(source)
     (out / "bad-files.jsonl").unlink(missing_ok=True)
     note_bad_files(out, found.bad)
+    listed = f"All are listed in {out / 'bad-files.jsonl'}"
     if found.height == 0:  # no image had a size
+        name, reason = found.bad[0]
         raise UserError(
-            f"none of {found.images} images can be read; the first: {found.bad[0].name}: {found.bad[0].reason}. "
-            f"All are listed in {out / 'bad-files.jsonl'}"
+            f"none of {found.images} images can be read; the first: {name}: {reason}. {listed}"
         )
     if len(found.bad) > max_bad_files(found.images, max_bad_percent):
         examples = "; ".join(f"{name}: {reason}" for name, reason in found.bad[:3])
         raise UserError(
-            f"{len(found.bad)} of {found.images} images cannot be read, more than --max-bad-percent {max_bad_percent:g} "
-            f"and 20 files allow. {examples}. All are listed in {out / 'bad-files.jsonl'}"
+            f"{len(found.bad)} of {found.images} images cannot be read, more than "
+            f"--max-bad-percent {max_bad_percent:g} and 20 files allow. {examples}. {listed}"
         )
     return found

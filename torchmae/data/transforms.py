@@ -1,9 +1,12 @@
-"""From decoded pixels to what a model takes: uint8 `[C, H, W]` of one size. Random choices come from the hash, not a state."""
+"""From decoded pixels to what a model takes: uint8 [C, H, W] of one size.
+
+Random choices come from a hash of (seed, epoch, sample), not from a state.
+"""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,9 +33,15 @@ class Crop(NamedTuple):
 
 @dataclass(frozen=True)
 class RandomResizedCropFlip:
-    """The paper's pre-training augmentation: random resized crop and horizontal flip, nothing else (Table 1e).
+    """The paper's pre-training augmentation: random resized crop and horizontal flip (Table 1e).
 
-    A pure function of (seed, epoch, sample). `size` is `(H, W)`; the aspect range 3/4..4/3 is relative to that of `size`.
+    A pure function of (seed, epoch, sample).
+
+    Args:
+        size: (H, W) of the result; the aspect range 3/4..4/3 is relative to its aspect.
+        seed: of all draws.
+        scale: least and largest share of the image's area.
+        flip: mirror half of the crops.
     """
 
     size: tuple[int, int]
@@ -48,12 +57,12 @@ class RandomResizedCropFlip:
 
     def crops(
         self,
-        heights: Int64[np.ndarray, "B"],
-        widths: Int64[np.ndarray, "B"],
-        epochs: Int64[np.ndarray, "B"],
-        samples: Int64[np.ndarray, "B"],
+        heights: Int64[np.ndarray, " B"],
+        widths: Int64[np.ndarray, " B"],
+        epochs: Int64[np.ndarray, " B"],
+        samples: Int64[np.ndarray, " B"],
     ) -> list[Crop]:
-        """`crop` of each sample, in a quarter of the time: all draws are hashed together."""
+        """`crop` of each sample in a quarter of the time: all draws are hashed together."""
         draws = uniform(
             self.seed, CROP, epochs[:, None], samples[:, None], np.arange(4 * MAX_ATTEMPTS + 1)
         ).tolist()
@@ -61,9 +70,12 @@ class RandomResizedCropFlip:
         return [self.window(height, width, drawn.__getitem__) for height, width, drawn in each]
 
     def window(self, height: int, width: int, draw: Callable[[int], float]) -> Crop:
-        """`MAX_ATTEMPTS` throws of area and aspect; if none fits, the largest centred window of an allowed aspect.
+        """Up to `MAX_ATTEMPTS` draws of area and aspect; then the largest centred window.
 
-        `draw` gives a number in [0, 1) for a counter; those of throw t are 4 t + 1 to 4 t + 4.
+        Args:
+            height: of the image.
+            width: of the image.
+            draw: a number in [0, 1) for a counter; attempt t uses 4 t + 1 to 4 t + 4.
         """
         flip = self.flip and draw(0) < 0.5
         shape = self.size[1] / self.size[0]
@@ -72,46 +84,53 @@ class RandomResizedCropFlip:
         for first in range(1, 4 * MAX_ATTEMPTS, 4):
             area = height * width * (small + (large - small) * draw(first))
             aspect = math.exp(narrow + (wide - narrow) * draw(first + 1))
-            w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            w = round(math.sqrt(area * aspect))
+            h = round(math.sqrt(area / aspect))
             if 0 < w <= width and 0 < h <= height:
-                top, left = (
-                    int(draw(first + 2) * (height - h + 1)),
-                    int(draw(first + 3) * (width - w + 1)),
-                )
+                top = int(draw(first + 2) * (height - h + 1))
+                left = int(draw(first + 3) * (width - w + 1))
                 return Crop(top, left, h, w, flip)
-        w, h = min(width, max(1, round(height * high))), min(height, max(1, round(width / low)))
+        w = min(width, max(1, round(height * high)))
+        h = min(height, max(1, round(width / low)))
         return Crop((height - h) // 2, (width - w) // 2, h, w, flip)
 
-    def __call__(self, image: Pixels, epoch: int, sample: int) -> UInt8[Tensor, "C h w"]:
-        return resized_crop(
-            image, self.crop(image.shape[0], image.shape[1], epoch, sample), self.size
-        )
+    def __call__(
+        self, image: Pixels, target: Any, epoch: int, sample: int
+    ) -> tuple[UInt8[Tensor, "C h w"], Any]:
+        """The crop of one sample; a label stays as it is."""
+        crop = self.crop(image.shape[0], image.shape[1], epoch, sample)
+        return resized_crop(image, crop, self.size), target
 
 
 @dataclass(frozen=True)
 class CenterCropResize:
-    """For looking at an image as it is: the largest centred window of the right aspect, resized; nothing random.
+    """The largest centred window of the right aspect, resized; nothing random.
 
-    `share` is that of the window's sides which is seen: 0.875 is what "resize to 256, take the middle 224" sees.
+    Args:
+        size: (H, W) of the result.
+        share: of the window's sides: 0.875 is "resize to 256, crop the centre 224".
     """
 
     size: tuple[int, int]
     share: float = 1.0
 
-    def __call__(self, image: Pixels, epoch: int = 0, sample: int = 0) -> UInt8[Tensor, "C h w"]:
+    def __call__(
+        self, image: Pixels, target: Any = None, epoch: int = 0, sample: int = 0
+    ) -> tuple[UInt8[Tensor, "C h w"], Any]:
+        """The window, which is the same in every epoch; a label stays as it is."""
         height, width = image.shape[:2]
         ratio = min(height / self.size[0], width / self.size[1]) * self.share
         h, w = (
             max(1, min(side, round(ratio * wanted)))
             for side, wanted in zip((height, width), self.size)
         )
-        return resized_crop(
-            image, Crop((height - h) // 2, (width - w) // 2, h, w, False), self.size
-        )
+        crop = Crop((height - h) // 2, (width - w) // 2, h, w, False)
+        return resized_crop(image, crop, self.size), target
 
 
 def resized_crop(image: Pixels, crop: Crop, size: tuple[int, int]) -> UInt8[Tensor, "C h w"]:
-    """The window, resized with an antialiased bicubic filter on uint8 (PIL's filter), mirrored if asked."""
+    """The window, resized by an antialiased bicubic filter on uint8 (PIL's), mirrored if it says
+    so."""
     window = image[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
     pixels = torch.from_numpy(np.require(window, requirements=["C", "W"])).permute(2, 0, 1)
     if pixels.shape[1:] != size:

@@ -1,72 +1,66 @@
-"""What frozen features are measured beside: the same images seen by the run, by an untrained encoder, as bare pixels."""
+"""What frozen features are measured beside: an untrained encoder, and raw pixels."""
 
-import logging
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from torchmae.data.sources.source import Source
-from torchmae.eval.extract import Function, collect, embedding
-from torchmae.eval.intervals import interval
-from torchmae.models.mae import build_encoder
-from torchmae.models.vit import ViT
+from torchmae.data.sources.source import BadFile, Source
+from torchmae.eval.extract import Function, collect, features_of
+from torchmae.models.encoders import Backbone, build_encoder
 from torchmae.models.weights import load, seeded
 from torchmae.runfolder import read_config
 
-logger = logging.getLogger(__name__)
-
-Look = Callable[
-    [Source, Int64[Tensor, "N"]], tuple[dict[str, Float[Tensor, "M F"]], Int64[Tensor, "M"]]
+FeatureExtractor = Callable[
+    [Source], tuple[list[int], dict[str, Float[Tensor, "N F"]], list[BadFile]]
 ]
 
 
-def looker(
+def baseline_features(
     run: str, layer: int | None, pool: str, side: int, seed: int, device: torch.device
-) -> Look:
-    """The function from images and their labels to the features of each of the three, by name, and the labels.
+) -> FeatureExtractor:
+    """The function from a source to the run's features and those of the two baselines, in one pass.
 
-    Images that cannot be read are named and left out. What is wrong with the settings is said before any is read.
+    Args:
+        run: a run folder.
+        layer: as for `features_of`, of both encoders.
+        pool: as for `features_of`, of both encoders.
+        side: raw pixels are those of images reduced to at most so many px a side.
+        seed: of the untrained encoder.
+        device: where the encoders compute.
+
+    Returns:
+        A function that returns the numbers of the readable images; float32 features on the CPU of
+        these, by name ("features", "untrained encoder", "raw pixels"); the unreadable files.
+
+    Raises:
+        UserError: no such run, layer or pool; before any image is read.
     """
     encoder = load(run)
     functions: dict[str, Function] = {
-        "features": embedding(encoder, layer, pool, device),
-        "untrained encoder": embedding(fresh(run, seed), layer, pool, device),
+        "features": features_of(encoder, layer, pool, device),
+        "untrained encoder": features_of(untrained(run, seed), layer, pool, device),
         "raw pixels": lambda images: raw_pixels(images, side),
     }
 
-    def look(
-        images: Source, labels: Int64[Tensor, "N"]
-    ) -> tuple[dict[str, Float[Tensor, "M F"]], Int64[Tensor, "M"]]:
-        ids, found, bad = collect(images, encoder, run, list(functions.values()), device)
-        for name, reason in bad:
-            logger.info(f"left out: {name}: {reason}")
-        return dict(zip(functions, found)), labels[ids]
+    def extract(
+        images: Source,
+    ) -> tuple[list[int], dict[str, Float[Tensor, "N F"]], list[BadFile]]:
+        ids, rows, bad = collect(images, encoder, run, list(functions.values()), device)
+        return ids, dict(zip(functions, rows)), bad
 
-    return look
+    return extract
 
 
 def raw_pixels(images: UInt8[Tensor, "B C H W"], side: int) -> Float[Tensor, "B F"]:
-    """The pixels themselves, of images shrunk to at most `side` px a side (large ones would not fit in memory)."""
-    size = [min(side, given) for given in images.shape[2:]]
+    """The pixels, 0..255, of images reduced to at most `side` px a side (memory)."""
+    size = [min(side, length) for length in images.shape[2:]]
     return F.interpolate(images.float(), size, mode="area").flatten(1)
 
 
-def fresh(run: str, seed: int) -> ViT:
-    """The run's encoder as it was before training, up to the seed."""
+def untrained(run: str, seed: int) -> Backbone:
+    """An encoder of the run's architecture with the initial weights of a seed."""
     with seeded(seed):
         return build_encoder(read_config(run)["model"]["encoder"]).eval()
-
-
-def accuracy(guesses: Int64[Tensor, "N"], truth: Int64[Tensor, "N"]) -> dict[str, float]:
-    """The share of right guesses and its 95 % interval."""
-    right = int((guesses == truth).sum())
-    low, high = interval(right, len(truth))
-    return {"accuracy": right / len(truth), "low": low, "high": high}
-
-
-def line(name: str, found: dict[str, float]) -> str:
-    """An accuracy as it is printed."""
-    return f"  {name:<18} {found['accuracy']:6.1%}  (95 % interval {found['low']:.1%} to {found['high']:.1%})"

@@ -1,4 +1,4 @@
-"""How good a classifier is: accuracies with an interval, each class, calibration, the confusion matrix as a picture."""
+"""How good class predictions are: accuracy with its interval, calibration, confusion."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,13 +7,23 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from torchmae.eval.intervals import interval
+from torchmae.eval.intervals import wilson_interval
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Of `count` images: shares right (top 1, top 5), the 95 % interval of top 1, accuracy of each class that occurs, the
-    expected calibration error (15 bins of confidence, Guo et al. 2017), counts of (true class, guess)."""
+    """The scores of a classifier on labelled images; accuracies and errors are within 0..1.
+
+    Args:
+        count: the number of images.
+        top1: accuracy.
+        top5: how often the true class is among the five most probable.
+        low: lower end of the 95 % interval of top1 (Wilson).
+        high: its upper end.
+        per_class: accuracy of each class that occurs, by name.
+        calibration_error: expected calibration error, 15 bins of confidence (Guo et al. 2017).
+        confusion: counts, [true class][predicted class].
+    """
 
     count: int
     top1: float
@@ -25,18 +35,24 @@ class Scores:
     confusion: list[list[int]]
 
     def summary(self) -> dict[str, Any]:
-        """The numbers that go to results.json (all but the matrix)."""
+        """All but the confusion matrix, for results.json."""
         return {name: value for name, value in vars(self).items() if name != "confusion"}
 
 
 def scores(
-    logits: Float[Tensor, "N classes"], labels: Int64[Tensor, "N"], classes: tuple[str, ...]
+    logits: Float[Tensor, "N classes"], labels: Int64[Tensor, " N"], classes: tuple[str, ...]
 ) -> Scores:
-    """The scores of logits against labels (numbers of classes)."""
+    """The scores of logits.
+
+    Args:
+        logits: float32 on the CPU; a class with -inf is never predicted.
+        labels: the true classes, as numbers of `classes`.
+        classes: the names, in the order of the logits.
+    """
     order = logits.argsort(dim=1, descending=True, stable=True)
     right = order[:, 0] == labels
     count = len(labels)
-    low, high = interval(int(right.sum()), count)
+    low, high = wilson_interval(int(right.sum()), count)
     confidence = logits.softmax(1).amax(1)
     bins = (confidence * 15).long().clamp(max=14)
     error = sum(
@@ -46,20 +62,26 @@ def scores(
         )
         for b in bins.unique()
     )
-    confusion = torch.bincount(
-        labels * len(classes) + order[:, 0], minlength=len(classes) ** 2
-    ).view(len(classes), -1)
+    pairs = labels * len(classes) + order[:, 0]
+    confusion = torch.bincount(pairs, minlength=len(classes) ** 2).view(len(classes), -1)
     return Scores(
-        count,
-        float(right.float().mean()),
-        float((order[:, :5] == labels.unsqueeze(1)).any(1).float().mean()),
-        low,
-        high,
-        {
+        count=count,
+        top1=float(right.float().mean()),
+        top5=float((order[:, :5] == labels.unsqueeze(1)).any(1).float().mean()),
+        low=low,
+        high=high,
+        per_class={
             name: float(right[labels == i].float().mean())
             for i, name in enumerate(classes)
             if bool((labels == i).any())
         },
-        error,
-        confusion.tolist(),
+        calibration_error=error,
+        confusion=confusion.tolist(),
     )
+
+
+def accuracy(guesses: Int64[Tensor, " N"], truth: Int64[Tensor, " N"]) -> dict[str, float]:
+    """The accuracy of predicted classes, "accuracy", with its 95 % interval, "low" and "high"."""
+    right = int((guesses == truth).sum())
+    low, high = wilson_interval(right, len(truth))
+    return {"accuracy": right / len(truth), "low": low, "high": high}

@@ -1,7 +1,8 @@
-"""Frozen features and logits of all readable images of a source."""
+"""Features and logits of all readable images of a source."""
 
+import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,117 +12,139 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from torchmae.data.decode import BadImage
-from torchmae.data.loader import read, start_worker
-from torchmae.data.sources.source import BadFile, Source
+from torchmae.data.loader import read_pixels, start_worker
+from torchmae.data.sources.source import BadFile, Source, with_decode
 from torchmae.data.transforms import CenterCropResize
 from torchmae.errors import UserError, choose
+from torchmae.models.encoders import Backbone
 from torchmae.models.heads import Classifier
-from torchmae.models.vit import ViT
 from torchmae.runfolder import read_config
-from torchmae.tasks.pretrain.config import workers
+from torchmae.settings.defaults import workers_for
+from torchmae.train.distributed import available_cores
 
-POOLS = {
-    "mean": lambda tokens: tokens[:, 1:].mean(1),
-    "cls": lambda tokens: tokens[:, 0],
-    "cls+mean": lambda tokens: torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], dim=1),
+# Tokens [B, prefix + N, D], behind `prefix` tokens that are no patches, to features.
+POOLS: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "mean": lambda tokens, prefix: tokens[:, prefix:].mean(1),
+    "cls": lambda tokens, prefix: tokens[:, 0],
+    "cls+mean": lambda tokens, prefix: torch.cat([tokens[:, 0], tokens[:, prefix:].mean(1)], dim=1),
 }
+
+Function = Callable[[UInt8[Tensor, "B C H W"]], Shaped[Tensor, "B ..."]]
 
 
 @dataclass(frozen=True)
-class Images(Dataset[Any]):
-    """The readable images of a source, whole, in batches; those that are not readable are named."""
+class ImageBatches(Dataset[Any]):
+    """Batches of a source's readable images, center-cropped, in order; unreadable ones are named.
+
+    An item is the numbers of its images in the source, the images, and the unreadable files.
+    """
 
     source: Source
     transform: CenterCropResize
-    channels: int
     batch_size: int
-    max_megapixels: float
-    white: int
 
     def __len__(self) -> int:
         return -(-len(self.source) // self.batch_size)
 
     def __getitem__(self, batch: int) -> tuple[list[int], UInt8[Tensor, "B C H W"], list[BadFile]]:
-        ids, images, bad = (
-            [],
-            [torch.zeros(0, self.channels, *self.transform.size, dtype=torch.uint8)],
-            [],
-        )
-        for i in range(
-            batch * self.batch_size, min(len(self.source), (batch + 1) * self.batch_size)
-        ):
+        ids: list[int] = []
+        bad: list[BadFile] = []
+        images = [torch.zeros(0, self.source.channels, *self.transform.size, dtype=torch.uint8)]
+        first = batch * self.batch_size
+        for i in range(first, min(len(self.source), first + self.batch_size)):
             try:
-                pixels = read(self.source, i, self.channels, self.max_megapixels, self.white)
+                pixels = read_pixels(self.source, i)
             except BadImage as error:
                 bad.append(BadFile(self.source.name(i), str(error)))
                 continue
             ids.append(i)
-            images.append(self.transform(pixels).unsqueeze(0))
+            images.append(self.transform(pixels)[0].unsqueeze(0))
         return ids, torch.cat(images), bad
-
-
-Function = Callable[[UInt8[Tensor, "B C H W"]], Shaped[Tensor, "B ..."]]
-
-
-def embedding(encoder: ViT, layer: int | None, pool: str, device: torch.device) -> Function:
-    """The function from uint8 images to the encoder's pooled features, float32 on the CPU."""
-    pooled = choose(POOLS, pool, "pooling")
-    if layer is not None and not 1 <= layer <= len(encoder.blocks):
-        raise UserError(f"--layer {layer}: 1 to {len(encoder.blocks)}")
-    encoder = encoder.eval().to(device)
-    return lambda images: (
-        pooled(encoder(encoder.normalize(images.to(device)), layer=layer)).float().cpu()
-    )
 
 
 @torch.no_grad()
 def collect(
     source: Source,
-    like: ViT,
-    run: str,
+    encoder: Backbone,
+    run: str | os.PathLike[str],
     functions: Sequence[Function],
     device: torch.device,
     batch_size: int = 64,
 ) -> tuple[list[int], list[Shaped[Tensor, "N ..."]], list[BadFile]]:
-    """Indices of the readable images, what each function makes of them, and the files that could not be read.
+    """What each of some functions makes of all readable images of a source, one pass for all.
 
-    Images come as the encoder `like` takes them, under the run's rules for large and 16-bit images.
+    Args:
+        source: the images, and how they are decoded.
+        encoder: images are brought to its size and channels.
+        run: the run folder whose config.json says how much of an image is seen (`crop_pct`).
+        functions: from uint8 images on the CPU to rows on the CPU, such as `features_of` makes.
+        device: where the functions compute; decides how many processes decode.
+        batch_size: images at a time.
+
+    Returns:
+        The numbers of the readable images in the source; the rows of each function, in that order;
+        the files that cannot be read.
+
+    Raises:
+        UserError: no image can be read.
     """
-    rules = read_config(run)["config"]
-    limits = rules.get("max_megapixels", 100.0), rules.get("white", 65535)
-    images = Images(
-        source,
-        CenterCropResize(like.image_size, rules.get("crop_pct", 1.0)),
-        like.channels,
-        batch_size,
-        *limits,
-    )
-    processes = workers(device, 1) if len(images) > 4 else 0
+    crop_pct = read_config(run)["config"].get("crop_pct", 1.0)
+    source = with_decode(source, replace(source.decode, channels=encoder.channels))
+    images = ImageBatches(source, CenterCropResize(encoder.image_size, crop_pct), batch_size)
+    # A few batches are decoded sooner than processes start.
+    workers = 0
+    if len(images) > 4:
+        cores = available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        workers = workers_for(cores, device.type == "cuda")
     loader = DataLoader(
         images,
         batch_size=None,
-        num_workers=processes,
-        worker_init_fn=start_worker if processes else None,
+        num_workers=workers,
+        worker_init_fn=start_worker if workers else None,
     )
     ids: list[int] = []
     bad: list[BadFile] = []
     rows: list[list[Tensor]] = [[] for _ in functions]
-    for some_ids, some, some_bad in tqdm(
-        loader, "embed", unit=" batches", disable=None, leave=False
-    ):
-        ids += some_ids
-        bad += some_bad
-        if some_ids:
+    progress = tqdm(loader, "embed", unit=" batches", disable=None, leave=False)
+    for batch_ids, batch, batch_bad in progress:
+        ids += batch_ids
+        bad += batch_bad
+        if batch_ids:
             for made, function in zip(rows, functions):
-                made.append(function(some))
+                made.append(function(batch))
     if not ids:
         raise UserError(
-            f"none of the {len(source)} images can be read; the first: {bad[0].name}: {bad[0].reason}"
+            f"none of the {len(source)} images can be read; "
+            f"the first: {bad[0].name}: {bad[0].reason}"
         )
     return ids, [torch.cat(made) for made in rows], bad
 
 
+def features_of(encoder: Backbone, layer: int | None, pool: str, device: torch.device) -> Function:
+    """The function from uint8 images to an encoder's pooled features, float32 [B, F] on the CPU.
+
+    Args:
+        encoder: it is moved to the device.
+        layer: take the tokens after this block, 1 to depth; None: the last ones.
+        pool: "mean" of the patch tokens, "cls" (the class token), or "cls+mean" behind each other.
+        device: where it computes.
+
+    Raises:
+        UserError: the encoder has no such layer or pool.
+    """
+    pooled = choose(POOLS, pool, "pool")
+    depth, prefix = len(encoder.layers()), encoder.num_prefix_tokens
+    if layer is not None and not 1 <= layer <= depth:
+        raise UserError(f"--layer {layer}: 1 to {depth}")
+    if pool != "mean" and not prefix:
+        raise UserError(f"--pool {pool}: this encoder has no class token; use mean")
+    encoder = encoder.eval().to(device)
+    return lambda images: (
+        pooled(encoder(encoder.normalize(images.to(device)), layer=layer), prefix).float().cpu()
+    )
+
+
 def logits_of(model: Classifier, device: torch.device) -> Function:
-    """The function from uint8 images to logits, float32 on the CPU."""
+    """The function from uint8 images to a classifier's logits, float32 [B, classes] on the CPU."""
     model = model.eval().to(device)
     return lambda images: model(model.encoder.normalize(images.to(device))).float().cpu()

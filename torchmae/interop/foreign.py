@@ -1,6 +1,8 @@
-"""Weights as other libraries keep them: PyTorch and safetensors files, folders of timm and transformers, their hubs.
+"""Weights as other libraries keep them: PyTorch and safetensors files, folders of timm and
+transformers, their hubs.
 
-The only place that reads PyTorch's pickled files, with `weights_only=True`: nothing in a file is ever run.
+The only place that reads PyTorch's pickled files, with `weights_only=True`: nothing in a file is
+ever run.
 """
 
 import argparse
@@ -18,13 +20,16 @@ from torch import Tensor
 from torchmae.disk import sha256
 from torchmae.errors import UserError, missing_extra
 from torchmae.interop.names import Weights, to_plain
-from torchmae.options import parse_size
+from torchmae.settings.options import parse_size
 
 
 class Source(NamedTuple):
-    """Weights as found; what their file or library says besides (under the names of the flags of `mae import`, and
-    activation, eps, mask_ratio, loss_on, guess: a target); the file's hash; the other library's own model, if there is
-    one to compare with."""
+    """Weights as found.
+
+    `facts` is what their file or library says about them: under the names of the flags of `mae
+    import`, and activation, eps, mask_ratio, loss_on, guess (a target). `sha256` is that of the
+    file, `model` the other library's own model, if there is one to compare with.
+    """
 
     weights: Weights
     facts: dict[str, Any]
@@ -69,36 +74,17 @@ def read_file(path: Path) -> tuple[Weights, dict[str, Any]]:
             return load_file(path), facts_of_model(stated) if stated else {}
         except (SafetensorError, ValueError, OSError) as error:
             raise UserError(f"{path} cannot be read as safetensors: {error}") from error
-    try:  # the reference's checkpoints hold their command line in a Namespace, which is data
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            value = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if wanted:
-            raise UserError(
-                f"{path} wants to run code ({wanted[1].rstrip('.')}) and was not loaded: weights need none. Ask its author for "
-                "a .safetensors file, or one of tensors alone"
-            ) from error
-        # PyTorch's own words for the rest recommend to load the file without this protection.
-        why = str(error).splitlines()[0] if str(error) else type(error).__name__
-        why = (
-            "another kind of file, or one with more than tensors in it"
-            if "eights_only" in str(error)
-            else why
-        )
-        raise UserError(f"{path} cannot be read as a PyTorch file: {why}") from error
+    value = read_pickle(path)
     arguments = value.get("args") if isinstance(value, dict) else None
     for name in ("model", "state_dict", "module"):
         if isinstance(value, dict) and isinstance(value.get(name), dict):
             value = value[name]
             break
-    if (
-        not isinstance(value, dict)
-        or not value
-        or not all(isinstance(v, Tensor) for v in value.values())
-    ):
+    tensors = isinstance(value, dict) and all(isinstance(v, Tensor) for v in value.values())
+    if not tensors or not value:
         raise UserError(
-            f"{path} holds no state dict (names and tensors), also not under model, state_dict or module"
+            f"{path} holds no state dict (names and tensors), also not under model, state_dict or "
+            "module"
         )
     facts: dict[str, Any] = {}
     if isinstance(arguments, argparse.Namespace) and hasattr(arguments, "norm_pix_loss"):
@@ -109,13 +95,34 @@ def read_file(path: Path) -> tuple[Weights, dict[str, Any]]:
     return {str(n): w for n, w in value.items()}, facts
 
 
+def read_pickle(path: Path) -> Any:
+    """What a PyTorch file holds: tensors, containers and numbers; nothing in it is run."""
+    try:  # the reference's checkpoints hold their command line in a Namespace, which is data
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if wanted:
+            raise UserError(
+                f"{path} wants to run code ({wanted[1].rstrip('.')}) and was not loaded: weights "
+                "need none. Ask its author for a .safetensors file, or one of tensors alone"
+            ) from error
+        # PyTorch's own message for the rest recommends to load the file without this protection.
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "eights_only" in str(error):
+            why = "another kind of file, or one with more than tensors in it"
+        raise UserError(f"{path} cannot be read as a PyTorch file: {why}") from error
+
+
 def facts_of_model(model: dict[str, Any]) -> dict[str, Any]:
     """Facts from our own description of a model, which `mae export` leaves in its files."""
     encoder = model["encoder"]
     facts = {name: encoder[name] for name in ("image_size", "mean", "std")} | {
         "heads": encoder["num_heads"]
     }
-    others = ("decoder_heads", "target", "loss_on", "classes", "mask_ratio", "crop_pct")
+    if "decoder" in model:
+        facts["decoder_heads"] = model["decoder"]["heads"]
+    others = ("target", "loss_on", "classes", "mask_ratio", "crop_pct")
     return facts | {name: model[name] for name in others if name in model}
 
 
@@ -153,7 +160,8 @@ def from_folder(folder: Path) -> Source:
         )
     if config.get("model_type") not in ("vit", "vit_mae"):
         raise UserError(
-            f"{folder} holds a model of type {config.get('model_type')}; torchmae imports vit and vit_mae"
+            f"{folder} holds a model of type {config.get('model_type')}; torchmae imports vit and "
+            "vit_mae"
         )
     return Source(
         weights,

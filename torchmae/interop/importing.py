@@ -1,6 +1,9 @@
-"""`mae import`: weights of facebookresearch/mae, timm and transformers as a run folder, with a proof that they fit."""
+"""`mae import`: weights of facebookresearch/mae, timm and transformers as a run folder, compared
+with their source."""
 
-from dataclasses import dataclass, field
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +13,16 @@ from torch import Tensor, nn
 
 from torchmae.errors import UserError
 from torchmae.interop.foreign import Source
-from torchmae.interop.names import Weights, decoder_config, encoder_config
+from torchmae.interop.names import Weights, decoder_from_shapes, encoder_config
 from torchmae.models.heads import Classifier
 from torchmae.models.mae import MAE
-from torchmae.models.masking import Mask, num_visible
-from torchmae.models.patches import IMAGENET, sincos_positions
+from torchmae.models.masking import Mask, mask_from_order, num_visible
+from torchmae.models.patches import IMAGENET, Size, sincos_positions, size_name
 from torchmae.models.vit import ViT
-from torchmae.options import parse_size
-from torchmae.tasks.import_weights.config import Import
+from torchmae.settings.options import parse_size
 
-CLOSE = 1e-4  # of the largest feature: what two float32 implementations of the same function may differ by
+# Of the largest feature: what two float32 implementations of the same function may differ by.
+CLOSE = 1e-4
 
 
 @dataclass
@@ -32,100 +35,114 @@ class Report:
         self.lines.append(f"  {what:<10}{line}")
 
 
-def describe(
-    config: Import, plain: Weights, facts: dict[str, Any], report: Report
-) -> dict[str, Any]:
-    """What `config()` of the model will be: an MAE's, a classifier's or, under "encoder" alone, an encoder's."""
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a model besides its tensors.
 
-    def said(name: str, otherwise: Any = None) -> tuple[Any, str]:
-        asked = getattr(config, name)
-        if asked is not None:
-            return asked, "as asked"
-        return (facts[name], "the source's") if name in facts else (otherwise, "assumed")
+    `requested` is what the user says (None where nothing), `found` what the source says; both under
+    the names of the flags of `mae import`.
+    """
 
-    if facts.get("activation", "gelu") != "gelu":
+    requested: Mapping[str, Any]
+    found: Mapping[str, Any]
+
+    def get(self, name: str, default: Any = None) -> tuple[Any, str]:
+        """The value, and where it comes from; the user's before the source's before the
+        default."""
+        if self.requested.get(name) is not None:
+            return self.requested[name], "as requested"
+        if name in self.found:
+            return self.found[name], "the source's"
+        return default, "assumed"
+
+
+def describe(plain: Weights, facts: Facts, report: Report) -> dict[str, Any]:
+    """What `config()` of the model will be: an MAE's, a classifier's or, under "encoder" alone, an
+    encoder's."""
+    if facts.found.get("activation", "gelu") != "gelu":
         raise UserError(
-            f"the source's activation is {facts['activation']}; torchmae's ViT has exact GELU"
+            f"the source's activation is {facts.found['activation']}; torchmae's ViT has exact GELU"
         )
-    size = said("image_size")[0]
+    encoder = describe_encoder(plain, facts, report)
+    if "head.weight" in plain:
+        return {"encoder": encoder} | describe_head(plain, facts, report)
+    if any(name.startswith("decoder_") for name in plain):
+        return {"encoder": encoder} | describe_decoder(plain, facts, report)
+    report.note(
+        "decoder",
+        "missing, so mae reconstruct refuses; mae_visualize_* files and ViTMAEForPreTraining have "
+        "one",
+    )
+    return {"encoder": encoder}
+
+
+def describe_encoder(plain: Weights, facts: Facts, report: Report) -> dict[str, Any]:
+    """The arguments of `build_encoder`."""
+    size = facts.get("image_size")[0]
     size = parse_size(size) if isinstance(size, str | int) else tuple(size) if size else None
-    heads, why_heads = said("heads")
+    heads, why_heads = facts.get("heads")
     encoder = encoder_config(plain, size, heads)
-    flat = IMAGENET if encoder["channels"] == 3 else ((0.5,) * encoder["channels"],) * 2
-    (mean, why_mean), (std, _) = said("mean", flat[0]), said("std", flat[1])
-    encoder |= {"mean": tuple(mean), "std": tuple(std)}
+    channels = encoder["channels"]
+    registers = encoder["registers"]
+    flat = IMAGENET if channels == 3 else ((0.5,) * channels,) * 2
+    mean, why_mean = facts.get("mean", flat[0])
+    std, _ = facts.get("std", flat[1])
     height, width = encoder["image_size"]
     report.note(
         "encoder",
-        f"{encoder['depth']} blocks, {encoder['embed_dim']} wide, {encoder['num_heads']} heads ({why_heads}), patches of "
-        f"{encoder['patch_size']} px, images of {height}x{width}, {encoder['channels']} channels",
+        f"{encoder['depth']} blocks, {encoder['embed_dim']} wide, {encoder['num_heads']} heads "
+        f"({why_heads}), patches of {size_name(encoder['patch_size'])} px, images of "
+        f"{height}x{width}, {channels} channels{f', {registers} registers' * (registers > 0)}",
     )
-    report.note("pixels", f"mean {tuple(mean)}, deviation {tuple(std)} ({why_mean})")
-    if "head.weight" in plain:
-        names, why = said("classes", [str(i) for i in range(len(plain["head.weight"]))])
-        if isinstance(names, str):
-            names = read_classes(names)
-        if len(names) != len(plain["head.weight"]):
-            raise UserError(
-                f"{len(names)} class names ({why}) for a head of {len(plain['head.weight'])} classes"
-            )
-        pool = "mean" if "fc_norm.weight" in plain else "token"
-        report.note(
-            "head",
-            f"{len(names)} classes (names {why}) on the {pool}"
-            + " of the patches" * (pool == "mean"),
-        )
-        return {
-            "encoder": encoder,
-            "classes": list(names),
-            "pool": pool,
-            "batch_norm": "bn.running_mean" in plain,
-        }
-    if not any(name.startswith("decoder_") for name in plain):
-        report.note(
-            "decoder",
-            "missing, so mae reconstruct refuses; mae_visualize_* files and ViTMAEForPreTraining have one",
-        )
-        return {"encoder": encoder}
-    heads, why_heads = said("decoder_heads")
-    decoder = decoder_config(plain, heads)
-    target, why = said("target", facts.get("guess", "norm-pixels"))
+    report.note("pixels", f"mean {tuple(mean)}, std {tuple(std)} ({why_mean})")
+    return encoder | {"mean": tuple(mean), "std": tuple(std)}
+
+
+def describe_head(plain: Weights, facts: Facts, report: Report) -> dict[str, Any]:
+    """A classifier's arguments besides its encoder."""
+    count = len(plain["head.weight"])
+    names, why = facts.get("classes", [str(i) for i in range(count)])
+    if isinstance(names, str):
+        names = read_classes(names)
+    if len(names) != count:
+        raise UserError(f"{len(names)} class names ({why}) for a head of {count} classes")
+    pool = "mean" if "fc_norm.weight" in plain else "cls"
+    pooled = f"{pool}{' of the patches' * (pool == 'mean')}"
+    report.note("head", f"{count} classes (names {why}) on the {pooled}")
+    return {"classes": list(names), "pool": pool, "batch_norm": "bn.running_mean" in plain}
+
+
+def describe_decoder(plain: Weights, facts: Facts, report: Report) -> dict[str, Any]:
+    """An MAE's arguments besides its encoder."""
+    heads, why_heads = facts.get("decoder_heads")
+    decoder = decoder_from_shapes(plain, heads)
+    target, why = facts.get("target", facts.found.get("guess", "norm-pixels"))
+    shape = f"{decoder.depth} blocks, {decoder.dim} wide, {decoder.heads} heads ({why_heads})"
     report.note(
         "decoder",
-        f"{decoder['decoder_depth']} blocks, {decoder['decoder_dim']} wide, {decoder['decoder_heads']} heads ({why_heads}), "
-        f"predicts {target} ({why}{'; --target says otherwise' if why == 'assumed' else ''})",
+        f"{shape if decoder.depth else f'linear, {decoder.dim} wide'}, predicts {target} ({why}"
+        f"{'; --target says otherwise' if why == 'assumed' else ''})",
     )
     if target == "norm-pixels":
         report.note(
             "pictures",
             "brightness and contrast of hidden patches as the visible ones' (no head for them)",
         )
-    loss_on = facts.get("loss_on", "hidden")
-    return {
-        "encoder": encoder,
-        **decoder,
-        "target": target,
-        "loss_on": loss_on,
-        "encode_all": False,
-    }
+    loss_on = facts.found.get("loss_on", "hidden")
+    about = {"decoder": asdict(decoder), "target": target, "loss_on": loss_on}
+    return about | {"encode_all": False}
 
 
-def crop_of(
-    asked: float | None, facts: dict[str, Any], layout: str, model: dict[str, Any]
-) -> tuple[float, str]:
+def crop_of(facts: Facts, layout: str, model: dict[str, Any]) -> tuple[float, str]:
     """The share of an image's sides that evaluation sees, and where that comes from.
 
-    The published figures of the reference are measured on the middle 224 px of 256 up to 224 px, on whole images above.
+    The published figures of the reference are measured on the middle 224 px of 256 up to 224 px, on
+    whole images above.
     """
-    share, why = 1.0, "assumed"
-    if asked is not None:
-        share, why = asked, "as asked"
-    elif "crop_pct" in facts:
-        share, why = float(facts["crop_pct"]), "the source's"
-    elif "classes" in model and layout in (
-        "facebookresearch/mae",
-        "timm",
-    ):  # fine-tuned files have timm's names
+    share, why = facts.get("crop_pct", 1.0)
+    # The reference's fine-tuned files have timm's names.
+    of_reference = "classes" in model and layout in ("facebookresearch/mae", "timm")
+    if why == "assumed" and of_reference:
         share = 0.875 if max(model["encoder"]["image_size"]) <= 224 else 1.0
         why = "assumed, as facebookresearch/mae measures; --crop-pct says otherwise"
     if not 0 < share <= 1:
@@ -142,7 +159,12 @@ def read_classes(path: str) -> list[str]:
 
 @torch.no_grad()
 def compare(made: nn.Module, found: Source, report: Report) -> None:
-    """A forward pass on random images, beside the source's own model if there is one; what differs, as notes."""
+    """A forward pass on random images, compared with the source's own model if there is one;
+    differences as notes.
+
+    Raises:
+        UserError: outputs are not finite, or differ by more than `CLOSE` of the largest.
+    """
     encoder = made if isinstance(made, ViT) else made.encoder
     assert isinstance(encoder, ViT)
     same = torch.allclose(
@@ -162,7 +184,7 @@ def compare(made: nn.Module, found: Source, report: Report) -> None:
             f"{', '.join(broken)} of random images are not finite: the weights are damaged"
         )
     shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in own.items())
-    report.note("proof", f"2 random images give {shapes}, all finite")
+    report.note("proof", f"2 random images: {shapes}, all finite")
     if found.model is None:
         eps = f"{found.facts['eps']:g} in" if "eps" in found.facts else "not known of"
         report.note("norm eps", f"{eps} the source, 1e-6 here, as in the reference and timm")
@@ -180,14 +202,13 @@ def compare(made: nn.Module, found: Source, report: Report) -> None:
             norm.eps = 1e-6
     theirs = outputs(found.model, images)
     for name, difference in differences(own, theirs).items():
-        report.note(
-            "proof",
-            f"{name} differ from those of {type(found.model).__module__.split('.')[0]} by {difference:.1e}",
-        )
+        library = type(found.model).__module__.split(".")[0]
+        report.note("proof", f"{name} differ from those of {library} by {difference:.1e}")
         if not difference <= CLOSE * max(1.0, float(theirs[name].abs().max())):
             raise UserError(
-                f"the imported model is another function than the source's ({name} differ by {difference:.1e}): it has a part "
-                "that its tensors do not show (an activation, a pooling, a scale), so nothing was imported"
+                f"the imported model is another function than the source's ({name} differ by "
+                f"{difference:.1e}): it has a part that its tensors do not show (an activation, a "
+                "pooling, a scale), so nothing was imported"
             )
 
 
@@ -200,9 +221,11 @@ def differences(own: dict[str, Tensor], theirs: dict[str, Tensor]) -> dict[str, 
 
 
 def outputs(model: Any, images: Float[Tensor, "B C H W"]) -> dict[str, Tensor]:
-    """What there is of tokens `[B, T, D]`, logits `[B, classes]` and predictions of hidden patches `[B, M, P]`.
+    """What a model has of tokens `[B, T, D]`, logits `[B, classes]` and predictions of hidden
+    patches `[B, M, P]`.
 
-    The model is ours, timm's or transformers'; all hide the same patches: those behind the first quarter.
+    The model is ours, timm's or transformers'; all hide the same patches: all but the first
+    quarter.
     """
     if isinstance(model, ViT):
         return {"tokens": model(images)}
@@ -211,7 +234,7 @@ def outputs(model: Any, images: Float[Tensor, "B C H W"]) -> dict[str, Tensor]:
     if isinstance(model, MAE):
         return {
             "tokens": model.encoder(images),
-            "predictions": model(images, first_quarter(images, model.encoder)).prediction,
+            "predictions": model(images, first_quarter(images, model.encoder.grid)).prediction,
         }
     if hasattr(model, "forward_features"):
         logits = {"logits": model(images)} if model.num_classes else {}
@@ -234,8 +257,7 @@ def outputs(model: Any, images: Float[Tensor, "B C H W"]) -> dict[str, Tensor]:
     return {"tokens": tokens, **predictions}
 
 
-def first_quarter(images: Tensor, encoder: ViT) -> Mask:
+def first_quarter(images: Tensor, grid: Size) -> Mask:
     """The first quarter of the patches is visible."""
-    order = torch.arange(encoder.grid[0] * encoder.grid[1]).expand(len(images), -1)
-    visible = num_visible(order.shape[1], 0.75)
-    return Mask(order[:, :visible], order[:, visible:])
+    order = torch.arange(math.prod(grid)).expand(len(images), -1)
+    return mask_from_order(order, 0.75)

@@ -1,8 +1,11 @@
-"""State dicts of other libraries to our names and back: tensors are renamed, cut and joined; no files here.
+"""State dicts of other libraries to our names and back: tensors are renamed, split and joined; no
+files here.
 
-All go through one layout, called plain: that of facebookresearch/mae, which is timm's for the encoder (`patch_embed.proj`,
-`cls_token`, `pos_embed`, `blocks.N.*`, `norm`), `mask_token` and `decoder_*` for the decoder, `fc_norm` and `head` for a
-classifier. Ours is the same under `encoder.` and `decoder.`.
+All go through one layout, called plain: that of facebookresearch/mae, which is timm's for the
+encoder (`patch_embed.proj`, `cls_token`, `reg_token`, `pos_embed`, `blocks.N.*`, `norm`),
+`mask_token` and `decoder_*` for the decoder, `fc_norm` and `head` for a classifier, `target.*` for
+a fitted target. Ours is the same under `encoder.` and `decoder.`. The position table of the plain
+layout has a row for the class token and none for registers.
 """
 
 import math
@@ -15,11 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torchmae.errors import UserError
-from torchmae.models.vit import SIZES
+from torchmae.models.decoders import DecoderConfig
+from torchmae.models.patches import Size, as_size, grid_of, size_name
+from torchmae.models.sizes import SIZES
 
 Weights = dict[str, Tensor]
-
-
 Table = Mapping[str, str]
 
 
@@ -54,7 +57,8 @@ LAYER = {
 }
 
 
-# The names on the hub, which every version of transformers reads; version 5 has others in memory (NEWER).
+# The names on the hub, which every version of transformers reads; version 5 has others in memory
+# (NEWER).
 TRANSFORMERS = {
     "cls_token": "embeddings.cls_token",
     "pos_embed": "embeddings.position_embeddings",
@@ -74,7 +78,8 @@ TRANSFORMERS = {
 NEWER = {
     r"^(vit|deit)\.": "",
     r"^layers\.": "encoder.layer.",
-    r"^decoder\.decoder_encoder\.layer\.": "decoder.decoder_layers.",  # what save_pretrained of 5.23 writes
+    # What save_pretrained of 5.23 writes:
+    r"^decoder\.decoder_encoder\.layer\.": "decoder.decoder_layers.",
     r"\.attention\.q_proj\.": ".attention.attention.query.",
     r"\.attention\.k_proj\.": ".attention.attention.key.",
     r"\.attention\.v_proj\.": ".attention.attention.value.",
@@ -109,26 +114,24 @@ TORCHVISION = {
 PROBE = {"bn": "head.0", "head": "head.1"}  # the linear probe of facebookresearch/mae
 
 
-UNUSED = {
-    "embeddings.mask_token",
-    "pooler.dense.weight",
-    "pooler.dense.bias",
-}  # no part of an encoder's tokens
+# No part of an encoder's tokens.
+UNUSED = {"embeddings.mask_token", "pooler.dense.weight", "pooler.dense.bias"}
 
 
 PAIR = r"\.(weight|bias)"
 
 
 KNOWN = re.compile(
-    rf"cls_token|pos_embed|mask_token|decoder_pos_embed|patch_embed\.proj{PAIR}|(norm|fc_norm|head){PAIR}"
-    rf"|decoder_(embed|norm|pred){PAIR}|(decoder_)?blocks\.\d+\.(norm[12]|attn\.(qkv|proj)|mlp\.fc[12]){PAIR}"
-    r"|bn\.(running_mean|running_var|num_batches_tracked)"
+    rf"cls_token|pos_embed|mask_token|decoder_pos_embed|patch_embed\.proj{PAIR}"
+    rf"|(norm|fc_norm|head){PAIR}|decoder_(embed|norm|pred){PAIR}"
+    rf"|(decoder_)?blocks\.\d+\.(norm[12]|attn\.(qkv|proj)|mlp\.fc[12]){PAIR}"
+    r"|bn\.(running_mean|running_var|num_batches_tracked)|reg_token|target\.\w+"
 )
 
 
 FOREIGN = {
     r"\bls[12]\b|gamma_?\d|layer_?scale|lambda_?1": "layer scale",
-    r"reg(ister)?_tokens?": "register tokens",
+    r"register_tokens": "register tokens under this name (timm's name is reg_token)",
     r"[qk]_norm|(query|key)_norm|(query|key)_layernorm": "normalised queries and keys",
     r"rel(ative)?_pos": "relative positions",
     r"dist(illation)?_token|head_dist|distillation": "a distillation token",
@@ -154,7 +157,8 @@ def rename(weights: Mapping[str, Tensor], table: Table) -> Weights:
 
 
 def classic_name(name: str) -> str:
-    """The name on the hub of a tensor of transformers, from what any version calls it; without a base model's prefix."""
+    """The name on the hub of a tensor of transformers, from what any version calls it; without a
+    base model's prefix."""
     for pattern, text in NEWER.items():
         name = re.sub(pattern, text, name)
     return name
@@ -191,13 +195,17 @@ def split_qkv(weights: Weights) -> Weights:
 
 
 def to_plain(weights: Mapping[str, Tensor]) -> tuple[str, Weights, list[str]]:
-    """The layout's name, the weights under plain names, and the names that were left out because nothing uses them.
+    """Any known state dict under plain names.
 
-    What our ViT cannot represent, and what is no ViT at all, is a `UserError` that names the tensors.
+    Returns:
+        The name of the layout, the weights, and the names of tensors that were skipped because
+        nothing uses them.
+
+    Raises:
+        UserError: what our ViT cannot represent, or no ViT at all; names the tensors.
     """
-    names = {
-        name.removeprefix("module."): weight for name, weight in weights.items()
-    }  # DistributedDataParallel's
+    # "module." is DistributedDataParallel's.
+    names = {name.removeprefix("module."): weight for name, weight in weights.items()}
     unused: list[str] = []
     plain: Weights
     if "encoder.patch_embed.proj.weight" in names:
@@ -223,7 +231,8 @@ def to_plain(weights: Mapping[str, Tensor]) -> tuple[str, Weights, list[str]]:
     else:
         first = ", ".join(list(names)[:3]) or "none"
         raise UserError(
-            f"not a ViT in the names of facebookresearch/mae, timm, transformers or torchvision (its tensors: {first}, ...)"
+            "not a ViT in the names of facebookresearch/mae, timm, transformers or torchvision "
+            f"(its tensors: {first}, ...)"
         )
     refuse_foreign(plain)
     return layout, plain, unused
@@ -239,18 +248,21 @@ def refuse_foreign(plain: Weights) -> None:
             if any(re.search(pattern, name) for name in strange)
         ]
         raise UserError(
-            f"torchmae's ViT has no {' and no '.join(what) or 'such tensors'}: {', '.join(strange[:4])} ({len(strange)} in all)"
+            f"torchmae's ViT has no {' and no '.join(what) or 'such tensors'}: "
+            f"{', '.join(strange[:4])} ({len(strange)} in all)"
         )
     for name, words in (("cls_token", "class token"), ("pos_embed", "position table")):
         if name not in plain:
             raise UserError(f"it has no {words} ({name} is missing), which torchmae's ViT needs")
     if "norm.weight" in plain and "fc_norm.weight" in plain:
         raise UserError(
-            "it has a norm before and one after the pooling (norm and fc_norm); torchmae's ViT has either"
+            "it has a norm before and one after the pooling (norm and fc_norm); torchmae's ViT has "
+            "either"
         )
     if "fc_norm.weight" in plain and "head.weight" not in plain:
         raise UserError(
-            "it has the norm of a classifier's pooling (fc_norm) but no head: import the whole classifier"
+            "it has the norm of a classifier's pooling (fc_norm) but no head: import the whole "
+            "classifier"
         )
 
 
@@ -270,36 +282,28 @@ def mlp_ratio(dim: int, hidden: int) -> float:
 def encoder_config(
     plain: Weights, image_size: tuple[int, int] | None, num_heads: int | None
 ) -> dict[str, Any]:
-    """The arguments of `ViT` from the shapes of the tensors, all but mean and std.
+    """The arguments of `build_encoder` from the shapes of the tensors, all but mean and std.
 
-    The image is square unless `image_size` says otherwise. Shapes do not tell the heads: without `num_heads` they are those
-    of the size in `SIZES` with this width.
+    Args:
+        plain: the weights under plain names.
+        image_size: None for a square one. Shapes do not tell its sides.
+        num_heads: None for those of the size in `SIZES` with this width. Shapes do not tell them
+            either.
+
+    Raises:
+        UserError: tensors that do not fit together, or sizes that have to be given.
     """
-    kernel, table = plain["patch_embed.proj.weight"], plain["pos_embed"]
-    if kernel.ndim != 4 or kernel.shape[2] != kernel.shape[3] or table.ndim != 3:
+    kernel = plain["patch_embed.proj.weight"]
+    table = plain["pos_embed"]
+    if kernel.ndim != 4 or table.ndim != 3:
         raise UserError(
-            f"patch_embed.proj.weight {list(kernel.shape)} and pos_embed {list(table.shape)}: torchmae's ViT takes "
-            "square patches [D, C, p, p] and one position table [1, 1 + N, D]"
+            f"patch_embed.proj.weight {list(kernel.shape)} and pos_embed {list(table.shape)}: "
+            "torchmae's ViT takes 2-D patches [D, C, p, q] and one position table [1, 1 + N, D]"
         )
-    dim, channels, patch = kernel.shape[:3]
-    rows = table.shape[1]
-    if image_size is None:
-        side = next(
-            (math.isqrt(n) for n in (rows - 1, rows) if n > 0 and math.isqrt(n) ** 2 == n), None
-        )
-        if side is None:
-            raise UserError(
-                f"the position table has {rows} rows, no square grid and a class token: say its image size with "
-                "--image-size HEIGHTxWIDTH"
-            )
-        image_size = (side * patch, side * patch)
-    grid = (image_size[0] // patch, image_size[1] // patch)
-    if any(side % patch for side in image_size) or rows - math.prod(grid) not in (0, 1):
-        raise UserError(
-            f"--image-size {image_size[0]}x{image_size[1]}: the position table has {rows} rows, which is no "
-            f"{grid[0]}x{grid[1]} grid of {patch} px patches and a class token"
-        )
-    depth = count_blocks(plain, "blocks")
+    dim, channels = kernel.shape[:2]
+    patch = as_size(tuple(kernel.shape[2:]))
+    registers = plain["reg_token"].shape[1] if "reg_token" in plain else 0
+    image_size = image_size_of(table.shape[1], patch, registers, image_size)
     first = plain.get("blocks.0.mlp.fc1.weight")
     if first is None:
         raise UserError(
@@ -310,49 +314,88 @@ def encoder_config(
     )
     if heads is None:
         raise UserError(
-            f"no size that torchmae knows is {dim} wide, and shapes do not tell the heads: say --heads"
+            f"no size that torchmae knows is {dim} wide, and shapes do not tell the heads: say "
+            "--heads"
         )
     return {
+        "kind": "vit",
         "image_size": image_size,
-        "patch_size": patch,
+        "patch_size": patch[0] if len(set(patch)) == 1 else patch,
         "channels": channels,
         "embed_dim": dim,
-        "depth": depth,
+        "depth": count_blocks(plain, "blocks"),
         "num_heads": heads,
         "mlp_ratio": mlp_ratio(dim, first.shape[0]),
+        "registers": registers,
     }
 
 
-def decoder_config(plain: Weights, num_heads: int | None) -> dict[str, Any]:
-    """The decoder's arguments of `MAE`; the heads, if they are not known, 32 wide as in the paper's decoder."""
-    missing = [
-        n for n in ("decoder_embed.weight", "decoder_pred.weight", "mask_token") if n not in plain
-    ]
+def prefix_rows(registers: int) -> tuple[int, ...]:
+    """How many rows a position table may have before those of the patches: for the class token (the
+    reference, timm), for none (timm's `no_embed_class`), for the class token and registers (timm
+    without it)."""
+    return (1, 0, 1 + registers) if registers else (1, 0)
+
+
+def image_size_of(
+    rows: int, patch: Size, registers: int, image_size: tuple[int, int] | None
+) -> tuple[int, int]:
+    """The size of the images of a position table with so many rows: a square, or `image_size` if it
+    fits."""
+    counts = [rows - prefix for prefix in prefix_rows(registers)]
+    if image_size is None:
+        side = next((math.isqrt(n) for n in counts if n > 0 and math.isqrt(n) ** 2 == n), None)
+        if side is None:
+            raise UserError(
+                f"the position table has {rows} rows, no square grid and a class token: say its "
+                "image size with --image-size HEIGHTxWIDTH"
+            )
+        return side * patch[0], side * patch[1]
+    grid = [side // p for side, p in zip(image_size, patch)]
+    if any(side % p for side, p in zip(image_size, patch)) or math.prod(grid) not in counts:
+        raise UserError(
+            f"--image-size {image_size[0]}x{image_size[1]}: the position table has {rows} rows, "
+            f"which is no {grid[0]}x{grid[1]} grid of {size_name(patch)} px patches and a class "
+            "token"
+        )
+    return image_size
+
+
+def decoder_from_shapes(plain: Weights, num_heads: int | None) -> DecoderConfig:
+    """The decoder of these tensors; the heads, if they are not known, 32 wide as in the paper's
+    decoder.
+
+    Raises:
+        UserError: the decoder is incomplete, or none that torchmae has.
+    """
+    depth = count_blocks(plain, "decoder_blocks")
+    needed = ["decoder_embed.weight", "decoder_pred.weight"]
+    needed += ["mask_token"] if depth or "decoder_norm.weight" in plain else []
+    missing = [n for n in needed if n not in plain]
     if missing:
         raise UserError(f"the decoder is incomplete: {', '.join(missing)} is missing")
-    dim, values = (
-        plain["decoder_embed.weight"].shape[0],
-        plain["patch_embed.proj.weight"][0].numel(),
-    )
+    dim = plain["decoder_embed.weight"].shape[0]
+    values = plain["patch_embed.proj.weight"][0].numel()
+    if "target.components" in plain:
+        values = plain["target.components"].shape[1]
     hidden = len(plain.get("decoder_blocks.0.mlp.fc1.weight", ()))
     out = len(plain["decoder_pred.weight"])
-    if hidden != 4 * dim or out != values:
+    if (depth and hidden != 4 * dim) or out != values:
         raise UserError(
-            f"torchmae's decoder has MLPs of 4 times its width {dim} and predicts the {values} values of a patch; this "
-            f"one has {hidden} and {out}"
+            f"torchmae's decoder has MLPs of 4 times its width {dim} and predicts the {values} "
+            f"values of a patch; this one has {hidden} and {out}"
         )
-    return {
-        "decoder_dim": dim,
-        "decoder_depth": count_blocks(plain, "decoder_blocks"),
-        "decoder_heads": num_heads or max(1, dim // 32),
-    }
+    if not depth:
+        return DecoderConfig("linear", dim, 0, 0)
+    return DecoderConfig("transformer", dim, depth, num_heads or max(1, dim // 32))
 
 
 def to_ours(plain: Weights, config: dict[str, Any]) -> Weights:
     """The weights of the model that `config` describes, float32, under our names.
 
-    What another library leaves out because it is zero is made: the class token's row of a position table, the biases of
-    queries, keys and values, and the statistics head, which starts as "as the visible patches".
+    What another library does without because it is zero is added: the class token's row of a
+    position table, the biases of queries, keys and values, and the statistics head, which starts as
+    "as the visible patches".
     """
     whole = {
         name: (weight.detach().float() if weight.is_floating_point() else weight)
@@ -361,19 +404,24 @@ def to_ours(plain: Weights, config: dict[str, Any]) -> Weights:
         for name, weight in plain.items()
     }
     encoder = config["encoder"]
-    dim, (height, width) = encoder["embed_dim"], encoder["image_size"]
-    if whole["pos_embed"].shape[1] == (height // encoder["patch_size"]) * (
-        width // encoder["patch_size"]
-    ):
+    patch = encoder["patch_size"]
+    patch = as_size(patch if isinstance(patch, int) else tuple(patch))
+    grid = grid_of(tuple(encoder["image_size"]), patch)
+    rows = whole["pos_embed"].shape[1] - math.prod(grid)
+    if rows == 0:
         whole["pos_embed"] = F.pad(whole["pos_embed"], (0, 0, 1, 0))
+    elif rows > 1:  # the positions of registers, which have none here, are part of the tokens
+        table = whole["pos_embed"]
+        whole["reg_token"] += table[:, 1:rows]
+        whole["pos_embed"] = torch.cat([table[:, :1], table[:, rows:]], dim=1)
     for name in list(whole):
         if name.endswith("attn.qkv.weight"):
             whole.setdefault(name.replace("weight", "bias"), torch.zeros(len(whole[name])))
     ours = rename(whole, OURS)
-    kept = ("decoder.", "fc_norm.", "head.", "bn.")
-    ours = {n if n.startswith(kept) else f"encoder.{n}": weight for n, weight in ours.items()}
+    others = ("decoder.", "fc_norm.", "head.", "bn.", "target.")
+    ours = {n if n.startswith(others) else f"encoder.{n}": weight for n, weight in ours.items()}
     if config.get("target") == "norm-pixels":
-        dim = config["decoder_dim"]
+        dim = config["decoder"]["dim"]
         ours |= {
             "decoder.statistics.weight": torch.zeros(2, dim),
             "decoder.statistics.bias": torch.zeros(2),
@@ -381,8 +429,19 @@ def to_ours(plain: Weights, config: dict[str, Any]) -> Weights:
     return ours
 
 
+def fold_class_position(plain: Weights) -> Weights:
+    """For timm's models with registers, whose positions are those of the patches alone
+    (`no_embed_class`): the class token's row of the table becomes part of the token. The same
+    function."""
+    if "reg_token" not in plain:
+        return plain
+    table = plain["pos_embed"]
+    return plain | {"cls_token": plain["cls_token"] + table[:, :1], "pos_embed": table[:, 1:]}
+
+
 def fold_bn(plain: Weights, eps: float = 1e-6) -> Weights:
-    """A probe's BatchNorm without affine parameters as part of its linear head: the same function in eval mode."""
+    """A probe's BatchNorm without affine parameters as part of its linear head: the same function
+    in eval mode."""
     if "bn.running_mean" not in plain:
         return plain
     mean, variance, weight, bias = (
@@ -394,7 +453,8 @@ def fold_bn(plain: Weights, eps: float = 1e-6) -> Weights:
 
 
 def to_transformers(plain: Weights, prefix: str) -> Weights:
-    """The names on the hub. `prefix` is "vit." for a model with a head or a decoder, "" for an encoder alone."""
+    """The names on the hub. `prefix` is "vit." for a model with a head or a decoder, "" for an
+    encoder alone."""
     theirs = rename(split_qkv(plain), TRANSFORMERS)
     return {
         n if n.startswith(("decoder.", "classifier.")) else f"{prefix}{n}": w.contiguous()

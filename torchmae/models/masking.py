@@ -1,7 +1,9 @@
-"""Which patches the encoder sees. A masking turns scores into an order of the patches: the first K stay, the rest is hidden.
+"""Which patches the encoder sees. A masking orders the patches of an image: the first K are
+visible, the rest hidden.
 
-Every strategy gives all images of a batch the same counts, works on the noise's device, and is deterministic in the noise.
-The noise is integers from a counter-based hash, so a mask depends on (seed, epoch, sample) only, and CPU and GPU agree.
+Every masking hides equally many patches of all images of a batch, works on the device of the noise,
+and is deterministic in it. The noise is integers from a counter-based hash, so a mask depends on
+(seed, epoch, sample) only, and CPU and GPU agree. `MASKINGS["mine"] = function` adds one.
 """
 
 from collections.abc import Callable
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from torchmae.errors import UserError, choose
 from torchmae.hashing import BLOCK, MASK, hash32
+from torchmae.models.patches import Size
 
 
 class Mask(NamedTuple):
@@ -23,44 +26,49 @@ class Mask(NamedTuple):
     hide: Int64[Tensor, "B M"]
 
 
-Masking = Callable[[Int64[Tensor, "B N"], tuple[int, int], float], Mask]
+Masking = Callable[[Int64[Tensor, "B N"], Size, float], Mask]
 
 
 def noise(
-    seed: int, epoch: Int64[Tensor, "B"], sample: Int64[Tensor, "B"], patches: int
+    seed: int, epoch: Int64[Tensor, " B"], sample: Int64[Tensor, " B"], patches: int
 ) -> Int64[Tensor, "B N"]:
-    """Integers >= 0, all different within an image: 32 hashed bits, then the patch index, which breaks ties."""
+    """Integers >= 0, all different within an image: 32 hashed bits, then the patch index, which
+    breaks ties."""
     place = torch.arange(patches, device=sample.device)
     return hash32(seed, MASK, epoch.unsqueeze(1), sample.unsqueeze(1), place) * patches + place
 
 
 def num_visible(patches: int, ratio: float) -> int:
-    """How many patches stay visible: `floor(N * (1 - ratio))`, as in the reference; `UserError` unless 0 < K < N."""
-    # The rounding takes away float dust: 10 * (1 - 0.9) is 0.9999999999999998, and means 1.
+    """How many patches stay visible: `floor(N * (1 - ratio))`, as in the reference; `UserError`
+    unless 0 < K < N."""
+    # Rounded because of floats: 10 * (1 - 0.9) is 0.9999999999999998, and means 1.
     count = int(round(patches * (1 - ratio), 9))
     if not 0 < count < patches:
         raise UserError(
-            f"mask ratio {ratio} leaves {count} of {patches} patches visible: at least one must be visible and one hidden"
+            f"mask ratio {ratio} leaves {count} of {patches} patches visible: at least one "
+            "must be visible and one hidden"
         )
     return count
 
 
 def mask_from_order(order: Int64[Tensor, "B N"], ratio: float) -> Mask:
-    """The first K patches of the order stay, the others are hidden."""
+    """The first K patches of the order are visible, the others hidden."""
     count = num_visible(order.shape[1], ratio)
     return Mask(order[:, :count], order[:, count:])
 
 
-def random(noise: Int64[Tensor, "B N"], grid: tuple[int, int], ratio: float) -> Mask:
+def random(noise: Int64[Tensor, "B N"], grid: Size, ratio: float) -> Mask:
     """Uniform without replacement (paper section 3, the default)."""
     return mask_from_order(noise.argsort(dim=1), ratio)
 
 
-def block(noise: Int64[Tensor, "B N"], grid: tuple[int, int], ratio: float) -> Mask:
-    """BEiT-like blocks (paper Table 1f): rectangles fall one after another until exactly the ratio is hidden.
+def block(noise: Int64[Tensor, "B N"], grid: Size, ratio: float) -> Mask:
+    """Blocks as in BEiT (paper Table 1f): rectangles are placed one by one until exactly the ratio
+    is hidden.
 
-    Of the last rectangle only as many patches are hidden as are still needed, row by row; if the rectangles do not cover
-    enough (rare), single patches follow at random. The paper does not publish its generator; BEiT's aspect range is used.
+    Of the last rectangle only as many patches are hidden as are still needed, row by row; if the
+    rectangles do not cover enough (rare), single patches follow at random. The paper does not
+    publish its generator; the aspect range is BEiT's (Bao et al. 2021, algorithm 1).
     """
     rows, columns = grid
     batch, patches = noise.shape
@@ -80,7 +88,8 @@ def block(noise: Int64[Tensor, "B N"], grid: tuple[int, int], ratio: float) -> M
         (row >= 0) & (row < height.unsqueeze(2)) & (column >= 0) & (column < width.unsqueeze(2))
     )
     first = torch.where(inside.any(1), inside.int().argmax(1), BLOCKS)
-    # Later blocks come first in the order (they stay visible); equal blocks by place, what no block covers by noise.
+    # Patches of later blocks come earlier in the order (visible); within a block by place;
+    # uncovered ones by noise.
     within = torch.where(first < BLOCKS, patches - 1 - place, noise.argsort(dim=1).argsort(dim=1))
     return mask_from_order(((BLOCKS - first) * patches + within).argsort(dim=1), ratio)
 
@@ -90,12 +99,11 @@ BLOCKS = 32
 
 @cache
 def block_shapes(rows: int, columns: int) -> list[tuple[int, int]]:
-    """A table of block sizes, so that drawing one needs integers only: 16 areas by 16 log-spaced aspects 0.3..1/0.3."""
+    """A table of block sizes, so that drawing one needs integers only: 16 areas by 16 log-spaced
+    aspects 0.3..1/0.3."""
     patches = rows * columns
-    smallest, largest = (
-        max(1.0, patches * 16 / 196),
-        max(1.0, patches / 2),
-    )  # BEiT's least is 16 patches of 14 x 14
+    smallest = max(1.0, patches * 16 / 196)  # BEiT's smallest block is 16 patches of 14 x 14
+    largest = max(1.0, patches / 2)
     table = []
     for i in range(16):
         area = smallest + (largest - smallest) * (i + 0.5) / 16
@@ -112,29 +120,35 @@ def block_table(rows: int, columns: int, device: torch.device) -> Int64[Tensor, 
     return torch.tensor(block_shapes(rows, columns), device=device)
 
 
-def grid(noise: Int64[Tensor, "B N"], grid: tuple[int, int], ratio: float) -> Mask:
-    """Regular (paper Table 1f): at 75 % the upper left of every 2x2 stays. Other ratios take corners in a fixed turn:
-    upper left, lower right, upper right, lower left; the corner that is only partly taken, by noise."""
+def grid(noise: Int64[Tensor, "B N"], grid: Size, ratio: float) -> Mask:
+    """Regular (paper Table 1f): at 75 % the upper left patch of every 2x2 is visible.
+
+    Other ratios use the corners in a fixed order: upper left, lower right, upper right, lower left;
+    within the corner of which only a part is visible, the noise decides.
+    """
     place = torch.arange(noise.shape[1], device=noise.device)
     row, column = place // grid[1] % 2, place % grid[1] % 2
-    turn = (
-        3 * row + 2 * column - 4 * row * column
-    )  # 0 upper left, 1 lower right, 2 upper right, 3 lower left
+    # 0 upper left, 1 lower right, 2 upper right, 3 lower left
+    turn = 3 * row + 2 * column - 4 * row * column
     rank = noise.argsort(dim=1).argsort(dim=1)
     return mask_from_order((turn * noise.shape[1] + rank).argsort(dim=1), ratio)
 
 
 def mask_from_bool(hidden: Bool[Tensor, "B N"]) -> Mask:
-    """A user's own mask, True where hidden. All images must hide the same number of patches, and neither none nor all."""
+    """A user's own mask, True where hidden; `UserError` unless all images hide equally many
+    patches, at least one and not all."""
     counts = hidden.sum(dim=1)
-    count, patches = int(counts[0]), hidden.shape[1]
+    count = int(counts[0])
+    patches = hidden.shape[1]
     if not bool((counts == count).all()):
         raise UserError(
-            f"masks of one batch must hide equally many patches, not {counts.min()} to {counts.max()}"
+            f"masks of one batch must hide equally many patches, not {counts.min()} to "
+            f"{counts.max()}"
         )
     if not 0 < count < patches:
         raise UserError(
-            f"the mask hides {count} of {patches} patches: at least one must be visible and one hidden"
+            f"the mask hides {count} of {patches} patches: at least one must be visible and one "
+            "hidden"
         )
     order = hidden.int().argsort(dim=1, stable=True)
     return Mask(order[:, : patches - count], order[:, patches - count :])
@@ -144,5 +158,5 @@ MASKINGS: dict[str, Masking] = {"random": random, "block": block, "grid": grid}
 
 
 def masking(name: str) -> Masking:
-    """The strategy of that name in `MASKINGS`, or a `UserError` with the nearest name."""
+    """The masking of that name in `MASKINGS`, or a `UserError` with the nearest name."""
     return choose(MASKINGS, name, "masking")

@@ -16,12 +16,19 @@ def mix(
     seed: int,
     step: int,
 ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B classes"]]:
-    """Mixup (Zhang et al. 2017) or CutMix (Yun et al. 2019) within pairs: the first image with the second, the third with the
-    fourth, ... and both ways, so that any even share of a batch (a process's, a micro-batch) mixes as the whole would. The
-    last of an odd number stays as it is.
+    """Mixup (Zhang et al. 2017) or CutMix (Yun et al. 2019) within pairs of neighbours.
 
-    `mixup` and `cutmix` are the alphas of their Beta distributions, 0 for off; where both are on, one of them at even
-    chances. Kind, share and window of a step are a function of (seed, step), the same for the whole batch.
+    The first image is mixed with the second and the second with the first, and so on, so that any
+    even part of a batch (of a process, a micro-batch) is mixed as in the whole batch. The last of
+    an odd number is not changed.
+
+    Args:
+        images: normalised floats.
+        targets: label distributions.
+        mixup: alpha of mixup's Beta distribution, 0 for off.
+        cutmix: that of CutMix. Where both are on, each is used in half of the steps.
+        seed: of the run.
+        step: 0-based; kind, ratio and window are a function of (seed, step).
     """
     kinds = [(kind, alpha) for kind, alpha in (("mixup", mixup), ("cutmix", cutmix)) if alpha]
     if not kinds:

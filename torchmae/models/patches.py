@@ -1,10 +1,15 @@
-"""Images as patches: cutting, picking, putting back; fixed 2-D positions and how they fit another grid.
+"""Images as patches: cut, gathered, put back; fixed positions and how they are resized to another
+grid.
 
-Legend of the shape letters used everywhere:
-    B  images in the batch     C  channels            H, W  height and width in pixels
-    p  side of a patch         h, w  patches down, across (the grid)      N = h * w  patches of an image
-    K  visible patches         M  hidden patches      K + M = N
-    D  width of the tokens     P = p * p * C  values of a patch           T  tokens, with the class token
+Shape letters used everywhere:
+    B  images in the batch      C  channels           H, W  height and width in pixels
+    p, q  height and width of a patch                 h, w  patches down and across (the grid)
+    N = h * w  patches of an image                    P = p * q * C  values of a patch
+    K  visible patches          M  hidden patches     K + M = N
+    D  width of the tokens      T  tokens, with the prefix tokens (class, registers)
+
+Sizes (`image_size`, `patch`, `grid`) are tuples, one entry a dimension of the image; what is built
+is 2-D.
 """
 
 import math
@@ -16,72 +21,86 @@ from torch import Tensor
 
 from torchmae.errors import UserError
 
-IMAGENET = (
-    (0.485, 0.456, 0.406),
-    (0.229, 0.224, 0.225),
-)  # mean and deviation of its pixels, a value a channel
+Size = tuple[int, ...]
+
+# Mean and std of ImageNet's pixels in 0..1, one value a channel.
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+WHITE = 255  # the pixel value that `normalize` maps to 1.0; known here and nowhere else
 
 
-def grid_of(image_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
-    """The grid `(h, w)` of an image of `(H, W)` pixels; `UserError` if the patch does not divide it."""
-    height, width = image_size
-    if (
-        patch_size < 1
-        or height < patch_size
-        or width < patch_size
-        or height % patch_size
-        or width % patch_size
-    ):
-        near = [
-            max(1, round(side / max(1, patch_size))) * max(1, patch_size) for side in image_size
-        ]
+def as_size(side: int | Size) -> Size:
+    """A side, or a side for each dimension, as a 2-D size."""
+    size = (side, side) if isinstance(side, int) else tuple(side)
+    if len(size) != 2:
+        raise UserError(f"{size} is no size: use one side, or height and width")
+    return size
+
+
+def size_name(size: int | Size) -> str:
+    """A size for people: "16" for a square, else "16x8"."""
+    size = as_size(size)
+    return str(size[0]) if len(set(size)) == 1 else "x".join(map(str, size))
+
+
+def grid_of(image_size: Size, patch: Size) -> Size:
+    """The grid `(h, w)` of an image of `(H, W)` pixels; `UserError` if the patch does not divide
+    it."""
+    if any(p < 1 or side < p or side % p for side, p in zip(image_size, patch)):
+        sides = [max(1, p) for p in patch]
+        near = "x".join(str(max(1, round(side / p)) * p) for side, p in zip(image_size, sides))
         raise UserError(
-            f"image size {height}x{width} is not divisible by patch size {patch_size}: "
-            f"use image size {near[0]}x{near[1]} or another patch size"
+            f"image size {'x'.join(map(str, image_size))} is not divisible by patch size "
+            f"{size_name(patch)}: use image size {near} or another patch size"
         )
-    return height // patch_size, width // patch_size
+    return tuple(side // p for side, p in zip(image_size, patch))
 
 
 def patchify(
-    images: Shaped[Tensor, "B C H W"], patch_size: int, ids: Int64[Tensor, "B K"] | None = None
+    images: Shaped[Tensor, "B C H W"], patch: Size, ids: Int64[Tensor, "B K"] | None = None
 ) -> Shaped[Tensor, "B K P"]:
-    """Cuts images into patches, row by row; the values of a patch are ordered (row, column, channel).
+    """Cuts images into patches, row by row.
 
-    With `ids` only those patches are cut out, for each image its own: `gather_tokens(patchify(images, patch_size), ids)`.
+    Args:
+        images: any dtype.
+        patch: height and width of a patch in pixels.
+        ids: cut only these patches, for each image its own; equal to
+            `gather_tokens(patchify(images, patch), ids)` without copying the others.
+
+    Returns:
+        The values of each patch in the order (row, column, channel), as in the MAE reference.
     """
     batch, channels, height, width = images.shape
-    rows, columns = grid_of((height, width), patch_size)
-    cut = images.reshape(batch, channels, rows, patch_size, columns, patch_size).permute(
-        0, 2, 4, 3, 5, 1
-    )
+    rows, columns = grid_of((height, width), patch)
+    p, q = patch
+    cut = images.reshape(batch, channels, rows, p, columns, q).permute(0, 2, 4, 3, 5, 1)
     if ids is not None:
-        cut = cut[
-            torch.arange(batch, device=ids.device).unsqueeze(1), ids // columns, ids % columns
-        ]
-    return cut.reshape(batch, -1, patch_size * patch_size * channels)
+        image = torch.arange(batch, device=ids.device).unsqueeze(1)
+        cut = cut[image, ids // columns, ids % columns]
+    return cut.reshape(batch, -1, p * q * channels)
 
 
 def unpatchify(
-    patches: Shaped[Tensor, "B N P"], patch_size: int, grid: tuple[int, int]
+    patches: Shaped[Tensor, "B N P"], patch: Size, grid: Size
 ) -> Shaped[Tensor, "B C H W"]:
-    """The inverse of `patchify`."""
+    """The inverse of `patchify`; `UserError` if the patches do not fill the grid."""
     batch, count, values = patches.shape
-    rows, columns = grid
-    if count != rows * columns or values % patch_size**2:
+    (rows, columns), (p, q) = grid, patch
+    if count != rows * columns or values % (p * q):
         raise UserError(
-            f"{count} patches of {values} values do not make a {rows}x{columns} grid of {patch_size} px"
+            f"{count} patches of {values} values do not make a {rows}x{columns} grid of "
+            f"{size_name(patch)} px"
         )
-    channels = values // patch_size**2
-    cut = patches.reshape(batch, rows, columns, patch_size, patch_size, channels)
-    return cut.permute(0, 5, 1, 3, 2, 4).reshape(
-        batch, channels, rows * patch_size, columns * patch_size
-    )
+    channels = values // (p * q)
+    cut = patches.reshape(batch, rows, columns, p, q, channels).permute(0, 5, 1, 3, 2, 4)
+    return cut.reshape(batch, channels, rows * p, columns * q)
 
 
 def gather_tokens(
     tokens: Shaped[Tensor, "#B N X"], ids: Int64[Tensor, "B K"]
 ) -> Shaped[Tensor, "B K X"]:
-    """Picks tokens by index, for each image its own; one row of tokens (`B` = 1) serves all images."""
+    """Gathers tokens by index, for each image its own; tokens with `B` = 1 are shared by all
+    images."""
     tokens = tokens.expand(len(ids), -1, -1)
     return tokens.gather(1, ids.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
@@ -93,11 +112,13 @@ def scatter_tokens(
     return patches.scatter(1, ids.unsqueeze(-1).expand(-1, -1, patches.shape[-1]), new)
 
 
-def sincos_positions(grid: tuple[int, int], dim: int) -> Float[Tensor, "1 T D"]:
-    """Fixed 2-D sin-cos positions with a zero row first for the class token: float32 `[1, 1 + h * w, dim]`.
+def sincos_positions(grid: Size, dim: int) -> Float[Tensor, "1 T D"]:
+    """Fixed 2-D sin-cos positions with a zero row first for the class token: float32 `[1, 1 + h *
+    w, dim]`.
 
-    The first half of the dimensions encodes the column, the second the row (width first, as in the MAE reference); within
-    a half, sines then cosines of the coordinate at the frequencies 10000 ** (-i / (dim / 4)).
+    The first half of the dimensions encodes the column, the second the row (width first, as in the
+    MAE reference); within a half, sines then cosines of the coordinate at the frequencies 10000 **
+    (-i / (dim / 4)).
     """
     if dim % 4:
         raise UserError(f"2-D sin-cos positions need a width divisible by 4, not {dim}")
@@ -111,12 +132,14 @@ def sincos_positions(grid: tuple[int, int], dim: int) -> Float[Tensor, "1 T D"]:
 
 
 def resize_positions(
-    positions: Float[Tensor, "1 T D"], old: tuple[int, int], new: tuple[int, int]
+    positions: Float[Tensor, "1 T D"], old: Size, new: Size
 ) -> Float[Tensor, "1 U D"]:
-    """Bicubic resizing of a position table with a class row from one grid to another (antialiased when it shrinks)."""
+    """Resizes a position table with a class row to another grid: bicubic, antialiased when it
+    shrinks (as timm does)."""
     if positions.shape[1] != 1 + math.prod(old):
         raise UserError(
-            f"the position table has {positions.shape[1]} rows, a {old[0]}x{old[1]} grid needs {1 + math.prod(old)}"
+            f"the position table has {positions.shape[1]} rows, a {'x'.join(map(str, old))} "
+            f"grid needs {1 + math.prod(old)}"
         )
     if old == new:
         return positions
@@ -128,24 +151,28 @@ def resize_positions(
 
 
 def normalize(
-    images: Shaped[Tensor, "B C H W"], mean: tuple[float, ...], std: tuple[float, ...]
+    images: Shaped[Tensor, "B C H W"], statistics: Float[Tensor, "2 C 1 1"]
 ) -> Float[Tensor, "B C H W"]:
-    """uint8 pixels (0..255) to floats: `(pixels / 255 - mean) / std`, a mean and a deviation for each channel."""
-    shift, scale = (
-        images.new_tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in (mean, std)
-    )
-    return (images.float() / 255 - shift) / scale
+    """Pixels in 0..255 to floats: `(pixels / 255 - mean) / std`.
+
+    Args:
+        images: uint8.
+        statistics: mean and std of each channel, for pixels in 0..1; on the device of the images.
+    """
+    mean, std = statistics
+    return (images.float() / WHITE - mean) / std
 
 
 def denormalize(
-    images: Float[Tensor, "B C H W"], mean: tuple[float, ...], std: tuple[float, ...]
+    images: Float[Tensor, "B C H W"], statistics: Float[Tensor, "2 C 1 1"]
 ) -> Shaped[Tensor, "B C H W"]:
     """The inverse of `normalize`: uint8 pixels, rounded and clamped to 0..255."""
-    shift, scale = (images.new_tensor(values).view(-1, 1, 1) for values in (mean, std))
-    return ((images * scale + shift) * 255).round().clamp(0, 255).to(torch.uint8)
+    mean, std = statistics
+    return ((images * std + mean) * WHITE).round().clamp(0, WHITE).to(torch.uint8)
 
 
 def patch_statistics(patches: Float[Tensor, "B M P"]) -> Float[Tensor, "B M 2"]:
-    """The mean and deviation of each patch over all of its values: unbiased variance, plus 1e-6, as in the reference."""
+    """Mean and std of each patch over all of its values; the variance is unbiased, plus 1e-6 (as in
+    the reference)."""
     variance, mean = torch.var_mean(patches, dim=-1)
     return torch.stack([mean, (variance + 1e-6).sqrt()], dim=-1)

@@ -1,9 +1,11 @@
-"""The encoder: the plain pre-LN Vision Transformer, with timm's parameter names and values, that can skip patches.
+"""The plain pre-LN Vision Transformer, with timm's parameter names, that can skip patches.
 
-`keep` picks patches before the embedding: a hidden patch costs nothing anywhere in the encoder (paper section 3).
+`keep` picks patches before the embedding: a hidden patch costs nothing anywhere in the encoder
+(paper section 3).
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,10 +13,14 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from torchmae.errors import UserError, choose
+from torchmae.errors import UserError
 from torchmae.models.patches import (
+    Size,
+    as_size,
+    denormalize,
     gather_tokens,
     grid_of,
+    normalize,
     patchify,
     resize_positions,
     sincos_positions,
@@ -22,27 +28,18 @@ from torchmae.models.patches import (
 
 
 def attention(device: torch.device, precision: str) -> str:
-    """Which attention trains, and why (see `models.vit.attend`)."""
+    """Which attention a training uses, in words (see `attend`)."""
     if device.type == "cpu" and precision == "bf16":
         return "plain attention (in bf16 on a CPU faster than the fused one)"
     return "fused attention"
 
 
-SIZES: dict[str, dict[str, int]] = {
-    "vit_micro": dict(embed_dim=128, depth=6, num_heads=4),
-    "vit_tiny": dict(embed_dim=192, depth=12, num_heads=3),
-    "vit_small": dict(embed_dim=384, depth=12, num_heads=6),
-    "vit_base": dict(embed_dim=768, depth=12, num_heads=12),
-    "vit_large": dict(embed_dim=1024, depth=24, num_heads=16),
-    "vit_huge": dict(embed_dim=1280, depth=32, num_heads=16),
-}
-
-
+# Arguments of `build_encoder`; an entry for an encoder of another kind says its "kind" too.
 def drop_path(
-    x: Float[Tensor, "B U D"], draws: Float[Tensor, "B"], rate: float
+    x: Float[Tensor, "B U D"], draws: Float[Tensor, " B"], rate: float
 ) -> Float[Tensor, "B U D"]:
-    """Stochastic depth (Huang et al. 2016): leaves out a branch for the images whose uniform draw is below the rate, and scales
-    the others up."""
+    """Stochastic depth (Huang et al. 2016): the branch is zero for images whose uniform draw is
+    below the rate, and scaled up by `1 / (1 - rate)` for the others."""
     return x * ((draws >= rate) / (1 - rate)).to(x.dtype).view(-1, 1, 1)
 
 
@@ -51,22 +48,26 @@ def attend(
     k: Float[Tensor, "B heads T d"],
     v: Float[Tensor, "B heads T d"],
 ) -> Float[Tensor, "B heads U d"]:
-    """Softmax attention. Training in bf16 on a CPU takes the plain products: at the lengths of MAE (17 to 257 tokens) the
-    fused kernel's backward is slower there (measured: ViT-Micro at 64 patches 668 against 305 images/s)."""
+    """Softmax attention, fused except where that is slower."""
+    # bf16 training on a CPU: at the lengths of MAE (17 to 257 tokens) the fused kernel's backward
+    # pass is slower
+    # (measured: ViT-Micro at 64 patches, 305 images/s fused, 668 with plain matrix products).
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad:
         return ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(-1) @ v
     return F.scaled_dot_product_attention(q, k, v)
 
 
 class Rows(NamedTuple):
-    """Tokens that images have in common, as rows of one table: image b has `gather_tokens(table, ids)[b]`."""
+    """Tokens that images share, as rows of one table: image b has `gather_tokens(table,
+    ids)[b]`."""
 
     table: Float[Tensor, "1 N D"]
     ids: Int64[Tensor, "B M"]
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; queries, keys and values from one product. `shared` and `skip` are `Block`'s."""
+    """Multi-head self-attention; queries, keys and values in one linear map. `shared` and `skip`:
+    see `Block`."""
 
     def __init__(self, dim: int, num_heads: int):
         super().__init__()
@@ -92,7 +93,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two layers with exact GELU between."""
+    """Two linear layers with the exact GELU between them."""
 
     def __init__(self, dim: int, hidden: int):
         super().__init__()
@@ -106,10 +107,14 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """Pre-LN transformer block; LayerNorm eps 1e-6.
 
-    Two arguments leave out work whose result is known or not wanted (all of it inside `forward`, which sharding hooks on):
-        shared: more tokens behind `x`, that images have in common: norm and qkv are computed once a row of the table.
-        skip: so many tokens at the front are attended to, but not among the results.
-    While training, `draws` (uniform, one for each of the two branches) decide what stochastic depth leaves out.
+    Args of `forward`:
+        shared: more tokens after `x`, shared by the images: norm and qkv are computed once per row
+            of the table.
+        skip: this many tokens at the front are attended to, but not returned.
+        draws: uniform in 0..1, one for each of the two branches: the randomness of stochastic depth
+            while training.
+
+    All work on the weights happens inside `forward`, because FSDP gathers them in its hooks.
     """
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float = 4.0):
@@ -119,9 +124,7 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.drop_rate = 0.0
-        self.checkpointed = (
-            False  # while training, keep the inputs only, and compute again in the backward pass
-        )
+        self.checkpointed = False  # while training, recompute activations in the backward pass
 
     def forward(
         self,
@@ -153,16 +156,15 @@ class Block(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """A linear map of each patch; kept as a convolution's weight `proj`, as in timm, so that weights move unchanged."""
+    """A linear map of each patch; its weight is that of a convolution `proj`, as in timm."""
 
-    def __init__(self, patch_size: int, channels: int, dim: int):
+    def __init__(self, patch: Size, channels: int, dim: int):
         super().__init__()
-        self.proj = nn.Conv2d(channels, dim, kernel_size=patch_size, stride=patch_size)
+        self.proj = nn.Conv2d(channels, dim, kernel_size=(patch[0], patch[1]), stride=patch)  # type: ignore[arg-type]
 
     def forward(self, patches: Float[Tensor, "B K P"]) -> Float[Tensor, "B K D"]:
-        weight = self.proj.weight.permute(0, 2, 3, 1).flatten(
-            1
-        )  # to the patch order (row, column, channel)
+        # To the order of a patch's values: (row, column, channel).
+        weight = self.proj.weight.permute(0, 2, 3, 1).flatten(1)
         return F.linear(patches, weight, self.proj.bias)
 
 
@@ -170,18 +172,23 @@ class ViT(nn.Module):
     """Vision Transformer encoder.
 
     Args:
-        image_size: `(H, W)` in pixels, each divisible by `patch_size`.
-        drop_path: rate of the last block; it grows linearly from 0 at the first (fine-tuning only; the paper uses none
-            in pre-training).
-        mean, std: a value for each channel; what `normalize` uses on uint8 pixels, measured on the training data.
+        image_size: `(H, W)` in pixels, each divisible by that of the patch.
+        patch_size: side of a patch in pixels, or height and width.
+        channels: of the images.
+        embed_dim, depth, num_heads, mlp_ratio: as in timm.
+        registers: register tokens (Darcet et al. 2023) after the class token, without positions.
+        drop_path: stochastic depth rate of the last block, growing linearly from 0 at the first
+            (fine-tuning only; the paper uses none in pre-training).
+        mean, std: one value for each channel, for pixels in 0..1; what `normalize` uses.
+
+    Raises:
+        UserError: sizes, heads or statistics do not fit together.
     """
 
-    num_prefix_tokens = 1
-
-    def __init__(
+    def __init__(  # noqa: PLR0913 (the arguments are the architecture, as in timm)
         self,
         image_size: tuple[int, int] = (224, 224),
-        patch_size: int = 16,
+        patch_size: int | Size = 16,
         channels: int = 3,
         embed_dim: int = 768,
         depth: int = 12,
@@ -190,58 +197,64 @@ class ViT(nn.Module):
         drop_path: float = 0.0,
         mean: tuple[float, ...] | None = None,
         std: tuple[float, ...] | None = None,
+        registers: int = 0,
     ):
         super().__init__()
-        self.image_size, self.patch_size, self.channels, self.embed_dim = (
-            image_size,
-            patch_size,
-            channels,
-            embed_dim,
-        )
-        self.depth, self.num_heads, self.mlp_ratio = depth, num_heads, mlp_ratio
-        self.mean, self.std = mean or (0.5,) * channels, std or (0.5,) * channels
-        if len(self.mean) != channels or len(self.std) != channels:
-            raise UserError(
-                f"mean {self.mean} and std {self.std} need one value for each of {channels} channels"
-            )
-        statistics = torch.tensor([self.mean, self.std]).view(2, -1, 1, 1)
+        self.image_size = image_size
+        self.patch_size = patch_size
+        self.patch = as_size(patch_size)
+        self.grid = grid_of(image_size, self.patch)
+        self.embed_dim = embed_dim
+        self.depth = depth
+        self.num_heads = num_heads
+        self.mlp_ratio = mlp_ratio
+        self.registers = registers
+        self.num_prefix_tokens = 1 + registers
         self.pixel_statistics: Tensor
-        self.register_buffer(
-            "pixel_statistics", statistics, persistent=False
-        )  # not among the weights
-        self.grid = grid_of(image_size, patch_size)
-        self.patch_embed = PatchEmbed(patch_size, channels, embed_dim)
+        # On the device, so that no step copies it there; not among the weights, whose names are
+        # timm's.
+        self.register_buffer("pixel_statistics", torch.zeros(2, channels, 1, 1), persistent=False)
+        half = (0.5,) * channels
+        self.set_pixel_statistics(channels, mean or half, std or half)
+        self.patch_embed = PatchEmbed(self.patch, channels, embed_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        self.reg_token = nn.Parameter(torch.zeros(1, registers, embed_dim)) if registers else None
         self.pos_embed = nn.Parameter(sincos_positions(self.grid, embed_dim), requires_grad=False)
         self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio) for _ in range(depth))
         self.set_drop_path(drop_path)
-        self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.norm: nn.Module = nn.LayerNorm(embed_dim, eps=1e-6)
         initialize(self)
 
-    def config(self) -> dict[str, object]:
-        """The arguments that build this encoder again (without drop path, which belongs to a training)."""
-        names = (
-            "image_size",
-            "patch_size",
-            "channels",
-            "embed_dim",
-            "depth",
-            "num_heads",
-            "mlp_ratio",
-            "mean",
-            "std",
-        )
-        return {name: getattr(self, name) for name in names}
+    def config(self) -> dict[str, Any]:
+        """JSON-able arguments of `build_encoder` (without drop path, which belongs to a
+        training)."""
+        names = ("image_size", "patch_size", "channels", "embed_dim", "depth", "num_heads")
+        more = ("mlp_ratio", "mean", "std", "registers")
+        return {"kind": "vit", **{name: getattr(self, name) for name in names + more}}
 
     def normalize(self, images: UInt8[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         """uint8 pixels to what `forward` takes: `(pixels / 255 - mean) / std`."""
-        mean, std = (
-            self.pixel_statistics
-        )  # on the device already: nothing is copied there at each step
-        return (images.float() / 255 - mean) / std
+        return normalize(images, self.pixel_statistics)
+
+    def denormalize(self, images: Float[Tensor, "B C H W"]) -> UInt8[Tensor, "B C H W"]:
+        """The inverse of `normalize`: uint8 pixels, rounded and clamped."""
+        return denormalize(images, self.pixel_statistics)
+
+    def set_pixel_statistics(
+        self, channels: int, mean: tuple[float, ...], std: tuple[float, ...]
+    ) -> None:
+        """Sets what `normalize` uses; `UserError` unless there is one value for each channel."""
+        if len(mean) != channels or len(std) != channels:
+            raise UserError(
+                f"mean {mean} and std {std} need one value for each of {channels} channels"
+            )
+        self.channels = channels
+        self.mean = mean
+        self.std = std
+        self.pixel_statistics = self.pixel_statistics.new_tensor([mean, std]).view(2, -1, 1, 1)
 
     def layers(self) -> list[nn.Module]:
-        """The blocks in order: the one list behind layer decay, partial fine-tuning, sharding and checkpointing."""
+        """The blocks in order, for layer decay, partial fine-tuning, FSDP and checkpointing."""
         return list(self.blocks)
 
     def forward(
@@ -251,32 +264,39 @@ class ViT(nn.Module):
         layer: int | None = None,
         draws: Float[Tensor, "B depth 2"] | None = None,
     ) -> Float[Tensor, "B T D"]:
-        """Tokens `[B, 1 + K, D]`, the class token first, after the final norm; `keep=None` means all patches.
+        """Encodes images, or some of their patches.
 
-        `layer` stops after that many blocks (1..depth). Images are normalised floats of the model's size. `draws`, uniform in
-        0..1, are the caller's randomness for stochastic depth while training; without them nothing is left out.
+        Args:
+            images: normalised floats of `image_size`.
+            keep: the patches to encode, for each image its own; None for all.
+            layer: stop after this many blocks (1..depth).
+            draws: uniform in 0..1, the randomness of stochastic depth while training; without them
+                there is none.
+
+        Returns:
+            Tokens `[B, 1 + registers + K, D]` after the final norm: class token, registers,
+            patches.
         """
         return self.encode(self.tokens(images, keep), layer, draws)
 
     def tokens(
         self, images: Float[Tensor, "B C H W"], keep: Int64[Tensor, "B K"] | None = None
     ) -> Float[Tensor, "B T D"]:
-        """What enters the first block: the class token and the embedded patches, with their positions."""
-        if images.shape[1:] != (self.channels, *self.image_size):
-            given, wanted = (
-                " x ".join(map(str, shape))
-                for shape in (images.shape[1:], (self.channels, *self.image_size))
-            )
+        """What enters the first block: class token, registers and embedded patches, with their
+        positions."""
+        expected = (self.channels, *self.image_size)
+        if images.shape[1:] != expected:
             raise UserError(
-                f"the encoder takes images of {wanted} (channels, height, width), not {given}"
+                f"the encoder takes images of {' x '.join(map(str, expected))} (channels, height, "
+                f"width), not {' x '.join(map(str, images.shape[1:]))}"
             )
-        positions = (
-            self.pos_embed[:, 1:] if keep is None else gather_tokens(self.pos_embed[:, 1:], keep)
-        )
-        first = (self.cls_token + self.pos_embed[:, :1]).expand(len(images), -1, -1)
-        return torch.cat(
-            [first, self.patch_embed(patchify(images, self.patch_size, keep)) + positions], dim=1
-        )
+        table = self.pos_embed[:, 1:]
+        positions = table if keep is None else gather_tokens(table, keep)
+        prefix = [(self.cls_token + self.pos_embed[:, :1]).expand(len(images), -1, -1)]
+        if self.reg_token is not None:
+            prefix.append(self.reg_token.expand(len(images), -1, -1))
+        patches = self.patch_embed(patchify(images, self.patch, keep)) + positions
+        return torch.cat([*prefix, patches], dim=1)
 
     def encode(
         self,
@@ -291,56 +311,88 @@ class ViT(nn.Module):
             tokens = block(tokens, draws=None if draws is None else draws[:, i])
         return self.norm(tokens)
 
+    def forward_intermediates(
+        self, images: Float[Tensor, "B C H W"], taps: Sequence[int]
+    ) -> list[Float[Tensor, "B D h w"]]:
+        """Feature maps of the patches after some blocks, as timm's method of this name.
+
+        Args:
+            images: normalised floats of `image_size`.
+            taps: numbers of blocks; 0 is the first, -1 the last.
+
+        Returns:
+            One map for each of `taps`, before the final norm, prefix tokens removed.
+        """
+        depth = len(self.blocks)
+        if not all(-depth <= tap < depth for tap in taps):
+            raise UserError(f"taps {list(taps)}: blocks are numbered 0 to {depth - 1}")
+        wanted = [tap % depth for tap in taps]
+        tokens = self.tokens(images)
+        maps = {}
+        for i, block in enumerate(self.blocks[: max(wanted, default=-1) + 1]):
+            tokens = block(tokens)
+            if i in wanted:
+                patches = tokens[:, self.num_prefix_tokens :]
+                maps[i] = patches.transpose(1, 2).unflatten(2, self.grid)
+        return [maps[tap] for tap in wanted]
+
     def set_drop_path(self, rate: float) -> None:
         """Stochastic depth: `rate` in the last block, growing linearly from 0 in the first."""
         for i, block in enumerate(self.blocks):
             block.drop_rate = rate * i / max(1, self.depth - 1)  # type: ignore[assignment]
 
     def set_grad_checkpointing(self, on: bool) -> None:
-        """Activation checkpointing: blocks keep only what enters them and compute the rest again for the gradient, so that
-        training takes much less memory and about a third more time. A matter of the run: not in `config()`."""
+        """Activation checkpointing: each block stores only its input and recomputes the rest in the
+        backward pass.
+
+        Much less memory, about a third more time, the same bits. Not in `config()`: it belongs to a
+        run.
+        """
         for block in self.blocks:
             block.checkpointed = on  # type: ignore[assignment]
 
     def resize(self, image_size: tuple[int, int]) -> None:
-        """Makes the encoder take images of another size; the positions are resized (bicubic)."""
-        grid = grid_of(image_size, self.patch_size)
+        """Makes the encoder take images of another size; positions are resized (bicubic)."""
+        grid = grid_of(image_size, self.patch)
         positions = resize_positions(self.pos_embed.data, self.grid, grid)
         self.pos_embed = nn.Parameter(positions, requires_grad=self.pos_embed.requires_grad)
-        self.image_size, self.grid = image_size, grid
+        self.image_size = image_size
+        self.grid = grid
+
+    def remove_norm(self) -> None:
+        """Removes the final norm, for a classifier that pools the mean and has a norm of its
+        own."""
+        self.norm = nn.Identity()
 
     def restore_norm(self) -> bool:
-        """Puts a fresh last norm where there is none (a classifier that pools the mean has its own in its head); True if so."""
+        """Adds a new final norm where it was removed; True if so."""
         gone = isinstance(self.norm, nn.Identity)
         if gone:
             self.norm = nn.LayerNorm(self.embed_dim, eps=1e-6)
         return gone
 
     def adapt(self, channels: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        """Makes the encoder take images of other channels, which `normalize` brings to these statistics.
+        """Makes the encoder take images of other channels, which `normalize` brings to these
+        statistics.
 
-        Each new channel's patch weights are the mean of the old ones times old / new, so that an image whose (normalised)
-        channels are all alike gives what it gave before. With as many channels as before, only the statistics change.
+        The patch weights of each new channel are the mean of the old ones times old / new, so that
+        an image with equal (normalised) channels has the same tokens as before. With as many
+        channels as before, only the statistics change.
         """
-        if len(mean) != channels or len(std) != channels:
-            raise UserError(
-                f"mean {mean} and std {std} need one value for each of {channels} channels"
-            )
+        before = self.channels
+        self.set_pixel_statistics(channels, mean, std)
         proj = self.patch_embed.proj
-        if channels != self.channels:
+        if channels != before:
             each = proj.weight.data.sum(1, keepdim=True) / channels
             weight = each.expand(-1, channels, -1, -1).contiguous()
-            proj.weight, proj.in_channels = (
-                nn.Parameter(weight, proj.weight.requires_grad),
-                channels,
-            )
-        self.channels, self.mean, self.std = channels, mean, std
-        self.pixel_statistics = self.pixel_statistics.new_tensor([mean, std]).view(2, -1, 1, 1)
+            proj.weight = nn.Parameter(weight, proj.weight.requires_grad)
+            proj.in_channels = channels
 
 
 def initialize(module: nn.Module) -> None:
-    """The paper's initialisation (appendix A.1): Xavier-uniform for every linear map, the patch embedding seen as one;
-    zero biases; class and mask tokens normal with deviation 0.02 (the reference's). Positions are not touched."""
+    """The paper's initialisation (appendix A.1): Xavier-uniform for every linear map, with the
+    patch embedding as one; zero biases; class, register and mask tokens normal with std 0.02 (as in
+    the reference)."""
     for child in module.modules():
         if isinstance(child, nn.Linear | nn.Conv2d):
             nn.init.xavier_uniform_(child.weight.data.view(len(child.weight), -1))
@@ -349,8 +401,3 @@ def initialize(module: nn.Module) -> None:
     for name, parameter in module.named_parameters(recurse=False):
         if name.endswith("_token"):
             nn.init.normal_(parameter, std=0.02)
-
-
-def size_of(name: str) -> dict[str, int]:
-    """Width, depth and heads of a named size, or a `UserError` with the nearest name."""
-    return choose(SIZES, name, "model")

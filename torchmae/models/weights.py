@@ -1,4 +1,5 @@
-"""A run folder's model: `config.json` says how to build it, `model.safetensors` holds the weights. No pickle anywhere."""
+"""A run folder's model: `config.json` says how to build it, `model.safetensors` holds the weights.
+No pickle anywhere."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -12,15 +13,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from torchmae.errors import UserError
+from torchmae.models.encoders import Backbone, build_encoder
 from torchmae.models.heads import Classifier
-from torchmae.models.mae import MAE, build_encoder
-from torchmae.models.vit import ViT
+from torchmae.models.mae import MAE
 from torchmae.runfolder import kind_of, read_config
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Random numbers of a seed; the caller's random state is left as it was."""
+    """Random numbers of a seed; the caller's random state is restored afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
@@ -38,7 +39,8 @@ def read_weights(run: str | os.PathLike[str], name: str = "model.safetensors") -
         )
     if not path.is_file():
         raise UserError(
-            f"{run} holds no weights yet (no model.safetensors): let its training reach a checkpoint first"
+            f"{run} holds no weights yet (no model.safetensors): let its training reach a "
+            "checkpoint first"
         )
     try:
         return load_file(path)
@@ -49,7 +51,8 @@ def read_weights(run: str | os.PathLike[str], name: str = "model.safetensors") -
 def load_weights(
     module: nn.Module, weights: dict[str, Tensor], source: str | os.PathLike[str]
 ) -> None:
-    """Every parameter from `weights`, names and shapes equal; otherwise a `UserError` that names the first differences."""
+    """Loads `weights`; `UserError` with the first differences unless all names and shapes are
+    equal."""
     own = module.state_dict()
     wrong = [f"{name} is missing" for name in own if name not in weights]
     wrong += [f"{name} is not known" for name in weights if name not in own]
@@ -60,7 +63,8 @@ def load_weights(
     ]
     if wrong:
         raise UserError(
-            f"the weights of {source} do not fit its model: {'; '.join(wrong[:3])} ({len(wrong)} differences)"
+            f"the weights of {source} do not fit its model: {'; '.join(wrong[:3])} "
+            f"({len(wrong)} differences)"
         )
     module.load_state_dict(weights)
 
@@ -68,20 +72,34 @@ def load_weights(
 def build(
     maker: Callable[[dict[str, Any]], T], config: dict[str, Any], run: str | os.PathLike[str]
 ) -> T:
-    """The module that a config describes; settings that this version does not know are a `UserError`."""
+    """The module that a config describes; `UserError` for settings that this version does not
+    know."""
     try:
         return maker(config)
     except TypeError as error:
         raise UserError(f"{run} was made by another version of torchmae: {error}") from error
 
 
+def build_any(model: dict[str, Any]) -> nn.Module:
+    """The module that a run folder's "model" describes, with new weights: an MAE, a classifier or
+    an encoder."""
+    kind = kind_of({"model": model})
+    if kind == "encoder":
+        encoder = build_encoder(model["encoder"])
+        assert isinstance(encoder, nn.Module)
+        return encoder
+    return MAE.build(model) if kind == "mae" else Classifier.build(model)
+
+
 def load_mae(run: str | os.PathLike[str]) -> MAE:
-    """The whole model of a run folder, encoder and decoder, in eval mode on the CPU."""
+    """The whole model of a run folder, encoder and decoder, in eval mode on the CPU; `UserError`
+    without a decoder."""
     config = read_config(run)
-    if kind_of(config) != "mae":
+    kind = kind_of(config)
+    if kind != "mae":
         raise UserError(
-            f"{run} holds {'a classifier' if kind_of(config) == 'classifier' else 'an encoder only'}, no decoder: import a "
-            "file that has one (mae_visualize_*), or pre-train"
+            f"{run} holds {'a classifier' if kind == 'classifier' else 'an encoder only'}, no "
+            "decoder: import a file that has one (mae_visualize_*), or pre-train"
         )
     model = build(MAE.build, config["model"], run)
     load_weights(model, read_weights(run), run)
@@ -89,9 +107,11 @@ def load_mae(run: str | os.PathLike[str]) -> MAE:
 
 
 def load_classifier(run: str | os.PathLike[str], best: bool = False) -> Classifier:
-    """The classifier of a run folder, in eval mode on the CPU: `classifier(images)` gives logits `[B, classes]`.
+    """The classifier of a run folder, in eval mode on the CPU; `UserError` if it holds none.
 
-    Its last weights, or those of the epoch that was best on the validation images.
+    Args:
+        run: the folder.
+        best: the weights of the epoch that was best on the validation images, not the last ones.
     """
     config = read_config(run)
     if kind_of(config) != "classifier":
@@ -103,21 +123,24 @@ def load_classifier(run: str | os.PathLike[str], best: bool = False) -> Classifi
     return model.eval()
 
 
-def load(run: str | os.PathLike[str]) -> ViT:
-    """The encoder of any run folder, in eval mode on the CPU: `encoder(images)` gives `[B, 1 + N, D]`.
+def load(run: str | os.PathLike[str]) -> Backbone:
+    """The encoder of any run folder, in eval mode on the CPU.
 
-    `encoder.normalize` turns uint8 images of `encoder.image_size` into what it takes. The encoder of a classifier that
-    pools the mean has no last norm (an `nn.Identity`): it was trained without, and its `fc_norm` is made for the mean of
-    the tokens, not for each. The mean of these tokens is what `fc_norm` gets.
+    Returns:
+        The encoder; `encoder(encoder.normalize(images))` of uint8 images of `encoder.image_size`
+        returns tokens `[B, num_prefix_tokens + N, D]`. That of a classifier that pools the mean has
+        no final norm (an `nn.Identity`): the classifier's `fc_norm` is for the mean of the tokens,
+        not for each.
+
+    Raises:
+        UserError: not a run folder, no weights yet, or weights that do not fit.
     """
     config = read_config(run)
     encoder = build(build_encoder, config["model"]["encoder"], run)
     if config["model"].get("pool") == "mean":
-        encoder.norm = nn.Identity()  # type: ignore[assignment]
+        encoder.remove_norm()
     weights = read_weights(run)
-    load_weights(
-        encoder,
-        {n.removeprefix("encoder."): w for n, w in weights.items() if n.startswith("encoder.")},
-        run,
-    )
+    own = {n.removeprefix("encoder."): w for n, w in weights.items() if n.startswith("encoder.")}
+    assert isinstance(encoder, nn.Module)
+    load_weights(encoder, own, run)
     return encoder.eval()

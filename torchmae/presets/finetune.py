@@ -1,22 +1,15 @@
-"""Named recipes, for `mae pretrain DATA --preset NAME` and `mae finetune RUN DATA --preset NAME`; flags win over them.
+"""Recipes of `mae finetune`: one function each; its docstring holds the source, what to expect, the cost, the command."""
 
-One function each: the docstring holds where it comes from, what to expect, what it costs, the command.
-"""
-
-from dataclasses import replace
-
-from torchmae.tasks.finetune.config import Finetune
+from typing import Any
 
 
-def finetune_base() -> Finetune:
+def finetune_base() -> dict[str, Any]:
     """ViT-B/16, end to end on ImageNet-1K: the paper's Table 9, whose table goes with the raw-pixel baseline. Paper, after
     1,600 epochs: 83.6 %. Not run by this project yet; the reference took about 7 h on 32 V100.
 
         torchrun --nproc-per-node 8 -m torchmae finetune RUN IMAGENET --preset finetune_base
     """
-    return Finetune(
-        run="",
-        data="",
+    return dict(
         pool="mean",
         image_size=224,
         epochs=100,
@@ -39,72 +32,71 @@ def finetune_base() -> Finetune:
     )
 
 
-def finetune_base_repo() -> Finetune:
+def finetune_base_repo() -> dict[str, Any]:
     """As `finetune_base` with the reference repository's values, found for weights that were pre-trained with normalised
     pixels: base lr 5e-4, layer decay 0.65, random erasing 0.25. Its four seeds: 83.57 %, deviation 0.08. Not run here yet.
 
         torchrun --nproc-per-node 8 -m torchmae finetune RUN IMAGENET --preset finetune_base_repo
     """
-    return replace(finetune_base(), base_lr=5e-4, layer_decay=0.65, random_erasing=0.25)
+    return finetune_base() | dict(base_lr=5e-4, layer_decay=0.65, random_erasing=0.25)
 
 
-def finetune_large() -> Finetune:
+def finetune_large() -> dict[str, Any]:
     """ViT-L/16, the paper's Table 9: 50 epochs. Paper: 85.9 %. Not run by this project yet; reference: 9 h on 32 V100.
 
     torchrun --nproc-per-node 8 -m torchmae finetune RUN IMAGENET --preset finetune_large
     """
-    return replace(finetune_base(), epochs=50)
+    return finetune_base() | dict(epochs=50)
 
 
-def finetune_large_repo() -> Finetune:
+def finetune_large_repo() -> dict[str, Any]:
     """As `finetune_large` with the reference repository's drop path of 0.2 and random erasing of 0.25. Its four seeds:
     85.87 %, deviation 0.07. Not run by this project yet.
 
         torchrun --nproc-per-node 8 -m torchmae finetune RUN IMAGENET --preset finetune_large_repo
     """
-    return replace(finetune_large(), drop_path=0.2, random_erasing=0.25)
+    return finetune_large() | dict(drop_path=0.2, random_erasing=0.25)
 
 
-def finetune_huge() -> Finetune:
+def finetune_huge() -> dict[str, Any]:
     """ViT-H/14, the paper's Table 9: 50 epochs, drop path 0.2. Paper: 86.9 %. Not run by this project yet; reference: 13 h on
     64 V100.
 
         torchrun --nproc-per-node 8 -m torchmae finetune RUN IMAGENET --preset finetune_huge
     """
-    return replace(finetune_large(), drop_path=0.2)
+    return finetune_large() | dict(drop_path=0.2)
 
 
-def finetune_huge_repo() -> Finetune:
+def finetune_huge_repo() -> dict[str, Any]:
     """As `finetune_huge` with the reference repository's drop path of 0.3 and random erasing of 0.25: 86.9 %. Not run by this
     project yet.
 
         torchrun --nproc-per-node 8 -m torchmae finetune RUN IMAGENET --preset finetune_huge_repo
     """
-    return replace(finetune_huge(), drop_path=0.3, random_erasing=0.25)
+    return finetune_huge() | dict(drop_path=0.3, random_erasing=0.25)
 
 
-def finetune_huge_448() -> Finetune:
+def finetune_huge_448() -> dict[str, Any]:
     """ViT-H/14 at 448 px, the paper's best figure: 87.8 %. Neither paper nor repository gives its settings: these are
     `finetune_huge_repo` at 448 px with the whole image validated, which agrees with the one published configuration
     (mmpretrain's: lr 4e-3 at 1,024 images, layer decay 0.75, drop path 0.3, 50 epochs). Not run by this project yet.
 
         torchrun --nproc-per-node 8 -m torchmae finetune RUN IMAGENET --preset finetune_huge_448
     """
-    return replace(finetune_huge_repo(), image_size=448, crop_pct=1.0)
+    return finetune_huge_repo() | dict(image_size=448, crop_pct=1.0)
 
 
-def scratch_base() -> Finetune:
-    """ViT-B/16 from scratch, the paper's Table 11: 300 epochs, strong decay, an average of the weights. Paper: 82.3 % (82.1
+def scratch_base() -> dict[str, Any]:
+    """ViT-B/16 from scratch, the paper's Table 11: 300 epochs, strong decay, an moving average of the weights. Paper: 82.3 % (82.1
     without the average). Not run by this project yet.
 
         torchrun --nproc-per-node 8 -m torchmae finetune none IMAGENET --preset scratch_base
     """
-    return replace(
-        finetune_base(),
+    return finetune_base() | dict(
         run="none",
         model="vit_base",
         patch_size=16,
-        pool="token",
+        pool="cls",
         epochs=300,
         warmup_epochs=20,
         batch_size=4096,
@@ -117,35 +109,33 @@ def scratch_base() -> Finetune:
     )
 
 
-def scratch_large() -> Finetune:
+def scratch_large() -> dict[str, Any]:
     """ViT-L/16 from scratch, the paper's Table 11: 200 epochs, drop path 0.2. Paper: 82.6 % (81.5 without the average of the
     weights). Not run by this project yet.
 
         torchrun --nproc-per-node 8 -m torchmae finetune none IMAGENET --preset scratch_large
     """
-    return replace(scratch_base(), model="vit_large", epochs=200, drop_path=0.2)
+    return scratch_base() | dict(model="vit_large", epochs=200, drop_path=0.2)
 
 
-def scratch_huge() -> Finetune:
-    """ViT-H/14 from scratch, the paper's Table 11. Paper: 83.1 % (80.9 without the average of the weights). Not run by this
+def scratch_huge() -> dict[str, Any]:
+    """ViT-H/14 from scratch, the paper's Table 11. Paper: 83.1 % (80.9 without the moving average of the weights). Not run by this
     project yet.
 
         torchrun --nproc-per-node 8 -m torchmae finetune none IMAGENET --preset scratch_huge
     """
-    return replace(scratch_large(), model="vit_huge", patch_size=14)
+    return scratch_large() | dict(model="vit_huge", patch_size=14)
 
 
-def probe_base() -> Finetune:
+def probe_base() -> dict[str, Any]:
     """Linear probe of ViT-B/16, the paper's Table 10: LARS at 16,384 images a step, 90 epochs, crops and flips only. Paper:
     68.0 %. Not run by this project yet; the reference took 2 h 20 min on 32 V100.
 
         torchrun --nproc-per-node 8 -m torchmae finetune RUN IMAGENET --preset probe_base
     """
-    return Finetune(
-        run="",
-        data="",
+    return dict(
         train="head",
-        pool="token",
+        pool="cls",
         image_size=224,
         epochs=90,
         warmup_epochs=10,
@@ -158,10 +148,20 @@ def probe_base() -> Finetune:
     )
 
 
-def probe_large() -> Finetune:
+def probe_large() -> dict[str, Any]:
     """Linear probe of ViT-L/16 or ViT-H/14, for which 50 epochs suffice (Table 10). Paper: 75.8 % and 76.6 %. Not run by this
     project yet.
 
         torchrun --nproc-per-node 8 -m torchmae finetune RUN IMAGENET --preset probe_large
     """
-    return replace(probe_base(), epochs=50)
+    return probe_base() | dict(epochs=50)
+
+
+PRESETS = {
+    recipe.__name__: recipe
+    for recipe in (
+        *(finetune_base, finetune_base_repo, finetune_large, finetune_large_repo),
+        *(finetune_huge, finetune_huge_repo, finetune_huge_448),
+        *(scratch_base, scratch_large, scratch_huge, probe_base, probe_large),
+    )
+}

@@ -1,14 +1,24 @@
 """The confusion matrix as a picture."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from torchmae.disk import whole_file
+
 
 def draw_confusion(
-    confusion: list[list[int]], classes: tuple[str, ...], path: Path, title: str = ""
+    confusion: Sequence[Sequence[int]], classes: Sequence[str], path: Path, title: str = ""
 ) -> None:
-    """The confusion matrix, each row as shares of its true class."""
+    """Draws each row of a confusion matrix as shares of its true class.
+
+    Args:
+        confusion: counts, [true class][predicted class].
+        classes: their names, shown up to 50; counts are shown up to 20 classes.
+        path: the picture.
+        title: above it.
+    """
     from matplotlib.figure import Figure
 
     matrix = np.array(confusion, dtype=float)
@@ -17,21 +27,15 @@ def draw_confusion(
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axis = figure.subplots()
     shown = axis.imshow(shares, vmin=0, vmax=1, cmap="Blues")
-    axis.set(xlabel="guess", ylabel="true class", title=title)
+    axis.set(xlabel="predicted class", ylabel="true class", title=title)
     if len(classes) <= 50:
         axis.set_xticks(range(len(classes)), classes, rotation=90)
         axis.set_yticks(range(len(classes)), classes)
     if len(classes) <= 20:
         for row, column in np.argwhere(matrix > 0):
-            colour = "white" if shares[row, column] > 0.5 else "black"
-            axis.text(
-                column,
-                row,
-                f"{matrix[row, column]:.0f}",
-                ha="center",
-                va="center",
-                color=colour,
-                fontsize=8,
-            )
+            color = "white" if shares[row, column] > 0.5 else "black"
+            text = f"{matrix[row, column]:.0f}"
+            axis.text(column, row, text, ha="center", va="center", color=color, fontsize=8)
     figure.colorbar(shown, label="share of the true class")
-    figure.savefig(path, dpi=110, bbox_inches="tight")
+    with whole_file(path) as partial:
+        figure.savefig(partial, dpi=110, bbox_inches="tight")

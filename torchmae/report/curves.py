@@ -1,29 +1,36 @@
-"""curves.png: how a training went."""
+"""curves.png: how training went."""
 
 from pathlib import Path
 from typing import Any
 
-from torchmae.runfolder import read_log
+from torchmae.disk import whole_file
+from torchmae.runfolder import CURVES, read_log
 
 
 def panels(records: list[dict[str, Any]]) -> dict[str, list[str]]:
-    """What is drawn together: every loss, the learning rate, what evaluators measured (else the gradient norm), speed."""
+    """What is drawn in each panel: losses, learning rate, what was evaluated, speed.
+
+    Args:
+        records: the lines of log.jsonl.
+
+    Returns:
+        Names of logged values by title; the gradient norm where nothing was evaluated.
+    """
     names = dict.fromkeys(name for record in records for name in record)
-    measured = [
-        name
-        for name in dict.fromkeys(n for r in records if "loss" not in r for n in r)
-        if name != "step"
-    ]
+    evaluated = dict.fromkeys(
+        name for r in records if "loss" not in r for name in r if name != "step"
+    )
+    third = {", ".join(evaluated): list(evaluated)} if evaluated else None
     return {
         "loss": [name for name in names if name == "loss" or name.startswith("loss of")],
         "learning rate": ["lr"],
-        **({", ".join(measured): measured} if measured else {"gradient norm": ["grad_norm"]}),
+        **(third or {"gradient norm": ["grad_norm"]}),
         "images per second": ["images_per_s"],
     }
 
 
 def draw_curves(run: Path) -> Path | None:
-    """curves.png from log.jsonl, four panels."""
+    """Draws curves.png from log.jsonl; None where nothing was logged."""
     records = read_log(run)
     if not records:
         return None
@@ -34,19 +41,12 @@ def draw_curves(run: Path) -> Path | None:
     for axis, (title, shown) in zip(figure.subplots(2, 2).flat, panels(records).items()):
         for name in shown:
             points = [(r["step"], r[name]) for r in records if r.get(name) is not None]
-            axis.plot(
-                *zip(*points),
-                label=name,
-                linewidth=1.2,
-                marker="o" if len(points) < 10 else None,
-                markersize=4,
-            )
+            marker = "o" if len(points) < 10 else None  # a single point draws no line
+            axis.plot(*zip(*points), label=name, linewidth=1.2, marker=marker, markersize=4)
         axis.set(title=title, xlabel="step")
         axis.grid(alpha=0.3)
         if len(shown) > 1:
             axis.legend()
-    path = run / "curves.png"
-    partial = run / ".curves.partial.png"
-    figure.savefig(partial, dpi=110)
-    partial.replace(path)
-    return path
+    with whole_file(run / CURVES) as partial:
+        figure.savefig(partial, dpi=110)
+    return run / CURVES

@@ -1,4 +1,6 @@
-"""What a model makes of hidden patches, as a picture that says whose brightness it used."""
+"""Reconstructions of hidden patches as pictures, which say whose brightness they show."""
+
+import math
 
 import torch
 from jaxtyping import UInt8
@@ -8,7 +10,6 @@ from torch import Tensor
 from torchmae.models.mae import MAE
 from torchmae.models.masking import Mask, masking, noise
 from torchmae.models.patches import (
-    denormalize,
     gather_tokens,
     patch_statistics,
     patchify,
@@ -19,24 +20,40 @@ from torchmae.report.sheet import sheet
 
 
 def draw_mask(model: MAE, name: str, ratio: float, seed: int, sample: Tensor) -> Mask:
-    """The masks of the samples in epoch 0 of a seed."""
+    """The masks of some samples in epoch 0 of a seed.
+
+    Args:
+        model: whose grid is masked.
+        name: of the masking: "random", "block" or "grid".
+        ratio: share of hidden patches.
+        seed: of the masks.
+        sample: int64 [B], the numbers of the samples.
+    """
     grid = model.encoder.grid
-    return masking(name)(
-        noise(seed, torch.zeros_like(sample), sample, grid[0] * grid[1]), grid, ratio
-    )
+    scores = noise(seed, torch.zeros_like(sample), sample, math.prod(grid))
+    return masking(name)(scores, grid, ratio)
 
 
 @torch.no_grad()
 def predict_pixels(
     model: MAE, images: UInt8[Tensor, "B C H W"], mask: Mask, true_statistics: bool = False
 ) -> UInt8[Tensor, "3 B C H W"]:
-    """Three pictures of each image, uint8: the masked input (hidden patches grey), the input with its hidden patches
-    predicted, and the prediction alone (visible patches white).
+    """The model's predictions as pixels.
 
-    Normalised targets have no brightness or contrast: these come from the model's own statistics head, or, if
-    `true_statistics`, from the image itself, which leaks part of the answer.
+    Args:
+        model: in eval mode.
+        images: on its device.
+        mask: what is hidden.
+        true_statistics: normalised targets have no brightness or contrast: take those of the hidden
+            patches themselves, which leaks part of the answer, and not those that the model's
+            statistics head predicts.
+
+    Returns:
+        Three pictures of each image: the masked input (hidden patches grey), the input with its
+        hidden patches predicted, and the prediction alone (visible patches white).
     """
-    encoder, size = model.encoder, model.encoder.patch_size
+    encoder = model.encoder
+    size = encoder.patch
     floats = encoder.normalize(images)
     output = model(floats, mask)
     patches = patchify(floats, size)
@@ -51,17 +68,12 @@ def predict_pixels(
         scatter_tokens(patches, mask.hide, predicted),
         scatter_tokens(white, mask.hide, predicted),
     ]
-    return torch.stack(
-        [
-            denormalize(unpatchify(row, size, encoder.grid), encoder.mean, encoder.std)
-            for row in rows
-        ]
-    )
+    return torch.stack([encoder.denormalize(unpatchify(row, size, encoder.grid)) for row in rows])
 
 
 def caption(model: MAE, true_statistics: bool) -> str:
-    """Whose brightness and contrast a picture shows."""
-    if not model.target.loses_statistics:
+    """The line below a picture: where its brightness and contrast come from."""
+    if not model.target.needs_statistics:
         return "raw pixels as predicted"
     if true_statistics:
         return (
@@ -73,7 +85,14 @@ def caption(model: MAE, true_statistics: bool) -> str:
 def draw(
     model: MAE, images: UInt8[Tensor, "B C H W"], mask: Mask, true_statistics: bool = False
 ) -> Image.Image:
-    """One column an image: original, masked, reconstruction, prediction alone; names at the left, a caption below."""
+    """A contact sheet with one column an image: original, masked, reconstruction, prediction.
+
+    Args:
+        model: its mode (train or eval) is left as it was.
+        images: on any device.
+        mask: what is hidden.
+        true_statistics: as for `predict_pixels`.
+    """
     device = next(model.parameters()).device
     was_training = model.training
     made = predict_pixels(

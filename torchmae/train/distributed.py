@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import count
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -18,8 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torchmae.errors import UserError
 
 T = TypeVar("T")
-
-OPENED = count()  # Worlds of this process; the other processes open as many
+WORLDS = count()  # opened so far in this process; the others open as many
 
 
 @dataclass(frozen=True)
@@ -180,14 +180,48 @@ def start(device: str = "auto") -> Iterator[World]:
         found = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(found)
     backend = "cpu:gloo,cuda:nccl" if found.type == "cuda" else "gloo"
-    # Each World under a prefix of its own: in the store are still the addresses of the last one,
-    # which a process that comes first would try to connect to.
-    store, rank, size = next(dist.rendezvous("env://"))
-    store = dist.PrefixStore(f"world-{next(OPENED)}", store)
     # The others wait while the main process scans the data, which may take long.
-    wait = timedelta(hours=3)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=wait)
+    patience = timedelta(hours=3)
+    # torchrun's store outlives a World: without a prefix of its own, the next one could read the
+    # addresses of closed sockets from it ("Connection refused" in the second training of a sweep).
+    store, rank, size = next(dist.rendezvous("env://", timeout=patience))
+    store = dist.PrefixStore(f"world-{next(WORLDS)}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience)
     try:
         yield World(rank, size, found)
     finally:
         dist.destroy_process_group()
+
+
+def machine_facts(world: World) -> dict[str, Any]:
+    """What `settings.defaults.Facts` says of the machine."""
+    return {
+        "device": world.device.type,
+        "precision": fast_precision(world.device),
+        "cores": available_cores(),
+        "processes": world.size,
+        "local_processes": world.local_size,
+    }
+
+
+def available_cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def fast_precision(device: torch.device) -> str:
+    """The lowest precision that a device is fast at: "bf16", "fp16" (older GPUs) or "fp32"."""
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "bf16" if device.type == "cpu" and cpu_has_bf16() else "fp32"
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the CPU computes bf16 products itself (AMX or AVX512-BF16)."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "amx_bf16" in flags or "avx512_bf16" in flags

@@ -48,7 +48,7 @@ def param_groups_layer_decay(
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        token = name.endswith(("cls_token", "pos_embed"))
+        token = name.endswith(("cls_token", "reg_token", "pos_embed"))
         layer = depth.get(id(parameter), 0 if token or "patch_embed." in name else len(layers) + 1)
         decay = 0.0 if token or parameter.ndim <= 1 else weight_decay
         scale = layer_decay ** (len(layers) + 1 - layer)

@@ -1,4 +1,4 @@
-"""Decoded pixels that are kept: the same pixels as without, whatever happens to the cache or to the files."""
+"""Cached pixels are those without a cache, whatever happens to the cache or to the files."""
 
 import os
 import pickle
@@ -13,19 +13,16 @@ from torchmae.data.cache import layout, memory
 from torchmae.data.cache.disk import make_folder
 from torchmae.data.cache.folder import cache_folder
 from torchmae.data.cache.memory import Cached
-from torchmae.data.decode import decode
-from torchmae.data.loader import Batches
+from torchmae.data.loader import Batches, read_pixels
 from torchmae.data.scan import scan
 from torchmae.data.sources import open_source
 from torchmae.data.transforms import RandomResizedCropFlip
 from torchmae.errors import UserError
 
-LIMITS = (3, 100.0, 65535)
-
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Twelve photos of different sizes, one of them grey; and a file that is none. The cache is empty."""
+    """Twelve photos of several sizes, one of them grey; and a bad file. The cache is empty."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     data, rng = tmp_path / "photos", np.random.default_rng(0)
     data.mkdir()
@@ -39,12 +36,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def kept(folder: Path, where: str) -> Cached:
     source = open_source(folder)
-    sizes = scan(source, *LIMITS).sizes
+    sizes = scan(source).sizes
     return Cached(
-        source,
-        sizes,
-        *LIMITS,
-        make_folder(str(folder), source, sizes, *LIMITS) if where == "disk" else None,
+        source, sizes, make_folder(str(folder), source, sizes) if where == "disk" else None
     )
 
 
@@ -73,7 +67,7 @@ def test_batches_are_those_without_a_cache(folder, where, workers):
 def test_an_image_is_decoded_once_and_cannot_be_written_to(folder, where, monkeypatch):
     source, decoded = kept(folder, where), []
     monkeypatch.setattr(
-        memory, "decode", lambda data, *rest: decoded.append(1) or decode(data, *rest)
+        memory, "read_pixels", lambda *which: decoded.append(1) or read_pixels(*which)
     )
     made = Batches(source, RandomResizedCropFlip((24, 24)), 8)
     first, again = (made.read(3, [])[1] for _ in range(2))
@@ -84,7 +78,7 @@ def test_an_image_is_decoded_once_and_cannot_be_written_to(folder, where, monkey
 
 def test_a_file_goes_on_where_another_process_stopped(folder, monkeypatch):
     list(batches(kept(folder, "disk"), 2))
-    monkeypatch.setattr(memory, "decode", lambda *_: pytest.fail("this was kept"))
+    monkeypatch.setattr(memory, "read_pixels", lambda *_: pytest.fail("this was kept"))
     again = kept(folder, "disk")
     for i in np.flatnonzero(again.sizes[:, 0]).tolist():
         assert again.read(i).shape == (*again.sizes[i].tolist(), 3)
@@ -100,11 +94,11 @@ def test_a_damaged_page_is_decoded_again(folder):
     file.write_bytes(data)
     again = kept(folder, "disk")
     assert np.array_equal(again.read(5), plain[5])
-    assert file.read_bytes()[start + 100 : start + 164] != bytes(64)  # mended
+    assert file.read_bytes()[start + 100 : start + 164] != bytes(64)  # fixed
 
 
 @pytest.mark.parametrize("change", ["content", "added", "removed"])
-def test_a_changed_folder_is_decoded_anew(folder, change):
+def test_a_changed_folder_is_decoded_again(folder, change):
     source = kept(folder, "disk")
     for i in range(12):
         source.read(i)
@@ -138,7 +132,7 @@ def test_an_image_of_another_size_than_was_scanned_is_decoded_each_time(folder):
 
 
 def open_pixels(folder: Path, i: int) -> np.ndarray:
-    return decode(open_source(folder).read(i), *LIMITS)
+    return read_pixels(open_source(folder), i)
 
 
 def test_a_disk_cache_pickles_and_one_in_memory_says_why_not(folder):
@@ -156,7 +150,7 @@ def test_a_disk_without_room_is_an_error_before_anything_is_decoded(folder):
         UserError,
         match=r"--cache disk needs 171,523.8 GB .* GB are free\): make room, set XDG_CACHE_HOME",
     ):
-        make_folder(str(folder), source, sizes, *LIMITS)
+        make_folder(str(folder), source, sizes)
     assert list(cache_folder("decoded").iterdir()) == []
 
 
@@ -172,12 +166,12 @@ def test_what_has_no_stamp_is_not_kept_on_disk(folder, monkeypatch):
     source = open_source(folder)
     monkeypatch.setattr(type(source), "stamp", lambda self: None)
     with pytest.raises(UserError, match="cannot tell whether"):
-        make_folder(str(folder), source, np.ones((13, 2), dtype=np.int32), *LIMITS)
+        make_folder(str(folder), source, np.ones((13, 2), dtype=np.int32))
 
 
 @pytest.mark.parametrize("file", [layout.PIXELS, layout.SUMS, layout.ABOUT])
 @pytest.mark.parametrize("harm", ["halved", "gone"])
-def test_a_cache_that_is_not_whole_is_made_anew(folder, file, harm):
+def test_a_cache_that_is_not_whole_is_made_again(folder, file, harm):
     source = kept(folder, "disk")
     plain = [source.read(i).copy() for i in range(12)]
     path = source.folder / file
@@ -198,7 +192,7 @@ def test_the_sum_sees_lost_and_exchanged_words():
 
 
 def test_what_a_file_held_for_a_while_is_never_shown_again(folder):
-    """Overwritten while a run is on, and then put back with its old time: the next run must see the old pixels."""
+    """Overwritten during a run, then restored with its old time: the next run sees old pixels."""
     file = folder / "03.png"
     before, facts = file.read_bytes(), file.stat()
     source = kept(folder, "disk")
@@ -217,12 +211,10 @@ def test_an_array_that_is_replaced_while_it_is_read(tmp_path, monkeypatch):
     np.save(tmp_path / "new.npy", new)
     (tmp_path / "new.npy").replace(tmp_path / "set.npy")
     sizes = np.full((4, 2), 20, dtype=np.int32)
-    first = Cached(source, sizes, *LIMITS, make_folder("set.npy", source, sizes, *LIMITS))
+    first = Cached(source, sizes, make_folder("set.npy", source, sizes))
     assert (first.read(0) == 1).all()
     source = open_source(tmp_path / "set.npy")
-    assert (
-        Cached(source, sizes, *LIMITS, make_folder("set.npy", source, sizes, *LIMITS)).read(0) == 2
-    ).all()
+    assert (Cached(source, sizes, make_folder("set.npy", source, sizes)).read(0) == 2).all()
 
 
 def test_a_cache_folder_that_cannot_be_made_is_one_line(folder, monkeypatch):
@@ -230,7 +222,7 @@ def test_a_cache_folder_that_cannot_be_made_is_one_line(folder, monkeypatch):
     sizes = np.full((len(source), 2), 8, dtype=np.int32)
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "zz.jpg"))
     with pytest.raises(UserError, match="--cache disk needs 0.0 GB in .*: make room"):
-        make_folder(str(folder), source, sizes, *LIMITS)
+        make_folder(str(folder), source, sizes)
 
 
 def test_a_path_of_any_bytes(folder):

@@ -1,4 +1,4 @@
-"""Packed sets: what is put into shards comes out again, opening reads the index alone, and every damage has a name."""
+"""Packed sets: what goes in comes out, opening reads the index alone, damage is named."""
 
 import json
 import os
@@ -13,13 +13,13 @@ from helpers.sources import labels, names, pack_shards, plant, png
 from safetensors.numpy import load_file, save_file
 
 from torchmae import disk
-from torchmae.data import scan as module
+from torchmae.data.config import DecodeOptions
 from torchmae.data.decode import BadImage
-from torchmae.data.labels import Subset, open_pair
-from torchmae.data.scan import Scan
-from torchmae.data.sources import open_source, packed
+from torchmae.data.labels import open_pair
+from torchmae.data.scan import measure, scan
+from torchmae.data.sources import open_source, packed, with_decode
 from torchmae.data.sources.packed import ARRAYS, INDEX, PROGRESS, Packed, Part, Shard
-from torchmae.data.sources.source import Source, StringArray
+from torchmae.data.sources.source import Source, StringArray, Subset
 from torchmae.errors import UserError
 
 IMAGES = {f"{'ab'[i % 2]}/{i}.png": png(i) for i in range(8)}
@@ -51,7 +51,7 @@ def test_the_shards_are_plain_tars_for_others(shards: Path) -> None:
     assert not isinstance(source, Packed) and labels(source) == [name[0] for name in IMAGES]
 
 
-def test_labels_that_are_no_folders_are_told_to_other_readers_too(tmp_path: Path) -> None:
+def test_labels_that_are_no_folders_reach_other_readers_too(tmp_path: Path) -> None:
     shard = Shard(tmp_path / "shard-000000.tar")
     for name, label in [
         ("a/1.png", "dog"),
@@ -125,7 +125,7 @@ def test_the_fingerprint_is_the_same_anywhere(shards: Path, tmp_path: Path) -> N
     in_order = pack_shards(tmp_path / "sorted", dict(sorted(IMAGES.items())), 4)
     assert (
         open_source(in_order).fingerprint() == files.fingerprint()
-    )  # so that a run goes on from the packed files
+    )  # so that a run can be resumed from the packed files
 
 
 def change(file: Path, **more: object) -> None:
@@ -157,7 +157,7 @@ def flip(file: Path, at: int) -> None:
         (lambda at: change(at / INDEX, shards=3), INDEX, "is damaged"),
         (lambda at: change(at / INDEX, version=2), INDEX, "use a newer one"),
         (lambda at: change(at / INDEX, images=3), ARRAYS, "do not fit together"),
-        (lambda at: (at / INDEX).unlink(), INDEX, "is no packed set"),
+        (lambda at: (at / INDEX).unlink(), INDEX, "is not a packed set"),
         (lambda at: flip(at / ARRAYS, 300), ARRAYS, "SHA-256"),
         (lambda at: os.truncate(at / ARRAYS, 100), ARRAYS, "SHA-256"),
         (lambda at: (at / ARRAYS).unlink(), ARRAYS, "No such file"),
@@ -194,14 +194,14 @@ def test_other_folders_are_not_taken_for_packed_sets(tmp_path: Path) -> None:
         (tmp_path / name).write_text(text)
         assert names(open_source(tmp_path)) == ["a.png"]
         (tmp_path / name).unlink()
-    with pytest.raises(UserError, match="is no packed set"):
+    with pytest.raises(UserError, match="is not a packed set"):
         open_source(f"packed:{tmp_path}")
 
 
 def test_what_is_not_finished_is_not_opened(shards: Path) -> None:
     (shards / PROGRESS).mkdir()
     os.rename(shards / INDEX, shards / PROGRESS / INDEX)
-    with pytest.raises(UserError, match="not finished: the same mae pack command goes on"):
+    with pytest.raises(UserError, match="not finished: the same mae pack command resumes it"):
         open_source(shards)
 
 
@@ -216,12 +216,6 @@ def test_a_packed_set_brings_its_own_split(tmp_path: Path) -> None:
     assert val is not None and labels(train) == labels(val) == ["a", "a", "b", "b"]
 
 
-def scan(
-    source: Source, channels: int = 3, max_megapixels: float = 100.0, white: int = 65535
-) -> Scan:
-    return module.scan(source, channels, max_megapixels, white)
-
-
 def refuse(self: Source, i: int) -> bytes:
     raise AssertionError("read")
 
@@ -232,7 +226,7 @@ def test_a_set_of_an_older_version_is_scanned(shards: Path) -> None:
     save_file(arrays, shards / ARRAYS)
     change(shards / INDEX, index_sha256=disk.sha256(shards / ARRAYS))
     source = open_source(shards)
-    assert isinstance(source, Packed) and source.scanned(3, 100.0, 65535) is None
+    assert isinstance(source, Packed) and source.scanned() is None
     assert items(source) == [(name, name[0], data) for name, data in IMAGES.items()]
     assert scan(source).sizes.tolist() == [[7, 6]] * 8
 
@@ -245,17 +239,21 @@ def test_a_set_knows_its_scan_by_its_own_rules_only(
         shard.add(name, name[0], data, (7, 6), bytes(16), i)
     settings = {"settings": {"white": 4095, "max_megapixels": 50.0}, "data": {}}
     packed.write_index(
-        tmp_path, [shard.finish()], settings, lambda source: module.measure(source, 3, 50.0, 4095)
+        tmp_path,
+        [shard.finish()],
+        settings,
+        lambda source: measure(with_decode(source, DecodeOptions(50.0, 4095))),
     )
     source = open_source(tmp_path)
     assert isinstance(source, Packed)
-    for rules in [(1, 50.0, 4095), (3, 49.0, 4095), (3, 50.0, 65535)]:
-        assert (
-            source.scanned(*rules) is None and scan(source, *rules).sizes.tolist() == [[7, 6]] * 8
-        )
-    fresh = scan(Subset(source, range(8)), 3, 60.0, 4095)
+    for rules in [(50.0, 4095, 1), (49.0, 4095, None), (50.0, 65535, None)]:
+        other = with_decode(source, DecodeOptions(*rules))
+        assert isinstance(other, Packed) and other.scanned() is None
+        assert scan(other).sizes.tolist() == [[7, 6]] * 8
+    source = with_decode(source, DecodeOptions(60.0, 4095))
+    fresh = scan(Subset(source, range(8)))
     monkeypatch.setattr(Packed, "read", refuse)
-    found = scan(source, 3, 60.0, 4095)
+    found = scan(source)
     assert found[:-1] == fresh[:-1] and np.array_equal(found.sizes, fresh.sizes)
 
 

@@ -2,11 +2,12 @@
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.settings import finetune_config, flat, resolve_finetune
 from helpers.small import make_photos
 
 from torchmae.data.labels import labelled_sets
@@ -15,8 +16,10 @@ from torchmae.errors import UserError
 from torchmae.models.heads import Classifier, trainable
 from torchmae.models.mixing import mix
 from torchmae.models.vit import ViT
-from torchmae.tasks.finetune.config import Finetune, choices, resolve
-from torchmae.tasks.finetune.run import plan_of
+from torchmae.runfolder import read_results
+from torchmae.settings.options import changed
+from torchmae.tasks.finetune.config import Finetune
+from torchmae.tasks.finetune.plan import train_config
 from torchmae.tasks.finetune.run import run as finetune
 from torchmae.tasks.finetune.task import ClassifyTask
 from torchmae.train.config import TrainConfig
@@ -65,7 +68,7 @@ def test_every_parameter_is_in_one_group_with_the_expected_scale_and_decay() -> 
 
 
 def test_what_each_kind_of_training_moves() -> None:
-    model = small_classifier("token")
+    model = small_classifier("cls")
     everything = [name for name, _ in model.named_parameters()]
     behind = {"encoder.norm.weight", "encoder.norm.bias", "head.weight", "head.bias"}
     last = {n for n in everything if n.startswith("encoder.blocks.2.")}
@@ -90,7 +93,9 @@ def test_frozen_means_unchanged_bit_for_bit(
 ) -> None:
     from torchmae.models.weights import read_weights
 
-    out = finetune(Finetune(str(run), str(photos), out=str(tmp_path / "ft"), train=train, **QUICK))
+    out = finetune(
+        finetune_config(str(run), str(photos), out=str(tmp_path / "ft"), train=train, **QUICK)
+    )
     before, after = read_weights(run), read_weights(out)
     config = json.loads((out / "config.json").read_text())
     moving = set(trainable(Classifier.build(config["model"]), train))
@@ -99,21 +104,22 @@ def test_frozen_means_unchanged_bit_for_bit(
             assert torch.equal(value, before[name]), name
         elif name in before:
             assert not torch.equal(value, before[name]), name
-    results = json.loads((out / "results.json").read_text())["validation"]
+    results = read_results(out, "finetune")[-1]["results"]
     assert results["best"]["top1"] >= results["last"]["top1"] >= 0 and results["last"]["count"] == 6
 
 
 def test_parts_that_do_not_move_stay_in_eval_mode() -> None:
     model = small_classifier()
     model.encoder.set_drop_path(0.5)
-    labels = torch.zeros(2, dtype=torch.int64)
-    task = ClassifyTask(model, labels, Finetune("x", "y", train="1")).train()
+    task = ClassifyTask(model, resolve_finetune(finetune_config("x", "y", train="1"))[0]).train()
     assert [block.training for block in model.encoder.blocks] == [
         False,
         False,
         True,
     ] and model.head.training
-    head = ClassifyTask(small_classifier(), labels, Finetune("x", "y", train="head")).train()
+    head = ClassifyTask(
+        small_classifier(), resolve_finetune(finetune_config("x", "y", train="head"))[0]
+    ).train()
     assert (
         not any(module.training for module in head.model.encoder.modules())
         and head.model.head.training
@@ -135,12 +141,12 @@ def test_mixing_is_a_function_of_the_step_and_keeps_the_shares_of_pixels_and_lab
     assert mix(images, targets, 0.0, 0.0, 3, 0)[0] is images
 
 
-def resolved(config: Finetune, images: int) -> Finetune:
-    return resolve(config, choices(config, images, 50, (32, 32), CPU), images)
+def resolved(config: Finetune, images: int) -> SimpleNamespace:
+    return flat(resolve_finetune(config, images=images)[0])
 
 
 def test_defaults_follow_the_number_of_labels_and_say_why() -> None:
-    few, many = (resolved(Finetune("run", "x"), n) for n in (100, 5000))
+    few, many = (resolved(finetune_config("run", "x"), n) for n in (100, 5000))
     assert few.epochs == 100 and many.epochs == 20 and few.mixup == 0 < many.mixup
     assert (
         few.randaug_magnitude,
@@ -155,7 +161,7 @@ def test_defaults_follow_the_number_of_labels_and_say_why() -> None:
         0.999,
         0,
     )
-    head = resolved(Finetune("run", "x", train="head"), 100)
+    head = resolved(finetune_config("run", "x", train="head"), 100)
     assert (
         head.weight_decay,
         head.randaug_magnitude,
@@ -169,24 +175,27 @@ def test_defaults_follow_the_number_of_labels_and_say_why() -> None:
         0,
         0,
     )
-    assert (head.pool, head.optimizer, head.base_lr) == ("token", "sgd", 1.0)
-    assert resolved(Finetune("run", "x", train="head", batch_size=4096), 9000).optimizer == "lars"
-    scratch = resolved(Finetune("none", "x"), 100)
+    assert (head.pool, head.optimizer, head.base_lr) == ("cls", "sgd", 1.0)
+    assert (
+        resolved(finetune_config("run", "x", train="head", batch_size=4096), 9000).optimizer
+        == "lars"
+    )
+    scratch = resolved(finetune_config("none", "x"), 100)
     assert (scratch.weight_decay, scratch.beta2, scratch.ema, scratch.layer_decay) == (
         0.3,
         0.95,
         0.9999,
         1,
     )
-    asked = Finetune("run", "x", epochs=3, drop_path=0.0, randaug_magnitude=5)
-    given = choices(asked, 100, 50, (32, 32), CPU)
+    asked = finetune_config("run", "x", epochs=3, drop_path=0.0, randaug_magnitude=5)
+    config, given = resolve_finetune(asked)
     assert not {"epochs", "drop_path", "randaug_magnitude"} & set(given) and all(
-        choice.why for choice in given.values()
+        choice.reason for choice in given.values()
     )
-    kept = resolve(asked, given, 100)
+    kept = flat(config)
     assert (kept.epochs, kept.drop_path, kept.randaug_magnitude) == (3, 0, 5)
     with pytest.raises(UserError, match="--batch-size 1000 is more than the 18 labelled images"):
-        resolved(Finetune("run", "x", batch_size=1000), 18)
+        resolved(finetune_config("run", "x", batch_size=1000), 18)
     for one in (few, many, head, scratch):
         assert not [n for n, value in vars(one).items() if value is None and n not in UNSET]
 
@@ -200,6 +209,9 @@ UNSET = {
     "channels",
     "clip_grad",
     "micro_batch_size",
+    "minutes",
+    "cache",
+    "plugin",
 }
 
 
@@ -223,7 +235,7 @@ def test_splits_and_subsets_are_stratified_and_seeded(photos: Path) -> None:
 
 def test_another_resolution_resizes_the_positions(run: Path, photos: Path, tmp_path: Path) -> None:
     out = finetune(
-        Finetune(
+        finetune_config(
             str(run),
             str(photos),
             out=str(tmp_path / "ft"),
@@ -240,7 +252,7 @@ def test_another_resolution_resizes_the_positions(run: Path, photos: Path, tmp_p
 def test_from_scratch_and_resume_is_finished(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = Finetune(
+    config = finetune_config(
         "none",
         str(photos),
         out=str(tmp_path / "s"),
@@ -252,7 +264,7 @@ def test_from_scratch_and_resume_is_finished(
     weights = (out / "model.safetensors").read_bytes()
     assert finetune(config) == out and (out / "model.safetensors").read_bytes() == weights
     with pytest.raises(UserError, match=r"smoothing was 0.1, is 0.2"):
-        finetune(replace(config, label_smoothing=0.2))
+        finetune(changed(config, label_smoothing=0.2))
 
 
 def test_mistakes_come_before_compute(run: Path, photos: Path, tmp_path: Path) -> None:
@@ -264,23 +276,23 @@ def test_mistakes_come_before_compute(run: Path, photos: Path, tmp_path: Path) -
     (tmp_path / "one" / "class").mkdir(parents=True)
     for i in range(3):
         shutil.copy(photos / "blob" / f"{i}.jpg", tmp_path / "one" / "class" / f"{i}.jpg")
-    asked = Finetune(str(run), str(photos), out=str(tmp_path / "out"))
+    asked = finetune_config(str(run), str(photos), out=str(tmp_path / "out"))
     for config, message in [
-        (replace(asked, data=str(alone)), "every class has only one image"),
+        (changed(asked, data=str(alone)), "every class has only one image"),
         (
-            replace(asked, val=str(tmp_path / "val")),
+            changed(asked, val=str(tmp_path / "val")),
             "class 'other' is in the validation images, but not in the training",
         ),
-        (replace(asked, data=str(photos / "blob")), "has no labels"),
-        (replace(asked, data=str(tmp_path / "one")), "at least two classes, .* has 1"),
-        (replace(asked, labels_per_class=100), "has only 6 images"),
-        (replace(asked, run=str(tmp_path)), "is not a run folder"),
-        (replace(asked, train="9"), "number of blocks from 0 to 6"),
-        (replace(asked, pool="max"), "--pool max: mean or token"),
-        (replace(asked, label_smoothing=1.0), "--label-smoothing 1.0"),
-        (replace(asked, epochs=float("nan")), "--epochs nan: must be a finite number"),
-        (replace(asked, run="none", train="head"), "from scratch .* everything has to be trained"),
-        (replace(asked, batch_size=1000), "--batch-size 1000 is more than the 18 labelled images"),
+        (changed(asked, data=str(photos / "blob")), "has no labels"),
+        (changed(asked, data=str(tmp_path / "one")), "at least two classes, .* has 1"),
+        (changed(asked, labels_per_class=100), "has only 6 images"),
+        (changed(asked, run=str(tmp_path)), "is not a run folder"),
+        (changed(asked, train="9"), "number of blocks from 0 to 6"),
+        (changed(asked, pool="max"), "--pool max: mean or cls"),
+        (changed(asked, label_smoothing=1.0), "--label-smoothing 1.0"),
+        (changed(asked, epochs=float("nan")), "--epochs nan: must be a finite number"),
+        (changed(asked, run="none", train="head"), "from scratch .* everything has to be trained"),
+        (changed(asked, batch_size=1000), "--batch-size 1000 is more than the 18 labelled images"),
     ]:
         with pytest.raises(UserError, match=message):
             finetune(config)
@@ -293,13 +305,15 @@ def test_stochastic_depth_reaches_what_is_trained(train: str) -> None:
     torch.nn.init.normal_(model.head.weight)
     batch = Batch(
         torch.randint(0, 256, (8, 1, 8, 8), dtype=torch.uint8),
+        labels,
         torch.zeros(8).long(),
         torch.arange(8),
-        [],
     )
     losses = {}
     for rate in (0.0, 0.9):
-        task = ClassifyTask(model, labels, Finetune("x", "y", train=train, drop_path=rate)).train()
+        task = ClassifyTask(
+            model, resolve_finetune(finetune_config("x", "y", train=train, drop_path=rate))[0]
+        ).train()
         losses[rate] = task(batch)["loss"].item()
         assert task(batch)["loss"].item() == losses[rate], "drawn anew for the same batch"
         losses[f"eval {rate}"] = task.eval()(batch)["loss"].item()
@@ -310,11 +324,11 @@ def test_stochastic_depth_reaches_what_is_trained(train: str) -> None:
 
 def test_the_plan_of_a_classifier_reaches_its_optimizer() -> None:
     """The table above, through plan and step, where layer decay was once lost."""
-    config = resolved(
-        Finetune("run", "x", weight_decay=0.1, layer_decay=0.5, epochs=5, base_lr=1e-3), 100
+    config, _ = resolve_finetune(
+        finetune_config("run", "x", weight_decay=0.1, layer_decay=0.5, epochs=5, base_lr=1e-3)
     )
-    task = ClassifyTask(small_classifier(), torch.zeros(2).long(), config)
-    step = Trainer(task, CPU, plan_of(replace(config, precision="fp32"), 100))
+    task = ClassifyTask(small_classifier(), config)
+    step = Trainer(task, CPU, train_config(changed(config, precision="fp32"), 100))
     found = {
         name: (g["lr_scale"], g["weight_decay"])
         for g in step.optimizer.param_groups
@@ -330,7 +344,8 @@ def test_the_plan_of_a_classifier_reaches_its_optimizer() -> None:
 def test_validation_comes_after_every_epoch_also_where_an_epoch_is_no_whole_number_of_steps() -> (
     None
 ):
-    plan = plan_of(resolved(Finetune("run", "x", epochs=4, batch_size=16), 40), 40)
+    config, _ = resolve_finetune(finetune_config("run", "x", epochs=4, batch_size=16), images=40)
+    plan = train_config(config, 40)
     assert plan.steps == 10 and plan.evaluate_steps == pytest.approx(2.5 * 1)
     assert [done for done in range(1, 11) if evaluation_is_due(done, plan)] == [3, 5, 8, 10]
 
@@ -343,7 +358,7 @@ def without(run: Path, *names: str) -> None:
 def test_a_kill_before_the_last_validation_is_made_good(
     run: Path, photos: Path, tmp_path: Path
 ) -> None:
-    config = Finetune(str(run), str(photos), out=str(tmp_path / "k"), **QUICK)
+    config = finetune_config(str(run), str(photos), out=str(tmp_path / "k"), **QUICK)
     out = finetune(config)
     whole = {name: (out / name).read_text() for name in ("last.json", "results.json")}
     old = json.loads(whole["last.json"])
@@ -359,14 +374,14 @@ def test_a_kill_before_the_last_validation_is_made_good(
 def test_what_an_earlier_start_measured_does_not_count(
     run: Path, photos: Path, tmp_path: Path
 ) -> None:
-    config = Finetune(str(run), str(photos), out=str(tmp_path / "s"), **QUICK)
+    config = finetune_config(str(run), str(photos), out=str(tmp_path / "s"), **QUICK)
     out = finetune(config)
     shutil.rmtree(out / "state")
     without(out, "model.safetensors")  # as a kill before the first checkpoint leaves it
     (out / "best.json").write_text(
         json.dumps({**json.loads((out / "best.json").read_text()), "top1": 2.0, "step": 77})
     )
-    finetune(replace(config, base_lr=1e-5))
+    finetune(changed(config, base_lr=1e-5))
     assert json.loads((out / "best.json").read_text())["step"] != 77
 
 
@@ -374,7 +389,9 @@ def test_other_labels_are_another_run(run: Path, photos: Path, tmp_path: Path) -
     rows = [f"{path},{path.parent.name}" for path in sorted(photos.rglob("*.jpg"))]
     table = tmp_path / "labels.csv"
     table.write_text("\n".join(["path,label", *rows]))
-    config = Finetune(str(run), str(table), out=str(tmp_path / "csv"), **{**QUICK, "epochs": 1})
+    config = finetune_config(
+        str(run), str(table), out=str(tmp_path / "csv"), **{**QUICK, "epochs": 1}
+    )
     finetune(config)
     swap = {"across": "down", "down": "across", "blob": "blob"}
     table.write_text(
@@ -385,38 +402,38 @@ def test_other_labels_are_another_run(run: Path, photos: Path, tmp_path: Path) -
 
 
 def test_a_probe_s_trial_does_not_count_among_its_statistics() -> None:
-    model = Classifier(ViT((8, 8), 4, 1, 16, 3, 2), ["a", "b"], "token", batch_norm=True)
-    task = ClassifyTask(model, torch.zeros(8).long(), Finetune("x", "y", train="head"))
+    model = Classifier(ViT((8, 8), 4, 1, 16, 3, 2), ["a", "b"], "cls", batch_norm=True)
+    task = ClassifyTask(model, resolve_finetune(finetune_config("x", "y", train="head"))[0])
     step = Trainer(
         task.train(), CPU, TrainConfig(9, 0, 1e-3, 0.0, (0.9, 0.999), None, "fp32", optimizer="sgd")
     )
     batch = Batch(
         torch.randint(0, 256, (8, 1, 8, 8), dtype=torch.uint8),
         torch.zeros(8).long(),
+        torch.zeros(8).long(),
         torch.arange(8),
-        [],
     )
     step(batch, 1e-3)
     assert model.bn.num_batches_tracked == 1
 
 
 def test_settings_that_could_not_arrive_are_refused(run: Path, photos: Path) -> None:
-    asked = Finetune(str(run), str(photos))
+    asked = finetune_config(str(run), str(photos))
     for config, message in [
-        (replace(asked, model="vit_huge"), "--model vit_huge is for training from scratch"),
-        (replace(asked, patch_size=7), "--patch-size 7 is for training from scratch"),
+        (changed(asked, model="vit_huge"), "--model vit_huge is for training from scratch"),
+        (changed(asked, patch_size=7), "--patch-size 7 is for training from scratch"),
         (
-            replace(asked, run="none", model=str(run), patch_size=16),
+            changed(asked, run="none", model=str(run), patch_size=16),
             "--patch-size 16: that of .* is 8",
         ),
-        (replace(asked, train="head", batch_size=1), "more than one image at a time"),
-        (replace(asked, train="head", micro_batch_size=4), "sees the whole batch"),
+        (changed(asked, train="head", batch_size=1), "more than one image at a time"),
+        (changed(asked, train="head", micro_batch_size=4), "sees the whole batch"),
         (
-            replace(asked, mixup=0.8, batch_size=12, micro_batch_size=3),
+            changed(asked, mixup=0.8, batch_size=12, micro_batch_size=3),
             "must be even and divide the batch",
         ),
-        (replace(asked, val=str(photos)), "is the data that is trained on"),
-        (replace(asked, run=str(photos), data=str(run)), "is not a run folder"),
+        (changed(asked, val=str(photos)), "is the data that is trained on"),
+        (changed(asked, run=str(photos), data=str(run)), "is not a run folder"),
     ]:
         with pytest.raises(UserError, match=message):
             finetune(config)

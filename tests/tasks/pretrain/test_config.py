@@ -1,78 +1,110 @@
-"""What is chosen when nothing is said: sensible for the data and the device."""
+"""What is chosen when nothing is said: sensible for the data and the device, with a reason."""
+
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
-import torch
+from helpers.settings import flat, pretrain_config, resolve_pretrain
 
-from torchmae import options, runfolder
-from torchmae.data.scan import Scan
+from torchmae import runfolder
 from torchmae.errors import UserError
-from torchmae.tasks.pretrain import config as settings
-from torchmae.tasks.pretrain.config import Pretrain
-from torchmae.train.distributed import World
-
-CPU, GPU = World(0, 1, torch.device("cpu")), World(0, 1, torch.device("cuda"))
+from torchmae.settings.defaults import patch_side
+from torchmae.settings.options import changeable
+from torchmae.tasks.pretrain.config import RULES, Pretrain, check
 
 
-def found(images: int, height: int = 500, width: int = 375) -> Scan:
-    return Scan(images, [], height, width, (0.5,) * 3, (0.2,) * 3, True)
+def chosen(
+    device: str = "cpu", facts: dict[str, Any] | None = None, **options: Any
+) -> SimpleNamespace:
+    """All settings after resolving, flat."""
+    config, _ = resolve_pretrain(pretrain_config("x", **options), device=device, **(facts or {}))
+    return flat(config)
 
 
 @pytest.mark.parametrize("images", [1, 3, 20, 200, 1797, 9469, 50_000, 1_281_167])
-@pytest.mark.parametrize("world", [CPU, GPU], ids=["cpu", "gpu"])
-def test_defaults_fit_any_data_set(images: int, world: World) -> None:
-    chosen = settings.resolve(Pretrain("x"), found(images), 3, world)
-    assert chosen.batch_size is not None and 1 <= chosen.batch_size <= images
-    assert chosen.epochs is not None and chosen.base_lr is not None
-    assert 1e-4 < chosen.base_lr * chosen.batch_size / 256 < 3e-3
-    assert all(
-        getattr(chosen, name) is not None
-        for name in ("model", "image_size", "patch_size", "channels", "precision", "workers")
-    )
-    assert chosen.warmup_epochs == pytest.approx(chosen.epochs / 20)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_defaults_fit_any_data_set(images: int, device: str) -> None:
+    found = chosen(device, {"images": images})
+    assert 1 <= found.batch_size <= images
+    assert 1e-4 < found.base_lr * found.batch_size / 256 < 3e-3
+    assert all(getattr(found, name) is not None for name in RULES)
+    assert found.warmup_epochs == pytest.approx(found.epochs / 20)
 
 
 def test_a_laptop_with_200_images_gets_a_small_model_and_a_short_run() -> None:
-    chosen = settings.resolve(Pretrain("x"), found(200), 3, CPU)
-    assert (chosen.model, chosen.image_size, chosen.patch_size) == ("vit_micro", "224", 16)
-    assert chosen.epochs * 200 <= 100_000 and chosen.batch_size <= 32
+    found = chosen(facts={"images": 200})
+    assert (found.model, found.image_size, found.patch_size) == ("vit_micro", "224", 16)
+    assert found.epochs * 200 <= 100_000
+    assert found.batch_size <= 32
 
 
 def test_more_data_on_a_gpu_gets_a_larger_model() -> None:
-    models = [
-        settings.resolve(Pretrain("x"), found(n), 3, GPU).model for n in (1_000, 100_000, 1_000_000)
-    ]
+    models = [chosen("cuda", {"images": n}).model for n in (1_000, 100_000, 1_000_000)]
     assert models == ["vit_tiny", "vit_small", "vit_base"]
 
 
 def test_the_paper_s_learning_rate_from_vit_base_on() -> None:
-    assert settings.base_lr(4096, 768) == settings.base_lr(256, 1024) == 1.5e-4
-    assert settings.base_lr(4096, 192) == pytest.approx(1.5e-4)
+    many = {"images": 100_000}
+    assert chosen("cuda", many, model="vit_base", batch_size=4096).base_lr == 1.5e-4
+    assert chosen("cuda", many, model="vit_large", batch_size=256).base_lr == 1.5e-4
+    assert chosen("cuda", many, model="vit_tiny", batch_size=4096).base_lr == pytest.approx(1.5e-4)
+    assert chosen("cuda", {**many, "embed_dim": 768}, batch_size=256).base_lr == 1.5e-4
+
+
+def test_every_choice_has_a_reason_and_what_was_named_is_not_chosen() -> None:
+    config, made = resolve_pretrain(pretrain_config("x", epochs=3, precision="fp32"))
+    assert set(made) == set(RULES) - {"epochs", "precision"}
+    assert all(choice.reason for choice in made.values())
+    assert (config.optim.epochs, config.optim.precision) == (3, "fp32")
+
+
+def test_minutes_decide_the_epochs_once_a_step_is_timed() -> None:
+    """10 minutes at half a second a step of 32 images, 1,000 images an epoch: 1,200 steps."""
+    timed = {"seconds_per_step": 0.5}
+    found = chosen(facts=timed, minutes=10, batch_size=32)
+    assert found.epochs == pytest.approx(1200 * 32 / 1000)
+    assert found.warmup_epochs == pytest.approx(found.epochs / 20)
+    assert found.minutes == 10
+    with pytest.raises(UserError, match="--minutes decides the number of epochs"):
+        check(pretrain_config("x", minutes=10, epochs=3))
 
 
 @pytest.mark.parametrize(
-    "size, patch", [(224, 16), (192, 16), (128, 16), (96, 8), (64, 8), (32, 4), (28, 4), (16, 2)]
+    ("options", "message"),
+    [
+        ({"epochs": 1e9}, r"--epochs 1e\+09: must be at most 100000"),
+        ({"workers": 100_000}, "--workers 100000: must be at most 1024"),
+        ({"clip_grad": 0.0}, "--clip-grad 0: must be more than 0"),
+        ({"save_minutes": -1.0}, "--save-minutes -1: must not be negative"),
+    ],
+)
+def test_absurd_values_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check(pretrain_config("x", **options))
+
+
+def test_what_may_change_when_a_run_is_resumed() -> None:
+    free = changeable(Pretrain)
+    assert {"device", "workers", "cache", "fsdp", "out", "log_every", "data", "plugin"} <= free
+    assert not free & {"epochs", "precision", "seed", "white", "channels", "mask_ratio", "flip"}
+
+
+@pytest.mark.parametrize(
+    ("size", "patch"),
+    [(224, 16), (192, 16), (128, 16), (96, 8), (64, 8), (32, 4), (28, 4), (16, 2)],
 )
 def test_patch_sizes(size: int, patch: int) -> None:
-    assert settings.patch_size((size, size)) == patch
+    assert patch_side((size, size)) == patch
 
 
 def test_the_image_size_follows_the_data() -> None:
-    sizes = [
-        settings.resolve(Pretrain("x"), found(100, side, 2 * side), 3, CPU).image_size
-        for side in (28, 33, 130, 2000, 5)
-    ]
+    sides = [{"height": side, "width": 2 * side} for side in (28, 33, 130, 2000, 5)]
+    sizes = [chosen(facts=facts).image_size for facts in sides]
     assert sizes == ["28", "32", "128", "224", "8"]
 
 
-def test_sizes_are_height_by_width() -> None:
-    assert options.parse_size("192x256") == (192, 256) and options.parse_size(224) == (224, 224)
-    for wrong in ("0", "12x", "x12", "a", "10x0", "-3", ""):
-        with pytest.raises(UserError, match="192x256"):
-            options.parse_size(wrong)
-
-
 @pytest.mark.parametrize(
-    "data, name",
+    ("data", "name"),
     [
         ("photos/", "photos"),
         ("/a/b/My Photos", "My-Photos"),
@@ -89,11 +121,11 @@ def test_the_run_folder_is_named_after_the_data(data: str, name: str) -> None:
 
 def test_a_batch_larger_than_the_data_is_refused() -> None:
     with pytest.raises(UserError, match="--batch-size 64 is more than the 20 images"):
-        settings.resolve(Pretrain("x", batch_size=64), found(20), 3, CPU)
+        chosen(facts={"images": 20}, batch_size=64)
 
 
 def test_no_automatic_patch_makes_a_senseless_grid() -> None:
-    assert settings.patch_size((512, 512)) == 16
+    assert patch_side((512, 512)) == 16
     for size in ((97, 97), (31, 31), (94, 94)):
         with pytest.raises(UserError, match="use --image-size"):
-            settings.patch_size(size)
+            patch_side(size)

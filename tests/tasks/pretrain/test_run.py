@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 import torchmae
 from torchmae import cli
 from torchmae.errors import UserError
+from torchmae.models.decoders import DecoderConfig
 from torchmae.models.mae import MAE
 from torchmae.models.masking import MASKINGS
 from torchmae.models.targets import TARGETS
@@ -238,7 +239,7 @@ def test_the_encoder_is_trained_as_if_there_were_no_statistics_head(
 
     def train(with_head: bool) -> dict[str, torch.Tensor]:
         torch.manual_seed(0)
-        model = MAE(ViT((16, 16), 4, 1, 32, 2, 2), 16, 1, 2)
+        model = MAE(ViT((16, 16), 4, 1, 32, 2, 2), DecoderConfig("transformer", 16, 1, 2))
         if not with_head:
             model.decoder.statistics = None
         task = PretrainTask(model, "random", 0.75, 0)
@@ -248,7 +249,8 @@ def test_the_encoder_is_trained_as_if_there_were_no_statistics_head(
         for i in range(5):
             images = torch.randint(0, 256, (4, 1, 16, 16), generator=generator, dtype=torch.uint8)
             step(
-                Batch(images, torch.zeros(4, dtype=torch.int64), torch.arange(4) + 4 * i, []), 1e-3
+                Batch(images, None, torch.zeros(4, dtype=torch.int64), torch.arange(4) + 4 * i),
+                1e-3,
             )
         return {
             name: value for name, value in model.state_dict().items() if "statistics" not in name
@@ -262,12 +264,16 @@ def test_trivial_predictors_by_brute_force(photos: Path) -> None:
     from torchmae.data.loader import Batch
     from torchmae.tasks.pretrain.task import PretrainTask
 
-    model = MAE(ViT((16, 16), 4, 1, 32, 2, 2, mean=(0.4,), std=(0.3,)), 16, 1, 2, target="pixels")
+    model = MAE(
+        ViT((16, 16), 4, 1, 32, 2, 2, mean=(0.4,), std=(0.3,)),
+        DecoderConfig("transformer", 16, 1, 2),
+        target="pixels",
+    )
     task = PretrainTask(model, "random", 0.75, 0)
     images = torch.randint(
         0, 256, (3, 1, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
     )
-    batch = Batch(images, torch.zeros(3, dtype=torch.int64), torch.arange(3), [])
+    batch = Batch(images, None, torch.zeros(3, dtype=torch.int64), torch.arange(3))
     mask, floats = task.mask(batch), (images.double() / 255 - 0.4) / 0.3
     patch_mean, visible_mean = [], []
     for image, keep, hide in zip(floats[:, 0], mask.keep.tolist(), mask.hide.tolist()):
@@ -354,15 +360,13 @@ def test_tiny_grey_images_train_by_default(tmp_path: Path) -> None:
         )
 
 
-@pytest.mark.parametrize("cache", ["memory", "disk", "device"])
+@pytest.mark.parametrize("cache", [None, "memory", "disk", "device"])
 def test_a_cache_does_not_change_the_weights(tmp_path, cache, capsys):
     photos = make_photos(tmp_path / "photos")
     (photos / "zz.jpg").write_bytes(b"no image")
     runs = [
-        torchmae.pretrain(
-            str(photos), out=str(tmp_path / (kind or "plain")), epochs=3, cache=kind, **SMALL
-        )
-        for kind in (None, cache)
+        torchmae.pretrain(str(photos), out=str(tmp_path / str(kind)), epochs=3, cache=kind, **SMALL)
+        for kind in ("none", cache)
     ]
     plain, made = (load_file(run / "model.safetensors") for run in runs)
     assert plain.keys() == made.keys() and all(
@@ -371,10 +375,17 @@ def test_a_cache_does_not_change_the_weights(tmp_path, cache, capsys):
     said = capsys.readouterr().out
     assert (
         "decoded each time" in said
-        and {"memory": "kept in memory", "disk": "in a file", "device": "on the dev"}[cache] in said
+        and {
+            None: "cache  ",
+            "memory": "kept in memory",
+            "disk": "in a file",
+            "device": "on the dev",
+        }[cache]
+        in said
     )
+    assert ("decoding takes" in said) == (cache is None)  # what is chosen has a reason
     torchmae.pretrain(
-        str(photos), out=str(tmp_path / cache), epochs=3, cache="none", **SMALL
+        str(photos), out=str(tmp_path / str(cache)), epochs=3, cache="none", **SMALL
     )  # may change at any time
     assert "is finished" in capsys.readouterr().out
 

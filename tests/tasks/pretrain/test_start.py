@@ -1,13 +1,16 @@
-"""`mae pretrain --from RUN`: the start is RUN's weights bit for bit, made to fit other images; RUN stays as it is."""
+"""`mae pretrain --from RUN`: the start is RUN's weights bit for bit, made to fit other images; RUN
+stays as it is."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from helpers.settings import flat, pretrain_config, resolve_pretrain
 from helpers.small import SMALL
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -17,36 +20,44 @@ from torchmae import cli
 from torchmae import runfolder as runs
 from torchmae.data.loader import Batch
 from torchmae.data.scan import Scan
+from torchmae.data.sources import open_source
+from torchmae.data.transforms import CenterCropResize
 from torchmae.errors import UserError
 from torchmae.models import patches, weights
+from torchmae.models.decoders import DecoderConfig
+from torchmae.models.encoders import build_encoder
 from torchmae.models.heads import Classifier
 from torchmae.models.mae import MAE
 from torchmae.models.patches import patchify, resize_positions, sincos_positions
 from torchmae.models.vit import ViT
 from torchmae.models.weights import load, load_mae
 from torchmae.runfolder import read_config
-from torchmae.tasks.import_weights import config, run
-from torchmae.tasks.pretrain import config as settings
-from torchmae.tasks.pretrain.config import Pretrain
-from torchmae.tasks.pretrain.start import build, init_from_run
+from torchmae.tasks.pretrain.config import check
+from torchmae.tasks.pretrain.run import make_batches
+from torchmae.tasks.pretrain.start import (
+    build_model,
+    fit_target,
+    init_from_run,
+    sample_patches,
+)
 from torchmae.tasks.pretrain.task import PretrainTask
-from torchmae.train.distributed import World
 
+ONE = World(0, 1, torch.device("cpu"))
 LIGHT = dict(batch_size=8, workers=0, device="cpu", precision="fp32")
 STILL = dict(base_lr=0.0, epochs=1, **LIGHT)  # a training that moves nothing
 
 
-def begin(run: Path, channels: int = 3, **options: Any) -> tuple[MAE, str, Pretrain]:
+def begin(run: Path, channels: int = 3, **options: Any) -> tuple[MAE, str, SimpleNamespace]:
     """The model before its first step, for data of so many channels; its origin in words; the settings."""
-    asked = Pretrain("photos", from_run=str(run), **options)
-    settings.check(asked)
-    config, parent = init_from_run(asked, channels)
+    requested = pretrain_config("photos", from_run=str(run), **options)
+    check(requested)
+    config, parent = init_from_run(requested, channels)
     assert parent is not None
-    channels = config.channels or channels
+    channels = config.decode.channels or channels
     found = Scan(24, [], 40, 48, (0.4,) * channels, (0.3,) * channels, True)
-    world = World(0, 1, torch.device("cpu"))
-    config = settings.resolve(config, found, channels, world, parent.encoder.embed_dim)
-    return *build(config, found, parent), config
+    facts = dict(images=24, height=40, width=48, channels=channels)
+    resolved, _ = resolve_pretrain(config, **facts, embed_dim=parent.encoder.embed_dim)
+    return *build_model(resolved, found, parent), flat(resolved)
 
 
 def same(ours: nn.Module, theirs: nn.Module, but: Sequence[str] = ()) -> None:
@@ -88,7 +99,10 @@ def make_mae(
     folder: Path, channels: int = 3, target: str = "norm-pixels", encode_all: bool = False
 ) -> Path:
     model = MAE(
-        ViT((32, 32), 8, channels, 128, 6, 4), 32, 1, 4, target=target, encode_all=encode_all
+        ViT((32, 32), 8, channels, 128, 6, 4),
+        DecoderConfig("transformer", 32, 1, 4),
+        target=target,
+        encode_all=encode_all,
     )
     shake(model)
     return make_run(folder, model)
@@ -112,7 +126,7 @@ def test_the_start_is_the_run_bit_for_bit_and_so_is_its_loss(run: Path) -> None:
     images = torch.randint(
         0, 256, (4, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
     )
-    batch = Batch(images, torch.zeros(4, dtype=torch.int64), torch.arange(4), [])
+    batch = Batch(images, None, torch.zeros(4, dtype=torch.int64), torch.arange(4))
     losses = [PretrainTask(m, "random", 0.75, 0)(batch)["loss"].item() for m in (model, parent)]
     assert losses[0] == losses[1]
     assert not model.encoder.pos_embed.requires_grad and all(
@@ -229,7 +243,7 @@ def test_adapting_an_encoder() -> None:
         16,
         16,
     )
-    built = ViT(**encoder.config())  # type: ignore[arg-type]
+    built = build_encoder(encoder.config())
     built.load_state_dict(encoder.state_dict())
     images = torch.randn(2, 2, 16, 16)
     assert torch.equal(built(images), encoder(images))
@@ -238,7 +252,7 @@ def test_adapting_an_encoder() -> None:
         .flatten(2)
         .transpose(1, 2)
         .allclose(  # it is a whole convolution still
-            encoder.patch_embed(patchify(images, 4)), atol=1e-5
+            encoder.patch_embed(patchify(images, (4, 4))), atol=1e-5
         )
     )
     with pytest.raises(UserError, match="one value for each of 3 channels"):
@@ -274,7 +288,7 @@ def test_a_new_decoder_is_that_of_the_seed(run: Path) -> None:
     assert origin == f"{run}: encoder, with a new decoder" and config.decoder_depth is None
     encoder = load(run)
     with weights.seeded(5):
-        same(model, MAE(encoder, 48, None, 4))
+        same(model, MAE(encoder, DecoderConfig("transformer", 48, 2, 4)))
     again, other = (begin(run, new_decoder=True, seed=seed)[0] for seed in (0, 1))
     same(again, begin(run, new_decoder=True)[0])
     assert not torch.equal(again.decoder.mask_token, other.decoder.mask_token)
@@ -318,7 +332,7 @@ def test_another_target_keeps_the_decoder_and_says_so(tmp_path: Path) -> None:
     same(model, load_mae(raw))
 
 
-@pytest.mark.parametrize("pool", ["mean", "token"])
+@pytest.mark.parametrize("pool", ["mean", "cls"])
 def test_from_a_classifier_with_trained_positions(
     run: Path, photos: Path, tmp_path: Path, pool: str
 ) -> None:
@@ -334,8 +348,8 @@ def test_from_a_classifier_with_trained_positions(
             and bool((own.norm.weight == 1).all())
         )
         assert (
-            begin(folder)[1]
-            == f"{folder}: encoder, with a new decoder; new last norm (the classifier's was its own)"
+            begin(folder)[1] == f"{folder}: encoder, with a new decoder; new last norm "
+            "(the classifier's was its own)"
         )
         own.norm = nn.Identity()  # type: ignore[assignment]
     else:
@@ -346,14 +360,13 @@ def test_from_a_classifier_with_trained_positions(
 
 @pytest.fixture
 def imported(tmp_path: Path) -> Path:
-    """An encoder alone, of a size without a name, with learned positions, as `mae import` makes it."""
+    """An encoder alone, of a size without a name, with learned positions, as `mae import` makes
+    it."""
     encoder = ViT((16, 16), 4, 3, 64, 2, 2)
     shake(encoder)
     save_file(encoder.state_dict(), tmp_path / "weights.safetensors")
-    config = config.Import(
-        str(tmp_path / "weights.safetensors"), str(tmp_path / "imported"), heads=2
-    )
-    return run.run(config)
+    source = str(tmp_path / "weights.safetensors")
+    return torchmae.import_(source, out=tmp_path / "imported", heads=2).path
 
 
 def test_from_an_imported_encoder_of_a_size_without_a_name(
@@ -380,7 +393,10 @@ def test_from_an_imported_encoder_of_a_size_without_a_name(
 
 
 def test_the_learning_rate_is_that_of_the_run_s_width(tmp_path: Path) -> None:
-    wide = make_run(tmp_path / "wide", MAE(ViT((16, 16), 4, 3, 768, 1, 12), 32, 1, 4))
+    wide = make_run(
+        tmp_path / "wide",
+        MAE(ViT((16, 16), 4, 3, 768, 1, 12), DecoderConfig("transformer", 32, 1, 4)),
+    )
     assert begin(wide)[2].base_lr == 1.5e-4 and begin(wide)[2].model is None
 
 
@@ -451,6 +467,11 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         dict(decoder_heads=2),
         "--decoder-heads 2, but that of .* is 1: .* or add --new-decoder",
     ),
+    "decoder": (
+        dict(decoder="linear"),
+        "--decoder linear, but that of .* is transformer: .*--new-dec",
+    ),
+    "registers": (dict(registers=4), "--registers 4, but that of .* is 0: leave --registers out$"),
     "image": (dict(image_size=36), "image size 36x36 is not divisible by patch size 8"),
     "statistics": (
         dict(channels=1, normalize="run"),
@@ -505,3 +526,65 @@ def test_settings_that_repeat_the_run_s_are_welcome(
     assert (
         load_file(out / "model.safetensors").keys() == load_file(run / "model.safetensors").keys()
     )
+
+
+# ---------------------------------------------------------------- a fitted target, other parts
+
+
+def test_a_target_is_fitted_before_the_first_step_and_saved(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    options = dict(target="pca", epochs=2, **SMALL)
+    out = torchmae.pretrain(photos, out=tmp_path / "one", **options)
+    assert "target pca: fitted on 384 patches" in capsys.readouterr().out  # 24 images, 16 of each
+    weights = load_file(out / "model.safetensors")
+    assert weights["target.components"].shape == (192, 96)
+    model = load_mae(out)
+    assert not model.target.needs_fit and model.decoder.pred.out_features == 96
+    config, _ = resolve_pretrain(pretrain_config("photos", image_size=32, batch_size=8))
+    batches = make_batches(config, open_source(str(photos)), ONE)
+    sample = sample_patches(model.encoder, batches)
+    model.target.components.fill_(torch.nan)
+    fit_target(model, batches, ONE)
+    assert torch.equal(model.target.components, weights["target.components"])
+    whole = torch.stack(
+        [CenterCropResize((32, 32))(batches.read(i, [])[1])[0] for i in range(len(batches.source))]
+    )
+    patches = patchify(model.encoder.normalize(whole), (8, 8)).flatten(0, 1)
+    assert torch.equal(sample.unique(dim=0), patches.unique(dim=0)), "all there are, of few images"
+    again = torchmae.pretrain(photos, out=tmp_path / "two", **options)
+    assert (again / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
+    photo = str(next(photos.rglob("*.jpg")))
+    picture = tmp_path / "x.png"
+    assert cli.main(["reconstruct", str(out), photo, "--out", str(picture)]) == 0
+    assert picture.exists() and "raw pixels as predicted" in capsys.readouterr().out
+
+
+def test_a_fitted_target_is_carried_or_fitted_again(photos: Path, tmp_path: Path) -> None:
+    parent = torchmae.pretrain(photos, out=tmp_path / "pca", target="pca", epochs=1, **SMALL)
+    model, origin, _ = begin(parent, target="pca")
+    same(model, load_mae(parent))
+    assert origin == f"{parent}: encoder and decoder" and not model.target.needs_fit
+    grey, _, _ = begin(parent, channels=1, target="pca")
+    assert grey.target.needs_fit and grey.target.width == 64, "other patches, other components"
+    pixels, origin, _ = begin(parent, target="pixels")
+    assert "target pixels, was pca (a new layer)" in origin
+    assert pixels.decoder.pred.out_features == 192 and not pixels.state_dict().get("target.mean")
+
+
+def test_other_decoders_and_registers_go_on(photos: Path, tmp_path: Path) -> None:
+    options = {n: v for n, v in SMALL.items() if n != "decoder_depth"}
+    parts = dict(decoder="linear", registers=4)
+    out = torchmae.pretrain(photos, out=tmp_path / "one", epochs=1, **parts, **options)
+    parent = load_mae(out)
+    assert parent.encoder.registers == 4 and parent.config()["decoder"]["kind"] == "linear"
+    model, _, config = begin(out)
+    same(model, parent)
+    assert (config.registers, config.decoder) == (4, "linear")
+    fresh, _, config = begin(out, new_decoder=True)
+    assert fresh.config()["decoder"]["kind"] == config.decoder == "transformer"
+    assert fresh.encoder.registers == 4
+    again = torchmae.pretrain(photos, out=tmp_path / "one", epochs=1, **parts, **options)
+    assert again == out
+    with pytest.raises(UserError, match="the linear decoder has no blocks"):
+        torchmae.pretrain(photos, out=tmp_path / "two", epochs=1, **parts, **SMALL)

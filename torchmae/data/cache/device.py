@@ -1,8 +1,9 @@
-"""A data set that lies decoded in the device's memory: crops, flips and resizing happen there, and no loader is needed.
+"""A data set decoded in device memory: crops, flips and resizing happen there, without a loader.
 
-The pixels of `Batches`, bit for bit. There they come from torch's bicubic filter for uint8, which GPUs do not have. It is
-fixed-point arithmetic: weights of 16 bits; first the width, rounded to 0..255, then the height. Its sums are multiples of
-2**-22 below 2**9, so matrix products in float64 are exact, and equal on any device and in any order of adding.
+The pixels are those of `Batches`, bit for bit. There they come from torch's bicubic filter for
+uint8, which GPUs do not have. It is fixed-point arithmetic with weights of 16 bits: first the
+width, rounded to 0..255, then the height. Its sums are multiples of 2**-22 below 2**9, so float64
+matrix products are exact: equal on any device and in any order of summation.
 """
 
 import math
@@ -11,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,37 +21,46 @@ from torch import Tensor
 from tqdm import tqdm
 
 from torchmae.data.decode import BadImage
-from torchmae.data.loader import Batch, Batches, read
-from torchmae.data.sources.source import BadFile, SourceWrapper
+from torchmae.data.loader import Batch, Batches, read_pixels
+from torchmae.data.sources.source import BadFile, Source, SourceWrapper
 from torchmae.data.transforms import Crop, Pixels, RandomResizedCropFlip, resized_crop
 from torchmae.errors import UserError
 
-AT_ONCE = (
-    2**23
-)  # values that are resized together: each takes up to 64 bytes of memory for a moment
+AT_ONCE = 2**23  # values that are resized together; each takes up to 64 bytes meanwhile
 
 
 class DeviceLoader:
-    """The batches of `Batches`, bit for bit, made on the device from a data set that lies there decoded."""
+    """The batches of `Batches`, bit for bit, made on the device that holds all images decoded.
+
+    Raises:
+        UserError: the transform is not `RandomResizedCropFlip`, or targets are not labels.
+    """
 
     def __init__(self, batches: Batches, device: torch.device):
         if not isinstance(batches.transform, RandomResizedCropFlip):
             given = type(batches.transform).__name__
             raise UserError(
-                f"of images that lie on the device, only random crops and flips are made there, not {given}"
+                f"--cache device makes random crops and flips only, not {given}: use --cache memory"
             )
-        self.source, self.batch_size = batches.source, batches.batch_size
-        self.augment, self.channels, self.device = batches.transform, batches.channels, device
-        self.decoded = Decoded(batches, device)
+        if not isinstance(batches.targets, Tensor | None):
+            raise UserError(
+                "--cache device takes labels only, no other targets: use --cache memory"
+            )
+        self.source = batches.source
+        self.batch_size = batches.batch_size
+        self.augment = batches.transform
+        self.channels = batches.source.channels
+        self.device = device
+        self.decoded = Decoded(batches.source, device)
         self.batches = replace(batches, source=self.decoded)
         self.replaced: dict[int, tuple[int, list[BadFile]]] = {}  # bad samples that were drawn
-        # Dense products waste most of their work on zeros. Measured on one core at 32 pixels: as fast as `resized_crop`, image by
-        # image, for 1 channel, half as fast for 3; at 224 pixels 35 times slower.
+        # Dense products waste most of their work on zeros. Measured on one core: at 32 px as fast
+        # as `resized_crop` for 1 channel, half as fast for 3; at 224 px 35 times slower.
         self.together = device.type != "cpu"
 
     @cached_property
     def filters(self) -> "tuple[Filter, Filter]":
-        """For the height, and for the width."""
+        """Of the height, and of the width."""
         rows, columns = (
             Filter(longest, out, self.device)
             for longest, out in zip(self.decoded.sizes.max(0).tolist(), self.augment.size)
@@ -59,7 +70,7 @@ class DeviceLoader:
     def loader(
         self, start: int, stop: int, workers: int, pin_memory: bool = False
     ) -> Iterator[Batch]:
-        """The batches of the steps `start..stop-1`, on the device; there is nothing to do for workers."""
+        """The batches of the steps `start..stop-1`, on the device; workers have nothing to do."""
         return (self[step] for step in range(start, stop))
 
     def __getitem__(self, step: int) -> Batch:
@@ -69,17 +80,21 @@ class DeviceLoader:
         heights, widths = self.decoded.sizes[samples].T
         crops = self.augment.crops(heights, widths, epochs, samples)
         if self.together:
-            return self.cut_together(epochs, samples, crops, bad, step)
+            return self.crop_together(epochs, samples, crops, bad, step)
         images = [
             resized_crop(self.decoded.read(i), crop, self.augment.size)
             for i, crop in zip(samples.tolist(), crops)
         ]
-        return Batch(
-            torch.stack(images), torch.from_numpy(epochs), torch.from_numpy(samples), bad, step
-        )
+        rest = torch.from_numpy(epochs), torch.from_numpy(samples)
+        return Batch(torch.stack(images), self.labels(samples), *rest, step, bad)
+
+    def labels(self, samples: Int64[np.ndarray, " B"]) -> Int64[Tensor, " B"] | None:
+        """The labels of these images, on the CPU."""
+        targets = self.batches.targets
+        return targets[torch.from_numpy(samples)] if isinstance(targets, Tensor) else None
 
     def shown(self, sample: int, bad: list[BadFile]) -> int:
-        """The sample, or what `Batches` shows in its place."""
+        """The sample, or the one that `Batches` shows in place of a bad file."""
         if sample not in self.decoded.reasons:
             return sample
         if sample not in self.replaced:
@@ -89,38 +104,57 @@ class DeviceLoader:
         bad += found
         return index
 
-    def cut_together(
+    def crop_together(
         self,
-        epochs: Int64[np.ndarray, "B"],
-        samples: Int64[np.ndarray, "B"],
+        epochs: Int64[np.ndarray, " B"],
+        samples: Int64[np.ndarray, " B"],
         crops: Sequence[Crop],
         bad: list[BadFile],
         step: int,
     ) -> Batch:
-        """The batch of these windows: one small copy of integers to the device, and no waiting for it."""
+        """Crops all images at once, with one small copy of integers to the device and no sync.
+
+        Args:
+            epochs: of each image.
+            samples: their numbers in the source.
+            crops: their windows.
+            bad: files that others have replaced.
+            step: of the batch.
+        """
         top, left, height, width, flip = np.array(crops, dtype=np.int64).T
         stride = self.decoded.sizes[samples, 1] * self.channels
         first = self.decoded.starts[samples] + top * stride + left * self.channels
         numbers = torch.from_numpy(np.stack([epochs, samples, first, stride, height, width, flip]))
-        numbers = (numbers.pin_memory() if self.device.type == "cuda" else numbers).to(
-            self.device, non_blocking=True
-        )
+        numbers, labels = self.copied(numbers), self.copied(self.labels(samples))
         longest = int(height.max()), int(width.max())
         values = self.channels * math.prod(map(max, longest, self.augment.size))
         parts = numbers[2:].split(max(1, AT_ONCE // values), dim=1)
         return Batch(
             torch.cat([self.windows(part, *longest) for part in parts]),
+            labels,
             numbers[0],
             numbers[1],
-            bad,
             step,
+            bad,
         )
+
+    def copied(self, value: Any) -> Any:
+        """A tensor on the device, without a sync; None stays None."""
+        if value is not None and self.device.type == "cuda":
+            value = value.pin_memory()
+        return value if value is None else value.to(self.device, non_blocking=True)
 
     def windows(
         self, numbers: Int64[Tensor, "5 B"], height: int, width: int
     ) -> UInt8[Tensor, "B C h w"]:
-        """Resized windows, given where each begins in the storage, the values of a row there, its sides and whether it is
-        mirrored. Pixels are taken for the largest `height` and `width`; those outside a window get zero weights."""
+        """Resized windows.
+
+        Args:
+            numbers: of each window: where it begins in the storage, the values of a row there,
+                height, width, and whether it is mirrored.
+            height: of the largest window; pixels outside a window get zero weights.
+            width: of the largest window.
+        """
         first, stride, heights, widths, flips = numbers
         (h, w), channels, (rows, columns) = self.augment.size, self.channels, self.filters
         down, across, kinds = (
@@ -140,20 +174,20 @@ class DeviceLoader:
 
 
 class Decoded(SourceWrapper):
-    """A source whose images are decoded already, one behind the other in one tensor; bad ones stay bad."""
+    """A source whose images are decoded, one after the other in one tensor; bad ones stay bad."""
 
-    def __init__(self, batches: Batches, device: torch.device):
-        """Decodes everything, in threads (decoders release the interpreter's lock), with a progress bar."""
-        super().__init__(batches.source, batches.channels)
+    holds_pixels = True
+
+    def __init__(self, source: Source, device: torch.device):
+        """Decodes everything in threads (decoders release the GIL), with a progress bar."""
+        super().__init__(source)
         self.reasons: dict[int, str] = {}  # why an image is bad
         self.sizes = np.zeros((len(self), 2), dtype=np.int64)
         blocks: list[Tensor] = []
 
-        def look(index: int) -> Pixels | str:
+        def decode_one(index: int) -> Pixels | str:
             try:
-                return read(
-                    self.source, index, self.channels, batches.max_megapixels, batches.white
-                )
+                return read_pixels(self.source, index)
             except BadImage as error:
                 return str(error)
 
@@ -164,7 +198,7 @@ class Decoded(SourceWrapper):
             for first in range(0, len(self), 4096):  # not all at once: as in `scan`
                 images = [np.zeros(0, dtype=np.uint8)]
                 for index, found in enumerate(
-                    pool.map(look, range(first, min(first + 4096, len(self)))), first
+                    pool.map(decode_one, range(first, min(first + 4096, len(self)))), first
                 ):
                     bar.update()
                     if isinstance(found, str):
@@ -187,7 +221,7 @@ class Decoded(SourceWrapper):
 
 
 class Filter:
-    """The resampling weights of windows of every length up to `longest`, for `out` pixels, in the device's memory."""
+    """Resampling weights of windows of every length up to `longest`, for `out` pixels."""
 
     def __init__(self, longest: int, out: int, device: torch.device):
         first = np.zeros((longest + 1, out), dtype=np.int64)
@@ -196,18 +230,22 @@ class Filter:
         )  # holds their 16 bits exactly
         for length in range(1, longest + 1):
             first[length], weights[length, :, : taps(length, out)] = resampling(length, out)
-        self.first, self.weights = (
-            torch.from_numpy(first).to(device),
-            torch.from_numpy(weights).to(device),
-        )
+        self.first = torch.from_numpy(first).to(device)
+        self.weights = torch.from_numpy(weights).to(device)
         self.outputs, self.taps = (
             torch.arange(count, device=device) for count in weights.shape[1:]
         )
 
     def __call__(
-        self, lengths: Int64[Tensor, "B"], longest: int, flips: Int64[Tensor, "B"] | None = None
+        self, lengths: Int64[Tensor, " B"], longest: int, flips: Int64[Tensor, " B"] | None = None
     ) -> Float64[Tensor, "B out longest"]:
-        """A matrix for each window, with zeros behind its length; its rows in reverse order where a flip is 1."""
+        """The resampling matrix of each window.
+
+        Args:
+            lengths: of the windows.
+            longest: columns of the matrices; they are zero beyond a window's length.
+            flips: 1 reverses the rows of a window's matrix.
+        """
         rows = (
             self.outputs
             if flips is None
@@ -221,17 +259,20 @@ class Filter:
 
 
 def taps(length: int, out: int) -> int:
-    """How many neighbouring pixels an output pixel may depend on."""
+    """How many adjacent pixels an output pixel may depend on."""
     return math.ceil(2 * max(length / out, 1.0)) * 2 + 1
 
 
 def resampling(
     length: int, out: int
-) -> tuple[Int64[np.ndarray, "out"], Float64[np.ndarray, "out taps"]]:
-    """The first pixel that each output pixel depends on, and its weights: torch's antialiased bicubic filter for uint8.
+) -> tuple[Int64[np.ndarray, " out"], Float64[np.ndarray, "out taps"]]:
+    """torch's antialiased bicubic filter for uint8, from `length` to `out` pixels.
 
-    Step by step as in its `UpSampleKernel.cpp`, because every bit counts: weights are rounded to as many binary places
-    (at most 22) as keep the largest of them, taken as an integer, below 2**15.
+    Step by step as in its `UpSampleKernel.cpp`, because every bit counts: weights are rounded to as
+    many binary places (at most 22) as keep the largest of them, as an integer, below 2**15.
+
+    Returns:
+        The first pixel that each output pixel depends on, and its weights.
     """
     scale = length / out
     support = 2 * max(scale, 1.0)
@@ -260,8 +301,15 @@ def rounded(values: Float64[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:
 def bytes_needed(
     sizes: Integer[np.ndarray, "N 2"], channels: int, size: tuple[int, int] = (224, 224)
 ) -> int:
-    """Device memory that images of these (height, width) take for good: their pixels and the weights to resize any window
-    of them to `size` (or to less). To begin with it is twice the pixels, and a step's work needs up to 64 * AT_ONCE bytes."""
+    """Device memory that a data set keeps: its pixels, and the weights to resize any window.
+
+    At the start twice the pixels are needed, and a step uses up to 64 * AT_ONCE bytes.
+
+    Args:
+        sizes: (height, width) of the images.
+        channels: of the decoded images.
+        size: the largest (height, width) of a crop.
+    """
     pixels = int(sizes.astype(np.int64).prod(1).sum()) * channels
     longest = sizes.max(0).tolist()
     return pixels + sum(

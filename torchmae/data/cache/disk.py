@@ -1,4 +1,4 @@
-"""The folder of a decoded cache on disk: found, made with all its room, replaced when the data changes."""
+"""The folder of a decoded cache on disk: found, made in full size, replaced when data changes."""
 
 import json
 import os
@@ -14,51 +14,55 @@ from jaxtyping import Integer
 
 from torchmae.data.cache.folder import cache_folder
 from torchmae.data.cache.layout import ABOUT, LINE, PIXELS, SUMS, bytes_needed, starts_of
-from torchmae.data.sources.source import Source, digest_of
+from torchmae.data.sources.source import Source, Subset, digest_of
 from torchmae.disk import write_whole
 from torchmae.errors import UserError
 
 
-def make_folder(
-    data: str,
-    source: Source,
-    sizes: Integer[np.ndarray, "N 2"],
-    channels: int,
-    max_megapixels: float,
-    white: int,
-) -> Path:
-    """The folder for the decoded images of `data`: the one that is there if nothing has changed since (names, sizes and times
-    of the files, settings, decoders), else a new one, with all the room that it will need, in place of the old.
+def make_folder(data: str, source: Source, sizes: Integer[np.ndarray, "N 2"]) -> Path:
+    """The folder for the decoded images of `data`.
 
-    Times are those at opening: what is decoded of a file that changes later is kept under a key that no later run has."""
-    stamp = source.stamp()
+    The one that exists, if nothing has changed since (names, sizes and times of the files, options,
+    decoders); else a new one in full size, in place of the old one.
+
+    Args:
+        data: what the set is called on the command line.
+        source: its images.
+        sizes: (height, width) of each.
+
+    Raises:
+        UserError: changes of the data cannot be noticed, or there is no room.
+    """
+    stamp = source.stamp()  # of opening: what changes later gets a key that no later run has
     if stamp is None:
-        raise UserError(
-            f"--cache disk cannot tell whether {data} has changed since it was kept: use --cache memory"
-        )
-    place, settings = os.path.abspath(data), (channels, max_megapixels, white)
-    whose = digest_of(place, *settings)[:16]
+        raise UserError(f"--cache disk cannot tell whether {data} has changed: use --cache memory")
+    place = os.path.abspath(data)
+    channels = source.channels
+    settings = channels, source.decode.max_megapixels, source.decode.white
+    part = isinstance(source, Subset)  # so that it does not take the place of the whole set's
+    owner = digest_of(place, *settings, *["part"] * part)[:16]
     key = digest_of(stamp, *settings, version("pillow"), version("simplejpeg"), sizes.tobytes())[
         :16
     ]
-    room, needed = cache_folder("decoded"), bytes_needed(sizes, channels)
+    room = cache_folder("decoded")
+    needed = bytes_needed(sizes, channels)
     lengths = {
         PIXELS: max(LINE, int(starts_of(sizes, channels)[-1])),
         SUMS: max(LINE, 8 * len(sizes)),
     }
-    folder = room / f"{whose}-{key}"
+    folder = room / f"{owner}-{key}"
     try:
         if all_there(folder, lengths):
             return folder
-        room.mkdir(mode=0o700, parents=True, exist_ok=True)  # of pictures that others need not see
+        room.mkdir(mode=0o700, parents=True, exist_ok=True)  # others need not see the pictures
         for old in (
-            *room.glob(f"{whose}-*"),
-            *(p for p in room.glob(f".{whose}-*") if is_left_over(p)),
+            *room.glob(f"{owner}-*"),
+            *(p for p in room.glob(f".{owner}-*") if is_abandoned(p)),
         ):
             if old == folder and all_there(folder, lengths):  # made by another process since
                 return folder
             (old / ABOUT).unlink(missing_ok=True)
-            shutil.rmtree(old, ignore_errors=True)  # who reads it still has it mapped
+            shutil.rmtree(old, ignore_errors=True)  # processes that read it have it mapped
         free = shutil.disk_usage(room).free
         if needed > 0.9 * free:
             raise OSError(f"{free / 1e9:,.1f} GB are free")
@@ -78,7 +82,8 @@ def make_folder(
             raise OSError("it cannot be made")
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"--cache disk needs {needed / 1e9:,.1f} GB in {room} ({getattr(error, 'strerror', None) or error}): make room, "
+            f"--cache disk needs {needed / 1e9:,.1f} GB in {room} "
+            f"({getattr(error, 'strerror', None) or error}): make room, "
             "set XDG_CACHE_HOME to a folder elsewhere, or use --cache none"
         ) from error
     return folder
@@ -94,15 +99,18 @@ def all_there(folder: Path, lengths: dict[str, int]) -> bool:
     return [file.stat().st_size for file in files] == list(lengths.values())
 
 
-def is_left_over(partial: Path) -> bool:
-    """Whether what is in the making has been so for a day: its process was killed."""
+def is_abandoned(partial: Path) -> bool:
+    """Whether an unfinished folder is a day old: its process was killed."""
     with suppress(OSError):
         return time.time() - partial.stat().st_mtime > 86_400
     return False
 
 
 def allocate(path: Path, length: int) -> None:
-    """A file of zeros whose room on the disk is taken now: a full disk must not end a training that writes through memory."""
+    """A file of zeros that takes its room on the disk now.
+
+    A full disk must not end a training that writes through mapped memory.
+    """
     with path.open("wb") as file:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, length)

@@ -1,4 +1,4 @@
-"""How decoded images lie in a cache, and whether there is room for one."""
+"""How decoded images are laid out in a cache, and whether there is room for one."""
 
 import math
 from contextlib import suppress
@@ -12,16 +12,19 @@ from torchmae.errors import UserError
 LINE = 64  # bytes: images begin at multiples of it
 
 
-PIXELS, SUMS, ABOUT = "pixels.bin", "sums.bin", "about.json"
+PIXELS = "pixels.bin"
+SUMS = "sums.bin"
+ABOUT = "about.json"
 
 
-def starts_of(sizes: Integer[np.ndarray, "N 2"], channels: int) -> Integer[np.ndarray, "N+1"]:
-    """Where each image begins, and last where the file ends."""
+def starts_of(sizes: Integer[np.ndarray, "N 2"], channels: int) -> Integer[np.ndarray, " N+1"]:
+    """Where each image begins, and last where the file ends, in bytes."""
     each = sizes.astype(np.int64).prod(axis=1) * channels
     return np.concatenate([[0], np.cumsum(-(-each // LINE) * LINE)])
 
 
 def bytes_needed(sizes: Integer[np.ndarray, "N 2"], channels: int) -> int:
+    """By all decoded images and their checksums."""
     return int(starts_of(sizes, channels)[-1]) + 8 * len(sizes)
 
 
@@ -29,22 +32,22 @@ def check_room(where: str, needed: int, free: float) -> None:
     """`UserError` if so many bytes are not free."""
     if needed > 0.9 * free:
         raise UserError(
-            f"--cache {where} needs {needed / 1e9:,.1f} GB for the decoded images, {free / 1e9:,.1f} GB are free: "
+            f"--cache {where} needs {needed / 1e9:,.1f} GB for the decoded images, "
+            f"{free / 1e9:,.1f} GB are free: "
             "use --cache disk or none, or make the images smaller first (mae pack)"
         )
 
 
 def free_memory() -> float:
-    """Bytes that this process may still take; infinity on systems that do not tell."""
+    """Bytes that this process may still take; infinity where the system does not report it."""
     free = math.inf
     with suppress(OSError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = 1024 * int(
             next(line for line in lines if line.startswith("MemAvailable")).split()[1]
         )
-    with suppress(
-        OSError, ValueError, StopIteration
-    ):  # a container's own limit, in which it counts files that it read
+    # A container's limit counts the page cache of files too, which may be dropped.
+    with suppress(OSError, ValueError, StopIteration):
         group = Path("/sys/fs/cgroup")
         limit, taken = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
         lines = (group / "memory.stat").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""Decoded images that are kept in memory, or in a file mapped into it: a source around a source."""
+"""Decoded images kept in memory, or in a file mapped into it: a source around a source."""
 
 import mmap
 import zlib
@@ -8,38 +8,40 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 
 from torchmae.data.cache.layout import LINE, PIXELS, SUMS, starts_of
-from torchmae.data.decode import decode
+from torchmae.data.loader import read_pixels
 from torchmae.data.sources.source import Pixels, Source, SourceWrapper
 from torchmae.errors import UserError
 
 
 class Cached(SourceWrapper):
-    """A source that decodes each image once: `read` gives pixels `[H, W, channels]`, which must not be written to.
+    """A source that decodes each image once.
 
-    Whoever reads an image first keeps it for all processes that share the memory or the file: forked workers, and with a file
-    other trainings, now and later. Beside each image stands its CRC-32, so that what is half written, or was lost with the
-    power, is decoded again; each process compares it once.
+    `read` returns pixels [H, W, channels], not to be written to. The first process that reads an
+    image keeps it for all that share the memory or the file: forked workers, and with a file other
+    trainings too, now and later. Each image has its CRC-32 beside it, so that what is half written,
+    or was lost in a power cut, is decoded again; each process compares it once.
 
-    `sizes` are the (height, width) of the images as a scan found them; an image of another size is decoded every time.
+    Args:
+        source: the images.
+        sizes: (height, width) of each, as a scan found them; an image of another size is decoded
+            every time.
+        folder: of `make_folder`; None keeps the images in memory.
     """
 
+    holds_pixels = True
+
     def __init__(
-        self,
-        source: Source,
-        sizes: Integer[np.ndarray, "N 2"],
-        channels: int,
-        max_megapixels: float,
-        white: int,
-        folder: Path | None,
+        self, source: Source, sizes: Integer[np.ndarray, "N 2"], folder: Path | None = None
     ):
-        """In memory, or in a folder that `make_folder` made."""
-        super().__init__(source, channels)
-        self.limits, self.folder, self.sizes = (max_megapixels, white), folder, sizes
-        self.starts = starts_of(sizes, channels)
+        super().__init__(source)
+        self.folder = folder
+        self.sizes = sizes
+        self.starts = starts_of(sizes, source.channels)
         self.open()
 
     def open(self) -> None:
-        total, count = int(self.starts[-1]), len(self.source)
+        total = int(self.starts[-1])
+        count = len(self.source)
         if self.folder is None:
             maps = [mmap.mmap(-1, max(LINE, length)) for length in (total, 8 * count)]
         else:
@@ -49,12 +51,12 @@ class Cached(SourceWrapper):
                     maps.append(mmap.mmap(file.fileno(), 0))
         self.pixels = np.frombuffer(maps[0], dtype=np.uint8)
         self.sums = np.frombuffer(maps[1], dtype=np.uint64)
-        self.trusted = np.zeros(count, dtype=bool)  # whose sum this process has compared
+        self.trusted = np.zeros(count, dtype=bool)  # sums that this process has compared
 
     def __getstate__(self) -> dict[str, object]:
         if self.folder is None:
             raise UserError(
-                "--cache memory is shared with forked processes only, which this system does not have: use disk"
+                "--cache memory needs workers that are forked, which this system has not: use disk"
             )
         return {
             name: value
@@ -73,13 +75,13 @@ class Cached(SourceWrapper):
         if self.sums[i] and (self.trusted[i] or sum_of(room) == self.sums[i]):
             self.trusted[i] = True
             return room[:size].reshape(height, width, self.channels)
-        pixels = decode(self.source.read(i), self.channels, *self.limits)
+        pixels = read_pixels(self.source, i)
         if pixels.shape == (height, width, self.channels):
             room[:size] = pixels.reshape(-1)
             self.sums[i] = sum_of(room)
         return pixels
 
 
-def sum_of(room: UInt8[np.ndarray, "B"]) -> np.uint64:
-    """The CRC-32, and a bit beside it, so that it is never 0, which is "not there"."""
+def sum_of(room: UInt8[np.ndarray, " B"]) -> np.uint64:
+    """The CRC-32 with another bit set, since 0 means "not there"."""
     return np.uint64(zlib.crc32(room.data) | 1 << 32)

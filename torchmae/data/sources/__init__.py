@@ -1,13 +1,16 @@
-"""Where images come from. A source is an indexable set of images; it lists, labels and reads them, and decodes nothing.
+"""Where images come from. A source lists, labels and reads its images, and owns their
+`DecodeOptions`.
 
-A new kind of source is one opener in `SOURCES`. Every source pickles, and stays correct in forked workers. Names are
-kept as one block of bytes, because a list of Python strings would be copied page by page into every forked worker.
+A new kind of source is one opener in `SOURCES`. Every source pickles, and works in forked workers.
+Names are kept as one block of bytes: a list of Python strings would be copied page by page into
+every forked worker, because reading a string writes its reference count.
 """
 
 import os
 import re
 from collections.abc import Callable
 
+from torchmae.data.config import DecodeOptions
 from torchmae.data.sources.arrays import open_array, open_digits
 from torchmae.data.sources.files import open_folder, open_list
 from torchmae.data.sources.hubs import open_hf, open_torchvision
@@ -15,15 +18,29 @@ from torchmae.data.sources.packed import open_packed
 from torchmae.data.sources.source import BadFile as BadFile
 from torchmae.data.sources.source import Source as Source
 from torchmae.data.sources.source import StringArray as StringArray
+from torchmae.data.sources.source import with_decode as with_decode
 from torchmae.data.sources.tars import open_tar
 from torchmae.errors import UserError, choose
 
 Opener = Callable[[str], Source]
 
 
-def open_source(spec: str | os.PathLike) -> Source:
-    """The source that `spec` names: a folder, list (.txt, .csv), tar shards, packed set, array (.npy, .npz), or "kind:what"."""
-    spec = os.fspath(spec)
+def open_source(spec: str | os.PathLike[str], decode: DecodeOptions = DecodeOptions()) -> Source:
+    """The images that `spec` names.
+
+    Args:
+        spec: a folder, list (.txt, .csv), tar shards, packed set, array (.npy, .npz), or
+            "kind:what".
+        decode: how they are decoded.
+
+    Raises:
+        UserError: there is no such set, or it cannot be opened, or `decode` is impossible.
+    """
+    decode.check()
+    return with_decode(_open(os.fspath(spec)), decode)
+
+
+def _open(spec: str) -> Source:
     kind, colon, rest = spec.partition(":")
     if kind in SOURCES and colon:
         return SOURCES[kind](rest)
@@ -41,7 +58,8 @@ def open_source(spec: str | os.PathLike) -> Source:
         return SOURCES[by_suffix[suffix]](path)
     if os.path.exists(path):
         raise UserError(
-            f"'{spec}' is no source: give a folder, .txt, .csv, .tar, .npy, .npz or one of {_kinds()}"
+            f"'{spec}' is no source: give a folder, .txt, .csv, .tar, .npy, .npz or one of "
+            f"{_kinds()}"
         )
     if colon and re.fullmatch(r"\w{2,}", kind):
         choose(SOURCES, kind, "kind of source")

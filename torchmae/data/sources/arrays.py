@@ -2,7 +2,7 @@
 
 import os
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,6 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from torchmae.data.sources.source import (
-    BadFile,
     Pixels,
     Source,
     StringArray,
@@ -24,11 +23,15 @@ from torchmae.data.sources.source import (
 from torchmae.errors import UserError, choose, missing_extra
 
 
-class Arrays:
-    """Images that are one uint8 array [N, H, W, C]. `load` gives it, here and again in a process that unpickles this.
-    `origin` is what it reads: a file, and what of it."""
+class Arrays(Source):
+    """Images that are one uint8 array [N, H, W, C].
 
-    unusable: Sequence[BadFile] = ()
+    Args:
+        load: returns the array, here and again in a process that unpickles this.
+        prefix: of the names.
+        labels: one for each image.
+        origin: what `load` reads: a file, and which part of it.
+    """
 
     def __init__(
         self,
@@ -37,13 +40,15 @@ class Arrays:
         labels: Iterable[str] | None,
         origin: tuple[str, ...] = (),
     ):
-        self.load, self.prefix, self.stamped = load, prefix, None
+        self.load = load
+        self.prefix = prefix
+        self.stamped = None
         if origin:  # before it is loaded: what comes later has other times
             facts = os.stat(origin[0])
             self.stamped = digest_of(origin, facts.st_size, time_of(facts))
         self.pixels = load()
         self.labels = StringArray(labels) if labels is not None else None
-        self.channels = int(self.pixels.shape[3])
+        self.stored_channels = int(self.pixels.shape[3])
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "pixels": None}
@@ -71,7 +76,10 @@ class Arrays:
 
 
 def open_array(spec: str) -> Source:
-    """A uint8 array: "x.npy", "x.npz", "x.npz?key=train&layout=NCHW"; [N, H, W, C], [N, C, H, W] or [N, H, W]."""
+    """A uint8 array [N, H, W, C], [N, C, H, W] or [N, H, W].
+
+    "x.npy", "x.npz" or "x.npz?key=train&layout=NCHW".
+    """
     path, options = (
         (spec, {})
         if os.path.exists(spec)
@@ -96,7 +104,8 @@ def _load_array(path: str, key: str, layout: str) -> UInt8[np.ndarray, "N H W C"
     what = f"'{path}' holds {pixels.dtype} {list(pixels.shape)}"
     if pixels.dtype != np.uint8:
         raise UserError(
-            f"{what}; only uint8 (0..255) is read: save it as (x * 255).round().astype('uint8') if it is in 0..1"
+            f"{what}; only uint8 (0..255) is read: save it as (x * 255).round().astype('uint8') "
+            "if it is in 0..1"
         )
     if (
         0 in pixels.shape
@@ -140,7 +149,8 @@ def _choose_array(path: str, key: str | None) -> tuple[str, list[str] | None]:
         ]
         if key is None and not (len(fitting) == 1 or usual):
             raise UserError(
-                f"which of the arrays in '{path}'? Add ?key=NAME to the name, one of: {', '.join(shapes)}"
+                f"which of the arrays in '{path}'? Add ?key=NAME to the name, one of: "
+                f"{', '.join(shapes)}"
             )
         key = key or (fitting[0] if len(fitting) == 1 else usual[0])
         choose(shapes, key, f"array in '{path}'")
@@ -164,16 +174,17 @@ DIGITS = {"all": slice(0, 1797), "train": slice(0, 1438), "test": slice(1438, 17
 
 
 def open_digits(spec: str = "") -> Source:
-    """scikit-learn's 1797 handwritten digits of 8 x 8 pixels, enlarged to 32 x 32: a data set without a download.
+    """scikit-learn's 1797 handwritten digits of 8 x 8 px, enlarged to 32 x 32: no download.
 
-    "?part=train" is the first 1438 of them, "?part=test" the last 359. The set is in the order of its sheets, about 130
-    digits of one hand each, so that nearly all of the test part is in hands that training never saw (23 digits of the sheet
-    at the seam lie in the training part).
+    "?part=train" is the first 1438 of them, "?part=test" the last 359. The set is in the order of
+    its sheets, about 130 digits of one hand each, so that nearly all of the test part is written by
+    hands that are not in the training part (except 23 digits of the sheet at the seam).
     """
     name, options = options_of(spec, ("part",))
     if name:
         raise UserError(
-            f"digits:{name}: there is one set of digits, and parts of it: digits?part=train, digits?part=test"
+            f"digits:{name}: there is one set of digits, and parts of it: digits?part=train, "
+            "digits?part=test"
         )
     part = options.get("part", "all")
     which = choose(DIGITS, part, "part of the digits")

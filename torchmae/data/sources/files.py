@@ -35,10 +35,9 @@ class Listing(NamedTuple):
     times: np.ndarray  # int64 [N]
 
 
-class Files:
-    """Image files below `root`. Labels are as given ("" for none), or else the first folder of each name."""
-
-    channels = 3
+class Files(Source):
+    """Image files below `root`, labelled by a list ("" for none) or by the first folder of each
+    name."""
 
     def __init__(
         self,
@@ -47,7 +46,9 @@ class Files:
         unusable: Sequence[BadFile],
         labels: StringArray | None = None,
     ):
-        self.root, self.unusable, self.labels = root, unusable, labels
+        self.root = root
+        self.unusable = unusable
+        self.labels = labels
         self.names, self.sizes, self.times = listing
 
     def __len__(self) -> int:
@@ -73,7 +74,7 @@ class Files:
 
 
 def open_folder(path: str) -> Source:
-    """A packed set; or all images below a folder, sorted by path; or its tar shards, where it has shards and no images."""
+    """A packed set; else all images below a folder, sorted by path; else its tar shards."""
     root = os.path.abspath(os.path.expanduser(path))
     if not os.path.isdir(root):
         raise UserError(f"no such folder: '{path}'")
@@ -86,27 +87,34 @@ def open_folder(path: str) -> Source:
     if others[".tar"]:
         shards, unusable, _ = walk(root, {".tar"})
         return Tars([os.path.join(root, name) for name in shards.names], unusable)
+    more = ""
+    if unusable:
+        more = f", {len(unusable)} unusable ({unusable[0].name}: {unusable[0].reason})"
     seen = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(5))
     raise UserError(
         f"no images in '{path}': {others.total()} other files ({seen or 'none at all'})"
-        f"{f', {len(unusable)} unusable ({unusable[0].name}: {unusable[0].reason})' if unusable else ''}; "
+        f"{more}; "
         f"extensions looked for: {' '.join(sorted(wanted))}"
     )
 
 
 def walk(root: str, wanted: Collection[str]) -> tuple[Listing, list[BadFile], Counter[str]]:
-    """The regular files below `root` with the wanted extensions, each file once, sorted by path; what could not be followed;
-    and how many other files there are of each extension.
+    """The regular files below `root` with the wanted extensions, each file once, sorted by path.
 
-    Round by round: first what is really there, then what its symlinks lead to, and so on, so that a real entry wins over
-    links to it, and the file system's own order never shows.
+    Round by round: first real entries, then what their symlinks lead to, and so on. So a real entry
+    wins over links to it, and the file system's own order never shows.
+
+    Returns:
+        The files, what could not be followed, and how many other files there are by extension.
     """
     tree = _Tree(root, wanted)
     may_matter = image_extensions() | {
         "",
         ".tar",
     }  # a broken link without an extension may have been a folder
-    links, rounds = [""], []  # of each round, how many files there are after it
+    # of each round, how many files there are after it
+    links = [""]
+    rounds = []
     while links:
         tree.links = []
         for link in sorted(links):
@@ -128,11 +136,14 @@ def walk(root: str, wanted: Collection[str]) -> tuple[Listing, list[BadFile], Co
 
 
 class _Found:
-    """Files that are gathered one by one into compact arrays: as Python's objects, a million of them take a gigabyte."""
+    """Files gathered in compact arrays: as Python objects, a million of them take a gigabyte."""
 
     def __init__(self) -> None:
-        self.blob, self.ends = bytearray(), array("q", [0])
-        self.sizes, self.times, self.inodes = array("q"), array("q"), array("Q")
+        self.blob = bytearray()
+        self.ends = array("q", [0])
+        self.sizes = array("q")
+        self.times = array("q")
+        self.inodes = array("Q")
         self.hard_links = False
 
     def __len__(self) -> int:
@@ -153,7 +164,10 @@ class _Found:
         )
 
     def once(self, rounds: Sequence[int]) -> Listing:
-        """All, sorted by path; of several names of one file the one that came in the earliest round, and there the first."""
+        """Each file once, sorted by path.
+
+        Of several names of one file it has the first by path of the earliest round.
+        """
         listing = self.all()
         if len(rounds) == 1 and not self.hard_links:  # what is really there is sorted as it comes
             return listing
@@ -174,11 +188,13 @@ class _Found:
 
 
 class _Tree:
-    """What a walk has found so far, and where it was."""
+    """What a walk has found so far, and which folders it has entered."""
 
     def __init__(self, root: str, wanted: Collection[str]):
-        self.root, self.wanted = root, wanted
-        self.found, self.others = _Found(), Counter[str]()
+        self.root = root
+        self.wanted = wanted
+        self.found = _Found()
+        self.others = Counter[str]()
         self.unusable: list[BadFile] = []
         self.links: list[str] = []
         self.folders: set[tuple[int, int]] = set()  # those that were entered
@@ -195,9 +211,8 @@ class _Tree:
 
     def enter(self, top: str) -> None:
         """Adds the real files below a folder, sorted by path, and notes the symlinks."""
-        waiting = [
-            f"{top}/" if top else ""
-        ]  # the next one last; folders end with "/", as the paths below them go on
+        # The next one last; folders end with "/", so that they sort among the paths below them.
+        waiting = [f"{top}/" if top else ""]
         while waiting:
             path = waiting.pop()
             folder = not path or path.endswith("/")
@@ -235,11 +250,16 @@ class _Tree:
 
 
 def open_list(path: str) -> Source:
-    """Images that a .txt (a path a line, # comments) or .csv (path, label) names, relative to the list's own folder."""
-    columns, labels = ("path", "file", "filename", "image"), ("label", "class")
+    """The images of a list; paths are relative to its folder.
+
+    A .txt has a path in each line and # comments; a .csv has columns path and label.
+    """
+    columns = ("path", "file", "filename", "image")
+    labels = ("label", "class")
     path = os.path.abspath(os.path.expanduser(path))
     rows = _rows(path)
-    at, label_at = 0, 1
+    at = 0
+    label_at = 1
     top = next(rows, [])
     head = [cell.strip().lower() for cell in top] if suffix_of(path) == ".csv" else []
     if any(cell in columns for cell in head):
@@ -247,7 +267,8 @@ def open_list(path: str) -> Source:
         label_at = next((k for k, cell in enumerate(head) if cell in labels), len(head))
     elif top:
         rows = chain([top], rows)
-    root, found = os.path.dirname(path), _Found()
+    root = os.path.dirname(path)
+    found = _Found()
     classes: list[str] = []
     unusable: list[BadFile] = []
     for row in rows:
@@ -277,7 +298,7 @@ def open_list(path: str) -> Source:
 
 
 def _rows(path: str) -> Iterator[list[str]]:
-    """The rows of a .csv, or the lines of a .txt as rows of one cell, without empty ones and comments."""
+    """Rows of a .csv, or lines of a .txt as rows of one cell, without empty ones and comments."""
     try:
         with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             if suffix_of(path) == ".csv":

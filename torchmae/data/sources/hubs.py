@@ -1,32 +1,37 @@
-"""Images in other people's data sets: torchvision and Hugging Face."""
+"""Images in data sets of other libraries: torchvision and Hugging Face."""
 
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from contextlib import suppress
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from torchmae.data.decode import BadImage, from_pil
-from torchmae.data.sources.source import BadFile, Pixels, Source, distinct, options_of, sampled
+from torchmae.data.sources.source import Pixels, Source, distinct, options_of, sampled
 from torchmae.errors import UserError, choose, missing_extra
 
 
-class TorchVision:
+class TorchVision(Source):
     """A torchvision data set, whose items are (image, class) pairs."""
 
-    unusable: Sequence[BadFile] = ()
-
     def __init__(self, data: Any, prefix: str):
-        self.data, self.prefix = data, prefix
+        self.data = data
+        self.prefix = prefix
         names = getattr(data, "classes", None) or []  # those of ImageNet are tuples of synonyms
         self.classes = distinct([", ".join(n) if isinstance(n, tuple) else str(n) for n in names])
-        some = np.unique(np.linspace(0, len(data) - 1, 8).astype(int))
-        self.channels = max(
-            int(self.read(int(i)).shape[2]) for i in some
-        )  # some sets mix grey with colour
+
+    @cached_property
+    def stored_channels(self) -> int:  # type: ignore[override]  # once it is known what is white
+        """The most that some of the images have: some sets mix grey with colour."""
+        found = [1]
+        for i in np.unique(np.linspace(0, len(self) - 1, 8).astype(int)).tolist():
+            with suppress(BadImage):
+                found.append(self.read(i).shape[2])
+        return max(found)
 
     def __len__(self) -> int:
         return len(self.data)
@@ -49,7 +54,7 @@ class TorchVision:
         item = self.data[i]
         image = item[0] if isinstance(item, tuple) else item
         if isinstance(image, Image.Image):
-            return from_pil(image)
+            return from_pil(image, self.decode.white)
         tensor = not isinstance(image, np.ndarray)
         pixels = np.asarray(image)
         pixels = (
@@ -71,7 +76,10 @@ class TorchVision:
 
 
 def open_torchvision(spec: str) -> Source:
-    """A class of torchvision.datasets with its arguments: "CIFAR10?root=/data&train=true&download=true"."""
+    """A class of torchvision.datasets with its arguments.
+
+    "CIFAR10?root=/data&train=true&download=true".
+    """
     try:
         import torchvision
     except ImportError as error:
@@ -89,16 +97,14 @@ def open_torchvision(spec: str) -> Source:
     return TorchVision(data, name)
 
 
-class HuggingFace:
-    """A Hugging Face data set: the encoded bytes of one image column, and the names of one class column."""
-
-    channels = 3
-    unusable: Sequence[BadFile] = ()
+class HuggingFace(Source):
+    """A Hugging Face data set: encoded bytes of an image column, names of a class column."""
 
     def __init__(self, data: Any, prefix: str, image: str, label: str | None):
         import datasets
 
-        self.prefix, self.image = prefix, image
+        self.prefix = prefix
+        self.image = image
         self.images = data.select_columns([image]).cast_column(image, datasets.Image(decode=False))
         self.classes = data.select_columns([label]) if label else None
 
@@ -137,7 +143,10 @@ class HuggingFace:
 
 
 def open_hf(spec: str) -> Source:
-    """A data set of the Hugging Face hub, or a folder of `save_to_disk`: "NAME?split=train&config=..&column=image"."""
+    """A data set of the Hugging Face hub, or a folder of `save_to_disk`.
+
+    "NAME?split=train&config=..&column=image".
+    """
     name, options, data = _load_hf(spec)
     import datasets
 
@@ -161,19 +170,20 @@ def open_hf(spec: str) -> Source:
 
 
 def hf_splits(spec: str) -> list[str]:
-    """The splits among which `spec` leaves the choice open; none where it names one."""
+    """The splits that `spec` could mean; none if it names one."""
     data = _load_hf(spec)[2]
     return list(data) if isinstance(data, dict) and "split" not in options_of(spec, None)[1] else []
 
 
 def _load_hf(spec: str) -> tuple[str, dict[str, str], Any]:
-    """The name and options of `spec`, and its data set, or the dictionary of its splits."""
+    """Name and options of `spec`, and its data set or the dictionary of its splits."""
     try:
         import datasets
     except ImportError as error:
         raise missing_extra("datasets", "hf") from error
     name, options = options_of(spec, ("split", "config", "column"))
-    path, split = os.path.expanduser(name), options.get("split")
+    path = os.path.expanduser(name)
+    split = options.get("split")
     saved = any(
         os.path.exists(os.path.join(path, part)) for part in ("state.json", "dataset_dict.json")
     )

@@ -1,10 +1,12 @@
-"""Packed sets: image files in plain tar shards beside an index, so that a million of them open without a walk.
+"""Packed sets: image files in plain tar shards with an index; a million of them open without a
+walk.
 
-    shards/shard-000000.tar     CLASS/name.jpg, ...: whole tars, which other readers take too
-    shards/index.safetensors    of each image its name, label, shard, offset, bytes, CRC-32, height and width; mean and mean
-                                square of the pixels of some (the last three are not in sets of older versions)
-    shards/index.json           settings and totals; of each shard its images, bytes and SHA-256
-    shards/.progress/           only while packing: of each finished shard its part of the index
+    shards/shard-000000.tar   CLASS/name.jpg, ...: whole tars, which other readers take too
+    shards/index.safetensors  of each image its name, label, shard, offset, bytes, CRC-32, height
+                              and width; mean and mean square of the pixels of some (the last three
+                              are not in sets of older versions)
+    shards/index.json         settings and totals; of each shard its images, bytes and SHA-256
+    shards/.progress/         only while packing: of each finished shard its part of the index
 
 Every file is written under another name, synced and renamed: it is whole or not there.
 """
@@ -31,48 +33,51 @@ from torchmae.data.sources.tars import Tars
 from torchmae.disk import publish, sha256, write_whole
 from torchmae.errors import UserError
 
-FORMAT, VERSION = "torchmae packed set", 1
+FORMAT = "torchmae packed set"
+VERSION = 1
 
 
-INDEX, ARRAYS, PROGRESS = "index.json", "index.safetensors", ".progress"
+INDEX = "index.json"
+ARRAYS = "index.safetensors"
+PROGRESS = ".progress"
 
 
 class Packed(Tars):
-    """The images of a packed set. Opening it reads the index and the shards' sizes, and nothing of the tars."""
+    """The images of a packed set. Opening it reads the index and the sizes of the shards only."""
 
     def __init__(self, root: str, header: dict[str, Any], arrays: dict[str, np.ndarray]):
-        self.header, self.unusable, self.handles = header, (), {}
+        self.header = header
+        self.unusable = ()
+        self.handles = {}
         self.shard_names = [facts["file"] for facts in header["shards"]]
         self.paths = [os.path.join(root, name) for name in self.shard_names]
         self.names, self.labels = (unpacked(arrays, what) for what in ("names", "labels"))
-        self.places, self.sums = arrays["places"], arrays["sums"]
-        self.sizes, self.moments = arrays.get("sizes"), arrays.get("moments")
+        self.places = arrays["places"]
+        self.sums = arrays["sums"]
+        self.sizes = arrays.get("sizes")
+        self.moments = arrays.get("moments")
 
     def member(self, i: int) -> str:
         return self.names[i]
 
     def stamp(self) -> str | None:
-        return self.header[
-            "index_sha256"
-        ]  # with the sums of the images, which every reading compares
+        return self.header["index_sha256"]  # covers the CRCs of the images, checked at every read
 
-    def scanned(
-        self, channels: int, max_megapixels: float, white: int
-    ) -> tuple[np.ndarray, np.ndarray] | None:
-        """The height and width of every image, and the mean and the mean square of the pixels, as a scan would find them;
-        None if the set is of an older version, or was packed by other rules."""
+    def scanned(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """What a scan would find.
+
+        Returns:
+            Height and width of every image, int32 [N, 2], and mean and mean square of the pixels,
+            float64 [2, 3]; None if the set is of an older version, or was packed with other
+            options.
+        """
         settings = self.header["settings"]
-        if (
-            self.sizes is None
-            or self.moments is None
-            or (channels, white) != (3, settings.get("white"))
-        ):
+        decode = self.decode
+        same = (self.channels, decode.white) == (3, settings.get("white"))
+        same = same and decode.max_megapixels >= settings.get("max_megapixels", np.inf)
+        if not same or self.sizes is None or self.moments is None:
             return None
-        return (
-            (self.sizes, self.moments)
-            if max_megapixels >= settings.get("max_megapixels", np.inf)
-            else None
-        )
+        return self.sizes, self.moments
 
     def read(self, i: int) -> bytes:
         data = super().read(i)
@@ -82,17 +87,23 @@ class Packed(Tars):
 
 
 def open_packed(path: str) -> Source:
-    """The folder that `mae pack` made; `UserError` naming the file that is missing or damaged."""
+    """The folder that `mae pack` made.
+
+    Raises:
+        UserError: names the file that is missing or damaged.
+    """
     root = Path(os.path.abspath(os.path.expanduser(path)))
     if not (root / INDEX).exists():
         if (root / PROGRESS / INDEX).exists():
             raise UserError(
-                f"the packing of '{path}' is not finished: the same mae pack command goes on with it"
+                f"the packing of '{path}' is not finished: the same mae pack command resumes it"
             )
         raise UserError(
-            f"'{path}' is no packed set, it has no {INDEX}: mae pack makes one of any folder of images"
+            f"'{path}' is not a packed set (it has no {INDEX}): mae pack makes one of any folder "
+            "of images"
         )
-    header, file = read_header(root), root / ARRAYS
+    header = read_header(root)
+    file = root / ARRAYS
     try:
         data = file.read_bytes()
         if hashlib.sha256(data).hexdigest() != header["index_sha256"]:
@@ -108,7 +119,8 @@ def open_packed(path: str) -> Source:
             raise UserError(f"'{shard}' is missing: {REMEDY}")
         if os.path.getsize(shard) != facts["bytes"]:
             raise UserError(
-                f"'{shard}' has {os.path.getsize(shard)} bytes, but was packed with {facts['bytes']}: {REMEDY}"
+                f"'{shard}' has {os.path.getsize(shard)} bytes, but was packed with "
+                f"{facts['bytes']}: {REMEDY}"
             )
     return source
 
@@ -126,7 +138,7 @@ def damaged(file: Path, error: Exception) -> UserError:
 
 
 def is_packed(root: str) -> bool:
-    """Whether a folder is a packed set, a damaged one or one in the making; somebody else's index.json is none."""
+    """Whether a folder is a packed set, whole, damaged or unfinished; not any index.json."""
 
     def there(name: str) -> bool:
         return os.path.exists(os.path.join(root, name))
@@ -141,7 +153,11 @@ def is_packed(root: str) -> bool:
 
 
 def read_header(folder: Path) -> dict[str, Any]:
-    """The index.json of a packed set, or of one in the making; `UserError` if it cannot be one."""
+    """The index.json of a packed set, finished or not.
+
+    Raises:
+        UserError: it cannot be one.
+    """
     file = folder / INDEX
     try:
         header = json.loads(file.read_bytes())
@@ -166,14 +182,18 @@ def read_header(folder: Path) -> dict[str, Any]:
         raise damaged(file, error) from error
     if version > VERSION:
         raise UserError(
-            f"'{file}' is of version {version}, but this torchmae reads up to {VERSION}: use a newer one"
+            f"'{file}' is of version {version}, but this torchmae reads up to {VERSION}: use a "
+            "newer one"
         )
     return header
 
 
 class Part(NamedTuple):
-    """What the index says of one shard. `origins` are the images' numbers in the source, `digests` those of its files;
-    `facts` is what the header says of the shard, and what packing needs to go on after it."""
+    """The index of one shard.
+
+    `origins` are the images' numbers in the source, `digests` those of its files; `facts` is what
+    the header has of the shard, and what packing needs to continue after it.
+    """
 
     names: StringArray
     labels: StringArray
@@ -189,10 +209,11 @@ NUMBERS = ("places", "sums", "sizes", "origins", "digests")
 
 
 class Shard:
-    """A tar in the making: the same members give the same bytes, whoever writes them and whenever."""
+    """A tar that is being written: the same members always become the same bytes."""
 
     def __init__(self, path: Path):
-        self.path, self.partial = path, path.with_name(f".{path.name}.partial")
+        self.path = path
+        self.partial = path.with_name(f".{path.name}.partial")
         self.file = self.partial.open("wb")
         self.tar = tarfile.TarFile(
             fileobj=self.file,
@@ -203,8 +224,11 @@ class Shard:
         )
         self.names: list[str] = []
         self.labels: list[str] = []
-        self.places, self.sums, self.sizes = array("q"), array("I"), array("i")
-        self.origins, self.digests = array("q"), bytearray()
+        self.places = array("q")
+        self.sums = array("I")
+        self.sizes = array("i")
+        self.origins = array("q")
+        self.digests = bytearray()
 
     @property
     def size(self) -> int:
@@ -213,7 +237,16 @@ class Shard:
     def add(
         self, name: str, label: str, data: bytes, size: tuple[int, int], digest: bytes, origin: int
     ) -> None:
-        """One image of (height, width). A label that is not its folder goes into a .cls member, as WebDataset has it."""
+        """Adds one image.
+
+        Args:
+            name: of its member.
+            label: goes into a .cls member, as in WebDataset, unless it is the name's folder.
+            data: the encoded image.
+            size: (height, width).
+            digest: of the original file.
+            origin: its number in the source.
+        """
         folder, _, base = name.rpartition("/")
         if label != folder.rpartition("/")[2]:
             self._member(
@@ -238,11 +271,12 @@ class Shard:
         self.tar.members = []  # type: ignore[attr-defined]  # it would keep an object for each
 
     def finish(self, **more: Any) -> Part:
-        """Closes the tar and gives it its name. `more` is added to its facts."""
+        """Closes the tar and renames it to its name. `more` is added to its facts."""
         self.tar.close()
         self.file.close()
         publish(self.partial, self.path)
-        size, digest = self.path.stat().st_size, sha256(self.path)
+        size = self.path.stat().st_size
+        digest = sha256(self.path)
         facts = {
             "file": self.path.name,
             "images": len(self.names),
@@ -262,7 +296,7 @@ class Shard:
         )
 
     def discard(self) -> None:
-        with suppress(OSError):  # closing writes what is left, which a full disk refuses again
+        with suppress(OSError):  # closing writes what is left, which fails again on a full disk
             self.file.close()
         self.partial.unlink(missing_ok=True)
 
@@ -293,7 +327,7 @@ def write_part(out: Path, number: int, part: Part) -> None:
 
 
 def parts(out: Path) -> Iterator[Part]:
-    """The parts of finished shards, in order, up to the first that is not whole or whose shard is not there."""
+    """The parts of finished shards in order, up to the first that is not whole or has no shard."""
     number = 0
     while True:
         try:
@@ -310,7 +344,7 @@ def parts(out: Path) -> Iterator[Part]:
 
 
 def write_header(folder: Path, header: dict[str, Any]) -> None:
-    """index.json, whole or not there; `header` needs at least settings and data."""
+    """index.json, atomically; `header` needs at least settings and data."""
     text = json.dumps({"format": FORMAT, "version": VERSION, **header}, indent=1)
     write_whole(folder / INDEX, f"{text}\n".encode())
 
@@ -331,8 +365,15 @@ def write_index(
     header: dict[str, Any],
     measure: Callable[[Source], np.ndarray] | None = None,
 ) -> None:
-    """The arrays first: where index.json is, the set is finished. `measure` gives the mean and the mean square of the pixels
-    of a set; without it, a scan will look at the images."""
+    """Writes the arrays, then index.json, whose presence means that the set is finished.
+
+    Args:
+        out: the folder.
+        done: the parts of all shards.
+        header: settings and data.
+        measure: mean and mean square of the pixels of a set; without it, a scan will read the
+            images.
+    """
     shards = [np.full((len(part.names), 1), k, dtype=np.int64) for k, part in enumerate(done)]
     arrays = {
         **packed(StringArray.joined([part.names for part in done]), "names"),

@@ -1,4 +1,4 @@
-"""What a source of images is: an indexable set that lists, labels and reads its images, and decodes nothing."""
+"""What a source of images is: an indexable set that lists, labels and reads its images."""
 
 import hashlib
 import os
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol, overload, runtime_checkable
 import numpy as np
 from jaxtyping import UInt8
 
+from torchmae.data.config import DecodeOptions
 from torchmae.errors import choose
 
 Pixels = UInt8[np.ndarray, "H W C"]
@@ -23,10 +24,22 @@ class BadFile(NamedTuple):
 
 @runtime_checkable
 class Source(Protocol):
-    channels: int  # of what `read` gives: 3 for image files
-    unusable: Sequence[
-        BadFile
-    ]  # found while listing: dangling and looping links, unreadable folders, missing files
+    """An indexable set of images.
+
+    Inherit from it: the attributes have defaults, the methods have none.
+    """
+
+    stored_channels: int = 3
+    """Of what `read` returns; 3 for image files, which are decoded to grey or colour."""
+    decode: DecodeOptions = DecodeOptions()
+    """How `read_pixels` decodes an image; `with_decode` makes a copy with other options."""
+    unusable: Sequence[BadFile] = ()
+    """Found while listing: broken and looping links, unreadable folders, missing files."""
+
+    @property
+    def channels(self) -> int:
+        """Of the decoded images."""
+        return self.decode.channels or self.stored_channels
 
     def __len__(self) -> int: ...
 
@@ -37,22 +50,43 @@ class Source(Protocol):
         """The name of the class of image `i`, where there is one."""
 
     def read(self, i: int) -> bytes | Pixels:
-        """The encoded file, or uint8 pixels [H, W, C]. Raises `OSError` or `BadImage`."""
+        """The encoded file, or uint8 pixels [H, W, C].
+
+        Raises:
+            OSError: it cannot be read.
+            BadImage: it is damaged.
+        """
 
     def fingerprint(self) -> str:
-        """A hex digest of names and sizes (of shape and a sample of pixels for arrays): equal for equal sets anywhere."""
+        """A hex digest of names and sizes, equal for equal sets anywhere.
+
+        Of arrays: of shape and a sample of the pixels.
+        """
 
     def stamp(self) -> str | None:
-        """A digest that changes whenever any byte may have changed (sizes and times of the files, at opening); None where
-        that is not known."""
+        """A digest that changes whenever any byte may have changed; None if that is not known.
+
+        It is made of sizes and times of the files at opening.
+        """
 
 
-class SourceWrapper:
-    """A source around a source: what `read` gives is its own matter, all else is the other's."""
+class SourceWrapper(Source):
+    """A source around a source: a subclass changes `read`, everything else is handed on."""
 
-    def __init__(self, source: Source, channels: int):
-        self.source, self.channels = source, channels
-        self.unusable: Sequence[BadFile] = source.unusable
+    holds_pixels = False
+    """Whether `read` returns pixels that were decoded with the options of the inner source."""
+
+    def __init__(self, source: Source):
+        self.source = source
+        self.unusable = source.unusable
+
+    @property
+    def stored_channels(self) -> int:  # type: ignore[override]  # as `decode`: handed on
+        return self.source.stored_channels
+
+    @property
+    def decode(self) -> DecodeOptions:  # type: ignore[override]
+        return self.source.decode
 
     def __len__(self) -> int:
         return len(self.source)
@@ -63,6 +97,9 @@ class SourceWrapper:
     def label(self, i: int) -> str | None:
         return self.source.label(i)
 
+    def read(self, i: int) -> bytes | Pixels:
+        return self.source.read(i)
+
     def fingerprint(self) -> str:
         return self.source.fingerprint()
 
@@ -70,21 +107,69 @@ class SourceWrapper:
         return self.source.stamp()
 
 
+class Subset(SourceWrapper):
+    """Some images of a source, by their numbers there."""
+
+    def __init__(self, source: Source, ids: Sequence[int] | np.ndarray):
+        super().__init__(source)
+        self.ids = np.array(ids, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def name(self, i: int) -> str:
+        return self.source.name(int(self.ids[i]))
+
+    def label(self, i: int) -> str | None:
+        return self.source.label(int(self.ids[i]))
+
+    def read(self, i: int) -> bytes | Pixels:
+        return self.source.read(int(self.ids[i]))
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self.source.fingerprint().encode() + self.ids.tobytes()).hexdigest()
+
+    def stamp(self) -> str | None:
+        whole = self.source.stamp()
+        return whole and hashlib.sha256(whole.encode() + self.ids.tobytes()).hexdigest()
+
+
+def with_decode(source: Source, options: DecodeOptions) -> Source:
+    """The same images decoded with other options: a copy that shares what the source has listed.
+
+    A cache holds pixels of one way of decoding, so the copy is without it.
+    """
+    if options == source.decode:
+        return source
+    if isinstance(source, SourceWrapper) and source.holds_pixels:
+        return with_decode(source.source, options)
+    copy = object.__new__(type(source))  # copy.copy would load arrays again, as unpickling does
+    copy.__dict__.update(source.__dict__)
+    if isinstance(copy, SourceWrapper):
+        copy.source = with_decode(copy.source, options)
+    else:
+        copy.decode = options
+    return copy
+
+
 class StringArray(Sequence[str]):
     """Immutable strings in one block of memory: bytes, and where each string ends."""
 
     def __init__(self, items: Iterable[str]):
-        blob, ends = bytearray(), array("q", [0])
+        blob = bytearray()
+        ends = array("q", [0])
         for item in items:
             blob += item.encode("utf-8", "surrogateescape")
             ends.append(len(blob))
-        self.blob, self.ends = bytes(blob), np.array(ends, dtype=np.int64)
+        self.blob = bytes(blob)
+        self.ends = np.array(ends, dtype=np.int64)
 
     @classmethod
     def of(cls, blob: bytes, ends: np.ndarray) -> "StringArray":
-        """From what another one consists of."""
+        """From the bytes and ends of another one."""
         strings = cls(())
-        strings.blob, strings.ends = blob, ends
+        strings.blob = blob
+        strings.ends = ends
         return strings
 
     @classmethod
@@ -112,7 +197,7 @@ class StringArray(Sequence[str]):
 
 
 def digest(names: StringArray, *numbers: np.ndarray) -> str:
-    """Of names and whole numbers."""
+    """A hex digest of names and integers."""
     state = hashlib.sha256(names.blob)
     for some in (names.ends, *numbers):
         state.update(some.astype(np.int64).tobytes())
@@ -120,17 +205,18 @@ def digest(names: StringArray, *numbers: np.ndarray) -> str:
 
 
 def time_of(facts: os.stat_result) -> int:
-    """Another number whenever a file was written to, replaced or put back: its times of modification and of change, added."""
+    """The times of modification and change, added: another number after any write or
+    replacement."""
     return (facts.st_mtime_ns + facts.st_ctime_ns) & (1 << 63) - 1
 
 
 def digest_of(*facts: Any) -> str:
-    """Of what `repr` tells in full."""
+    """A hex digest of the `repr` of its arguments."""
     return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
 def sampled(source: Source, *facts: Any, count: int = 64) -> str:
-    """The digest of `facts`, the length and the content of `count` images that are evenly spaced over the source."""
+    """A digest of `facts`, the length, and the content of `count` evenly spaced images."""
     sums = []
     for i in np.unique(np.linspace(0, len(source) - 1, count).astype(int)):
         item = source.read(int(i))
@@ -144,7 +230,15 @@ def sampled(source: Source, *facts: Any, count: int = 64) -> str:
 
 
 def options_of(spec: str, allowed: Sequence[str] | None) -> tuple[str, dict[str, str]]:
-    """ "what?a=1&b=2" to ("what", {"a": "1", "b": "2"}); `UserError` for a name that is not allowed (None: any is)."""
+    """ "what?a=1&b=2" to ("what", {"a": "1", "b": "2"}).
+
+    Args:
+        spec: the text.
+        allowed: names of options; None allows any.
+
+    Raises:
+        UserError: a name is not allowed.
+    """
     what, _, query = spec.partition("?")
     pairs = (part.partition("=") for part in query.split("&") if part)
     options = {name: value for name, _, value in pairs}
@@ -159,6 +253,9 @@ def suffix_of(name: str) -> str:
 
 
 def distinct(names: Sequence[str]) -> list[str]:
-    """The names, with the number behind each that occurs more than once: ImageNet has a "crane (134)" and a "crane (517)"."""
+    """The names, with its number after each that is not unique.
+
+    ImageNet has a "crane (134)" and a "crane (517)".
+    """
     often = Counter(names)
     return [f"{name} ({i})" if often[name] > 1 else name for i, name in enumerate(names)]

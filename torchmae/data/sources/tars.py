@@ -25,40 +25,39 @@ from torchmae.errors import UserError
 
 
 class _Handle:
-    """An open file. It closes when the last thread that reads it lets go."""
+    """An open file. It is closed when the last thread that reads it drops it."""
 
     def __init__(self, path: str):
         self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
 
-    def __del__(
-        self, close: Callable[[int], None] = os.close
-    ) -> None:  # at the interpreter's end, `os` is gone
+    # At the interpreter's end `os` is gone, so `close` is bound here.
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
         if hasattr(self, "descriptor"):
             close(self.descriptor)
 
 
-class Tars:
-    """The images in plain tar files. One pass over the headers says where each image lies; nothing is unpacked.
+class Tars(Source):
+    """The images in plain tar files.
 
-    The label of KEY.jpg is the text of KEY.cls, as WebDataset has it, or else the name of the folder that it lies in.
+    One pass over the headers finds where each image is; nothing is unpacked. The label of KEY.jpg
+    is the text of KEY.cls, as in WebDataset, or else the name of its folder.
     """
 
-    channels = 3
     most_open = 128  # descriptors are scarce: 1024 a process is a common limit
 
     def __init__(self, paths: Sequence[str], unusable: Sequence[BadFile] = ()):
         self.paths = [os.path.abspath(path) for path in paths]
         self.unusable = unusable
         self.handles: dict[int, _Handle] = {}
-        self.facts: list[
-            tuple[str, int, int]
-        ] = []  # path, bytes and time of each, before it is read
+        self.facts: list[tuple[str, int, int]] = []  # path, bytes and time of each, at opening
         root = os.path.commonpath([os.path.dirname(path) for path in self.paths])
         self.shard_names = [os.path.relpath(path, root) for path in self.paths]
         wanted = image_extensions()
-        names, labels, places = [], [], array("q")
+        names = []
+        labels = []
+        places = array("q")
         for shard, path in enumerate(self.paths):
-            with suppress(OSError):  # the next line says it better
+            with suppress(OSError):  # `_members` raises a better error
                 about = os.stat(path)
                 self.facts.append((path, about.st_size, time_of(about)))
             images, classes = _members(path, wanted)
@@ -73,7 +72,8 @@ class Tars:
             raise UserError(
                 f"no images in {len(self.paths)} tar file(s), the first of them '{self.paths[0]}'"
             )
-        self.names, self.labels = StringArray(names), StringArray(labels)
+        self.names = StringArray(names)
+        self.labels = StringArray(labels)
         self.places = np.array(places, dtype=np.int64).reshape(-1, 3)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -115,8 +115,9 @@ class Tars:
 def _members(
     path: str, wanted: frozenset[str]
 ) -> tuple[list[tuple[str, int, int]], dict[str, str]]:
-    """(member, offset, bytes) of the images of one tar file; and the texts of its .cls members by "folder/key"."""
-    images, classes = [], {}
+    """The images of one tar file as (member, offset, bytes), and its .cls texts by "folder/key"."""
+    images = []
+    classes = {}
     try:
         with (
             open(path, "rb") as file,
@@ -132,7 +133,7 @@ def _members(
                     classes[f"{folder}/{base.partition('.')[0]}"] = text.decode(
                         errors="replace"
                     ).strip()
-                tar.members = []  # type: ignore[attr-defined]  # an object for each of a million members
+                tar.members = []  # type: ignore[attr-defined]  # a million objects otherwise
     except (OSError, tarfile.TarError) as error:
         raise UserError(
             f"'{path}' is not a whole, uncompressed tar file ({error}); unpack .tar.gz with gunzip"
@@ -141,7 +142,7 @@ def _members(
 
 
 def open_tar(spec: str) -> Source:
-    """One tar file, a glob ("shards/*.tar"), a range ("shards-{000..009}.tar") or a folder of tar files."""
+    """One tar file, a glob ("shards/*.tar"), a range ("s-{000..009}.tar") or a folder of tars."""
     spec = os.path.expanduser(spec)
     if os.path.isdir(spec):
         paths = sorted(glob.glob(os.path.join(glob.escape(spec), "**", "*.tar"), recursive=True))
@@ -158,7 +159,8 @@ def open_tar(spec: str) -> Source:
     missing = [path for path in paths if not os.path.exists(path)]
     if missing:
         raise UserError(
-            f"{len(missing)} of the {len(paths)} tar files of '{spec}' do not exist: {missing[0]} ..."
+            f"{len(missing)} of the {len(paths)} tar files of '{spec}' do not exist: {missing[0]} "
+            "..."
         )
     return Tars(paths)
 

@@ -1,25 +1,27 @@
-"""What the decoder predicts for a hidden patch. Targets are computed for the patches asked for, and no others."""
+"""Pixels as targets, as they are or normalised patch by patch."""
+
+import math
 
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from torchmae.errors import UserError
-from torchmae.models.patches import patch_statistics, patchify
+from torchmae.models.patches import Size, patch_statistics, patchify
+from torchmae.models.targets.target import Target
 
 
-class Pixels:
+class Pixels(Target):
     """The pixels themselves, as the encoder gets them (paper Table 1d, "pixel, w/o norm")."""
 
-    loses_statistics = False
+    def __init__(self, patch: Size, channels: int):
+        super().__init__(patch, channels)
+        self.width = math.prod(patch) * channels
 
-    def __init__(self, patch_size: int, channels: int) -> None:
-        self.patch_size, self.width = patch_size, patch_size**2 * channels
-
-    def __call__(
+    def forward(
         self, images: Float[Tensor, "B C H W"], ids: Int64[Tensor, "B M"]
     ) -> Float[Tensor, "B M P"]:
-        """`[B, M, P]`: the values of the patches `ids`."""
-        return patchify(images, self.patch_size, ids)
+        """The values of the patches `ids`."""
+        return patchify(images, self.patch, ids)
 
     def to_pixels(
         self, prediction: Float[Tensor, "B M P"], statistics: Float[Tensor, "B M 2"] | None
@@ -29,29 +31,30 @@ class Pixels:
 
 
 class NormalizedPixels(Pixels):
-    """Each patch less its mean, over its deviation (paper section 3, "pixel, w/ norm": better features; the default)."""
+    """Each patch minus its mean, over its std (paper section 3 and Table 1d, "pixel, w/ norm":
+    better features)."""
 
-    loses_statistics = True
+    needs_statistics = True
 
-    def __init__(self, patch_size: int, channels: int) -> None:
-        super().__init__(patch_size, channels)
+    def __init__(self, patch: Size, channels: int):
+        super().__init__(patch, channels)
         if self.width < 2:
             raise UserError(
-                "patches of one value have no deviation: use a larger patch, or --target pixels"
+                "patches of one value have no std: use a larger patch, or --target pixels"
             )
 
-    def __call__(
+    def forward(
         self, images: Float[Tensor, "B C H W"], ids: Int64[Tensor, "B M"]
     ) -> Float[Tensor, "B M P"]:
-        """`[B, M, P]`: the normalised values of the patches `ids`."""
-        patches = super().__call__(images, ids)
-        mean, deviation = patch_statistics(patches).unbind(-1)
-        return (patches - mean.unsqueeze(-1)) / deviation.unsqueeze(-1)
+        """The normalised values of the patches `ids`."""
+        patches = super().forward(images, ids)
+        mean, std = patch_statistics(patches).unbind(-1)
+        return (patches - mean.unsqueeze(-1)) / std.unsqueeze(-1)
 
     def to_pixels(
         self, prediction: Float[Tensor, "B M P"], statistics: Float[Tensor, "B M 2"] | None
     ) -> Float[Tensor, "B M P"]:
-        """The prediction with each patch's mean and deviation, true or predicted, put back."""
+        """The prediction times each patch's std, plus its mean."""
         assert statistics is not None, "normalised pixels need statistics to become a picture"
-        mean, deviation = statistics.unbind(-1)
-        return prediction * deviation.unsqueeze(-1) + mean.unsqueeze(-1)
+        mean, std = statistics.unbind(-1)
+        return prediction * std.unsqueeze(-1) + mean.unsqueeze(-1)

@@ -2,19 +2,20 @@
 
 import json
 import logging
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from torchmae.data.config import decode_as_run
 from torchmae.data.labels import labelled, open_pair
 from torchmae.errors import UserError
-from torchmae.eval.classification import scores
+from torchmae.eval.classification import Scores, scores
 from torchmae.eval.extract import collect, logits_of
 from torchmae.models.weights import load_classifier
 from torchmae.report.confusion import draw_confusion
-from torchmae.runfolder import add_result, read_config
+from torchmae.runfolder import CONFUSION, add_result, read_config
+from torchmae.settings.options import check_ranges, flatten
 from torchmae.tasks.evaluate.config import Evaluate
 from torchmae.train.distributed import find_device
 
@@ -22,51 +23,65 @@ logger = logging.getLogger(__name__)
 
 
 def run(config: Evaluate) -> dict[str, Any]:
-    """Prints the scores, adds them to `results.json` of the run, draws `confusion.png`, and gives the scores."""
-    model, device = load_classifier(config.run, config.best), find_device(config.device)
-    whole, held_out = open_pair(config.data, None)
+    """Measures, adds the scores to results.json of the run, and draws confusion.png.
+
+    Returns:
+        The settings and the scores: "top1", "top5", "low", "high", "per_class", ...
+    """
+    check_ranges(config)
+    model = load_classifier(config.run, config.best)
+    device = find_device(config.runtime.device)
+    decode = decode_as_run(config.run, config.decode.max_megapixels, config.decode.white)
+    everything, held_out = open_pair(config.data, None, decode)
     if held_out is not None:
         logger.info(f"{config.data} brings its own split: measured on its validation part")
     elif read_config(config.run)["config"].get("data") == config.data:
         logger.info(
-            f"note: {config.run} was trained on images of {config.data}: its own training images are among these"
+            f"note: {config.run} was trained on images of {config.data}: "
+            "its own training images are among these"
         )
-    images, names = labelled(held_out or whole, config.data)
-    names = mapped(names, config.class_map)
+    images, names = labelled(held_out or everything, config.data)
+    names = rename_classes(names, config.class_map)
     number = {name: i for i, name in enumerate(model.classes)}
-    strange = sorted(set(names) - set(number))
-    if strange:
+    unknown = sorted(set(names) - set(number))
+    if unknown:
         raise UserError(
-            f"class '{strange[0]}' ({len(strange)} in all) is not one of the classifier's {len(number)}: "
-            f"{', '.join(model.classes[:5])}, ...; name the pairs in a JSON file for --class-map"
+            f"class '{unknown[0]}' ({len(unknown)} in all) is not one of the classifier's "
+            f"{len(number)}: {', '.join(model.classes[:5])}, ...; "
+            "name the pairs in a JSON file for --class-map"
         )
     ids, (logits,), bad = collect(
         images, model.encoder, config.run, [logits_of(model, device)], device
     )
     for name, reason in bad:
-        logger.info(f"left out: {name}: {reason}")
+        logger.info(f"skipped: {name}: {reason}")
     labels = torch.tensor([number[names[i]] for i in ids])
     if config.among:
         absent = torch.tensor([name not in set(names) for name in model.classes])
         logits = logits.masked_fill(absent, -torch.inf)
     found = scores(logits, labels, model.classes)
-    out = Path(config.run)
+    picture = Path(config.run) / CONFUSION
     title = f"{Path(config.data).name}: {found.count} images, {found.top1:.1%}"
-    draw_confusion(found.confusion, model.classes, out / "confusion.png", title)
-    path = add_result(out, "evaluate", asdict(config), found.summary())
+    draw_confusion(found.confusion, model.classes, picture, title)
+    path = add_result(Path(config.run), "evaluate", flatten(config), found.summary())
+    logger.info(describe(found, config.best))
+    logger.info(f"Written to {path} and {picture}")
+    return {**flatten(config), **found.summary()}
+
+
+def describe(found: Scores, best: bool) -> str:
+    """The scores as text; `best`: of the weights of the best epoch."""
     worst = sorted(found.per_class.items(), key=lambda pair: pair[1])[:3]
-    logger.info(
-        f"{found.count} images{', weights of the best epoch' if config.best else ''}: top 1 {found.top1:.1%} "
-        f"(95 % interval {found.low:.1%} to {found.high:.1%}), "
+    return (
+        f"{found.count} images{', weights of the best epoch' if best else ''}: "
+        f"top 1 {found.top1:.1%} (95 % interval {found.low:.1%} to {found.high:.1%}), "
         f"top 5 {found.top5:.1%}, calibration error {found.calibration_error:.3f}\n"
-        f"weakest classes: {', '.join(f'{name} {share:.1%}' for name, share in worst)}\n"
-        f"Written to {path} and {out / 'confusion.png'}"
+        f"weakest classes: {', '.join(f'{name} {share:.1%}' for name, share in worst)}"
     )
-    return {**asdict(config), **found.summary()}
 
 
-def mapped(names: list[str], path: str | None) -> list[str]:
-    """Class names of the data as those of the classifier."""
+def rename_classes(names: list[str], path: str | None) -> list[str]:
+    """Class names of the data as those of the classifier, by the JSON file of --class-map."""
     if path is None:
         return names
     try:

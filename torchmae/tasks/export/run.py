@@ -1,11 +1,11 @@
-"""`mae export`: a run's model in the form of another library, reloaded there and compared before it is called done."""
+"""`mae export`: a run's model in the form of another library, reloaded there and compared before it
+is called done."""
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
 
 from torchmae.disk import refuse_full, whole_folder
 from torchmae.errors import UserError, choose
@@ -21,32 +21,37 @@ logger = logging.getLogger(__name__)
 
 
 def run(config: Export) -> Path:
-    """Exports, reloads, compares, writes the card; the folder."""
+    """Exports, reloads, compares and writes the model card; returns the folder."""
     write, out = choose(EXPORTS, config.to, "form"), Path(config.out)
     if config.only not in (None, "encoder"):
-        raise UserError(f"--only {config.only}: encoder is all that can be asked for")
+        raise UserError(f"--only {config.only}: encoder is the only part that can be exported")
     refuse_full(out)
     subject = open_run(config)
     with torch.no_grad(), whole_folder(out) as folder:
         made = write(subject, folder)
-        apart_by = compare(subject, made)
-        note = f"Reloaded like this it differed from torchmae {apart_by} on 16 random images."
+        difference = compare(subject, made)
+        note = f"Reloaded like this it differed from torchmae {difference} on 16 random images."
         if isinstance(subject.model, MAE) and subject.model.decoder.statistics is not None:
-            note += " Its head for brightness and contrast (decoder.statistics) has no place there and stays behind."
+            note += (
+                " Its head for brightness and contrast (decoder.statistics) has no place there and "
+                "is not exported."
+            )
         if config.best:
             note += " These are the weights of the epoch that was best on the validation images."
-        classes, lines = subject.config.get("classes", ()), made.lines
+        lines = made.lines
         if out.is_absolute():  # cards are made to be published
             lines = [line.replace(str(out), out.name) for line in lines]
         what, readme = config.only or kind_of(read_config(config.run)), folder / "README.md"
-        readme.write_text(card(config.run, what, subject.encoder, classes, lines, note, folder))
-    logger.info(f"{out}: compared with torchmae on 16 images: they differ {apart_by}. To load it:")
+        readme.write_text(card(config.run, what, subject.encoder, lines, note, folder))
+    logger.info(
+        f"{out}: compared with torchmae on 16 images: they differ {difference}. To load it:"
+    )
     logger.info("\n".join(f"  {line}" for line in made.lines))
     return out
 
 
 def open_run(config: Export) -> ExportInput:
-    """The model of a run, or its encoder; a probe's BatchNorm becomes part of its head where weights are handed over."""
+    """The model of a run, or its encoder, with its weights under plain names."""
     described = read_config(config.run)
     kind, model = kind_of(described), described["model"]
     weights = to_plain(
@@ -61,16 +66,13 @@ def open_run(config: Export) -> ExportInput:
         weights = {
             n: w
             for n, w in weights.items()
-            if not n.startswith(("decoder_", "mask_token", "head.", "bn."))
+            if not n.startswith(("decoder_", "mask_token", "head.", "bn.", "target."))
         }
-    loaders: dict[str, Callable[[str], nn.Module]] = {
-        "mae": load_mae,
-        "classifier": load_classifier,
-        "encoder": load,
-    }
+    loaders: dict[str, Any] = {"mae": load_mae, "classifier": load_classifier, "encoder": load}
+    module: Any
     if config.best:
         best = load_classifier(config.run, best=True)
-        module: nn.Module = best.encoder if config.only else best
+        module = best.encoder if config.only else best
     else:
         module = loaders[kind](config.run)
     settings = described["config"]

@@ -1,233 +1,452 @@
-"""The settings of `mae finetune`, what is chosen where they are left open and why, and the plan in words."""
+"""The settings of `mae finetune`, and what is chosen where they are left open."""
 
-import os
-from dataclasses import dataclass, fields, replace
-from typing import Annotated, Any, NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
 
-import tyro
-
-from torchmae.errors import UserError, choose
-from torchmae.models.heads import POOLS, Classifier
-from torchmae.models.vit import size_of
-from torchmae.options import check_numbers, parse_size, size_text
+from torchmae.errors import UserError
+from torchmae.models.sizes import SIZES, size_of
 from torchmae.runfolder import read_config
-from torchmae.tasks.pretrain import config as settings
-from torchmae.tasks.pretrain.config import check_training
-from torchmae.train.config import TrainConfig
-from torchmae.train.distributed import World
-from torchmae.train.optim import OPTIMIZERS
+from torchmae.settings import defaults
+from torchmae.settings.defaults import Choice, Facts, Rule
+from torchmae.settings.groups import (
+    CropOptions,
+    LabelledSourceOptions,
+    OptimOptions,
+    OutputOptions,
+    RunDecodeOptions,
+    RuntimeOptions,
+    SplitOptions,
+)
+from torchmae.settings.options import (
+    BELOW_ONE,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    Range,
+    argument,
+    check_ranges,
+    option,
+    parse_size,
+)
+
+MANY = 1000  # labelled images, from which on the paper's strong augmentation is used
 
 
 @dataclass(frozen=True)
+class FinetuneDecodeOptions(RunDecodeOptions):
+    """How labelled images are decoded: as the run was decoded, unless told otherwise."""
+
+    channels: int | None = option(
+        None,
+        "What the classifier takes, where run and data differ: grey and colour images are converted to it, the "
+        "run's patch weights adapted.",
+        within=POSITIVE,
+        otherwise="the run's; from scratch the data's",
+    )
+
+
+@dataclass(frozen=True)
+class FinetuneCropOptions(CropOptions):
+    """Random crops to train on, the middle to evaluate on."""
+
+    crop_pct: float = option(
+        1.0,
+        "Share of the side that validation, evaluate and predict see (the paper's recipes at 224 px: 0.875).",
+        within=Range(above=0, at_most=1),
+    )
+
+
+@dataclass(frozen=True)
+class ClassifierOptions:
+    """The classifier, and what of it is trained."""
+
+    GROUP: ClassVar[str] = "model"
+
+    train: str = option(
+        "all",
+        "What may change: all, head (the linear probe), 0.5 (the MLP half of the last block) or the number of "
+        "last blocks (paper Figure 9).",
+        metavar="PART",
+    )
+    pool: str | None = option(
+        None,
+        "What the head sees: mean of the patch tokens with its own norm, or cls, the class token.",
+    )
+    model: str | None = option(
+        None,
+        f"From scratch: {', '.join(SIZES)}, or a run whose architecture is taken without its weights.",
+    )
+    image_size: str | int | None = option(
+        None, "Side in pixels, or HEIGHTxWIDTH; positions are resized.", metavar="SIZE"
+    )
+    patch_size: int | None = option(
+        None, "From scratch: side of a patch in pixels.", within=POSITIVE
+    )
+
+
+@dataclass(frozen=True)
+class FinetuneOptimOptions(OptimOptions):
+    """How weights move in fine-tuning."""
+
+    optimizer: str | None = option(None, "adamw, sgd or lars.")
+    min_lr: float = option(1e-6, "Learning rate at the end.", within=NOT_NEGATIVE)
+    weight_decay: float | None = option(None, "On all but 1-D parameters.", within=NOT_NEGATIVE)
+    layer_decay: float | None = option(
+        None,
+        "Each layer's learning rate is this times the next one's.",
+        within=Range(above=0, at_most=1),
+    )
+    beta2: float | None = option(None, "AdamW's second beta.", within=BELOW_ONE)
+    ema: float | None = option(
+        None,
+        "Decay of the exponential moving average of the weights, which is what is validated and kept; 0: off.",
+        within=BELOW_ONE,
+    )
+    validate_epochs: float | None = option(None, "Epochs between two validations.", within=POSITIVE)
+
+
+@dataclass(frozen=True)
+class RegularizationOptions:
+    """Strong augmentation and other regularisation (paper Table 9)."""
+
+    GROUP: ClassVar[str] = "regularization"
+
+    drop_path: float | None = option(
+        None, "Stochastic depth of the last block, growing from 0 at the first.", within=BELOW_ONE
+    )
+    randaug_magnitude: float | None = option(
+        None, "Of RandAugment, 0 (off) to 10.", within=Range(at_least=0, at_most=10)
+    )
+    random_erasing: float | None = option(None, "Probability of random erasing.", within=SHARE)
+    mixup: float | None = option(None, "Mixup's alpha; 0: off.", within=NOT_NEGATIVE)
+    cutmix: float | None = option(None, "CutMix's alpha; 0: off.", within=NOT_NEGATIVE)
+    label_smoothing: float | None = option(None, "Label smoothing.", within=BELOW_ONE)
+
+
+def classify_kind(values: Mapping[str, Any]) -> str:
+    """Which of the paper's recipes a fine-tuning follows: "scratch" (Table 11), "head" (Table 10) or "tune" (Table 9)."""
+    if values["run"] == "none":
+        return "scratch"
+    return "head" if values["train"] == "head" else "tune"
+
+
+Chooser = Choice | Callable[[Facts, Mapping[str, Any]], Choice]
+
+
+def by_kind(
+    words: str, tune: Chooser, head: Chooser | None = None, scratch: Chooser | None = None
+) -> Rule:
+    """A rule that differs between the recipes; head and scratch are as tune where they are not given."""
+
+    def choose(facts: Facts, values: Mapping[str, Any]) -> Choice:
+        kinds = {"tune": tune, "head": head or tune, "scratch": scratch or tune}
+        chosen = kinds[classify_kind(values)]
+        return chosen if isinstance(chosen, Choice) else chosen(facts, values)
+
+    return Rule(words, choose)
+
+
+def when_many(many: float, few: float, why_many: str, why_few: str) -> Chooser:
+    """One value from 1,000 labelled images on, another below."""
+    return lambda facts, values: (
+        Choice(many, why_many) if facts.images >= MANY else Choice(few, why_few)
+    )
+
+
+def image_size(facts: Facts, values: Mapping[str, Any]) -> Choice:
+    """That of the run, or of the architecture that --model names."""
+    choice = defaults.largest_side(facts, values)
+    return choice._replace(reason="the run's" if facts.run_size else "the images' size")
+
+
+def patch_size(facts: Facts, values: Mapping[str, Any]) -> Choice:
+    """Of an encoder from scratch; one that exists has its own."""
+    if values["run"] != "none":
+        return Choice(None, "the run's")
+    named = architecture(values["model"]).get("patch_size")
+    if named is not None:
+        return Choice(named, "that of --model")
+    return Choice(
+        defaults.patch_side(parse_size(values["image_size"])), "at most 144 patches, or 16 px"
+    )
+
+
+def batch_size(facts: Facts, values: Mapping[str, Any]) -> Choice:
+    """See `defaults.batch_of`."""
+    on_gpu = facts.device != "cpu"
+    value = defaults.batch_of(facts.images, on_gpu, facts.processes)
+    return Choice(value, f"for {facts.images} images on a {'GPU' if on_gpu else 'CPU'}")
+
+
+def epochs(facts: Facts, values: Mapping[str, Any]) -> Choice:
+    """2 million crops on a GPU, 20,000 on a CPU, within 20 to 100 epochs; with --minutes what fits into them."""
+    if values["minutes"] is not None and facts.seconds_per_step is not None:
+        return defaults.epochs_in_minutes(facts, values)
+    budget = 2_000_000 if facts.device != "cpu" else 20_000
+    count = min(100, max(20, budget // facts.images))
+    return Choice(
+        float(count),
+        f"{count * facts.images:,} crops; {budget:,} are aimed at, within 20 to 100 epochs",
+    )
+
+
+def validate_epochs(facts: Facts, values: Mapping[str, Any]) -> Choice:
+    """Validation should not outweigh the training."""
+    count = max(1, round(facts.val_images / facts.images))
+    return Choice(
+        float(count), f"{facts.val_images} images to validate on, {facts.images} to train on"
+    )
+
+
+def large_batch(values: Mapping[str, Any]) -> bool:
+    """Whether a probe is trained by LARS: by request, or because its batch is as large as the paper's."""
+    return values["optimizer"] == "lars" or (
+        values["optimizer"] is None and values["batch_size"] >= 4096
+    )
+
+
+def probe_optimizer(facts: Facts, values: Mapping[str, Any]) -> Choice:
+    """LARS for very large batches (paper Table 10), else SGD."""
+    name = "lars" if large_batch(values) else "sgd"
+    return Choice(name, f"{values['batch_size']} images a step; LARS is for 4,096 and more")
+
+
+def probe_lr(facts: Facts, values: Mapping[str, Any]) -> Choice:
+    """0.1 for LARS (paper Table 10); SGD bears more (measured on digits and Imagenette)."""
+    if large_batch(values):
+        return Choice(0.1, "the paper's")
+    return Choice(1.0, "SGD bears more than the paper's 0.1 for LARS")
+
+
+def finetune_lr(facts: Facts, values: Mapping[str, Any]) -> Choice:
+    """The paper's 1e-3 at 1,024 images a step, falling with the root of the batch."""
+    value = 1e-3 * (1024 / values["batch_size"]) ** 0.5
+    return Choice(
+        value, "the paper's 1e-3 at 1,024 images a step, falling with the root of the batch"
+    )
+
+
+PAPER = "the paper's"
+OFF = Choice(0.0, "a probe sees crops and flips only")
+FEW = "mixing needs many images, there are fewer than 1,000"
+MILD = "milder than the paper's 9: with fewer than 1,000 images there are few steps to learn from strong changes"
+
+RULES: dict[str, Rule] = {
+    "image_size": Rule("the run's; from scratch the images' size", image_size),
+    "patch_size": Rule("at most 144 patches, or 16 px", patch_size),
+    "batch_size": Rule("by the number of images", batch_size),
+    "epochs": Rule("20,000 crops on a CPU, 2 million on a GPU, within 20 to 100 epochs", epochs),
+    "validate_epochs": Rule(
+        "1; more with fewer images to train on than to validate on", validate_epochs
+    ),
+    "warmup_epochs": Rule(
+        "a tenth of the epochs",
+        lambda facts, values: Choice(values["epochs"] / 10, "a tenth of the epochs"),
+    ),
+    "precision": defaults.PRECISION,
+    "workers": defaults.WORKERS,
+    "pool": by_kind(
+        "mean; cls for --train head, as in the paper",
+        Choice("mean", "the reference's default"),
+        head=Choice("cls", "the paper's linear probe"),
+    ),
+    "optimizer": by_kind(
+        "adamw; for --train head sgd, or lars from 4,096 images a step on",
+        Choice("adamw", PAPER),
+        head=probe_optimizer,
+    ),
+    "base_lr": by_kind(
+        "the paper's 1e-3 at 1,024 images a step; for --train head 1 (sgd) or 0.1 (lars)",
+        finetune_lr,
+        head=probe_lr,
+    ),
+    "weight_decay": by_kind(
+        "0.05; 0.3 from scratch; 0 for --train head (paper)",
+        Choice(0.05, PAPER),
+        head=Choice(0.0, PAPER),
+        scratch=Choice(0.3, "the paper's from scratch"),
+    ),
+    "layer_decay": by_kind(
+        "0.75 (paper); 1 from scratch",
+        Choice(0.75, PAPER),
+        head=Choice(1.0, "there is one layer"),
+        scratch=Choice(1.0, "nothing is pre-trained"),
+    ),
+    "beta2": by_kind(
+        "0.999; 0.95 from scratch (paper)",
+        Choice(0.999, PAPER),
+        head=Choice(0.999, "not used"),
+        scratch=Choice(0.95, "the paper's from scratch"),
+    ),
+    "drop_path": by_kind(
+        "0.1 where blocks are trained (paper)",
+        Choice(0.1, PAPER),
+        head=Choice(0.0, "the encoder is frozen"),
+    ),
+    "randaug_magnitude": by_kind(
+        "9 (paper); 5 below 1,000 images; off for --train head",
+        when_many(9.0, 5.0, PAPER, MILD),
+        head=OFF,
+    ),
+    "random_erasing": by_kind(
+        "0.25 (the reference's) from 1,000 images on; off from scratch and for --train head",
+        when_many(0.25, 0.0, "the reference's", "off below 1,000 images"),
+        head=OFF,
+        scratch=Choice(0.0, "the paper's from scratch"),
+    ),
+    "mixup": by_kind("0.8 (paper) from 1,000 images on", when_many(0.8, 0.0, PAPER, FEW), head=OFF),
+    "cutmix": by_kind("1 (paper) from 1,000 images on", when_many(1.0, 0.0, PAPER, FEW), head=OFF),
+    "label_smoothing": by_kind("0.1 (paper); off for --train head", Choice(0.1, PAPER), head=OFF),
+    "ema": by_kind(
+        "0.9999 from scratch (paper), else off",
+        Choice(0.0, PAPER),
+        scratch=Choice(0.9999, "the paper's from scratch"),
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Finetune:
     """Make a classifier from a pre-trained run (or "none": from scratch) and labelled images.
 
-    What is left out is chosen for the number of labelled images and the device, and printed with the reason. --preset NAME
-    starts from a recipe of the paper (finetune_base, scratch_base, probe_base, ...), which other flags then change.
+    What is left open is chosen for the number of labelled images and the device, and printed with the reason.
     """
 
-    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """A run folder, or none for the supervised baseline from scratch (then --model)."""
-    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
-    """Labelled images: class folders (with train/ and val/ above them: the split), CSV of path,label, tar, digits, ..."""
-    out: str | None = None
-    """Run folder of the classifier. Default: RUN-finetune, RUN-probe, RUN-last-4, ... or runs/NAME-OF-DATA-scratch."""
-    val: str | None = None
-    """Labelled images to validate on. Default: val/ or test/ beside train/, else a share of DATA."""
-    val_fraction: float = 0.2
-    """That share, of every class, drawn by the seed."""
-    labels_per_class: int | None = None
-    """Train on so many images of each class, drawn by the seed."""
-    train: str = "all"
-    """What may change: all, head (or 0: the linear probe), 0.5 (the MLP half of the last block) or the number of last blocks
-    (paper Figure 9)."""
-    pool: str | None = None
-    """What the head sees: mean of the patch tokens with its own norm (the reference's default), or the class token (the
-    default for --train head, as in the paper)."""
-    model: str | None = None
-    """Only from scratch: the size of the encoder (vit_micro by default), or a run folder that has the one to take (without its
-    weights)."""
-    image_size: str | int | None = None
-    """Default: that of the run; positions are resized to another."""
-    patch_size: int | None = None
-    """Only from scratch."""
-    channels: int | None = None
-    """What the classifier takes, where run and data differ: grey and colour images are converted to it, the run's patch
-    weights adapted."""
-    epochs: float | None = None
-    """Passes over the labelled images."""
-    batch_size: int | None = None
-    """Images per optimizer step, over all processes."""
-    optimizer: str | None = None
-    """adamw, sgd or lars. Default: adamw; for --train head sgd, or lars from 4,096 images a step on."""
-    base_lr: float | None = None
-    """Learning rate for 256 images a step."""
-    min_lr: float = 1e-6
-    """Learning rate at the end."""
-    warmup_epochs: float | None = None
-    """Default: a tenth of the epochs."""
-    weight_decay: float | None = None
-    """Default: 0.05; 0.3 from scratch (paper); 0 for the head alone."""
-    layer_decay: float | None = None
-    """Each layer's learning rate is this times the next one's. Default: 0.75; 1 from scratch."""
-    beta2: float | None = None
-    """AdamW's second beta. Default: 0.999; 0.95 from scratch (paper)."""
-    drop_path: float | None = None
-    """Stochastic depth of the last block, growing from 0 at the first. Default: 0.1 where blocks are trained."""
-    randaug_magnitude: float | None = None
-    """Of RandAugment, 0 (off) to 10. Default: 9 (the paper's), 5 below 1,000 images; off for the head alone."""
-    random_erasing: float | None = None
-    """Probability of random erasing. Default: 0.25 (the reference's) from 1,000 images on, but not for the head alone, nor from
-    scratch."""
-    mixup: float | None = None
-    """Mixup's alpha. Default: 0.8 where 1,000 images or more are trained on, else off."""
-    cutmix: float | None = None
-    """CutMix's alpha. Default: 1.0 where 1,000 images or more are trained on, else off."""
-    label_smoothing: float | None = None
-    """Label smoothing. Default: 0.1; off for the head alone."""
-    ema: float | None = None
-    """Decay of an average of the weights, which is what is validated and kept then; 0: off. Default: 0.9999 from scratch
-    (paper), else off."""
-    clip_grad: float | None = None
-    """Largest gradient norm. Default: no clipping."""
-    crop_scale: tuple[float, float] = (0.08, 1.0)
-    """Least and largest share of the image's area that a random crop takes."""
-    flip: bool = True
-    """Mirror half of the crops (not for text or digits)."""
-    validate_epochs: float | None = None
-    """Epochs between two validations. Default: 1; more where there are fewer images to train on than to validate on."""
-    crop_pct: float = 1.0
-    """Share of the side that validation, evaluate and predict look at (the paper's recipes at 224 px: 0.875)."""
-    seed: int = 0
-    """Of split, subset, head, order and augmentation."""
-    precision: str | None = None
-    """fp32, bf16 or fp16. Default: bf16 where the device is fast at it."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-    compile: bool = False
-    """Use torch.compile."""
-    micro_batch_size: int | None = None
-    """Images at a time on a device. Default: all of the batch, or what fits."""
-    workers: int | None = None
-    """Processes that load images."""
-    save_minutes: float = 5.0
-    """Minutes between two checkpoints."""
+    RULES: ClassVar[Mapping[str, Rule]] = RULES
+
+    run: str = argument(
+        "a run folder, or none for the supervised baseline from scratch (then --model)", "RUN"
+    )
+    source: LabelledSourceOptions
+    split: SplitOptions = SplitOptions()
+    model: ClassifierOptions = ClassifierOptions()
+    optim: FinetuneOptimOptions = FinetuneOptimOptions()
+    output: OutputOptions = OutputOptions()
+    regularization: RegularizationOptions = RegularizationOptions()
+    crop: FinetuneCropOptions = FinetuneCropOptions(crop_scale=(0.08, 1.0))
+    decode: FinetuneDecodeOptions = FinetuneDecodeOptions()
+    runtime: RuntimeOptions = RuntimeOptions()
 
 
-# What may differ when a run goes on, since the weights do not depend on it ("data": its fingerprint decides).
-FREE = {"data", "val", "out", "device", "compile", "micro_batch_size", "workers", "save_minutes"}
+@dataclass(frozen=True, kw_only=True)
+class ResolvedClassifier(ClassifierOptions):
+    """With nothing left to choose (an encoder that exists has a patch size of its own)."""
+
+    pool: str
+    image_size: str
 
 
-class Choice(NamedTuple):
-    """What is taken for a setting that was left open, and why."""
+@dataclass(frozen=True, kw_only=True)
+class ResolvedDecode(FinetuneDecodeOptions):
+    """With nothing left to choose."""
 
-    value: Any
-    why: str
+    max_megapixels: float
+    white: int
+    channels: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedOptim(FinetuneOptimOptions):
+    """With nothing left to choose."""
+
+    epochs: float
+    batch_size: int
+    base_lr: float
+    warmup_epochs: float
+    precision: str
+    optimizer: str
+    weight_decay: float
+    layer_decay: float
+    beta2: float
+    ema: float
+    validate_epochs: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedRegularization(RegularizationOptions):
+    """With nothing left to choose."""
+
+    drop_path: float
+    randaug_magnitude: float
+    random_erasing: float
+    mixup: float
+    cutmix: float
+    label_smoothing: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedRuntime(RuntimeOptions):
+    """With nothing left to choose."""
+
+    workers: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedFinetune(Finetune):
+    """The settings of a run: what config.json holds."""
+
+    decode: ResolvedDecode
+    model: ResolvedClassifier
+    optim: ResolvedOptim
+    regularization: ResolvedRegularization
+    runtime: ResolvedRuntime
 
 
 def check(config: Finetune) -> None:
-    """What can be known to be wrong before any file is read."""
-    check_numbers(
-        config,
-        (
-            *(
-                "epochs",
-                "batch_size",
-                "patch_size",
-                "channels",
-                "labels_per_class",
-                "layer_decay",
-                "micro_batch_size",
-            ),
-            "validate_epochs",
-        ),
-        (
-            *(
-                "base_lr",
-                "min_lr",
-                "weight_decay",
-                "warmup_epochs",
-                "workers",
-                "seed",
-                "clip_grad",
-                "mixup",
-                "cutmix",
-            ),
-            *("ema", "beta2"),
-        ),
-    )
-    for name in (
-        "val_fraction",
-        "label_smoothing",
-        "drop_path",
-        "random_erasing",
-        "ema",
-        "beta2",
-        "crop_pct",
-        "layer_decay",
-    ):
-        value, whole = getattr(config, name), name in ("random_erasing", "crop_pct", "layer_decay")
-        if value is not None and not (0 <= value <= 1 if whole else 0 <= value < 1):
-            raise UserError(
-                f"--{name.replace('_', '-')} {value}: a share, {'0 to 1' if whole else '0 or more, below 1'}"
-            )
-    if config.val == config.data:
+    """Raises UserError for what is known to be wrong before any file is read."""
+    check_ranges(config)
+    config.crop.check()
+    config.optim.check()
+    model, source = config.model, config.source
+    if source.val == source.data:
         raise UserError(
-            f"--val {config.val} is the data that is trained on: leave it out, and a share is held out"
+            f"--val {source.val} is the data that is trained on: leave it out, and a share is held out"
         )
-    if config.val_fraction == 0 or config.crop_pct == 0:
-        raise UserError(
-            f"--{'val-fraction' if config.val_fraction == 0 else 'eval-crop'} 0: must be more than 0"
-        )
-    if config.randaug_magnitude is not None and not 0 <= config.randaug_magnitude <= 10:
-        raise UserError(f"--randaug-magnitude {config.randaug_magnitude}: 0 (off) to 10")
-    check_training(config)
-    if config.pool is not None and config.pool not in POOLS:
-        raise UserError(f"--pool {config.pool}: {' or '.join(POOLS)}")
-    if config.optimizer is not None:
-        choose(OPTIMIZERS, config.optimizer, "optimizer")
+    if model.pool not in (None, "mean", "cls"):
+        raise UserError(f"--pool {model.pool}: mean or cls")
     if config.run == "none":
-        like = architecture(config.model)
-        if config.patch_size and like.get("patch_size", config.patch_size) != config.patch_size:
+        named = architecture(model.model).get("patch_size")
+        if model.patch_size and named not in (None, model.patch_size):
+            raise UserError(f"--patch-size {model.patch_size}: that of {model.model} is {named}")
+        if model.train != "all":
             raise UserError(
-                f"--patch-size {config.patch_size}: that of {config.model} is {like['patch_size']}"
+                f"--train {model.train}: from scratch (run none) everything has to be trained"
             )
-        if config.train != "all":
-            raise UserError(
-                f"--train {config.train}: from scratch (run none) everything has to be trained"
-            )
-    elif config.model is not None or config.patch_size is not None:
+    elif model.model is not None or model.patch_size is not None:
         flag = (
-            f"--model {config.model}"
-            if config.model is not None
-            else f"--patch-size {config.patch_size}"
+            f"--model {model.model}"
+            if model.model is not None
+            else f"--patch-size {model.patch_size}"
         )
         raise UserError(
             f"{flag} is for training from scratch (run none); {config.run} has an encoder of its own"
         )
-    if config.train == "head" and 1 in (config.batch_size, config.micro_batch_size):
+    check_probe(config)
+    if model.image_size is not None:
+        parse_size(model.image_size)
+
+
+def check_probe(config: Finetune) -> None:
+    """A probe's BatchNorm sees the whole batch, of more than one image."""
+    if config.model.train != "head":
+        return
+    micro = config.runtime.micro_batch_size
+    if 1 in (config.optim.batch_size, micro):
         raise UserError(
             "a probe's BatchNorm needs more than one image at a time: --batch-size 2 or more"
         )
-    if config.train == "head" and config.micro_batch_size is not None:
+    if micro is not None:
         raise UserError(
-            f"--micro-batch-size {config.micro_batch_size}: a probe's BatchNorm sees the whole batch; leave it out"
+            f"--micro-batch-size {micro}: a probe's BatchNorm sees the whole batch; leave it out"
         )
-    if config.image_size is not None:
-        parse_size(config.image_size)
-
-
-def plain(config: Finetune, **changes: Any) -> Finetune:
-    """One fine-tuning of a verb that runs several: of its settings those of `Finetune`, with changes."""
-    return Finetune(
-        **{**{field.name: getattr(config, field.name) for field in fields(Finetune)}, **changes}
-    )
 
 
 def architecture(model: str | None) -> dict[str, Any]:
-    """Arguments of a ViT: those of a named size, or the whole description of a run folder's encoder."""
+    """Arguments of an encoder: those of a named size, or the whole description of a run folder's encoder."""
     model = model or "vit_micro"
-    if not os.path.isdir(model):
+    if not Path(model).is_dir():
         return dict(size_of(model))
     described = read_config(model)["model"]["encoder"]
     return {
@@ -236,158 +455,23 @@ def architecture(model: str | None) -> dict[str, Any]:
     }
 
 
-def choices(
-    config: Finetune, images: int, val_images: int, size: tuple[int, int], world: World
-) -> dict[str, Choice]:
-    """What is taken for the settings that are left open: length, strength and learning rate follow from the number of
-    labelled images; the rest is the paper's (Table 9; Table 10 for the head alone, Table 11 from scratch)."""
-    open_now = {name for name, value in vars(config).items() if value is None}
-    return {
-        name: choice
-        for name, choice in everything(config, images, val_images, size, world).items()
-        if name in open_now
-    }
+def resolve(config: Finetune, facts: Facts) -> tuple[ResolvedFinetune, dict[str, Choice]]:
+    """The settings with nothing left to choose, and what was chosen.
 
-
-def everything(
-    config: Finetune, images: int, val_images: int, size: tuple[int, int], world: World
-) -> dict[str, Choice]:
-    """A choice for each setting that can be left open."""
-    on_gpu = world.device.type != "cpu"
-    batch = config.batch_size or settings.batch_size(images, on_gpu, world.size)
-    budget = 2_000_000 if on_gpu else 20_000
-    epochs = config.epochs or min(100, max(20, budget // images))
-    many = images >= 1000
-    few = "mixing needs many images, there are fewer than 1,000"
-    mild = "milder than the paper's 9: with fewer than 1,000 images there are few steps to learn from strong changes"
-    common = {
-        "image_size": Choice(
-            size_text(size), "that of the run" if config.run != "none" else "the images' size"
-        ),
-        "batch_size": Choice(batch, f"for {images} images on {'a GPU' if on_gpu else 'a CPU'}"),
-        "epochs": Choice(
-            float(epochs),
-            f"{epochs * images:,.0f} crops; {budget:,} are aimed at, within 20 to 100 epochs",
-        ),
-        "validate_epochs": Choice(
-            float(max(1, round(val_images / images))),
-            f"epochs between validations: {val_images} images to validate on should not outweigh the training",
-        ),
-        "warmup_epochs": Choice(epochs / 10, "a tenth of the epochs"),
-        "precision": Choice(settings.precision(world.device), "the device is fast at it"),
-        "workers": Choice(settings.workers(world.device, world.size), "by the cores"),
-    }
-    if config.train == "head":
-        lars = config.optimizer == "lars" or (config.optimizer is None and batch >= 4096)
-        return common | {
-            "pool": Choice("token", "the paper's linear probe"),
-            "optimizer": Choice(
-                "lars" if lars else "sgd", f"{batch} images a step; LARS is for 4,096 and more"
-            ),
-            "base_lr": Choice(0.1, "the paper's")
-            if lars
-            else Choice(1.0, "SGD bears more than the paper's 0.1 for LARS"),
-            "weight_decay": Choice(0.0, "the paper's"),
-            "layer_decay": Choice(1.0, "there is one layer"),
-            "beta2": Choice(0.999, "not used"),
-            "drop_path": Choice(0.0, "the encoder is frozen"),
-            "ema": Choice(0.0, "the paper's"),
-            **{
-                name: Choice(0.0, "a probe sees crops and flips only")
-                for name in ("randaug_magnitude", "random_erasing", "label_smoothing")
-            },
-            **{
-                name: Choice(0.0, "a probe sees crops and flips only")
-                for name in ("mixup", "cutmix")
-            },
-        }
-    strong = {
-        "pool": Choice("mean", "the reference's default"),
-        "optimizer": Choice("adamw", "the paper's"),
-        "base_lr": Choice(
-            1e-3 * (1024 / batch) ** 0.5,
-            "the paper's 1e-3 at 1,024 a step, falling with the root of the batch",
-        ),
-        "drop_path": Choice(0.1, "the paper's"),
-        "randaug_magnitude": Choice(9.0 if many else 5.0, "the paper's" if many else mild),
-        "label_smoothing": Choice(0.1, "the paper's"),
-        "mixup": Choice(0.8 if many else 0.0, "the paper's" if many else few),
-        "cutmix": Choice(1.0 if many else 0.0, "the paper's" if many else few),
-    }
-    if config.run == "none":
-        like = architecture(config.model).get("patch_size")
-        patch = like or config.patch_size or settings.patch_size(size)
-        return (
-            common
-            | strong
-            | {
-                "patch_size": Choice(
-                    patch, "that of --model" if like else "at most 144 patches, or 16 px"
-                ),
-                "weight_decay": Choice(0.3, "the paper's from scratch"),
-                "layer_decay": Choice(1.0, "nothing is pre-trained"),
-                "beta2": Choice(0.95, "the paper's from scratch"),
-                "random_erasing": Choice(0.0, "the paper's from scratch"),
-                "ema": Choice(0.9999, "the paper's from scratch"),
-            }
-        )
-    return (
-        common
-        | strong
-        | {
-            "weight_decay": Choice(0.05, "the paper's"),
-            "layer_decay": Choice(0.75, "the paper's"),
-            "beta2": Choice(0.999, "the paper's"),
-            "random_erasing": Choice(
-                0.25 if many else 0.0, "the reference's" if many else "off below 1,000 images"
-            ),
-            "ema": Choice(0.0, "the paper's"),
-        }
-    )
-
-
-def resolve(config: Finetune, chosen: dict[str, Choice], images: int) -> Finetune:
-    """The settings with nothing left open. `UserError` for a batch larger than the data set."""
-    config = replace(config, **{name: choice.value for name, choice in chosen.items()})
-    config = replace(config, image_size=size_text(parse_size(config.image_size or 0)))
-    mixes, micro = config.mixup or config.cutmix, config.micro_batch_size
-    if mixes and micro and (micro % 2 or (config.batch_size or 0) % micro):
-        raise UserError(
-            f"--micro-batch-size {micro}: mixup and CutMix pair neighbours, so it must be even and divide the batch of "
-            f"{config.batch_size} (or switch them off: --mixup 0 --cutmix 0)"
-        )
-    if config.batch_size and config.batch_size > images:
-        raise UserError(
-            f"--batch-size {config.batch_size} is more than the {images} labelled images: use at most {images}"
-        )
-    return config
-
-
-def describe(
-    config: Finetune,
-    plan: TrainConfig,
-    counts: tuple[int, int],
-    model: Classifier,
-    moved: int,
-    chosen: dict[str, Choice],
-    where: str,
-) -> str:
-    """The plan before training starts: what it is, and a line for each setting that was chosen, with the reason.
-
-    `counts` are training and validation images, `moved` the number of parameters that are trained.
+    Raises:
+        UserError: a batch larger than the data set, a micro-batch that cannot be mixed in pairs.
     """
-    encoder = model.encoder
-    rows = {
-        "data": f"{config.data}: {counts[0]} training images"
-        f"{f' ({config.labels_per_class} a class)' if config.labels_per_class else ''} and {counts[1]} validation images, "
-        f"{len(model.classes)} classes",
-        "model": f"{encoder.embed_dim} wide, {encoder.depth} blocks, {size_text(encoder.image_size)} px, "
-        f"{encoder.channels} channels; train {config.train} ({moved:,} parameters)",
-        "training": f"{config.epochs:g} epochs, {plan.steps} steps of {config.batch_size} images, peak learning rate "
-        f"{plan.lr:.2g} ({config.optimizer}), {where}",
-    }
-    lines = [f"{name:>15}  {value}" for name, value in rows.items()]
-    for name, choice in chosen.items():
-        value = f"{choice.value:.4g}" if isinstance(choice.value, float) else str(choice.value)
-        lines.append(f"{name.replace('_', ' '):>15}  {value:<6} {choice.why}")
-    return "\n".join(lines)
+    resolved, chosen = defaults.resolve(config, ResolvedFinetune, RULES, facts)
+    chosen = {name: choice for name, choice in chosen.items() if choice.value is not None}
+    batch, micro = resolved.optim.batch_size, resolved.runtime.micro_batch_size
+    mixes = resolved.regularization.mixup or resolved.regularization.cutmix
+    if mixes and micro and (micro % 2 or batch % micro):
+        raise UserError(
+            f"--micro-batch-size {micro}: mixup and CutMix pair neighbours, so it must be even and divide the "
+            f"batch of {batch} (or switch them off: --mixup 0 --cutmix 0)"
+        )
+    if batch > facts.images:
+        raise UserError(
+            f"--batch-size {batch} is more than the {facts.images} labelled images: use at most {facts.images}"
+        )
+    return resolved, chosen

@@ -2,14 +2,14 @@
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from torchmae.data.loader import Batch
 from torchmae.hashing import DROP, uniform
 from torchmae.models.heads import Classifier, trainable
 from torchmae.models.mixing import mix
-from torchmae.tasks.finetune.config import Finetune as Finetune
+from torchmae.tasks.finetune.config import ResolvedFinetune
 
 
 class ClassifyTask(nn.Module):
@@ -17,15 +17,15 @@ class ClassifyTask(nn.Module):
 
     exclude_from_grad_norm: frozenset[str] = frozenset()
 
-    def __init__(self, model: Classifier, labels: Int64[Tensor, "N"], config: Finetune):
+    def __init__(self, model: Classifier, config: ResolvedFinetune):
         super().__init__()
-        self.model, self.config = model, config
-        self.labels: Tensor
-        self.register_buffer("labels", labels, persistent=False)
-        self.trained = set(trainable(model, config.train))
+        self.model = model
+        self.regularization = config.regularization
+        self.seed = config.optim.seed
+        self.trained = set(trainable(model, config.model.train))
         for name, parameter in model.named_parameters():  # the positions too, as in the reference
             parameter.requires_grad_(name in self.trained)
-        model.encoder.set_drop_path(config.drop_path or 0.0)
+        model.encoder.set_drop_path(config.regularization.drop_path)
 
     def layers(self) -> list[nn.Module]:
         return self.model.encoder.layers()
@@ -41,21 +41,19 @@ class ClassifyTask(nn.Module):
         return self
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        config, count = self.config, len(self.model.classes)
-        images, smooth = self.model.encoder.normalize(batch.images), config.label_smoothing or 0.0
-        targets = (
-            F.one_hot(self.labels[batch.sample], count).float() * (1 - smooth) + smooth / count
-        )
-        images, targets = mix(
-            images, targets, config.mixup or 0.0, config.cutmix or 0.0, config.seed, batch.step
-        )
+        assert isinstance(batch.targets, Tensor)
+        strong, count = self.regularization, len(self.model.classes)
+        images = self.model.encoder.normalize(batch.images)
+        smooth = strong.label_smoothing
+        targets = F.one_hot(batch.targets, count).float() * (1 - smooth) + smooth / count
+        images, targets = mix(images, targets, strong.mixup, strong.cutmix, self.seed, batch.step)
         return {"loss": F.cross_entropy(self.model(images, self.draws(batch)).float(), targets)}
 
     def draws(self, batch: Batch) -> Float[Tensor, "B depth 2"]:
         """For stochastic depth: a function of (seed, epoch, sample), as all that is drawn."""
-        places = torch.arange(2 * self.model.encoder.depth, device=batch.sample.device)
+        places = torch.arange(2 * len(self.model.encoder.layers()), device=batch.sample.device)
         keys = (x.unsqueeze(1) for x in (batch.epoch, batch.sample))
-        return uniform(self.config.seed, DROP, *keys, places).unflatten(1, (-1, 2))
+        return uniform(self.seed, DROP, *keys, places).unflatten(1, (-1, 2))
 
     def diagnose(self, batch: Batch) -> dict[str, Tensor]:
         return {}

@@ -1,18 +1,15 @@
-"""`mae import`: weights of other libraries as a run folder, with a proof that they fit."""
+"""`mae import`: weights of other libraries as a run folder, compared with their source."""
 
 import logging
 from pathlib import Path
 
 from safetensors.torch import save_file
-from torch import nn
 
 from torchmae.disk import refuse_full, whole_folder
 from torchmae.interop.foreign import open_weights
-from torchmae.interop.importing import Report, compare, crop_of, describe
+from torchmae.interop.importing import Facts, Report, compare, crop_of, describe
 from torchmae.interop.names import to_ours, to_plain
-from torchmae.models.heads import Classifier
-from torchmae.models.mae import MAE, build_encoder
-from torchmae.models.weights import build, load_weights
+from torchmae.models.weights import build, build_any, load_weights
 from torchmae.runfolder import kind_of, write_config
 from torchmae.tasks.import_weights.config import Import
 
@@ -20,34 +17,27 @@ logger = logging.getLogger(__name__)
 
 
 def run(config: Import) -> Path:
-    """Imports, proves and writes; the run folder."""
+    """Imports, compares and writes; returns the run folder."""
     out = Path(config.out)
     refuse_full(out)
     report = Report()
     found = open_weights(config.source, config.image_size)
     layout, plain, unused = to_plain(found.weights)
-    model = describe(config, plain, found.facts, report)
-    module = {
-        "mae": MAE.build,
-        "classifier": Classifier.build,
-        "encoder": lambda c: build_encoder(c["encoder"]),
-    }
-    crop_pct, why = crop_of(config.crop_pct, found.facts, layout, model)
+    facts = Facts(vars(config), found.facts)
+    model = describe(plain, facts, report)
+    crop_pct, why = crop_of(facts, layout, model)
     report.note("crop", f"evaluation sees {crop_pct:g} of an image's sides ({why})")
     kind = kind_of({"model": model})
     weights = to_ours(plain, model)
-    made: nn.Module = build(module[kind], model, config.source)
-    own = (
-        weights
-        if kind != "encoder"
-        else {n.removeprefix("encoder."): w for n, w in weights.items()}
-    )
+    made = build(build_any, model, config.source)
+    prefix = "encoder." if kind == "encoder" else ""
+    own = {n.removeprefix(prefix): w for n, w in weights.items()}
     load_weights(made, own, config.source)
     if unused:
-        report.note("left out", ", ".join(unused))
+        report.note("skipped", ", ".join(unused))
     if len(weights) > len(plain):
         report.note(
-            "added", f"{len(weights) - len(plain)} tensors of zeros, which the source does without"
+            "added", f"{len(weights) - len(plain)} tensors of zeros, which the source does not have"
         )
     compare(made.eval(), found, report)
     encoder = model["encoder"]
@@ -68,7 +58,8 @@ def run(config: Import) -> Path:
         save_file(weights, folder / "model.safetensors")
         write_config(folder, "import", settings, None, model)
     logger.info(
-        f"{config.source}: {kind} in the layout of {layout}, {len(found.weights)} tensors, {len(plain)} mapped"
+        f"{config.source}: {kind} in the layout of {layout}, {len(found.weights)} tensors, "
+        f"{len(plain)} mapped"
     )
     logger.info("\n".join(report.lines))
     nexts = {

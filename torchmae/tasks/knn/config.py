@@ -1,30 +1,37 @@
 """The settings of `mae knn`."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import ClassVar
 
-import tyro
+from torchmae.settings.groups import DeviceOptions, LabelledSourceOptions, RunDecodeOptions
+from torchmae.settings.options import POSITIVE, Range, argument, option
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Knn:
     """How good are the features? k-NN accuracy on labelled images, beside raw pixels and an untrained encoder."""
 
-    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """A run folder."""
-    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="LABELLED")]
-    """Labelled images: a folder of class folders (with train/ and val/ above them: these are the split), tar, list, ..."""
-    val: str | None = None
-    """Labelled images to test on. Default: a share of the others."""
-    val_fraction: float = 0.2
-    """That share, drawn in every class by the seed."""
-    k: int = 20
-    """Neighbours that vote, each with the weight exp(similarity / 0.07)."""
-    layer: int | None = None
-    """Take the tokens after this block, 1 to depth. Default: after the last."""
-    pool: str = "mean"
-    """mean (of the patch tokens), cls (the class token) or cls+mean."""
-    seed: int = 0
-    """Of the split and of the untrained encoder."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    GROUP: ClassVar[str] = "features"
+
+    run: str = argument("a run folder", "RUN")
+    source: LabelledSourceOptions
+    decode: RunDecodeOptions = RunDecodeOptions()
+    k: int = option(
+        20, "Neighbours that vote, each with the weight exp(similarity / 0.07).", within=POSITIVE
+    )
+    layer: int | None = option(
+        None,
+        "Take the tokens after this block, 1 to depth.",
+        within=POSITIVE,
+        otherwise="after the last",
+    )
+    pool: str = option("mean", "mean (of the patch tokens), cls (the class token) or cls+mean.")
+    val_fraction: float = option(
+        0.2,
+        "Without --val: the share of every class that is held out, drawn by the seed.",
+        within=Range(above=0, below=1),
+    )
+    seed: int = option(
+        0, "Of the split and of the untrained encoder.", within=Range(at_least=0, below=1 << 62)
+    )
+    runtime: DeviceOptions = DeviceOptions()

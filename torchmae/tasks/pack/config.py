@@ -1,38 +1,65 @@
 """The settings of `mae pack`."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import ClassVar
 
-import tyro
+from torchmae.data.config import DecodeOptions
+from torchmae.errors import UserError
+from torchmae.settings.options import POSITIVE, Range, argument, check_ranges, hidden, option
 
 
 @dataclass(frozen=True)
+class PackDecodeOptions(DecodeOptions):
+    """How images that are made smaller are decoded; their channels stay."""
+
+    channels: int | None = hidden(None)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Pack:
     """Pack image files into tar shards with an index, which every verb takes as DATA; the files stay as they are.
 
     Images with a longer short side than --size are made smaller and become JPEGs, all others keep their bytes. The same
-    command goes on after any interruption.
+    command resumes after any interruption.
     """
 
-    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
-    """Image files, as for mae pretrain; with --verify: a packed set."""
-    out: str = "shards"
-    """Folder for the shards: a new one, or that of the same command."""
-    size: int | None = None
-    """Pixels of the short side of larger images. Default: 320."""
-    quality: int | None = None
-    """Of the JPEGs that are made, 1 to 100. Default: 90."""
-    lossless: bool = False
-    """Copy every file as it is, whatever its size."""
-    drop_duplicates: bool = False
-    """Leave out files whose bytes are those of an earlier one. They are listed in any case."""
-    shard_mb: float = 256.0
-    """A shard is closed when it has so many megabytes."""
-    max_megapixels: float = 100.0
-    """Larger images are refused before they are decoded."""
-    white: int = 65535
-    """The value of white in images of more than 8 bits (4095 for 12-bit data)."""
-    workers: int | None = None
-    """Threads. Default: one a core. The result does not depend on them."""
-    verify: bool = False
-    """Pack nothing; compare the shards of DATA with their SHA-256."""
+    GROUP: ClassVar[str] = "output"
+
+    data: str = argument("image files, as for mae pretrain; with --verify: a packed set", "DATA")
+    out: str = option(
+        "shards", "Folder for the shards: a new one, or that of the same command.", metavar="FOLDER"
+    )
+    size: int | None = option(
+        None, "Pixels of the short side of larger images.", within=POSITIVE, otherwise="320"
+    )
+    quality: int | None = option(
+        None,
+        "Of the JPEGs that are made, 1 to 100.",
+        within=Range(at_least=1, at_most=100),
+        otherwise="90",
+    )
+    lossless: bool = option(False, "Copy every file as it is, whatever its size.")
+    drop_duplicates: bool = option(
+        False, "Skip files whose bytes are those of an earlier one. They are listed in any case."
+    )
+    shard_mb: float = option(
+        256.0, "A shard is closed when it has so many megabytes.", within=POSITIVE
+    )
+    workers: int | None = option(
+        None,
+        "Threads; the result does not depend on them.",
+        within=Range(above=0, at_most=1024),
+        otherwise="one a core",
+    )
+    verify: bool = option(False, "Pack nothing; compare the shards of DATA with their SHA-256.")
+    decode: PackDecodeOptions = PackDecodeOptions()
+
+
+def check(config: Pack) -> None:
+    """Raises UserError for what is known to be wrong before any file is read."""
+    check_ranges(config)
+    for name in ("size", "quality"):
+        if config.lossless and getattr(config, name) is not None:
+            raise UserError(
+                f"--{name} is for images that are made smaller, --lossless makes none: leave one of them out"
+            )

@@ -1,4 +1,4 @@
-"""`mae pack`: image files, once and for all, into tar shards with an index: they open at once and are quicker to read."""
+"""`mae pack`: image files into tar shards with an index, which open at once and read faster."""
 
 import hashlib
 import io
@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +26,7 @@ from torchmae import disk
 from torchmae.data.decode import BadImage, decode, extension, image_extensions
 from torchmae.data.labels import PARTS, divided
 from torchmae.data.scan import measure
-from torchmae.data.sources import open_source
+from torchmae.data.sources import open_source, with_decode
 from torchmae.data.sources.files import Files
 from torchmae.data.sources.packed import (
     INDEX,
@@ -51,7 +50,8 @@ from torchmae.data.transforms import Crop, Pixels, resized_crop
 from torchmae.disk import write_text
 from torchmae.errors import RunError, UserError
 from torchmae.runfolder import identity
-from torchmae.tasks.pack.config import Pack
+from torchmae.settings.options import flatten
+from torchmae.tasks.pack.config import Pack, check
 from torchmae.train.checkpoint import lock
 from torchmae.version import command
 
@@ -59,17 +59,22 @@ logger = logging.getLogger(__name__)
 
 
 def run(config: Pack) -> Path:
-    """Packs, or goes on packing, and gives the folder of the shards."""
+    """Packs the images, resuming where an earlier attempt stopped.
+
+    Returns:
+        The folder of the shards.
+    """
     if config.verify:
         return verify(config.data)
     check(config)
     if not config.lossless:
         config = replace(config, size=config.size or 320, quality=config.quality or 90)
-    source, out = open_source(config.data), Path(config.out)
+    source = open_source(config.data, replace(config.decode, channels=3))
+    out = Path(config.out)
     with suppress(OSError, BadImage):
         if not isinstance(source.read(0), bytes):
             raise UserError(
-                f"mae pack packs image files, but {config.data} gives pixels: train on it as it is"
+                f"mae pack packs image files, but {config.data} holds pixels: train on it as it is"
             )
     check_out(out, config.data)
     header = {"settings": settings_of(config), "data": identity(source)}
@@ -78,14 +83,16 @@ def run(config: Pack) -> Path:
         open_packed(str(out))
         shutil.rmtree(out / PROGRESS, ignore_errors=True)  # a kill came between the index and this
         logger.info(
-            f"{out} is finished: nothing to do. mae pack --verify {out} compares the shards with their SHA-256."
+            f"{out} is finished: nothing to do. mae pack --verify {out} compares the shards with "
+            "their SHA-256."
         )
         return out
     try:
         (out / PROGRESS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {out} cannot be made: {error.strerror or error}") from error
-    began, before = time.monotonic(), torch.get_num_threads()
+    began = time.monotonic()
+    before = torch.get_num_threads()
     try:
         with only_process(out):
             begin(out, header)
@@ -94,43 +101,35 @@ def run(config: Pack) -> Path:
             shutil.rmtree(out / PROGRESS, ignore_errors=True)
     except KeyboardInterrupt as error:
         raise RunError(
-            f"interrupted: the finished shards in {out} stay, the same command goes on after them",
+            f"interrupted: the finished shards in {out} stay, the same command resumes after them",
             130,
         ) from error
     except OSError as error:  # what cannot be read is a bad file, so this is about writing
         raise RunError(
-            f"could not write in {out}: {error.strerror or error}. Its finished shards stay: make room, and the same command "
-            "goes on after them"
+            f"could not write in {out}: {error.strerror or error}. Its finished shards stay: make "
+            "room, and the same command "
+            "resumes after them"
         ) from error
     finally:
         torch.set_num_threads(before)
-    seconds, again = time.monotonic() - began, f"{command()} pretrain {shlex.quote(str(out))}"
+    seconds = time.monotonic() - began
+    again = f"{command()} pretrain {shlex.quote(str(out))}"
     logger.info(f"{text}\nTook {seconds:.1f} s, {fresh / seconds:.0f} files/s.\nNext: {again}")
     return out
 
 
-def check(config: Pack) -> None:
-    """What can be known to be wrong before any file is read."""
-    for name in ("size", "shard_mb", "max_megapixels", "white", "workers"):
-        value = getattr(config, name)
-        if value is not None and not 0 < value < float("inf"):
-            raise UserError(f"--{name.replace('_', '-')} {value}: must be more than 0")
-    if config.quality is not None and not 1 <= config.quality <= 100:
-        raise UserError(f"--quality {config.quality}: 1 to 100")
-    for name in ("size", "quality"):
-        if config.lossless and getattr(config, name) is not None:
-            raise UserError(
-                f"--{name} is for images that are made smaller, --lossless makes none: leave one of them out"
-            )
-
-
 def check_out(out: Path, data: str) -> None:
-    """Shards go into a folder of their own, outside of the data."""
+    """Shards go into a folder of their own, outside of the data.
+
+    Raises:
+        UserError: they would not.
+    """
     folder = Path(data).expanduser()
     if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
         better = os.path.relpath(f"{folder.resolve()}-shards")
         raise UserError(
-            f"--out {out} lies inside the data ({data}): name a folder outside, such as --out {better}"
+            f"--out {out} lies inside the data ({data}): name a folder outside, such as --out "
+            f"{better}"
         )
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file: name a folder")
@@ -146,8 +145,8 @@ def settings_of(config: Pack) -> dict[str, Any]:
     """What the shards depend on."""
     return {
         name: value
-        for name, value in asdict(config).items()
-        if name not in ("data", "out", "workers", "verify")
+        for name, value in flatten(config).items()
+        if name not in ("data", "out", "workers", "verify", "channels")
     }
 
 
@@ -164,7 +163,8 @@ def only_process(out: Path) -> Iterator[None]:
 
 
 def begin(out: Path, header: dict[str, Any]) -> None:
-    """Notes what is packed, or compares it with what was noted; where no shard is finished, anything may still change."""
+    """Writes down what is packed, or compares it with that; before the first shard all may
+    change."""
     progress = out / PROGRESS
     if any(progress.glob("part-*.safetensors")):  # readable or not
         compare(out, read_header(progress), header)
@@ -173,8 +173,13 @@ def begin(out: Path, header: dict[str, Any]) -> None:
 
 
 def compare(out: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """`UserError` naming every difference between what was packed into `out` and what is asked for."""
-    was, settings = before["settings"], now["settings"]
+    """Compares what was packed into `out` with what is requested.
+
+    Raises:
+        UserError: names every difference.
+    """
+    was = before["settings"]
+    settings = now["settings"]
     wrong = [
         f"{name} was {was.get(name)}, is {settings[name]}"
         for name in settings
@@ -185,16 +190,18 @@ def compare(out: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
         wrong.append(f"the data had {counts[0]} files, has {counts[1]}")
     elif before["data"] != now["data"]:
         wrong.append(
-            f"the data has {counts[0]} files as before, but not the same ones (names or sizes differ)"
+            f"the data has {counts[0]} files as before, but not the same ones (names or sizes "
+            "differ)"
         )
     if wrong:
         raise UserError(
-            f"{out} was packed otherwise: {'; '.join(wrong)}. Repeat its command to go on, or choose another --out"
+            f"{out} was packed with other settings: {'; '.join(wrong)}. Repeat its command to "
+            "resume, or choose another --out"
         )
 
 
 class Item(NamedTuple):
-    """What becomes of one file: its bytes, how their name ends, its height and width, or what is wrong with it."""
+    """A packed file: its bytes, a new suffix of its name, its (height, width), or why it is bad."""
 
     data: bytes = b""
     suffix: str = ""
@@ -205,10 +212,13 @@ class Item(NamedTuple):
 
 
 def write_shards(source: Source, config: Pack, out: Path) -> tuple[list[dict[str, Any]], int]:
-    """Writes all shards that are not finished yet, in the order of the source. Gives the facts of each shard, and last what
-    there is to say of the files behind them; and how many files were looked at now.
+    """Writes all shards that are not finished yet, in the order of the source.
 
-    What grows with the files is a digest and a hash of the name for each, beside the source's own list.
+    Beside the source's own list, memory holds a digest and a hash of the name for each file.
+
+    Returns:
+        The facts of each shard, and last the notes of files after them; and how many files were
+        read.
     """
     done: list[dict[str, Any]] = []
     digests: dict[bytes, int] = {}  # of a file: its number in the source
@@ -219,10 +229,11 @@ def write_shards(source: Source, config: Pack, out: Path) -> tuple[list[dict[str
         taken.update(map(hashed, part.names))
         done.append(part.facts)
     clear(out, len(done))
-    start, count = done[-1]["stop"] if done else 0, len(source)
+    start = done[-1]["stop"] if done else 0
+    count = len(source)
     if done:
         logger.info(
-            f"{out}: {len(done)} shards are finished; going on after {start} of {count} files"
+            f"{out}: {len(done)} shards are finished; resuming after {start} of {count} files"
         )
     inner = isinstance(source, Files) and source.labels is None and divided(config.data) is not None
     made = in_order(
@@ -230,7 +241,8 @@ def write_shards(source: Source, config: Pack, out: Path) -> tuple[list[dict[str
         range(start, count),
         config.workers or os.cpu_count() or 1,
     )
-    shard, notes = None, Notes()
+    shard = None
+    notes = Notes()
     try:
         for i, item in enumerate(
             tqdm(made, "pack", count, initial=start, unit=" images", disable=None, leave=False),
@@ -250,7 +262,8 @@ def write_shards(source: Source, config: Pack, out: Path) -> tuple[list[dict[str
                 part = shard.finish(stop=i + 1, **asdict(notes))
                 write_part(out, len(done), part)
                 done.append(part.facts)
-                shard, notes = None, Notes()
+                shard = None
+                notes = Notes()
     finally:
         if shard is not None:
             shard.discard()
@@ -259,7 +272,7 @@ def write_shards(source: Source, config: Pack, out: Path) -> tuple[list[dict[str
 
 @dataclass
 class Notes:
-    """What is to say of the files since the last shard."""
+    """What is reported of the files since the last shard."""
 
     original_bytes: int = 0  # of the files that were taken
     bad: list[tuple[str, str]] = field(default_factory=list)  # name, reason
@@ -269,8 +282,10 @@ class Notes:
 
 
 def in_order(function: Callable[[int], Item], numbers: range, threads: int) -> Iterator[Item]:
-    """`function` of all numbers, computed ahead by threads (decoders release the interpreter's lock), a few at a time:
-    what is ready waits in memory."""
+    """`function` of all numbers in order, computed ahead by threads (decoders release the GIL).
+
+    Only a few results wait in memory.
+    """
     waiting: deque[Future[Item]] = deque()
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         for number in numbers:
@@ -282,18 +297,18 @@ def in_order(function: Callable[[int], Item], numbers: range, threads: int) -> I
 
 
 def prepare(source: Source, i: int, config: Pack) -> Item:
-    """Reads and decodes one file; makes it smaller where that is asked for."""
+    """Reads and decodes one file, and makes it smaller if --size says so."""
     try:
         data = source.read(i)
         if not isinstance(data, bytes):
             raise BadImage("pixels, not a file")
-        pixels = decode(data, 3, config.max_megapixels, config.white)
+        pixels = decode(data, source.decode)
     except (OSError, BadImage) as error:
         return Item(reason=getattr(error, "strerror", None) or str(error))
     digest = hashlib.sha256(data).digest()[:16]
     ending = suffix_of(source.name(i))
     if config.size is None or min(pixels.shape[:2]) <= config.size:
-        missing = "" if ending in image_extensions() else extension(data, config.max_megapixels)
+        missing = "" if ending in image_extensions() else extension(data, source.decode)
         return Item(data, missing, pixels.shape[:2], digest, len(data))
     smaller = shrink(pixels, config.size)
     missing = "" if ending in (".jpg", ".jpeg") else ".jpg"
@@ -303,7 +318,7 @@ def prepare(source: Source, i: int, config: Pack) -> Item:
 
 
 def shrink(image: Pixels, size: int) -> UInt8[np.ndarray, "h w C"]:
-    """The whole image with a short side of `size`, by the antialiased bicubic filter of all other resizing."""
+    """The whole image with a short side of `size`, by the same filter as all other resizing."""
     height, width = image.shape[:2]
     to = tuple(max(1, round(side * size / min(height, width))) for side in (height, width))
     return (
@@ -314,7 +329,7 @@ def shrink(image: Pixels, size: int) -> UInt8[np.ndarray, "h w C"]:
 
 
 def encode(pixels: UInt8[np.ndarray, "h w 3"], quality: int) -> bytes:
-    """A JPEG; a grey one where all channels are alike."""
+    """A JPEG; a grey one if all channels are equal."""
     grey = np.array_equal(pixels[..., 0], pixels[..., 1]) and np.array_equal(
         pixels[..., 0], pixels[..., 2]
     )
@@ -326,7 +341,7 @@ def encode(pixels: UInt8[np.ndarray, "h w 3"], quality: int) -> bytes:
 
 
 def member_name(source: Source, i: int, suffix: str) -> str:
-    """The name of image `i` in its shard: relative, and ending with `suffix` where one is given."""
+    """The name of image `i` in its shard: relative, with `suffix` if there is one."""
     name = source.member(i) if isinstance(source, Tars) else source.name(i)
     name = "/".join(part for part in name.split("/") if part not in ("", ".", ".."))
     if suffix and suffix_of(name) in image_extensions():
@@ -335,7 +350,10 @@ def member_name(source: Source, i: int, suffix: str) -> str:
 
 
 def label_of(source: Source, i: int, inner: bool) -> str:
-    """The label of image `i`; in a folder of train/, val/ (`inner`) that of its part, as these are opened to be learned."""
+    """The label of image `i`.
+
+    In a folder of train/ and val/ (`inner`) it is the class inside its part, as in labelled use.
+    """
     folders = source.name(i).split("/")[:-1]
     if inner and folders and folders[0] in PARTS:
         return folders[1] if len(folders) > 1 else ""
@@ -349,7 +367,7 @@ def hashed(name: str) -> int:
 
 
 def free(name: str, taken: set[int]) -> str:
-    """`name`, or name~2, name~3, ... where an earlier image has it (a.png and a.jpg, once both are JPEGs)."""
+    """`name`, or name~2, name~3, ... if it is taken (a.png and a.jpg, once both are JPEGs)."""
     stem, suffix = os.path.splitext(name)
     number = 1
     while (key := hashed(name)) in taken:
@@ -362,7 +380,7 @@ def free(name: str, taken: set[int]) -> str:
 def finish(
     source: Source, config: Pack, out: Path, done: list[dict[str, Any]], header: dict[str, Any]
 ) -> str:
-    """Writes the lists of bad files and duplicates and the index, and says what there is now."""
+    """Writes the index and the lists of bad files and duplicates; returns the summary."""
     bad = [*source.unusable, *((name, reason) for facts in done for name, reason in facts["bad"])]
     duplicates = [pair for facts in done for pair in facts["duplicates"]]
     original = sum(facts["original_bytes"] for facts in done)
@@ -380,10 +398,12 @@ def finish(
             text = "".join(json.dumps(dict(zip(keys, row))) + "\n" for row in rows)
             write_text(out / f"{name}.jsonl", text)
     counts = {"original_bytes": original, "bad_files": len(bad), "duplicates": len(duplicates)}
-    measured = partial(
-        measure, channels=3, max_megapixels=config.max_megapixels, white=config.white
+    write_index(
+        out,
+        list(parts(out)),
+        {**header, **counts},
+        lambda made: measure(with_decode(made, source.decode)),
     )
-    write_index(out, list(parts(out)), {**header, **counts}, measured)
     images, size = (sum(facts[what] for facts in shards) for what in ("images", "bytes"))
     lines = [
         f"{out}: {images} images in {len(shards)} shard{'s' * (len(shards) > 1)}, {amount(size)} "
@@ -391,14 +411,14 @@ def finish(
     ]
     if bad:
         lines.append(
-            f"{len(bad)} files left out, see {out / 'bad-files.jsonl'}; the first: {bad[0][0]}: {bad[0][1]}"
+            f"{len(bad)} files skipped, see {out / 'bad-files.jsonl'}; the first: {bad[0][0]}: "
+            f"{bad[0][1]}"
         )
     if duplicates:
-        what = (
-            "left out" if config.drop_duplicates else "kept; --drop-duplicates would leave them out"
-        )
+        what = "skipped" if config.drop_duplicates else "kept; --drop-duplicates skips them"
         lines.append(
-            f"{len(duplicates)} files with the bytes of earlier ones ({what}), see {out / 'duplicates.jsonl'}"
+            f"{len(duplicates)} files with the bytes of earlier ones ({what}), see "
+            f"{out / 'duplicates.jsonl'}"
         )
     return "\n".join(lines)
 
@@ -414,11 +434,16 @@ def amount(size: int) -> str:
 
 
 def verify(spec: str) -> Path:
-    """Compares the shards of a packed set with their SHA-256; `UserError` naming those that differ, and damaged images."""
+    """Compares the shards of a packed set with their SHA-256.
+
+    Raises:
+        UserError: names the shards that differ and their damaged images.
+    """
     source = open_source(spec)
     if not isinstance(source, Packed):
         raise UserError(
-            f"--verify compares a packed set with its sums, and {spec} is none: name a folder of mae pack"
+            f"--verify compares a packed set with its sums, and {spec} is none: name a folder of "
+            "mae pack"
         )
     wrong = []
     for shard, facts in enumerate(

@@ -1,22 +1,24 @@
 """The settings of `mae predict`."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import ClassVar
 
-import tyro
+from torchmae.settings.groups import DeviceOptions, RunDecodeOptions
+from torchmae.settings.options import argument, option
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Predict:
     """Write the predicted class of every image, and the probability of each class, to a file."""
 
-    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """A run folder that mae finetune or mae import made."""
-    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
-    """Images, as for mae pretrain; no labels are needed."""
-    out: str = "predictions.csv"
-    """.csv or .parquet (extra "parquet")."""
-    best: bool = False
-    """Take the weights of the epoch that was best on the validation images, not the last ones."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    GROUP: ClassVar[str] = "output"
+
+    run: str = argument("a run folder that mae finetune or mae import made", "RUN")
+    data: str = argument("images, as for mae pretrain; no labels are needed", "DATA")
+    out: str = option("predictions.csv", '.csv or .parquet (extra "parquet").')
+    best: bool = option(
+        False,
+        "Take the weights of the epoch that was best on the validation images, not the last ones.",
+    )
+    decode: RunDecodeOptions = RunDecodeOptions()
+    runtime: DeviceOptions = DeviceOptions()

@@ -1,365 +1,282 @@
-"""The settings of `mae pretrain`, what is chosen where they are left open, and the plan in words."""
+"""The settings of `mae pretrain`, and what is chosen where they are left open."""
 
-import math
-import os
-import platform
-from dataclasses import asdict, dataclass, replace
-from importlib.util import find_spec
-from pathlib import Path
-from typing import Annotated, Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-import torch
-import tyro
+from torchmae.data.config import DecodeOptions
+from torchmae.errors import UserError
+from torchmae.models.sizes import SIZES, size_of
+from torchmae.settings import defaults
+from torchmae.settings.defaults import Choice, Facts, Rule
+from torchmae.settings.groups import (
+    CropOptions,
+    OptimOptions,
+    OutputOptions,
+    RuntimeOptions,
+    ScanOptions,
+    SourceOptions,
+)
+from torchmae.settings.options import (
+    NOT_NEGATIVE,
+    POSITIVE,
+    Range,
+    check_ranges,
+    option,
+    parse_size,
+)
 
-from torchmae.data.scan import Scan
-from torchmae.errors import UserError, choose, missing_extra
-from torchmae.models.mae import LOSSES, MAE
-from torchmae.models.masking import masking
-from torchmae.models.patches import grid_of
-from torchmae.models.targets import TARGETS
-from torchmae.models.vit import attention, size_of
-from torchmae.options import check_numbers, parse_size, size_text
-from torchmae.train.config import TrainConfig
-from torchmae.train.distributed import World
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The encoder, the decoder, and the weights that training starts from."""
+
+    GROUP: ClassVar[str] = "model"
+
+    model: str | None = option(None, f"{', '.join(SIZES)}.")
+    image_size: str | int | None = option(
+        None, "Side in pixels, or HEIGHTxWIDTH such as 192x256.", metavar="SIZE"
+    )
+    patch_size: int | None = option(
+        None, "Side of a patch in pixels; divides the image size.", within=POSITIVE
+    )
+    registers: int = option(0, "Register tokens of the encoder.", within=NOT_NEGATIVE)
+    decoder: str = option(
+        "transformer", "transformer, or linear (no block: a lower bound).", metavar="KIND"
+    )
+    decoder_dim: int | None = option(
+        None,
+        "Width of the decoder.",
+        within=POSITIVE,
+        otherwise="512 from vit_base on, 256 and 128 below",
+    )
+    decoder_depth: int | None = option(
+        None,
+        "Blocks of the decoder.",
+        within=POSITIVE,
+        otherwise="8 from vit_base on, 4 and 2 below",
+    )
+    decoder_heads: int | None = option(
+        None, "Heads of the decoder.", within=POSITIVE, otherwise="of 32 dimensions each"
+    )
+    normalize: str | None = option(
+        None,
+        "Mean and std of the pixels: data (measured), imagenet or (with --from) run.",
+        metavar="KIND",
+    )
+    from_run: str | None = option(
+        None,
+        "Start from the weights of this run (of pretrain, import or finetune), at any image size and channels.",
+        metavar="RUN",
+        flag="from",
+        otherwise="from scratch",
+    )
+    new_decoder: bool = option(False, "With --from: start with a new decoder.")
+
+
+@dataclass(frozen=True)
+class MaskingOptions:
+    """Which patches are hidden, and what is predicted of them."""
+
+    GROUP: ClassVar[str] = "masking"
+
+    mask_ratio: float = option(0.75, "Share of hidden patches.", within=Range(above=0, below=1))
+    masking: str = option("random", "random, block or grid.")
+    target: str = option(
+        "norm-pixels",
+        "What is predicted: norm-pixels (each patch normalised: better features), pixels or pca (the largest "
+        "components of normalised patches).",
+    )
+    loss_on: str = option(
+        "hidden", "hidden patches, or all (the paper's worse variant).", metavar="PATCHES"
+    )
+    encode_all: bool = option(
+        False,
+        "Give the encoder mask tokens in place of hidden patches (the paper's slower and worse variant, Table 1c).",
+    )
+
+
+@dataclass(frozen=True)
+class PretrainOptimOptions(OptimOptions):
+    """Of AdamW with betas 0.9 and 0.95 (paper, appendix Table 8)."""
+
+    weight_decay: float = option(0.05, "AdamW's, on all but 1-D parameters.", within=NOT_NEGATIVE)
+
+
+@dataclass(frozen=True)
+class PretrainOutputOptions(OutputOptions):
+    """What pre-training writes."""
+
+    picture_minutes: float = option(3.0, "Minutes between two pictures.", within=NOT_NEGATIVE)
+
+
+def model_size(facts: Facts, values: Mapping[str, Any]) -> Choice:
+    """Small models for few images and for CPUs; None for an encoder that exists already and has no name."""
+    if facts.embed_dim is not None:
+        return Choice(None, "the run's, of a size without a name")
+    if facts.device != "cuda":
+        return Choice("vit_micro", "the largest that trains in minutes without a GPU")
+    sizes = ((10_000, "vit_tiny"), (200_000, "vit_small"))
+    name = next((name for limit, name in sizes if facts.images < limit), "vit_base")
+    return Choice(name, f"for {facts.images:,} images on a GPU")
+
+
+def batch_size(facts: Facts, values: Mapping[str, Any]) -> Choice:
+    """See `defaults.batch_of`."""
+    on_gpu = facts.device == "cuda"
+    value = defaults.batch_of(facts.images, on_gpu, facts.processes)
+    return Choice(
+        value,
+        f"for {facts.images:,} images on a {'GPU' if on_gpu else 'CPU'}: at least 8 steps an epoch",
+    )
+
+
+def epochs(facts: Facts, values: Mapping[str, Any]) -> Choice:
+    """20 million crops on a GPU, 100,000 on a CPU, within bounds; with --minutes what fits into them."""
+    if values["minutes"] is not None and facts.seconds_per_step is not None:
+        return defaults.epochs_in_minutes(facts, values)
+    if facts.device == "cuda":
+        count = min(400, max(30, 20_000_000 // facts.images))
+        return Choice(count, "20 million crops, within 30 to 400 epochs")
+    return Choice(
+        min(400, max(3, 100_000 // facts.images)), "100,000 crops, within 3 to 400 epochs"
+    )
+
+
+def base_lr(facts: Facts, values: Mapping[str, Any]) -> Choice:
+    """From vit_base on the paper's 1.5e-4. Smaller models bear more, and the linear rule starves small batches: for them
+    the peak is the paper's 2.4e-3 at batch 4096 and falls with the fourth root of the batch (7e-4 at 32)."""
+    if (facts.embed_dim or size_of(values["model"])["embed_dim"]) >= 768:
+        return Choice(1.5e-4, "the paper's")
+    value = 1.5e-4 * (4096 / values["batch_size"]) ** 0.75
+    return Choice(value, "small models bear more than the paper's 1.5e-4 with small batches")
+
+
+RULES: dict[str, Rule] = {
+    "model": Rule("by the number of images and the device; with --from the run's", model_size),
+    "image_size": Rule("the largest usual side that the median image has", defaults.largest_side),
+    "patch_size": Rule(
+        "at most 144 patches, or 16 px",
+        lambda facts, values: Choice(
+            defaults.patch_side(parse_size(values["image_size"])),
+            "at most 144 patches an image, or 16 px",
+        ),
+    ),
+    "channels": Rule(
+        "what the data has; 3 for image files",
+        lambda facts, values: Choice(facts.channels, "the data's"),
+    ),
+    "normalize": Rule(
+        "data; with --from run, if its channels fit",
+        lambda facts, values: Choice("data", "measured on the images"),
+    ),
+    "batch_size": Rule("by the number of images: at most 32 on a CPU, 1024 on a GPU", batch_size),
+    "epochs": Rule("100,000 crops on a CPU, 20 million on a GPU", epochs),
+    "base_lr": Rule("the paper's 1.5e-4 from vit_base on, more for smaller models", base_lr),
+    "warmup_epochs": Rule(
+        "a twentieth of the epochs, as in the paper",
+        lambda facts, values: Choice(
+            values["epochs"] / 20, "a twentieth of the epochs, as in the paper"
+        ),
+    ),
+    "precision": defaults.PRECISION,
+    "workers": defaults.WORKERS,
+}
 
 
 @dataclass(frozen=True)
 class Pretrain:
-    """Pre-train a Masked Autoencoder on images. What is left out is chosen for the data and the device, and printed.
+    """Pre-train a Masked Autoencoder on images.
 
-    --preset NAME starts from a named recipe (demo, paper_base, paper_large, paper_huge), which other flags then change.
+    What is left open is chosen for the data and the device, and printed with the reason.
     """
 
-    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
-    """Folder (nested or flat), .txt/.csv list, .tar shards, .npy/.npz array, torchvision:NAME?root=DIR, hf:NAME, digits."""
-    out: str | None = None
-    """Run folder. Default: runs/NAME-OF-DATA. If it holds this run already, the run goes on."""
-    from_run: Annotated[str | None, tyro.conf.arg(name="from", metavar="RUN")] = None
-    """Start from the weights of this run folder (of pretrain, import or finetune), at any image size and channels."""
-    new_decoder: bool = False
-    """Leave the decoder of --from behind."""
-    model: str | None = None
-    """vit_micro, vit_tiny, vit_small, vit_base, vit_large or vit_huge. With --from: that of the run."""
-    image_size: str | int | None = None
-    """Side in pixels, or HEIGHTxWIDTH such as 192x256."""
-    patch_size: int | None = None
-    """Side of a patch in pixels; divides the image size."""
-    channels: int | None = None
-    """3 for colour, 1 for grey. Default: what the data has (3 for image files)."""
-    epochs: float | None = None
-    """Passes over the data."""
-    batch_size: int | None = None
-    """Images per optimizer step, over all processes."""
-    base_lr: float | None = None
-    """Learning rate for 256 images a step: the peak is base_lr * batch_size / 256."""
-    warmup_epochs: float | None = None
-    """Epochs of linear warm-up. Default: a twentieth of the epochs, as in the paper."""
-    weight_decay: float = 0.05
-    """AdamW's, on all but 1-D parameters."""
-    clip_grad: float | None = None
-    """Largest gradient norm. Default: no clipping, as in the paper."""
-    mask_ratio: float = 0.75
-    """Share of hidden patches."""
-    masking: str = "random"
-    """random, block or grid."""
-    target: str = "norm-pixels"
-    """norm-pixels (each patch normalised: better features) or pixels."""
-    loss_on: str = "hidden"
-    """hidden patches, or all (the paper's worse variant)."""
-    encode_all: bool = False
-    """Let the encoder see mask tokens in place of hidden patches (the paper's slower and worse variant, Table 1c)."""
-    decoder_dim: int | None = None
-    """Width of the decoder. Default: 512 from vit_base on, less for smaller encoders."""
-    decoder_depth: int | None = None
-    """Blocks of the decoder."""
-    decoder_heads: int | None = None
-    """Heads of the decoder."""
-    normalize: str | None = None
-    """Mean and deviation: data (measured), imagenet or (with --from) the run's. Default: run if its channels fit, else data."""
-    crop_scale: tuple[float, float] = (0.2, 1.0)
-    """Least and largest share of the image's area that a random crop takes."""
-    flip: bool = True
-    """Mirror half of the crops (not for text or digits)."""
-    seed: int = 0
-    """Of weights, order, crops and masks."""
-    max_megapixels: float = 100.0
-    """Larger images are refused before they are decoded."""
-    white: int = 65535
-    """The value of white in images of more than 8 bits (4095 for 12-bit data)."""
-    max_bad_percent: float = 1.0
-    """Share of unreadable files (20 are always allowed) above which nothing is trained."""
-    precision: str | None = None
-    """fp32, bf16 or fp16. Default: bf16 where the device is fast at it."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-    compile: bool = False
-    """Use torch.compile."""
-    grad_checkpointing: bool = False
-    """Compute each block again for its gradient: much less memory, about a third more time, the same weights."""
-    fsdp: bool = False
-    """With several processes: cut up the parameters (FSDP2) in place of copying them (DDP)."""
-    workers: int | None = None
-    """Processes that load images."""
-    cache: str | None = None
-    """none, or keep images decoded: memory, disk (a file), device (all of them there, no loader). Default: device on a GPU
-    where images are small and fit, else none."""
-    micro_batch_size: int | None = None
-    """Images at a time on a device. Default: all of the batch, or what fits."""
-    log_every: int = 20
-    """Steps between two lines of log.jsonl."""
-    save_minutes: float = 5.0
-    """Minutes between two checkpoints."""
-    picture_minutes: float = 3.0
-    """Minutes between two pictures."""
-    tensorboard: bool = False
-    """Write TensorBoard events too (extra "tensorboard")."""
+    RULES: ClassVar[Mapping[str, Rule]] = RULES
+
+    source: SourceOptions
+    optim: PretrainOptimOptions = PretrainOptimOptions()
+    output: PretrainOutputOptions = PretrainOutputOptions()
+    model: ModelOptions = ModelOptions()
+    masking: MaskingOptions = MaskingOptions()
+    crop: CropOptions = CropOptions()
+    decode: DecodeOptions = DecodeOptions()
+    scan: ScanOptions = ScanOptions()
+    runtime: RuntimeOptions = RuntimeOptions()
 
 
-# What may differ when a run goes on, since the weights do not depend on it ("data": its fingerprint decides).
-FREE = {
-    *(
-        "data",
-        "out",
-        "max_bad_percent",
-        "device",
-        "compile",
-        "grad_checkpointing",
-        "fsdp",
-        "workers",
-        "micro_batch_size",
-    ),
-    *("cache", "log_every", "save_minutes", "picture_minutes", "tensorboard"),
-}
+@dataclass(frozen=True, kw_only=True)
+class ResolvedDecode(DecodeOptions):
+    """With nothing left to choose."""
+
+    channels: int
 
 
-CACHES = {
-    "none": "decoded each time",
-    "memory": "decoded once, kept in memory",
-    "disk": "decoded once, kept in a file",
-    "device": "all decoded on the device, no loader",
-}
+@dataclass(frozen=True, kw_only=True)
+class ResolvedModel(ModelOptions):
+    """With nothing left to choose."""
+
+    image_size: str
+    patch_size: int
+    normalize: str
 
 
-SIDES = (224, 192, 160, 128, 112, 96, 80, 64, 48, 32, 28, 24, 16, 8)
+@dataclass(frozen=True, kw_only=True)
+class ResolvedOptim(PretrainOptimOptions):
+    """With nothing left to choose."""
+
+    epochs: float
+    batch_size: int
+    base_lr: float
+    warmup_epochs: float
+    precision: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedRuntime(RuntimeOptions):
+    """With nothing left to choose."""
+
+    workers: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedPretrain(Pretrain):
+    """The settings of a run: what config.json holds."""
+
+    decode: ResolvedDecode
+    model: ResolvedModel
+    optim: ResolvedOptim
+    runtime: ResolvedRuntime
 
 
 def check(config: Pretrain) -> None:
-    """What can be known to be wrong before any file is read."""
-    check_numbers(
-        config,
-        (
-            *(
-                "epochs",
-                "batch_size",
-                "patch_size",
-                "channels",
-                "micro_batch_size",
-                "log_every",
-                "mask_ratio",
-            ),
-            *("decoder_dim", "decoder_depth", "decoder_heads", "max_megapixels", "white"),
-        ),
-        (
-            "base_lr",
-            "weight_decay",
-            "warmup_epochs",
-            "workers",
-            "seed",
-            "max_bad_percent",
-            "clip_grad",
-        ),
-    )
-    if config.mask_ratio >= 1:
-        raise UserError(f"--mask-ratio {config.mask_ratio}: must be below 1, a share such as 0.75")
-    check_training(config)
-    if config.normalize not in (None, "data", "imagenet", "run"):
-        raise UserError(f"--normalize {config.normalize}: data or imagenet, or run with --from")
-    if config.from_run is None and (config.new_decoder or config.normalize == "run"):
-        flag = "--new-decoder" if config.new_decoder else "--normalize run"
+    """Raises UserError for what is known to be wrong before any file is read."""
+    check_ranges(config)
+    config.crop.check()
+    config.optim.check()
+    model = config.model
+    if model.normalize not in (None, "data", "imagenet", "run"):
+        raise UserError(f"--normalize {model.normalize}: data or imagenet, or run with --from")
+    if model.from_run is None and (model.new_decoder or model.normalize == "run"):
+        flag = "--new-decoder" if model.new_decoder else "--normalize run"
         raise UserError(
             f"{flag} says what to do with the run of --from: add --from RUN, or leave {flag} out"
         )
-    masking(config.masking)
-    if config.cache is not None:
-        choose(CACHES, config.cache, "--cache")
-    choose(TARGETS, config.target, "target")
-    choose(LOSSES, config.loss_on, "loss")
-    if config.tensorboard and find_spec("tensorboard") is None:
-        raise missing_extra("tensorboard", "tensorboard")
-    if config.model is not None:
-        size_of(config.model)
-    if config.image_size is not None:
-        size = parse_size(config.image_size)
-        if config.patch_size is not None:
-            grid_of(size, config.patch_size)
+    if model.model is not None:
+        size_of(model.model)
+    if model.image_size is not None:
+        parse_size(model.image_size)
 
 
-def asked(config: Any) -> dict[str, Any]:
-    """The settings as they were asked for, the size of images in its one spelling."""
-    size = config.image_size
-    return asdict(config) | {"image_size": None if size is None else size_text(parse_size(size))}
+def resolve(config: Pretrain, facts: Facts) -> tuple[ResolvedPretrain, dict[str, Choice]]:
+    """The settings with nothing left to choose, and what was chosen.
 
-
-def check_training(config: Any) -> None:
-    """What pre-training and fine-tuning have in common."""
-    low, high = config.crop_scale
-    if not 0 < low <= high <= 1:
-        raise UserError(
-            f"--crop-scale {low} {high}: two shares of the area, 0 < least <= largest <= 1"
-        )
-    if config.precision not in (None, "fp32", "bf16", "fp16"):
-        raise UserError(f"--precision {config.precision}: fp32, bf16 or fp16")
-    if config.seed >= 1 << 62:
-        raise UserError(f"--seed {config.seed}: must be below 2**62")
-
-
-def patch_size(size: tuple[int, int]) -> int:
-    """The smallest patch, of at most 16 px, that cuts an image into at most 144 patches; 16 for 224 px, 4 for 32 px."""
-    common = math.gcd(*size)
-    allowed = [p for p in range(2, 17) if common % p == 0]
-    patch = next((p for p in allowed if size[0] * size[1] <= 144 * p * p), max(allowed, default=1))
-    if patch < 16 and size[0] * size[1] > 400 * patch * patch:
-        near = size_text((max(16, round(size[0] / 16) * 16), max(16, round(size[1] / 16) * 16)))
-        raise UserError(
-            f"--image-size {size_text(size)} is divisible by no patch of 2 to 16 px that makes a grid of a sensible size: "
-            f"use --image-size {near}, or name a --patch-size"
-        )
-    return patch
-
-
-def side_of(found: Scan) -> int:
-    """The largest usual side that the median image has."""
-    return next((side for side in SIDES if side <= min(found.height, found.width)), SIDES[-1])
-
-
-def batch_size(count: int, on_gpu: bool, processes: int) -> int:
-    """A power of two, at most 32 on a CPU (short runs need many steps) and 1024 on a GPU, that gives at least 8 steps an
-    epoch where there is data for it; never more than the data set."""
-    limit = min(1024 if on_gpu else 32, max(16, count // 8), count)
-    power = 1 << (limit.bit_length() - 1)
-    return max(processes, power // processes * processes)
-
-
-def epochs(count: int, on_gpu: bool) -> int:
-    """So many that the model sees 20 million crops on a GPU, 100,000 on a CPU; within bounds."""
-    return min(400, max(30, 20_000_000 // count)) if on_gpu else min(400, max(3, 100_000 // count))
-
-
-def base_lr(batch: int, embed_dim: int) -> float:
-    """From vit_base on the paper's 1.5e-4. Smaller models bear more, and the linear rule starves small batches: for them
-    the peak is the paper's 2.4e-3 at batch 4096 and falls with the fourth root of the batch (7e-4 at 32)."""
-    return 1.5e-4 if embed_dim >= 768 else 1.5e-4 * (4096 / batch) ** 0.75
-
-
-def precision(device: torch.device) -> str:
-    """bf16 where it is fast: GPUs that have it, CPUs with AMX or AVX512-BF16 (1.2 to 2.2 times fp32 here)."""
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return "bf16" if device.type == "cpu" and cpu_has_bf16() else "fp32"
-
-
-def cpu_has_bf16() -> bool:
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return "amx_bf16" in flags or "avx512_bf16" in flags
-
-
-def workers(device: torch.device, processes: int) -> int:
-    """Loading processes for each training process: half of its cores beside a GPU, a quarter (at least 1) beside a CPU."""
-    cores = max(
-        1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    here = int(
-        os.environ.get("LOCAL_WORLD_SIZE", processes)
-    )  # of several machines, those on this one
-    return max(1, min(16, cores // here // (2 if device.type == "cuda" else 4)))
-
-
-def resolve(
-    config: Pretrain, found: Scan, channels: int, world: World, embed_dim: int | None = None
-) -> Pretrain:
-    """The settings with nothing left open. `UserError` for a batch larger than the data set.
-
-    `embed_dim` is the width of an encoder that is there already (of --from); its size may have no name.
+    Raises:
+        UserError: a batch larger than the data set.
     """
-    on_gpu = world.device.type == "cuda"
-    size = parse_size(config.image_size or side_of(found))
-    model = config.model
-    if embed_dim is None:
-        large = (
-            "vit_tiny"
-            if found.images < 10_000
-            else "vit_small"
-            if found.images < 200_000
-            else "vit_base"
-        )
-        model = model or (large if on_gpu else "vit_micro")
-        embed_dim = size_of(model)["embed_dim"]
-    batch = config.batch_size or batch_size(found.images, on_gpu, world.size)
-    if batch > found.images:
+    resolved, chosen = defaults.resolve(config, ResolvedPretrain, RULES, facts)
+    batch = resolved.optim.batch_size
+    if batch > facts.images:
         raise UserError(
-            f"--batch-size {batch} is more than the {found.images} images of the data set: use at most {found.images}"
+            f"--batch-size {batch} is more than the {facts.images} images of the data set: use at most {facts.images}"
         )
-    many = config.epochs or epochs(found.images, on_gpu)
-    return replace(
-        config,
-        model=model,
-        image_size=size_text(size),
-        patch_size=config.patch_size or patch_size(size),
-        channels=config.channels or channels,
-        normalize=config.normalize or "data",
-        epochs=many,
-        batch_size=batch,
-        base_lr=base_lr(batch, embed_dim) if config.base_lr is None else config.base_lr,
-        warmup_epochs=many / 20 if config.warmup_epochs is None else config.warmup_epochs,
-        precision=config.precision or precision(world.device),
-        workers=workers(world.device, world.size) if config.workers is None else config.workers,
-    )
-
-
-def describe(
-    config: Pretrain,
-    plan: TrainConfig,
-    count: int,
-    model: MAE,
-    origin: str,
-    out: Path,
-    world: World,
-) -> str:
-    """The plan, a line each, before training starts."""
-    encoder, decoder = (
-        sum(p.numel() for p in part.parameters()) / 1e6 for part in (model.encoder, model.decoder)
-    )
-    grid = model.encoder.grid
-    device = (
-        torch.cuda.get_device_name()
-        if world.device.type == "cuda"
-        else platform.processor() or "CPU"
-    )
-    name = config.model or f"{model.encoder.embed_dim} wide, {model.encoder.depth} blocks"
-    seen = f"{count} images"
-    bad = out / "bad-files.jsonl"
-    if bad.exists() and (lines := len(bad.read_text().splitlines())):
-        seen += f", {lines} unreadable (see {bad})"
-    everywhere = ", mask tokens in the encoder" if model.encode_all else ""
-    rows = {
-        "data": f"{config.data}: {seen}",
-        "start": origin,
-        "model": f"{name}, {encoder:.1f} M parameters, decoder {decoder:.1f} M{everywhere}; target {config.target}",
-        "image": f"{config.image_size} px, {config.channels} channels, {grid[0]}x{grid[1]} patches of {config.patch_size} px, "
-        f"{config.mask_ratio:.0%} hidden ({config.masking})",
-        "training": f"{config.epochs:g} epochs, {plan.steps} steps of {config.batch_size} images, "
-        f"peak learning rate {plan.lr:.2g} (base {config.base_lr:.2g})",
-        "device": f"{world.device.type} ({device}), {config.precision}, {world.size} process{'es' * (world.size > 1)}, "
-        f"{attention(world.device, config.precision or '')}, fused AdamW, {'compiled' if config.compile else 'not compiled'}"
-        f"{', blocks checkpointed' if config.grad_checkpointing else ''}",
-        "loading": f"images {CACHES[config.cache or 'none']}"
-        + (
-            f"; {config.workers} worker{'s' * (config.workers != 1)} a process"
-            * (config.cache != "device")
-        ),
-        "run folder": str(out),
-    }
-    return "\n".join(f"{name:>11}  {value}" for name, value in rows.items())
+    return resolved, chosen

@@ -1,167 +1,272 @@
-"""What a pre-training starts with: the weights of its seed, or those of another run (`--from`)."""
+"""What a pre-training starts with: the weights of its seed, or those of another run (`--from`); a
+fitted target."""
 
-from dataclasses import replace
-from typing import NamedTuple
+import logging
+import math
+from importlib.util import find_spec
+from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
+from torchmae.data.cache.choose import CACHES
+from torchmae.data.loader import Batches
 from torchmae.data.scan import Scan
-from torchmae.errors import UserError
-from torchmae.models.mae import MAE
-from torchmae.models.patches import IMAGENET, grid_of
-from torchmae.models.vit import SIZES, ViT, size_of
+from torchmae.data.transforms import CenterCropResize
+from torchmae.errors import UserError, choose, missing_extra
+from torchmae.models.decoders import DECODERS, DecoderConfig, decoder_config
+from torchmae.models.encoders import Backbone, build_encoder
+from torchmae.models.mae import LOSSES, MAE
+from torchmae.models.masking import masking, noise
+from torchmae.models.patches import IMAGENET, Size, as_size, grid_of, patchify, size_name
+from torchmae.models.sizes import SIZES, size_of
+from torchmae.models.targets import TARGETS
+from torchmae.models.targets.pixels import Pixels
+from torchmae.models.vit import ViT
 from torchmae.models.weights import load, load_mae, seeded
-from torchmae.options import parse_size, size_text
 from torchmae.runfolder import kind_of, read_config
-from torchmae.tasks.pretrain.config import Pretrain
+from torchmae.settings.options import changed, flatten, options_of, parse_size, size_text
+from torchmae.tasks.pretrain.config import Pretrain, ResolvedPretrain
+from torchmae.train.distributed import World
+
+logger = logging.getLogger(__name__)
+
+FIT_IMAGES = 2000  # a target is fitted on patches of so many images
+FIT_VALUES = 1 << 26  # and so many values (256 MB), which are 87,000 patches of 16 px
 
 
 class InitRun(NamedTuple):
-    """The run of `--from`: its encoder, and the whole model if its decoder goes on too."""
+    """The run of `--from`: its encoder, and the whole model if its decoder is used too."""
 
     run: str
-    encoder: ViT
+    encoder: Backbone
     mae: MAE | None
 
 
 def init_from_run(config: Pretrain, channels: int) -> tuple[Pretrain, InitRun | None]:
-    """The run of `--from`, and the settings with what its weights decide; `UserError` for one that contradicts them.
+    """The run of `--from`, and the settings with what its weights decide.
 
-    `channels` are those of the data.
+    Args:
+        config: the settings.
+        channels: those of the data.
+
+    Raises:
+        UserError: a setting contradicts the weights.
     """
-    if config.from_run is None:
+    run, channels = config.model.from_run, config.decode.channels or channels
+    if run is None:
         return config, None
-    run, channels = config.from_run, config.channels or channels
-    whole = kind_of(read_config(run)) == "mae" and not config.new_decoder
+    has_decoder = kind_of(read_config(run)) == "mae"
+    whole = has_decoder and not config.model.new_decoder
     mae = load_mae(run) if whole else None
     encoder = mae.encoder if mae else load(run)
-    name = name_of(encoder)
-    sizes = (
-        name
-        or f"none with a name ({encoder.embed_dim} wide, {encoder.depth} blocks, {encoder.num_heads} heads)"
-    )
-    fixed = {"model": sizes, "patch_size": encoder.patch_size}
-    fixed |= {n: v for n, v in (mae.config() if mae else {}).items() if n.startswith("decoder_")}
-    for setting, has in fixed.items():
-        asked = getattr(config, setting)
-        if asked not in (None, has):
-            otherwise = ", or add --new-decoder" if setting.startswith("decoder_") else ""
-            flag = f"--{setting.replace('_', '-')}"
-            raise UserError(
-                f"{flag} {asked}, but that of {run} is {has}: leave {flag} out{otherwise}"
-            )
-    size = parse_size(config.image_size or size_text(encoder.image_size))
-    grid_of(size, encoder.patch_size)
-    if config.normalize == "run" and channels != encoder.channels:
+    if len(set(encoder.patch)) > 1:
         raise UserError(
-            f"--normalize run: {run} has statistics of {encoder.channels} channels, and there are {channels}: use "
-            "--normalize data"
+            f"{run} has patches of {size_name(encoder.patch)} px: mae pretrain takes square ones"
         )
-    adopted = replace(
+    size = parse_size(config.model.image_size or size_text(encoder.image_size))
+    grid_of(size, encoder.patch)
+    fixed = fixed_by(encoder, mae)
+    refuse_others(config, run, fixed)
+    if config.model.normalize == "run" and channels != encoder.channels:
+        raise UserError(
+            f"--normalize run: {run} has statistics of {encoder.channels} channels, and there are "
+            f"{channels}: use --normalize data"
+        )
+    adopted = changed(
         config,
-        model=name,
+        model=name_of(encoder),
         image_size=size_text(size),
-        patch_size=encoder.patch_size,
-        normalize=config.normalize or ("run" if channels == encoder.channels else "data"),
+        patch_size=encoder.patch[0],
+        registers=fixed["registers"],
+        decoder=fixed.get("decoder", config.model.decoder),
+        normalize=config.model.normalize or ("run" if channels == encoder.channels else "data"),
     )
     return adopted, InitRun(run, encoder, mae)
 
 
-def name_of(encoder: ViT) -> str | None:
+def fixed_by(encoder: Backbone, mae: MAE | None) -> dict[str, Any]:
+    """The settings that weights decide, by their names in `Pretrain`."""
+    heads = f", {encoder.num_heads} heads" if isinstance(encoder, ViT) else ""
+    layers = len(encoder.layers())
+    nameless = f"none with a name ({encoder.embed_dim} wide, {layers} blocks{heads})"
+    fixed: dict[str, Any] = {
+        "model": name_of(encoder) or nameless,
+        "patch_size": encoder.patch[0],
+        "registers": max(0, encoder.num_prefix_tokens - 1),
+    }
+    if mae is None:
+        return fixed
+    decoder = mae.decoder.config
+    sizes = {"decoder_dim": decoder.dim, "decoder_depth": decoder.depth}
+    return fixed | {"decoder": decoder.kind, "decoder_heads": decoder.heads} | sizes
+
+
+def refuse_others(config: Pretrain, run: str, fixed: dict[str, Any]) -> None:
+    """`UserError` for a setting that was changed from its default to something else than the weights have."""
+    values, settings = flatten(config), options_of(Pretrain)
+    for name, has in fixed.items():
+        value, flag = values[name], settings[name].flag
+        if value in (settings[name].default, has):
+            continue
+        otherwise = ", or add --new-decoder" if name.startswith("decoder") else ""
+        raise UserError(f"{flag} {value}, but that of {run} is {has}: leave {flag} out{otherwise}")
+
+
+def name_of(encoder: Backbone) -> str | None:
     """The name of the encoder's size, if it has one."""
+    if not isinstance(encoder, ViT) or encoder.mlp_ratio != 4:
+        return None
     own = {"embed_dim": encoder.embed_dim, "depth": encoder.depth, "num_heads": encoder.num_heads}
-    return next(
-        (name for name, size in SIZES.items() if size == own and encoder.mlp_ratio == 4), None
-    )
+    return next((name for name, size in SIZES.items() if size == own), None)
 
 
-def build(config: Pretrain, found: Scan, init_run: InitRun | None) -> tuple[MAE, str]:
+def check_names(config: Pretrain) -> None:
+    """Raises UserError for a masking, target, decoder or loss that there is not, a plugin's included."""
+    masking(config.masking.masking)
+    choose(TARGETS, config.masking.target, "target")
+    choose(DECODERS, config.model.decoder, "decoder")
+    choose(LOSSES, config.masking.loss_on, "loss")
+    if config.runtime.cache is not None:
+        choose(CACHES, config.runtime.cache, "--cache")
+    if config.output.tensorboard and find_spec("tensorboard") is None:
+        raise missing_extra("tensorboard", "tensorboard")
+    if config.model.image_size is not None and config.model.patch_size is not None:
+        grid_of(parse_size(config.model.image_size), as_size(config.model.patch_size))
+
+
+def build_model(config: ResolvedPretrain, found: Scan, init_run: InitRun | None) -> tuple[MAE, str]:
     """The model before its first step, and where it comes from in words. What is new has the weights of the seed."""
-    assert config.patch_size and config.channels and config.image_size and config.normalize
-    if config.normalize == "imagenet" and config.channels != 3:
+    normalize, channels = config.model.normalize, config.decode.channels
+    if normalize == "imagenet" and channels != 3:
         raise UserError(
-            f"--normalize imagenet needs 3 channels, not {config.channels}: use --normalize data"
+            f"--normalize imagenet needs 3 channels, not {channels}: use --normalize data"
         )
     statistics = {"data": (found.mean, found.std), "imagenet": IMAGENET}
     if init_run is not None:
         statistics["run"] = (init_run.encoder.mean, init_run.encoder.std)
-    mean, std = statistics[config.normalize]
-    size = parse_size(config.image_size)
-    with seeded(config.seed):
+    mean, std = statistics[normalize]
+    size = parse_size(config.model.image_size)
+    with seeded(config.optim.seed):
         if init_run is not None:
             return warm_start(config, init_run, size, mean, std)
-        assert config.model
-        encoder = ViT(
-            size, config.patch_size, config.channels, **size_of(config.model), mean=mean, std=std
-        )
-        return with_new_decoder(config, encoder), "from scratch"
+        model = config.model
+        assert model.model is not None  # only encoders that exist already have no name
+        sizes = {"image_size": size, "patch_size": model.patch_size, "channels": channels}
+        # Only if there are any: an encoder of another kind need not know of registers.
+        registers = {"registers": model.registers} if model.registers else {}
+        described = {**sizes, **size_of(model.model), **registers, "mean": mean, "std": std}
+        return with_new_decoder(config, build_encoder(described)), "from scratch"
 
 
-def with_new_decoder(config: Pretrain, encoder: ViT) -> MAE:
-    """The encoder with a fresh decoder."""
-    dims = (config.decoder_dim, config.decoder_depth, config.decoder_heads)
-    return MAE(
-        encoder, *dims, target=config.target, loss_on=config.loss_on, encode_all=config.encode_all
-    )
+def with_new_decoder(
+    config: ResolvedPretrain, encoder: Backbone, decoder: DecoderConfig | None = None
+) -> MAE:
+    """The encoder with a new decoder, by default that of the settings."""
+    model, masked = config.model, config.masking
+    sizes = (model.decoder_dim, model.decoder_depth, model.decoder_heads)
+    decoder = decoder or decoder_config(encoder.embed_dim, model.decoder, *sizes)
+    return MAE(encoder, decoder, masked.target, masked.loss_on, masked.encode_all)
 
 
 def warm_start(
-    config: Pretrain,
+    config: ResolvedPretrain,
     init_run: InitRun,
     size: tuple[int, int],
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> tuple[MAE, str]:
-    """The model with the weights of another run, made to fit these images; what was changed in words."""
-    encoder, notes = init_run.encoder, []
+    """The model with the weights of another run, made to fit these images; what was changed in
+    words."""
+    encoder = init_run.encoder
+    notes: list[str] = []
     if encoder.restore_norm():
         notes.append("new last norm (the classifier's was its own)")
     if size != encoder.image_size:
-        old = "{}x{}".format(*encoder.grid)
+        old = "x".join(map(str, encoder.grid))
         encoder.resize(size)
-        notes.append(f"positions resized from {old} to {encoder.grid[0]}x{encoder.grid[1]}")
+        notes.append(f"positions resized from {old} to {'x'.join(map(str, encoder.grid))}")
     if len(mean) != encoder.channels:
         notes.append(f"patch weights of {encoder.channels} channels averaged to {len(mean)}")
     encoder.adapt(len(mean), mean, std)
-    if init_run.mae is None:
-        return with_new_decoder(config, encoder), "; ".join(
-            [f"{init_run.run}: encoder, with a new decoder", *notes]
-        )
-    if config.target != init_run.mae.target_name:
-        notes.append(
-            f"target {config.target}, was {init_run.mae.target_name} (its layer keeps its weights)"
-        )
-    if config.encode_all != init_run.mae.encode_all:
-        now, was = ("encoder", "decoder") if config.encode_all else ("decoder", "encoder")
+    parent = init_run.mae
+    if parent is None:
+        origin = f"{init_run.run}: encoder, with a new decoder"
+        return with_new_decoder(config, encoder), "; ".join([origin, *notes])
+    model = with_new_decoder(config, encoder, parent.decoder.config)
+    target, encode_all = config.masking.target, config.masking.encode_all
+    if target != parent.target_name:
+        layer = "its layer keeps its weights" if carries_target(parent, model) else "a new layer"
+        notes.append(f"target {target}, was {parent.target_name} ({layer})")
+    if encode_all != parent.encode_all:
+        now, was = ("encoder", "decoder") if encode_all else ("decoder", "encoder")
         notes.append(f"mask tokens in the {now}, were in the {was} (a new one)")
-    own = {
-        name: value for name, value in init_run.mae.config().items() if name.startswith("decoder_")
-    }
-    model = with_new_decoder(replace(config, **own), encoder)
-    carry_decoder(init_run.mae, model)
+    carry_decoder(parent, model)
     return model, "; ".join([f"{init_run.run}: encoder and decoder", *notes])
 
 
+def carries_target(old: MAE, new: MAE) -> bool:
+    """Whether predictions of the two mean the same, so that the last layer keeps its weights."""
+    if isinstance(old.target, Pixels) and isinstance(new.target, Pixels):
+        return True  # normalised or not
+    one, other = old.target.state_dict(), new.target.state_dict()
+    same = {n: v.shape for n, v in one.items()} == {n: v.shape for n, v in other.items()}
+    return same and old.target_name == new.target_name
+
+
 def carry_decoder(old: MAE, new: MAE) -> None:
-    """Gives `new` all weights of `old` behind the encoder. Fixed positions of another grid, and parts that `old` did without
-    (such as a statistics head), stay as they are in `new`."""
+    """Copies all weights of `old` but the encoder's to `new`.
+
+    Fixed positions of another grid, the last layer and the state of another kind of target, and
+    parts that `old` did not have (such as a statistics head) remain as they are in `new`.
+    """
     own = new.state_dict()
-    weights = {
-        n: w for n, w in old.state_dict().items() if n in own and not n.startswith("encoder.")
-    }
+    skipped: tuple[str, ...] = ("encoder.",)
     if old.decoder.grid != new.decoder.grid:
-        del weights["decoder.pos_embed"]
-    if old.decoder.pred.out_features != new.decoder.pred.out_features:
+        skipped += ("decoder.pos_embed",)
+    if not carries_target(old, new):
+        skipped += ("decoder.pred.", "target.")
+    weights = {n: w for n, w in old.state_dict().items() if n in own and not n.startswith(skipped)}
+    if carries_target(old, new) and old.target.width != new.target.width:
         for name in ("decoder.pred.weight", "decoder.pred.bias"):
-            weights[name] = average_channels(
-                weights[name], new.encoder.patch_size, new.encoder.channels
-            )
+            weights[name] = average_channels(weights[name], new.encoder.patch, new.encoder.channels)
     new.load_state_dict(own | weights)
 
 
-def average_channels(rows: Tensor, patch_size: int, channels: int) -> Tensor:
-    """The rows of a layer that predicts patches (row, column, channel), for other channels: each new one gets the mean of
-    the old ones, since a grey picture is the mean of the colours."""
-    cut = rows.unflatten(0, (patch_size**2, -1)).mean(1)
+def average_channels(rows: Tensor, patch: Size, channels: int) -> Tensor:
+    """The rows of a layer that predicts pixels (row, column, channel), for other channels: each new
+    channel gets the mean of the old ones, since a grey image is the mean of the colours."""
+    cut = rows.unflatten(0, (math.prod(patch), -1)).mean(1)
     return torch.repeat_interleave(cut, channels, dim=0)
+
+
+def fit_target(model: MAE, batches: Batches, world: World) -> None:
+    """Fits a target that needs it, on the main process; all get the same state."""
+    if not model.target.needs_fit:
+        return
+
+    def fit() -> dict[str, Tensor]:
+        patches = sample_patches(model.encoder, batches)
+        model.target.fit(patches)
+        logger.info(f"target {model.target_name}: fitted on {len(patches):,} patches")
+        return model.target.state_dict()
+
+    model.target.load_state_dict(world.on_main(fit))
+
+
+def sample_patches(encoder: Backbone, batches: Batches) -> Float[Tensor, "n P"]:
+    """Patches, drawn by the seed, of up to 2000 evenly spaced images: centre crops, normalised."""
+    count = len(batches.source)
+    patches = math.prod(encoder.grid)
+    images = min(FIT_IMAGES, count)
+    values = math.prod(encoder.patch) * encoder.channels
+    each = min(patches, max(1, FIT_VALUES // (images * values)))
+    samples = torch.arange(images) * count // images
+    ids = noise(batches.seed, torch.zeros_like(samples), samples, patches).argsort(dim=1)[:, :each]
+    crop = CenterCropResize(encoder.image_size)
+    rows = []
+    for sample, some in zip(samples.tolist(), ids):
+        pixels, _ = crop(batches.read(sample, [])[1])
+        rows.append(patchify(encoder.normalize(pixels[None]), encoder.patch, some[None])[0])
+    return torch.cat(rows)

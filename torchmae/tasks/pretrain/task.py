@@ -1,5 +1,7 @@
 """The task of `mae pretrain`: a batch of images to the MAE's loss."""
 
+import math
+
 from torch import Tensor, nn
 
 from torchmae.data.loader import Batch
@@ -8,7 +10,8 @@ from torchmae.models.masking import Mask, masking, noise
 
 
 class PretrainTask(nn.Module):
-    """A batch of images to the MAE's loss; the mask of a sample is a function of (seed, epoch, sample)."""
+    """A batch of images to the MAE's loss; the mask of a sample is a function of (seed, epoch,
+    sample)."""
 
     def __init__(self, model: MAE, masking_name: str, mask_ratio: float, seed: int):
         super().__init__()
@@ -27,9 +30,8 @@ class PretrainTask(nn.Module):
 
     def mask(self, batch: Batch) -> Mask:
         grid = self.model.encoder.grid
-        return self.masking(
-            noise(self.seed, batch.epoch, batch.sample, grid[0] * grid[1]), grid, self.mask_ratio
-        )
+        scores = noise(self.seed, batch.epoch, batch.sample, math.prod(grid))
+        return self.masking(scores, grid, self.mask_ratio)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         output = self.model(self.model.encoder.normalize(batch.images), self.mask(batch))
@@ -41,20 +43,19 @@ class PretrainTask(nn.Module):
         return {"loss": loss}
 
     def diagnose(self, batch: Batch) -> dict[str, Tensor]:
-        """The loss of two predictors that have learned nothing, on the same images, masks and target."""
+        """The loss of two predictors that have learned nothing, on the same images, masks and
+        target."""
         images, mask, target = (
             self.model.encoder.normalize(batch.images),
             self.mask(batch),
             self.model.target,
         )
         truth = target(images, mask.hide)
-        patch_mean, visible_mean = (
-            truth.mean(2, keepdim=True),
-            target(images, mask.keep).mean(1, keepdim=True),
-        )
+        patch_mean = truth.mean(2, keepdim=True)
+        visible_mean = target(images, mask.keep).mean(1, keepdim=True)
         return {
-            "loss of patch mean": (truth - patch_mean).square().mean(),
-            "loss of visible mean": (truth - visible_mean).square().mean(),
+            "loss of patch mean": target.loss(patch_mean.expand_as(truth), truth),
+            "loss of visible mean": target.loss(visible_mean.expand_as(truth), truth),
         }
 
     def after_step(self, step: int) -> None:

@@ -1,12 +1,68 @@
 """The settings of `mae probe`."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import ClassVar
 
-import tyro
+from torchmae.errors import UserError
+from torchmae.settings.defaults import Rule
+from torchmae.settings.groups import (
+    CropOptions,
+    DeviceOptions,
+    LabelledSourceOptions,
+    RunDecodeOptions,
+    SplitOptions,
+)
+from torchmae.settings.options import (
+    POSITIVE,
+    Range,
+    argument,
+    check_ranges,
+    flatten,
+    option,
+    options_of,
+)
 
 
 @dataclass(frozen=True)
+class TrainedProbeOptions(CropOptions):
+    """Of the probe that is trained."""
+
+    GROUP: ClassVar[str] = "training (not with --fast)"
+
+    out: str | None = option(
+        None, "Run folder of the probe.", metavar="FOLDER", otherwise="RUN-probe"
+    )
+    epochs: float | None = option(
+        None,
+        "Passes over the labelled images.",
+        within=POSITIVE,
+        otherwise="as mae finetune --train head",
+    )
+    batch_size: int | None = option(
+        None,
+        "Images per optimizer step, over all processes.",
+        within=POSITIVE,
+        otherwise="by the number of images",
+    )
+    base_lr: float | None = option(
+        None,
+        "Learning rate for 256 images a step.",
+        within=Range(at_least=0),
+        otherwise="1 for sgd, the paper's 0.1 for lars",
+    )
+    optimizer: str | None = option(
+        None, "adamw, sgd or lars.", otherwise="sgd, or lars from 4,096 images a step on"
+    )
+    workers: int | None = option(
+        None,
+        "Processes that load images.",
+        within=Range(at_least=0, at_most=1024),
+        otherwise="by the cores",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Probe:
     """How well does a linear map tell the classes apart, from the features of the frozen encoder?
 
@@ -15,54 +71,48 @@ class Probe:
     and on raw pixels.
     """
 
-    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """A run folder."""
-    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
-    """Labelled images: class folders (with train/ and val/ above them: the split), CSV of path,label, tar, digits, ..."""
-    fast: bool = False
-    """Logistic regression on stored features, its strength chosen by cross-validation on the training images."""
-    val: str | None = None
-    """Labelled images to measure on. Default: val/ or test/ beside train/, else a share of DATA."""
-    val_fraction: float = 0.2
-    """That share, of every class, drawn by the seed."""
-    labels_per_class: int | None = None
-    """Train on so many images of each class, drawn by the seed."""
-    pool: str | None = None
-    """mean of the patch tokens or the class token. Default: token (the paper's); mean with --fast, as mae knn."""
-    layer: int | None = None
-    """Only with --fast: take the tokens after this block, 1 to depth. Default: after the last."""
-    out: str | None = None
-    """Run folder of the trained probe. Default: RUN-probe. With --fast there is none."""
-    epochs: float | None = None
-    """Not with --fast: passes over the labelled images."""
-    batch_size: int | None = None
-    """Not with --fast: images per optimizer step, over all processes."""
-    base_lr: float | None = None
-    """Not with --fast: learning rate for 256 images a step."""
-    optimizer: str | None = None
-    """Not with --fast: adamw, sgd or lars. Default: sgd, or lars from 4,096 images a step on."""
-    crop_scale: tuple[float, float] = (0.08, 1.0)
-    """Not with --fast: least and largest share of the image's area that a random crop takes."""
-    flip: bool = True
-    """Not with --fast: mirror half of the crops (not for text or digits)."""
-    seed: int = 0
-    """Of split, subset, head, order and augmentation; of the cross-validation and the untrained encoder."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-    workers: int | None = None
-    """Not with --fast: processes that load images."""
+    GROUP: ClassVar[str] = "features"
+
+    RULES: ClassVar[Mapping[str, Rule]] = {}
+
+    run: str = argument("a run folder", "RUN")
+    source: LabelledSourceOptions
+    split: SplitOptions = SplitOptions()
+    decode: RunDecodeOptions = RunDecodeOptions()
+    fast: bool = option(
+        False,
+        "Logistic regression on stored features, its strength chosen by cross-validation on the training images.",
+    )
+    pool: str | None = option(
+        None,
+        "mean of the patch tokens, or cls, the class token.",
+        otherwise="cls (the paper's); with --fast mean, as mae knn",
+    )
+    layer: int | None = option(
+        None,
+        "With --fast: take the tokens after this block, 1 to depth.",
+        within=POSITIVE,
+        otherwise="after the last",
+    )
+    seed: int = option(
+        0,
+        "Of split, subset, head, order and augmentation; of the cross-validation and the untrained encoder.",
+        within=Range(at_least=0, below=1 << 62),
+    )
+    training: TrainedProbeOptions = TrainedProbeOptions(crop_scale=(0.08, 1.0))
+    runtime: DeviceOptions = DeviceOptions()
 
 
-TRAINED_ONLY = (
-    "out",
-    "epochs",
-    "batch_size",
-    "base_lr",
-    "optimizer",
-    "crop_scale",
-    "flip",
-    "workers",
-)
-
-
-FAST_ONLY = ("fast", "layer")
+def check(config: Probe) -> None:
+    """Raises UserError for settings of the other kind of probe, and for a run that there is not."""
+    check_ranges(config)
+    if config.run == "none":
+        raise UserError("mae probe needs a run: --fast measures an untrained encoder beside it")
+    foreign = flatten(config.training) if config.fast else {"layer": config.layer}
+    known = options_of(Probe)
+    for name, value in foreign.items():
+        if value != known[name].default:
+            flag = f"--no-{name}" if value is False else known[name].flag
+            way_out = "leave it out, or --fast" if config.fast else "add --fast, or leave it out"
+            kind = "that is trained" if config.fast else "on stored features"
+            raise UserError(f"{flag} belongs to the probe {kind}: {way_out}")

@@ -1,28 +1,34 @@
 """The settings of `mae reconstruct`."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import ClassVar
 
-import tyro
+from torchmae.settings.groups import DeviceOptions, RunDecodeOptions
+from torchmae.settings.options import Range, argument, option
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Reconstruct:
     """Draw original, masked input, reconstruction and prediction of images side by side."""
 
-    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """A run folder."""
-    images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE...")]
-    """Image files."""
-    out: str = "reconstruction.png"
-    """The picture to write (.png or .jpg)."""
-    mask_ratio: float | None = None
-    """Share of hidden patches, 0..1. Default: the run's."""
-    masking: str | None = None
-    """random, block or grid. Default: the run's."""
-    mask: str | None = None
-    """A mask image of your own in place of masking and ratio: white is hidden, black is visible; any size."""
-    seed: int = 0
-    """Of the masks."""
-    true_statistics: bool = False
-    """With normalised targets: borrow each hidden patch's true mean and deviation (which leaks part of the answer)."""
+    GROUP: ClassVar[str] = "picture"
+
+    run: str = argument("a run folder", "RUN")
+    images: tuple[str, ...] = argument("image files", "IMAGE")
+    out: str = option("reconstruction.png", "The picture to write (.png or .jpg).")
+    mask_ratio: float | None = option(
+        None, "Share of hidden patches.", within=Range(above=0, below=1), otherwise="the run's"
+    )
+    masking: str | None = option(None, "random, block or grid.", otherwise="the run's")
+    mask: str | None = option(
+        None,
+        "A mask image of your own in place of masking and ratio: white is hidden, black is visible; any size.",
+        metavar="IMAGE",
+    )
+    seed: int = option(0, "Of the masks.", within=Range(at_least=0, below=1 << 62))
+    true_statistics: bool = option(
+        False,
+        "With normalised targets: take each hidden patch's true mean and std (which leaks part of the answer).",
+    )
+    decode: RunDecodeOptions = RunDecodeOptions()
+    runtime: DeviceOptions = DeviceOptions()

@@ -1,6 +1,7 @@
-"""`mae reconstruct`: what a model makes of the hidden patches, as a picture that says whose brightness it used."""
+"""`mae reconstruct`: the hidden patches of images as a model predicts them, in a picture."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,21 +10,26 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
+from torchmae.data.config import DecodeOptions, decode_as_run
 from torchmae.data.decode import BadImage, decode
 from torchmae.data.transforms import CenterCropResize
 from torchmae.errors import RunError, UserError
 from torchmae.models.mae import MAE
 from torchmae.models.masking import Mask, mask_from_bool
+from torchmae.models.patches import Size
 from torchmae.models.weights import load_mae
 from torchmae.report.pictures import caption, draw, draw_mask
 from torchmae.runfolder import read_config
+from torchmae.settings.options import check_ranges
 from torchmae.tasks.reconstruct.config import Reconstruct
+from torchmae.train.distributed import find_device
 
 logger = logging.getLogger(__name__)
 
 
 def run(config: Reconstruct) -> Path:
-    """Writes the picture and gives its path."""
+    """Draws the picture, and returns its path."""
+    check_ranges(config)
     if not config.images:
         raise UserError("name at least one image file: mae reconstruct RUN IMAGE...")
     out = Path(config.out)
@@ -31,14 +37,15 @@ def run(config: Reconstruct) -> Path:
         raise UserError(f"the picture must be a .png or .jpg file, not '{config.out}'")
     settings = read_config(config.run)["config"]
     model = load_mae(config.run)
-    limits = settings.get("max_megapixels", 100.0), settings.get("white", 65535)
-    pixels = torch.stack([read_image(path, model, *limits) for path in config.images])
+    decoding = decode_as_run(config.run, config.decode.max_megapixels, config.decode.white)
+    pixels = torch.stack([read_image(path, model, decoding) for path in config.images])
     if config.mask is not None:
         mask = mask_from_image(config.mask, model.encoder.grid, len(pixels))
     else:
         name = settings["masking"] if config.masking is None else config.masking
         ratio = settings["mask_ratio"] if config.mask_ratio is None else config.mask_ratio
         mask = draw_mask(model, name, ratio, config.seed, torch.arange(len(pixels)))
+    model = model.to(find_device(config.runtime.device))
     picture = draw(model, pixels, mask, config.true_statistics)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -49,13 +56,17 @@ def run(config: Reconstruct) -> Path:
     return out
 
 
-def read_image(
-    path: str, model: MAE, max_megapixels: float = 100.0, white: int = 65535
-) -> UInt8[Tensor, "C H W"]:
-    """A file as uint8 pixels of the model's size: the largest centred window of the right shape."""
+def read_image(path: str, model: MAE, options: DecodeOptions) -> UInt8[Tensor, "C H W"]:
+    """A file as uint8 pixels of the model's size: the largest centred window of the right shape.
+
+    Args:
+        path: an image file.
+        model: whose size and number of channels the image gets.
+        options: how it is decoded.
+    """
     try:
-        pixels = decode(Path(path).read_bytes(), model.encoder.channels, max_megapixels, white)
-        return CenterCropResize(model.encoder.image_size)(pixels)
+        pixels = decode(Path(path).read_bytes(), replace(options, channels=model.encoder.channels))
+        return CenterCropResize(model.encoder.image_size)(pixels)[0]
     except IsADirectoryError as error:
         raise UserError(
             f"{path} is a folder: name image files, such as {path.rstrip('/')}/*.jpg"
@@ -66,10 +77,18 @@ def read_image(
         raise UserError(f"cannot read {path}: {error}") from error
 
 
-def mask_from_image(path: str, grid: tuple[int, int], count: int) -> Mask:
-    """One mask for all images: a patch is hidden where the mask image, shrunk to the grid, is more white than black."""
+def mask_from_image(path: str, grid: Size, count: int) -> Mask:
+    """One mask for all images: hidden where the mask image, reduced to the grid, is mostly white.
+
+    Args:
+        path: an image file of any size.
+        grid: patches a column, patches a row.
+        count: of the images.
+    """
     try:
-        picture = Image.fromarray(decode(Path(path).read_bytes(), 1)[:, :, 0])
+        picture = Image.fromarray(
+            decode(Path(path).read_bytes(), DecodeOptions(channels=1))[:, :, 0]
+        )
     except (OSError, BadImage) as error:
         raise UserError(f"cannot read the mask {path}: {error}") from error
     shrunk = picture.resize((grid[1], grid[0]), Image.Resampling.BOX)

@@ -1,0 +1,67 @@
+"""Features of all readable images: order, pools, layers, decoding."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from torchmae.data.config import DecodeOptions
+from torchmae.data.sources import open_source
+from torchmae.errors import UserError
+from torchmae.eval.extract import POOLS, collect, features_of
+from torchmae.models.weights import load
+
+CPU = torch.device("cpu")
+
+
+def test_pools_leave_out_the_tokens_that_are_no_patches() -> None:
+    tokens = torch.randn(2, 3 + 4, 5)
+    assert torch.equal(POOLS["cls"](tokens, 3), tokens[:, 0])
+    assert torch.equal(POOLS["mean"](tokens, 3), tokens[:, 3:].mean(1))
+    assert POOLS["cls+mean"](tokens, 3).shape == (2, 10)
+
+
+def test_one_pass_serves_several_functions_in_order(run: Path, photos: Path) -> None:
+    encoder = load(run)
+    functions = [features_of(encoder, None, pool, CPU) for pool in ("cls", "mean", "cls+mean")]
+    source = open_source(str(photos))
+    ids, (cls, mean, both), bad = collect(source, encoder, run, functions, CPU, batch_size=7)
+    assert ids == list(range(24))
+    assert bad == []
+    assert torch.equal(both, torch.cat([cls, mean], dim=1))
+
+
+def test_unreadable_images_are_named_and_not_counted(run: Path, tmp_path: Path) -> None:
+    for i in range(3):
+        Image.new("RGB", (40, 40), (80 * i, 0, 0)).save(tmp_path / f"{i}.png")
+    (tmp_path / "1.png").write_bytes(b"no image")
+    encoder = load(run)
+    functions = [features_of(encoder, None, "mean", CPU)]
+    ids, (rows,), bad = collect(open_source(str(tmp_path)), encoder, run, functions, CPU)
+    assert ids == [0, 2]
+    assert len(rows) == 2
+    assert [file.name for file in bad] == ["1.png"]
+    for i in (0, 2):
+        (tmp_path / f"{i}.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"none of the 3 images can be read; the first: 0\.png"):
+        collect(open_source(str(tmp_path)), encoder, run, functions, CPU)
+
+
+def test_images_are_decoded_as_their_source_says(run: Path, tmp_path: Path) -> None:
+    pixels = np.full((40, 40), 32768, dtype=np.uint16)
+    Image.fromarray(pixels).save(tmp_path / "0.png")
+    encoder = load(run)
+    for white, value in ((32768, 255), (65535, 128)):
+        source = open_source(str(tmp_path), DecodeOptions(white=white))
+        _, (images,), _ = collect(source, encoder, run, [lambda x: x], CPU)
+        assert images.shape == (1, 3, 32, 32)
+        assert images.unique().tolist() == [value]
+
+
+def test_mistakes(run: Path) -> None:
+    encoder = load(run)
+    for layer, pool, message in ((0, "mean", "--layer 0: 1 to 6"), (None, "max", "unknown pool")):
+        with pytest.raises(UserError, match=message):
+            features_of(encoder, layer, pool, CPU)

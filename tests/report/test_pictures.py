@@ -1,0 +1,66 @@
+"""Pictures of reconstructions: what is shown where, whose statistics, which mask."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from torchmae.data.config import DecodeOptions
+from torchmae.models.mae import MAE
+from torchmae.models.patches import gather_tokens, patchify, scatter_tokens, unpatchify
+from torchmae.models.weights import load_mae
+from torchmae.report.pictures import caption, draw_mask, predict_pixels
+from torchmae.tasks.reconstruct.run import read_image
+
+
+@pytest.fixture
+def model(run: Path) -> MAE:
+    return load_mae(run)
+
+
+def test_visible_patches_are_the_image_and_hidden_ones_are_not_in_it(
+    model: MAE, photos: Path
+) -> None:
+    images = torch.stack(
+        [read_image(str(photos / "across" / f"{i}.jpg"), model, DecodeOptions()) for i in range(3)]
+    )
+    mask = draw_mask(model, "random", 0.75, 0, torch.arange(3))
+    masked, reconstruction, prediction = predict_pixels(model, images, mask)
+    size = model.encoder.patch_size
+    original, masked, reconstruction, prediction = (
+        patchify(x, size) for x in (images, masked, reconstruction, prediction)
+    )
+    assert torch.equal(gather_tokens(original, mask.keep), gather_tokens(masked, mask.keep))
+    assert torch.equal(gather_tokens(original, mask.keep), gather_tokens(reconstruction, mask.keep))
+    assert torch.equal(
+        gather_tokens(reconstruction, mask.hide), gather_tokens(prediction, mask.hide)
+    )
+    grey = gather_tokens(masked, mask.hide)
+    assert (grey == grey[:, :1]).float().mean() > 0.99
+
+
+def test_the_default_picture_knows_nothing_of_the_hidden_pixels(model: MAE, photos: Path) -> None:
+    """The leak of other viewers: change hidden pixels, and an honest picture must not change."""
+    images = read_image(str(photos / "down" / "0.jpg"), model, DecodeOptions()).unsqueeze(0)
+    mask = draw_mask(model, "random", 0.75, 0, torch.arange(1))
+    size, grid = model.encoder.patch_size, model.encoder.grid
+    other = unpatchify(
+        scatter_tokens(
+            patchify(images, size),
+            mask.hide,
+            255 - gather_tokens(patchify(images, size), mask.hide),
+        ),
+        size,
+        grid,
+    )
+    for kind in (1, 2):
+        assert torch.equal(
+            predict_pixels(model, images, mask)[kind], predict_pixels(model, other, mask)[kind]
+        )
+    leaky = [predict_pixels(model, x, mask, true_statistics=True)[2] for x in (images, other)]
+    assert not torch.equal(*leaky)
+
+
+def test_the_caption_says_whose_statistics(model: MAE) -> None:
+    assert "TRUE" in caption(model, True) and "leaks" in caption(model, True)
+    assert "predicted" in caption(model, False) and "TRUE" not in caption(model, False)

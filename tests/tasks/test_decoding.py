@@ -1,0 +1,76 @@
+"""Every later verb decodes images as the run that it starts from was decoded, unless told otherwise."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.small import SMALL
+from PIL import Image
+
+import torchmae
+from torchmae.errors import UserError
+
+QUICK = dict(epochs=1, batch_size=8, workers=0, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of 12-bit grey PNGs (0..4095 in 16 bits), and a run that was pre-trained on them with white 4095."""
+    place = tmp_path_factory.mktemp("twelve-bit")
+    draw = np.random.default_rng(0)
+    rows, columns = np.mgrid[0:40, 0:40]
+    for name, wave in (("across", rows), ("down", columns)):
+        (place / "scans" / name).mkdir(parents=True)
+        for i in range(8):
+            values = 2000 + 1500 * np.sin(wave / (2 + i / 4)) + draw.normal(0, 60, (40, 40))
+            pixels = values.clip(0, 4095).astype(np.uint16)
+            Image.fromarray(pixels).save(place / "scans" / name / f"{i}.png")
+    out = place / "run"
+    torchmae.pretrain(place / "scans", out=out, white=4095, epochs=1, **SMALL)
+    return place
+
+
+def stored(run: Path) -> dict[str, object]:
+    return json.loads((run / "config.json").read_text())["config"]
+
+
+def test_without_white_these_images_are_refused(place, tmp_path):
+    with pytest.raises(UserError, match="say the value of white"):
+        torchmae.pretrain(place / "scans", out=tmp_path / "run", epochs=1, **SMALL)
+
+
+def test_every_later_verb_knows_white(place, tmp_path):
+    run, scans = place / "run", place / "scans"
+    tuned = torchmae.finetune(run, scans, out=tmp_path / "tuned", **QUICK)
+    assert (stored(tuned.path)["white"], stored(tuned.path)["max_megapixels"]) == (4095, 100.0)
+    assert torchmae.evaluate(tuned, scans, device="cpu")["count"] == 16
+    predictions = torchmae.predict(tuned, scans, out=tmp_path / "p.csv", device="cpu")
+    assert len(predictions.read_text().splitlines()) == 17
+    features = torchmae.embed(run, scans, out=tmp_path / "f.npz", device="cpu")
+    assert np.load(features)["features"].shape[0] == 16
+    assert torchmae.knn(run, scans, k=3, device="cpu")["test_images"] == 4
+    assert torchmae.probe(run, scans, fast=True, device="cpu")["test_images"] == 4
+    probe = torchmae.probe(run, scans, out=tmp_path / "probe", **QUICK)
+    assert stored(probe.path)["white"] == 4095
+    image = scans / "down" / "0.png"
+    assert torchmae.reconstruct(run, [image], out=tmp_path / "r.png").exists()
+
+
+def test_a_later_verb_can_be_told_otherwise(place, tmp_path):
+    run, scans = place / "run", place / "scans"
+    with pytest.raises(UserError, match="would clip: its values reach"):
+        torchmae.embed(run, scans, out=tmp_path / "f.npz", white=1000, device="cpu")
+    small = dict(out=tmp_path / "f.npz", max_megapixels=0.001, device="cpu")
+    with pytest.raises(UserError, match="more than the limit of 0.001"):
+        torchmae.embed(run, scans, **small)
+    with pytest.raises(UserError, match="more than the limit of 0.001"):
+        torchmae.finetune(run, scans, out=tmp_path / "t", max_megapixels=0.001, **QUICK)
+
+
+def test_a_run_that_was_fine_tuned_is_resumed_with_what_it_was_decoded_with(place, tmp_path):
+    options = dict(out=tmp_path / "tuned", **QUICK)
+    first = torchmae.finetune(place / "run", place / "scans", **options)
+    assert torchmae.finetune(place / "run", place / "scans", **options).path == first.path
+    with pytest.raises(UserError, match="white was 4095, is 65535"):
+        torchmae.finetune(place / "run", place / "scans", white=65535, **options)

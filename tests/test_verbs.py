@@ -1,0 +1,69 @@
+"""The library: each verb is a function, with a signature that is its config, errors with a remedy and a `Run` to go on with."""
+
+import inspect
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.small import SMALL
+
+import torchmae
+from torchmae import runfolder
+from torchmae.settings.options import options_of
+from torchmae.verbs import VERBS, load
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_signature_of_a_function_is_its_config(verb):
+    function = getattr(torchmae, "import_" if verb == "import" else verb)
+    shown = inspect.signature(function).parameters
+    settings = options_of(load(VERBS[verb].config))
+    visible = {name: o for name, o in settings.items() if not o.metadata["hidden"]}
+    assert list(shown) == list(visible)
+    for name, setting in visible.items():
+        assert shown[name].annotation == setting.type
+        assert name in function.__doc__
+    assert function.__name__ in torchmae.__all__
+
+
+@pytest.mark.parametrize(
+    ("function", "options", "message"),
+    [
+        (
+            "pretrain",
+            {"epoch": 3},
+            "unknown option of torchmae.pretrain: 'epoch'.*Did you mean epochs",
+        ),
+        ("pretrain", {"epochs": "three"}, "epochs='three': must be a number or None"),
+        ("knn", {"data": "x"}, "torchmae.knn needs run"),
+        ("import_", {"source": "x"}, "torchmae.import_ needs out"),
+    ],
+)
+def test_a_wrong_option_is_a_user_error(function, options, message):
+    arguments = ("photos",) if function == "pretrain" else ()
+    with pytest.raises(torchmae.UserError, match=message):
+        getattr(torchmae, function)(*arguments, **options)
+
+
+def test_a_run_is_a_path_with_results_and_an_encoder(run: Path, photos: Path, tmp_path: Path):
+    made = torchmae.pretrain(photos, out=tmp_path / "run", epochs=1, **SMALL)
+    assert isinstance(made, torchmae.Run)
+    assert made.path == tmp_path / "run" == Path(os.fspath(made))
+    assert (made / runfolder.CURVES).is_file()
+    assert made.results == []
+    encoder = made.encoder()
+    again = torchmae.load(made)
+    images = encoder.normalize(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+    assert torch.equal(encoder(images), again(images))
+    measured = torchmae.knn(made, photos, device="cpu", k=3)
+    assert made.results[-1]["verb"] == "knn"
+    assert set(measured["knn"]) == {"features", "untrained encoder", "raw pixels"}
+
+
+def test_every_public_name_is_there():
+    for name in torchmae.__all__:
+        assert getattr(torchmae, name) is not None
+    assert set(torchmae.__all__) <= set(dir(torchmae))
+    with pytest.raises(AttributeError, match="pretran"):
+        torchmae.pretran  # noqa: B018

@@ -1,0 +1,158 @@
+"""What is chosen for a setting that is left open: one table of rules a verb, each with its words for `--help` and its reason."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+from torchmae.errors import UserError
+from torchmae.settings.options import build, requested, size_text
+
+R = TypeVar("R")
+
+SIDES = (224, 192, 160, 128, 112, 96, 80, 64, 48, 32, 28, 24, 16, 8)  # usual image sides in pixels
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What rules may depend on, besides the other settings.
+
+    Attributes:
+        images: images to train on; `val_images` to validate on.
+        height, width: of the images, in pixels: the median, or what the starting weights were trained at.
+        channels: what the data has.
+        device: "cpu", "cuda" or "mps".
+        precision: the lowest that the device is fast at.
+        cores: CPU cores that this process may use, shared by `local_processes` on this machine.
+        processes: all processes of this run.
+        embed_dim: width of an encoder that exists already (of --from), whose size may have no name.
+        run_size: the image size of the run that training starts from, if it starts from one.
+        seconds_per_step: measured, for `--minutes`.
+    """
+
+    images: int
+    height: int
+    width: int
+    channels: int
+    device: str = "cpu"
+    precision: str = "fp32"
+    cores: int = 1
+    processes: int = 1
+    local_processes: int = 1
+    val_images: int = 0
+    embed_dim: int | None = None
+    run_size: tuple[int, ...] | None = None
+    seconds_per_step: float | None = None
+
+
+class Choice(NamedTuple):
+    """What is taken for a setting that was left open, and why."""
+
+    value: Any
+    reason: str
+
+
+class Rule(NamedTuple):
+    """How a setting is chosen.
+
+    Attributes:
+        words: the default for `--help`.
+        choose: the choice, from the facts and from the settings that are known by then (those before it in its table too).
+    """
+
+    words: str
+    choose: Callable[[Facts, Mapping[str, Any]], Choice]
+
+
+def resolve(
+    config: Any, resolved: type[R], rules: Mapping[str, Rule], facts: Facts
+) -> tuple[R, dict[str, Choice]]:
+    """The config with nothing left to choose, and what was chosen for each setting that was None.
+
+    Args:
+        config: settings as they were requested.
+        resolved: the config class whose types say what is no longer None.
+    """
+    values = requested(config)
+    chosen: dict[str, Choice] = {}
+    for name, rule in rules.items():
+        if values[name] is None:
+            chosen[name] = rule.choose(facts, values)
+            values[name] = chosen[name].value
+    return build(resolved, values), chosen
+
+
+def reasons(chosen: Mapping[str, Choice]) -> list[str]:
+    """A line for each choice, for the plan: name, value, reason."""
+    lines = []
+    for name, choice in chosen.items():
+        value = f"{choice.value:.4g}" if isinstance(choice.value, float) else str(choice.value)
+        lines.append(f"{name.replace('_', ' '):>17}  {value:<9} {choice.reason}")
+    return lines
+
+
+def largest_side(facts: Facts, values: Mapping[str, Any]) -> Choice:
+    """The image size: that of the run, else the largest usual side that the median image has."""
+    if facts.run_size is not None:
+        return Choice(size_text(facts.run_size), "the run's")
+    least = min(facts.height, facts.width)
+    side = next((side for side in SIDES if side <= least), SIDES[-1])
+    return Choice(str(side), f"the median image is {facts.width}x{facts.height}")
+
+
+def patch_side(size: tuple[int, ...]) -> int:
+    """The smallest patch, of at most 16 px, that cuts an image into at most 144 patches; 16 for 224 px, 4 for 32 px.
+
+    Raises:
+        UserError: no patch of 2 to 16 px makes a grid of a sensible size.
+    """
+    common, area = math.gcd(*size), math.prod(size)
+    allowed = [p for p in range(2, 17) if common % p == 0]
+    patch = next((p for p in allowed if area <= 144 * p * p), max(allowed, default=1))
+    if patch < 16 and area > 400 * patch * patch:
+        near = size_text(tuple(max(16, round(side / 16) * 16) for side in size))
+        raise UserError(
+            f"--image-size {size_text(size)} is divisible by no patch of 2 to 16 px that makes a grid of a "
+            f"sensible size: use --image-size {near}, or name a --patch-size"
+        )
+    return patch
+
+
+def batch_of(images: int, on_gpu: bool, processes: int) -> int:
+    """A power of two, at most 32 on a CPU (short runs need many steps) and 1024 on a GPU, that leaves at least 8 steps an
+    epoch where there is data for it; never more than the data set."""
+    limit = min(1024 if on_gpu else 32, max(16, images // 8), images)
+    power = 1 << (limit.bit_length() - 1)
+    return max(processes, power // processes * processes)
+
+
+def epochs_in_minutes(facts: Facts, values: Mapping[str, Any]) -> Choice:
+    """As many epochs as fit into `minutes` at the measured time of a step; at least one step."""
+    seconds = 60 * values["minutes"]
+    steps = max(1, round(seconds / (facts.seconds_per_step or seconds)))
+    speed = values["batch_size"] / (facts.seconds_per_step or seconds)
+    epochs = steps * values["batch_size"] / facts.images
+    return Choice(epochs, f"{values['minutes']:g} min at {speed:.1f} images/s, measured")
+
+
+def best_precision(facts: Facts, values: Mapping[str, Any]) -> Choice:
+    """bf16 where it is fast: GPUs that have it, CPUs with AMX or AVX512-BF16 (1.2 to 2.2 times fp32, measured)."""
+    fast = facts.precision != "fp32"
+    return Choice(
+        facts.precision, "the device is fast at it" if fast else "the device has no fast bf16"
+    )
+
+
+def workers_for(cores: int, on_gpu: bool) -> int:
+    """Loading processes beside one process that computes with so many cores: half of them with a GPU, else a quarter."""
+    return max(1, min(16, cores // (2 if on_gpu else 4)))
+
+
+def enough_workers(facts: Facts, values: Mapping[str, Any]) -> Choice:
+    """See `workers_for`."""
+    count = workers_for(facts.cores // facts.local_processes, facts.device == "cuda")
+    return Choice(count, f"{facts.cores} cores, {facts.local_processes} training processes here")
+
+
+PRECISION = Rule("bf16 where the device is fast at it", best_precision)
+WORKERS = Rule("by the cores", enough_workers)

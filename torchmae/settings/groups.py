@@ -1,0 +1,227 @@
+"""Groups of settings that several verbs have in common."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torchmae.errors import UserError
+from torchmae.settings.options import (
+    NOT_NEGATIVE,
+    POSITIVE,
+    ChangeableOptions,
+    Range,
+    argument,
+    option,
+)
+
+MOST_EPOCHS = 100_000  # more is a slip of the keyboard: 60 times the longest training of the paper
+
+
+@dataclass(frozen=True)
+class SourceOptions(ChangeableOptions):
+    """Where the images are. A run recognises its data by names and sizes, not by their place."""
+
+    GROUP: ClassVar[str] = "data"
+
+    data: str = argument(
+        "folder (nested or flat), .txt/.csv list, .tar shards, packed set, .npy/.npz array, "
+        "torchvision:NAME?root=DIR, hf:NAME or digits",
+        "DATA",
+    )
+
+
+@dataclass(frozen=True)
+class ScanOptions(ChangeableOptions):
+    """What the look at all files before training puts up with."""
+
+    GROUP: ClassVar[str] = "data"
+
+    max_bad_percent: float = option(
+        1.0,
+        "Percentage of unreadable files (20 are always allowed) above which nothing is trained.",
+        within=NOT_NEGATIVE,
+    )
+
+
+@dataclass(frozen=True)
+class LabelledSourceOptions(ChangeableOptions):
+    """Where the labelled images are, and those to validate on."""
+
+    GROUP: ClassVar[str] = "data"
+
+    data: str = argument(
+        "labelled images: class folders (with train/ and val/ above them: the split), CSV of path,label, "
+        "tar, digits, ...",
+        "DATA",
+    )
+    val: str | None = option(
+        None,
+        "Labelled images to validate on.",
+        metavar="DATA",
+        otherwise="val/ or test/ beside train/, else a share of DATA",
+    )
+
+
+@dataclass(frozen=True)
+class SplitOptions:
+    """Which labelled images are trained on, which are validated on."""
+
+    GROUP: ClassVar[str] = "data"
+
+    val_fraction: float = option(
+        0.2,
+        "Without --val: the share of every class that is held out, drawn by the seed.",
+        within=Range(above=0, below=1),
+    )
+    labels_per_class: int | None = option(
+        None,
+        "Train on so many images of each class, drawn by the seed.",
+        within=POSITIVE,
+        otherwise="all",
+    )
+
+
+@dataclass(frozen=True)
+class RunDecodeOptions:
+    """How a later verb decodes images: as the run was decoded, unless told otherwise."""
+
+    GROUP: ClassVar[str] = "data"
+
+    max_megapixels: float | None = option(
+        None,
+        "Larger images are refused before they are decoded.",
+        within=POSITIVE,
+        otherwise="the run's",
+    )
+    white: int | None = option(
+        None,
+        "The value of white in images of more than 8 bits.",
+        within=POSITIVE,
+        otherwise="the run's",
+    )
+
+
+@dataclass(frozen=True)
+class CropOptions:
+    """Random crops and flips."""
+
+    GROUP: ClassVar[str] = "data"
+
+    crop_scale: tuple[float, float] = option(
+        (0.2, 1.0),
+        "Smallest and largest share of the image's area that a random crop takes.",
+        metavar="S",
+    )
+    flip: bool = option(True, "Mirror half of the crops (not for text or digits).")
+
+    def check(self) -> None:
+        """Raises UserError for shares that are none."""
+        low, high = self.crop_scale
+        if not 0 < low <= high <= 1:
+            raise UserError(
+                f"--crop-scale {low:g} {high:g}: two shares of the area, 0 < smallest <= largest <= 1"
+            )
+
+
+@dataclass(frozen=True)
+class OptimOptions:
+    """How long and how fast weights move."""
+
+    GROUP: ClassVar[str] = "training"
+
+    epochs: float | None = option(
+        None, "Passes over the images.", within=Range(above=0, at_most=MOST_EPOCHS)
+    )
+    minutes: float | None = option(
+        None,
+        "Train for about so many minutes, in place of --epochs: steps are timed first, then the number of epochs "
+        "is decided and stored.",
+        within=POSITIVE,
+    )
+    batch_size: int | None = option(
+        None, "Images per optimizer step, over all processes.", within=POSITIVE
+    )
+    base_lr: float | None = option(
+        None,
+        "Learning rate for 256 images a step: the peak is base_lr * batch_size / 256.",
+        within=NOT_NEGATIVE,
+    )
+    warmup_epochs: float | None = option(None, "Epochs of linear warm-up.", within=NOT_NEGATIVE)
+    clip_grad: float | None = option(
+        None, "Largest gradient norm.", within=POSITIVE, otherwise="no clipping, as in the paper"
+    )
+    precision: str | None = option(None, "fp32, bf16 or fp16.")
+    seed: int = option(
+        0, "Of weights, splits, order, crops and masks.", within=Range(at_least=0, below=1 << 62)
+    )
+
+    def check(self) -> None:
+        """Raises UserError for what does not go together."""
+        if self.precision not in (None, "fp32", "bf16", "fp16"):
+            raise UserError(f"--precision {self.precision}: fp32, bf16 or fp16")
+        if self.minutes is not None and self.epochs is not None:
+            raise UserError(
+                "--minutes decides the number of epochs: leave --epochs out, or --minutes"
+            )
+
+
+@dataclass(frozen=True)
+class RuntimeOptions(ChangeableOptions):
+    """How the machine is used."""
+
+    GROUP: ClassVar[str] = "runtime"
+
+    device: str = option("auto", "auto, cpu, cuda or cuda:N.")
+    workers: int | None = option(
+        None,
+        "Processes that load images, for each training process.",
+        within=Range(at_least=0, at_most=1024),
+    )
+    cache: str | None = option(
+        None,
+        "Keep decoded images: memory, disk (a file), device (all of them there, no loader) or none.",
+        otherwise="chosen where it pays, and explained in the plan",
+    )
+    compile: bool = option(False, "Use torch.compile.")
+    fsdp: bool = option(
+        False,
+        "With several processes: shard the parameters (FSDP2) in place of copying them (DDP).",
+    )
+    grad_checkpointing: bool = option(
+        False,
+        "Compute each block again for its gradient: much less memory, about a third more time, the same weights.",
+    )
+    micro_batch_size: int | None = option(
+        None,
+        "Images at a time on a device.",
+        within=POSITIVE,
+        otherwise="the whole batch, or what fits",
+    )
+    plugin: str | None = option(
+        None,
+        "A Python file to load first, which adds maskings, targets, decoders, encoders, sources or verbs.",
+        metavar="FILE.py",
+    )
+
+
+@dataclass(frozen=True)
+class DeviceOptions(ChangeableOptions):
+    """Where a verb that does not train computes, and what it loads first."""
+
+    GROUP: ClassVar[str] = "runtime"
+
+    device: str = option("auto", "auto, cpu, cuda or cuda:N.")
+    plugin: str | None = option(
+        None, "A Python file to load first.", metavar="FILE.py", otherwise="that of the run"
+    )
+
+
+@dataclass(frozen=True)
+class OutputOptions(ChangeableOptions):
+    """What a training writes, and how often."""
+
+    GROUP: ClassVar[str] = "output"
+
+    out: str | None = option(None, "Run folder. If it holds this run already, the run is resumed.")
+    save_minutes: float = option(5.0, "Minutes between two checkpoints.", within=NOT_NEGATIVE)
+    log_every: int = option(20, "Steps between two lines of log.jsonl.", within=POSITIVE)
+    tensorboard: bool = option(False, 'Write TensorBoard events too (extra "tensorboard").')

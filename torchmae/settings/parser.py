@@ -1,0 +1,204 @@
+"""The command line of a config class: argparse, with flags in groups, defaults in words and errors as `UserError`."""
+
+import argparse
+import difflib
+import inspect
+import logging
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING
+from types import NoneType, UnionType
+from typing import Any, NoReturn, TypeVar, get_args, get_origin
+
+from torchmae.errors import UserError, choose
+from torchmae.settings.options import Option, build, options_of
+
+logger = logging.getLogger(__name__)
+
+C = TypeVar("C")
+Preset = Callable[[], dict[str, Any]]
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that raises `UserError` in place of leaving the process, and takes flags in full only."""
+
+    def __init__(self, verb: str, description: str):
+        super().__init__(
+            prog=f"mae {verb}",
+            description=description,
+            formatter_class=HelpFormatter,
+            allow_abbrev=False,
+            add_help=False,
+        )
+        self.verb = verb
+
+    def error(self, message: str) -> NoReturn:
+        """Called by argparse for every mistake that it finds."""
+        if message.startswith("the following arguments are required: "):
+            name = message.partition(": ")[2].partition(",")[0]
+            raise UserError(f"{name} is missing: mae {self.verb} --help says what goes there")
+        text = message.removeprefix("argument ")
+        raise UserError(f"{text}. mae {self.verb} --help lists the flags")
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """A column of flags, a column of sentences, 100 characters in all."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=30, width=100)
+
+
+def parse(config: type[C], verb: str, arguments: Sequence[str], presets: Mapping[str, Preset]) -> C:
+    """The config that the arguments of a verb describe; flags win over those of `--preset`.
+
+    Raises:
+        UserError: a flag that is unknown, a value of another kind, a missing argument.
+        SystemExit: `--help` was asked for, and is printed.
+    """
+    parser = parser_of(config, verb, presets)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    first.add_argument("--preset")
+    try:
+        preset = first.parse_known_args(arguments)[0].preset
+    except argparse.ArgumentError:
+        raise UserError(f"--preset needs a name: {', '.join(presets)}") from None
+    if preset is not None:
+        if not presets:
+            raise UserError("this verb has no presets; mae pretrain and mae finetune have")
+        chosen = choose(presets, preset, "preset")()
+        for action in parser._actions:
+            if not action.option_strings and action.dest in chosen:
+                action.nargs = "?"  # what the preset names may be left out
+        parser.set_defaults(**chosen)
+    if "-h" in arguments or "--help" in arguments:
+        parser.print_help()
+        sys.exit(0)
+    values, unknown = parser.parse_known_args(arguments)
+    refuse_unknown(parser, unknown)
+    return build(config, {name: value for name, value in vars(values).items() if name != "preset"})
+
+
+def parser_of(config: type[Any], verb: str, presets: Mapping[str, Any]) -> Parser:
+    """The parser of a verb; its help is that of `mae VERB --help`."""
+    parser = Parser(verb, inspect.cleandoc(config.__doc__ or ""))
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    rules: Mapping[str, Any] = getattr(config, "RULES", {})
+    if presets:
+        names = ", ".join(presets)
+        parser.add_argument(
+            "--preset",
+            metavar="NAME",
+            help=f"start from a recipe, which other flags change: {names}",
+        )
+    shown = {name: o for name, o in options_of(config).items() if not o.metadata["hidden"]}
+    places = [o.metadata["metavar"] for o in shown.values() if o.positional]
+    required = [
+        f"{o.flag} ..." for o in shown.values() if o.default is MISSING and not o.positional
+    ]
+    parser.usage = " ".join(["mae", verb, *places, *required, "[flags]"])
+    for name, setting in shown.items():
+        group = (
+            parser
+            if setting.positional
+            else groups.setdefault(setting.group, parser.add_argument_group(setting.group))
+        )
+        add(group, setting, rules[name].words if name in rules else None)
+    return parser
+
+
+def add(group: Any, setting: Option, rule: str | None) -> None:
+    """Adds one setting to a parser."""
+    kind, several = value_type(setting.type)
+    text = help_text(setting, rule).replace("%", "%%")
+    arguments: dict[str, Any] = {"help": text, "default": setting.default}
+    if kind is bool:
+        action = argparse.BooleanOptionalAction if setting.default else "store_true"
+        group.add_argument(setting.flag, dest=setting.name, action=action, **arguments)
+        return
+    arguments |= {
+        "type": converter(kind),
+        "metavar": setting.metadata["metavar"] or placeholder(setting, kind),
+    }
+    if several:
+        arguments |= {"nargs": several, "action": AsTuple}
+    if setting.positional:
+        if setting.default is not MISSING:
+            arguments["nargs"] = several or "?"
+        else:
+            del arguments["default"]
+        group.add_argument(setting.name, **arguments)
+    else:
+        required = setting.default is MISSING
+        if required:
+            del arguments["default"]
+        group.add_argument(setting.flag, dest=setting.name, required=required, **arguments)
+
+
+class AsTuple(argparse.Action):
+    """Stores several values as a tuple, as configs hold them."""
+
+    def __call__(
+        self, parser: Any, namespace: Any, values: Any, option_string: str | None = None
+    ) -> None:
+        setattr(namespace, self.dest, tuple(values))
+
+
+def value_type(kind: Any) -> tuple[type, str | int | None]:
+    """The type of one value, and how many there are: None (one), "+" or a number."""
+    if get_origin(kind) is UnionType:
+        kinds = [one for one in get_args(kind) if one is not NoneType]
+        return value_type(str if str in kinds else kinds[0])
+    if get_origin(kind) is tuple:
+        items = get_args(kind)
+        return items[0], "+" if items[-1] is ... else len(items)
+    return kind, None
+
+
+def converter(kind: type) -> Callable[[str], Any]:
+    """Text to a value, with an error in words."""
+
+    def convert(text: str) -> Any:
+        try:
+            return kind(text)
+        except ValueError:
+            what = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"'{text}' is not {what}") from None
+
+    return convert
+
+
+def placeholder(setting: Option, kind: type) -> str:
+    """What stands for the value in `--help`."""
+    return {int: "N", float: "X"}.get(kind, setting.name.rpartition("_")[2].upper())
+
+
+def help_text(setting: Option, rule: str | None) -> str:
+    """What a setting is, and its default in words."""
+    text, default = setting.metadata["help"], setting.default
+    if setting.positional or default is False or default is MISSING:
+        return str(text)
+    if default is None or default == ():
+        otherwise = rule or setting.metadata["otherwise"]
+        return f"{text} (default: {otherwise})" if otherwise else str(text)
+    shown = (
+        "on"
+        if default is True
+        else " ".join(f"{x:g}" for x in default)
+        if isinstance(default, tuple)
+        else default
+    )
+    return f"{text} (default: {f'{shown:g}' if isinstance(shown, float) else shown})"
+
+
+def refuse_unknown(parser: Parser, unknown: Sequence[str]) -> None:
+    """A `UserError` for what no flag took, with the nearest flag."""
+    if not unknown:
+        return
+    word = next((one for one in unknown if one.startswith("-")), unknown[0]).partition("=")[0]
+    flags = [flag for action in parser._actions for flag in action.option_strings]
+    near = difflib.get_close_matches(word, flags, n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    what = "is not a flag" if word.startswith("-") else "is one argument too many"
+    raise UserError(
+        f"{word} {what} of mae {parser.verb}.{hint} mae {parser.verb} --help lists the flags"
+    )

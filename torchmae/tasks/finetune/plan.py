@@ -1,0 +1,95 @@
+"""A fine-tuning in numbers and in words: what the loop is told, the plan before it, the summary after it."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torchmae import runfolder
+from torchmae.data.cache.choose import CacheChoice
+from torchmae.settings.defaults import reasons
+from torchmae.settings.options import size_text
+from torchmae.tasks.finetune.config import ResolvedFinetune
+from torchmae.tasks.finetune.task import ClassifyTask
+from torchmae.train.config import TrainConfig
+from torchmae.train.optim import peak_lr
+from torchmae.version import command
+
+if TYPE_CHECKING:
+    from torchmae.tasks.finetune.run import Job
+
+
+def train_config(config: ResolvedFinetune, images: int) -> TrainConfig:
+    """What `fit` is told for a training on so many images."""
+    optim, runtime, output = config.optim, config.runtime, config.output
+    steps_per_epoch = images / optim.batch_size
+    return TrainConfig(
+        steps=max(1, round(optim.epochs * steps_per_epoch)),
+        warmup_steps=round(optim.warmup_epochs * steps_per_epoch),
+        lr=peak_lr(optim.base_lr, optim.batch_size),
+        min_lr=optim.min_lr,
+        weight_decay=optim.weight_decay,
+        betas=(0.9, optim.beta2),
+        clip_grad=optim.clip_grad,
+        precision=optim.precision,
+        compile=runtime.compile,
+        fsdp=runtime.fsdp,
+        workers=runtime.workers,
+        micro_batch_size=runtime.micro_batch_size,
+        log_every=output.log_every,
+        save_minutes=output.save_minutes,
+        evaluate_steps=max(1.0, optim.validate_epochs * steps_per_epoch),
+        tensorboard=output.tensorboard,
+        optimizer=optim.optimizer,
+        layer_decay=optim.layer_decay,
+        ema=optim.ema or None,
+    )
+
+
+def describe(
+    job: "Job", task: ClassifyTask, plan: TrainConfig, cache: CacheChoice, where: str
+) -> str:
+    """The plan before training starts: what it is, and a line with the reason for each setting that was chosen."""
+    config, data, model = job.config, job.data, job.model
+    encoder, optim = model.encoder, config.optim
+    trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
+    few = config.split.labels_per_class
+    rows = {
+        "data": f"{config.source.data}: {len(data.train)} training images"
+        f"{f' ({few} a class)' if few else ''} and {len(data.val)} validation images, "
+        f"{len(model.classes)} classes",
+        "model": f"{encoder.embed_dim} wide, {len(encoder.layers())} blocks, "
+        f"{size_text(encoder.image_size)} px, {encoder.channels} channels; "
+        f"train {config.model.train} ({trained:,} parameters)",
+        "training": f"{optim.epochs:g} epochs, {plan.steps} steps of {optim.batch_size} images, "
+        f"peak learning rate {plan.lr:.2g} ({optim.optimizer}), {optim.precision}, {where}",
+        "cache": f"{cache.name} ({cache.reason})",
+    }
+    lines = [f"{name:>17}  {value}" for name, value in rows.items()]
+    return "\n".join([*lines, *reasons(job.chosen)])
+
+
+def summary(out: Path, plan: TrainConfig, images: int) -> str:
+    """What was made and how good it is; the same goes to results.json."""
+    names = (runfolder.BEST_SCORES, runfolder.LAST_SCORES)
+    best, last = (json.loads((out / name).read_text()) for name in names)
+    path = runfolder.add_result(out, "finetune", {}, {"best": best, "last": last})
+    beside = ", which is the best one too"
+    if best["step"] != last["step"]:
+        beside = (
+            f", best epoch {best['top1']:.1%} (step {best['step']}; "
+            "chosen on these same images, so it flatters)"
+        )
+    averaged = " of the moving average of the weights" if plan.ema else ""
+    mae = command()
+    return "\n".join(
+        [
+            f"Done: {plan.steps} steps. Accuracy{averaged} on {images} validation images: "
+            f"last epoch {last['top1']:.1%} "
+            f"(95 % interval {last['low']:.1%} to {last['high']:.1%}){beside}",
+            f"Made:\n  {out / runfolder.MODEL}  the last weights",
+            f"  {out / runfolder.BEST_MODEL}  the best epoch's (--best in the commands below)",
+            f"  {out / runfolder.CURVES}, {path}  how it went",
+            f"Next:\n  {mae} evaluate {out} LABELLED  each class, calibration, confusion",
+            f"  {mae} predict {out} FOLDER --out predictions.csv",
+        ]
+    )

@@ -1,0 +1,55 @@
+"""The classifier that a fine-tuning starts with."""
+
+from torchmae.data.labels import LabelledSets
+from torchmae.errors import UserError
+from torchmae.models.encoders import Backbone, build_encoder
+from torchmae.models.heads import Classifier
+from torchmae.settings.options import parse_size
+from torchmae.tasks.finetune.config import Finetune, ResolvedFinetune, architecture
+
+
+def channels_of(config: Finetune, data: LabelledSets, pretrained: Backbone | None) -> int:
+    """How many channels the classifier takes.
+
+    Raises:
+        UserError: run and data do not agree; it names the ways out.
+    """
+    have, requested, path = data.train.stored_channels, config.decode.channels, config.source.data
+    channels = requested or have
+    if channels != have and {channels, have} != {1, 3}:
+        raise UserError(
+            f"--channels {channels}: {path} has {have}, and only grey and colour convert to each other"
+        )
+    if pretrained is not None and requested is None and have != pretrained.channels:
+        n = pretrained.channels
+        convert = f"--channels {n} converts the images; " if {n, have} == {1, 3} else ""
+        raise UserError(
+            f"{config.run} takes {n} channel{'s' * (n > 1)}, {path} has {have}: {convert}"
+            f"--channels {have} adapts the run's patch weights; mae pretrain DATA --from {config.run} "
+            "does so and trains on; or begin with run none"
+        )
+    return channels
+
+
+def untrained(config: ResolvedFinetune) -> Backbone:
+    """An encoder of the size that --model names, or with the architecture of the run folder that it names."""
+    own = {
+        "image_size": parse_size(config.model.image_size),
+        "patch_size": config.model.patch_size,
+        "channels": config.decode.channels,
+        "mean": None,
+        "std": None,
+    }
+    return build_encoder({**architecture(config.model.model), **own})
+
+
+def build_classifier(
+    config: ResolvedFinetune, encoder: Backbone, classes: tuple[str, ...]
+) -> Classifier:
+    """The classifier before its first step, its head drawn from torch's generator."""
+    size = parse_size(config.model.image_size)
+    if size != encoder.image_size:
+        encoder.resize(size)
+    encoder.restore_norm()
+    is_probe = config.model.train == "head"
+    return Classifier(encoder, classes, config.model.pool, batch_norm=is_probe)

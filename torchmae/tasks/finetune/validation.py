@@ -1,0 +1,79 @@
+"""How good a classifier is while it is fine-tuned."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import save_file
+from torch import Tensor
+
+from torchmae import runfolder
+from torchmae.data.labels import LabelledSets
+from torchmae.disk import write_text
+from torchmae.eval.classification import scores
+from torchmae.eval.extract import collect, logits_of
+from torchmae.models.heads import Classifier
+from torchmae.train.distributed import World
+
+# What validation leaves in a run folder.
+MEASURED = (
+    runfolder.BEST_SCORES,
+    runfolder.BEST_MODEL,
+    runfolder.LAST_SCORES,
+    runfolder.RESULTS,
+)
+IN_MEMORY = 1 << 30  # bytes of validation pixels that are kept from one epoch to the next
+
+
+class Validation:
+    """Evaluator: the scores on the validation images; the best weights so far are kept beside the last.
+
+    The images are decoded once and kept, where they need no more than `IN_MEMORY`: with few labels an epoch takes less time
+    than reading them.
+    """
+
+    def __init__(self, model: Classifier, data: LabelledSets, out: Path, world: World):
+        self.model = model
+        self.data = data
+        self.out = out
+        self.world = world
+        self.decoded: tuple[list[int], Tensor] | None = None
+
+    def step(self) -> int | None:
+        """The step that was validated last."""
+        path = self.out / runfolder.LAST_SCORES
+        return json.loads(path.read_text())["step"] if path.exists() else None
+
+    def logits(self) -> tuple[list[int], Float[Tensor, "N classes"]]:
+        """Of the validation images that can be read: their numbers and logits."""
+        encoder, device = self.model.encoder, self.world.device
+        classify = logits_of(self.model, device)
+        height, width = encoder.image_size
+        size = len(self.data.val) * encoder.channels * height * width
+        run = str(self.out)
+        if size > IN_MEMORY:
+            ids, (found,), _ = collect(self.data.val, encoder, run, [classify], device)
+            return ids, found
+        if self.decoded is None:
+            ids, (images,), _ = collect(self.data.val, encoder, run, [lambda x: x], device)
+            self.decoded = ids, images
+        ids, images = self.decoded
+        return ids, torch.cat([classify(some) for some in images.split(64)])
+
+    def __call__(self, step: int) -> Iterator[tuple[str, float]]:
+        """Measures at a step; yields the accuracy."""
+        ids, found = self.logits()
+        result = scores(found, self.data.val_labels[ids], self.model.classes)
+        if self.world.is_main:
+            text = json.dumps({"step": step, **result.summary()}, indent=1)
+            write_text(self.out / runfolder.LAST_SCORES, text)
+            best = self.out / runfolder.BEST_SCORES
+            if not best.exists() or json.loads(best.read_text())["top1"] < result.top1:
+                partial = self.out / ".best.partial"
+                weights = self.model.state_dict().items()
+                save_file({name: value.contiguous() for name, value in weights}, partial)
+                partial.replace(self.out / runfolder.BEST_MODEL)
+                write_text(best, text)
+        yield "accuracy", result.top1

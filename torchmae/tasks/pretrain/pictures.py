@@ -1,0 +1,53 @@
+"""Reconstructions drawn while pre-training."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from torchmae import runfolder
+from torchmae.data.loader import Batches
+from torchmae.data.transforms import CenterCropResize
+from torchmae.models.mae import MAE
+from torchmae.report.pictures import draw, draw_mask
+from torchmae.tasks.pretrain.config import ResolvedPretrain
+from torchmae.train.distributed import World
+
+logger = logging.getLogger(__name__)
+
+COUNT = 8
+
+
+class Pictures:
+    """Evaluator: the same 8 images with the same masks, all through the training, in `pictures/`."""
+
+    def __init__(
+        self, model: MAE, batches: Batches, config: ResolvedPretrain, out: Path, world: World
+    ):
+        self.model = model
+        self.masking = config.masking
+        self.seed = config.optim.seed
+        self.folder = out / runfolder.PICTURES
+        self.is_main = world.is_main
+        images = len(batches.source)
+        shown = min(COUNT, images)
+        self.samples = torch.arange(shown) * images // shown
+        center = CenterCropResize(model.encoder.image_size)
+        pixels = (batches.read(int(i), [])[1] for i in self.samples)
+        self.images = torch.stack([center(image)[0] for image in pixels])
+
+    def __call__(self, step: int) -> Iterator[tuple[str, float]]:
+        """Draws; measures nothing."""
+        masking = self.masking
+        mask = draw_mask(self.model, masking.masking, masking.mask_ratio, self.seed, self.samples)
+        picture = draw(self.model, self.images, mask)
+        if self.is_main:
+            self.folder.mkdir(exist_ok=True, parents=False)
+            partial = self.folder / ".partial.png"
+            try:
+                picture.save(partial)
+                partial.replace(self.folder / f"step-{step:08d}.png")
+            except OSError as error:  # no reason to lose a training
+                logger.warning(f"could not draw {self.folder}: {error.strerror or error}")
+        yield from ()

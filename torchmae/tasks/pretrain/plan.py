@@ -1,0 +1,152 @@
+"""A pre-training in numbers and in words: what the loop is told, the plan before it, the summary after it."""
+
+import platform
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from torchmae import runfolder
+from torchmae.data.cache.choose import CACHES, CacheChoice
+from torchmae.models.mae import MAE
+from torchmae.models.vit import attention
+from torchmae.settings.defaults import reasons
+from torchmae.tasks.pretrain.config import ResolvedPretrain
+from torchmae.train.config import TrainConfig
+from torchmae.train.distributed import World
+from torchmae.train.loop import Outcome, finished_line
+from torchmae.train.optim import peak_lr
+from torchmae.version import command
+
+if TYPE_CHECKING:
+    from torchmae.tasks.pretrain.run import Job
+
+
+def train_config(config: ResolvedPretrain, images: int) -> TrainConfig:
+    """What `fit` is told for a training on so many images."""
+    optim, runtime, output = config.optim, config.runtime, config.output
+    steps_per_epoch = images / optim.batch_size
+    return TrainConfig(
+        steps=max(1, round(optim.epochs * steps_per_epoch)),
+        warmup_steps=round(optim.warmup_epochs * steps_per_epoch),
+        lr=peak_lr(optim.base_lr, optim.batch_size),
+        weight_decay=optim.weight_decay,
+        betas=(0.9, 0.95),  # paper, appendix Table 8
+        clip_grad=optim.clip_grad,
+        precision=optim.precision,
+        compile=runtime.compile,
+        fsdp=runtime.fsdp,
+        workers=runtime.workers,
+        micro_batch_size=runtime.micro_batch_size,
+        log_every=output.log_every,
+        save_minutes=output.save_minutes,
+        evaluate_minutes=output.picture_minutes,
+        tensorboard=output.tensorboard,
+    )
+
+
+def describe(job: "Job", plan: TrainConfig, cache: CacheChoice, out: Path, world: World) -> str:
+    """The plan before training starts: what it is, and a line with the reason for each setting that was chosen."""
+    config, model, images = job.config, job.model, len(job.batches.source)
+    optim, masking = config.optim, config.masking
+    seen = f"{images} images"
+    bad = len(runfolder.read_bad_files(out))
+    if bad:
+        seen += f", {bad} unreadable (see {out / runfolder.BAD_FILES})"
+    size, patch = config.model.image_size, config.model.patch_size
+    grid = "x".join(map(str, model.encoder.grid))
+    loading = f"images {CACHES[cache.name]} ({cache.reason})"
+    if cache.name != "device":
+        workers = config.runtime.workers
+        loading += f"; {workers} worker{'s' * (workers != 1)} a process"
+    rows = {
+        "data": f"{config.source.data}: {seen}",
+        "start": job.origin,
+        "model": describe_model(model, config.model.model),
+        "image": f"{size} px, {config.decode.channels} channels, "
+        f"{grid} patches of {patch} px, "
+        f"{masking.mask_ratio:.0%} hidden ({masking.masking})",
+        "training": f"{optim.epochs:g} epochs, {plan.steps} steps of {optim.batch_size} images, "
+        f"peak learning rate {plan.lr:.2g} (base {optim.base_lr:.2g})",
+        "device": describe_device(config, world),
+        "loading": loading,
+        "run folder": str(out),
+    }
+    lines = [f"{name:>17}  {value}" for name, value in rows.items()]
+    return "\n".join([*lines, *reasons(job.chosen)])
+
+
+def describe_model(model: MAE, name: str | None) -> str:
+    """Sizes of encoder and decoder in words."""
+    parts = (model.encoder, model.decoder)
+    encoder, decoder = (sum(p.numel() for p in part.parameters()) / 1e6 for part in parts)
+    name = name or f"{model.encoder.embed_dim} wide, {len(model.encoder.layers())} blocks"
+    everywhere = ", mask tokens in the encoder" if model.encode_all else ""
+    return (
+        f"{name}, {encoder:.1f} M parameters, decoder {decoder:.1f} M{everywhere}; "
+        f"target {model.target_name}"
+    )
+
+
+def describe_device(config: ResolvedPretrain, world: World) -> str:
+    """Hardware, precision and processes in words."""
+    on_gpu = world.device.type == "cuda"
+    hardware = torch.cuda.get_device_name() if on_gpu else platform.processor() or "CPU"
+    words = [
+        f"{world.device.type} ({hardware})",
+        config.optim.precision,
+        f"{world.size} process{'es' * (world.size > 1)}",
+        attention(world.device, config.optim.precision),
+        "fused AdamW",
+        "compiled" if config.runtime.compile else "not compiled",
+    ]
+    if config.runtime.grad_checkpointing:
+        words.append("gradient checkpointing")
+    return ", ".join(words)
+
+
+def summary(out: Path, outcome: Outcome, plan: TrainConfig, config: ResolvedPretrain) -> str:
+    """What was made, where, and what to type next."""
+    pictures = sorted((out / runfolder.PICTURES).glob("step-*.png"))
+    bad = len(runfolder.read_bad_files(out))
+    lines = [*head(out, outcome.last, plan), "", "Made:"]
+    lines.append(f"  {out / runfolder.MODEL}  encoder and decoder")
+    if pictures:
+        lines.append(f"  {pictures[-1]}  reconstructions")
+    lines.append(f"  {out / runfolder.CURVES}, {out / runfolder.LOG}  how it learned")
+    if bad:
+        lines.append(
+            f"  {out / runfolder.BAD_FILES}  {bad} files that could not be read, with reasons"
+        )
+    run, data, mae = shlex.quote(str(out)), shlex.quote(config.source.data), command()
+    return "\n".join(
+        [
+            *lines,
+            "Next:",
+            f"  {mae} reconstruct {run} IMAGE...  look at images of your own",
+            f"  {mae} knn {run} LABELLED_FOLDER  how good are the features?",
+            f"  {mae} finetune {run} LABELLED_FOLDER  a classifier from a few labels "
+            "(mae compare: what pre-training is worth)",
+            f"  {mae} embed {run} {data} --out features.npz  features for your own use",
+        ]
+    )
+
+
+def head(out: Path, last: dict[str, Any] | None, plan: TrainConfig) -> list[str]:
+    """How the training ended: its last loss beside those of two predictors that have learned nothing."""
+    if last is None:
+        return [finished_line(plan, out)]
+    loss = "not finite" if last["loss"] is None else f"{last['loss']:.4f}"
+    trivial = {
+        name.removeprefix("loss of "): last[name] for name in last if name.startswith("loss of ")
+    }
+    beside = ", ".join(f"{name}: {value:.4f}" for name, value in trivial.items())
+    lines = [f"Done: {plan.steps} steps, loss {loss} (predicting the {beside})"]
+    if last["loss"] is None or last["loss"] >= min(trivial.values()):
+        lines.append(
+            "It is not better than these trivial baselines yet: train longer (--epochs, new --out)."
+        )
+    if last.get("peak_memory_mb"):
+        lines.append(f"Peak memory: {last['peak_memory_mb']:.0f} MB.")
+    return lines

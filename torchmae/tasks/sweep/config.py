@@ -1,0 +1,108 @@
+"""The settings of `mae compare` and `mae partial`: those of mae finetune, of which each verb varies some."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torchmae.errors import UserError
+from torchmae.settings.groups import MOST_EPOCHS, SplitOptions
+from torchmae.settings.options import POSITIVE, Range, hidden, option
+from torchmae.tasks.finetune.config import ClassifierOptions, Finetune, FinetuneOptimOptions
+
+
+@dataclass(frozen=True)
+class CompareSplitOptions(SplitOptions):
+    """Several subsets in place of one."""
+
+    labels_per_class: tuple[int, ...] = option(  # type: ignore[assignment]
+        (),
+        "Numbers of training images of each class, one comparison each.",
+        within=POSITIVE,
+        otherwise="all images",
+    )
+
+
+@dataclass(frozen=True)
+class CompareModelOptions(ClassifierOptions):
+    """Model and patch size are the run's, for both."""
+
+    model: str | None = hidden(None)
+    patch_size: int | None = hidden(None)
+
+
+@dataclass(frozen=True)
+class CompareOptimOptions(FinetuneOptimOptions):
+    """Several seeds in place of one."""
+
+    seeds: tuple[int, ...] = option(
+        (0, 1, 2, 3, 4),
+        "Of split, subset, head, order and augmentation: a pair of trainings each.",
+        within=Range(at_least=0, below=1 << 62),
+    )
+    seed: int = hidden(0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare(Finetune):
+    """Fine-tune a run and, as its partner, the same encoder from scratch: same images, labels, steps and seeds.
+
+    Flags are those of mae finetune and hold for both; what is left open follows each one's own recipe.
+    """
+
+    split: CompareSplitOptions = CompareSplitOptions()
+    model: CompareModelOptions = CompareModelOptions()
+    optim: CompareOptimOptions = CompareOptimOptions()
+
+
+@dataclass(frozen=True)
+class PartialModelOptions(ClassifierOptions):
+    """Several parts in place of one."""
+
+    train: tuple[str, ...] = option(  # type: ignore[assignment]
+        (),
+        "What may change, one training each: 0 (linear probe), 0.5 (MLP half of the last block), numbers of last "
+        "blocks, all.",
+        metavar="PART",
+        otherwise="0 0.5 1 2 4 all, as far as there are so many",
+    )
+
+
+@dataclass(frozen=True)
+class PartialOptimOptions(FinetuneOptimOptions):
+    """Several lengths in place of one."""
+
+    epochs: tuple[float, ...] = option(  # type: ignore[assignment]
+        (),
+        "Passes over the labelled images. Several: each is tried, and the best of each part is shown (the paper: "
+        "50 100 200).",
+        within=Range(above=0, at_most=MOST_EPOCHS),
+        otherwise="as mae finetune",
+    )
+    minutes: float | None = hidden(None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Partial(Finetune):
+    """Fine-tune more and more of the last blocks, and draw the accuracies beside those of the paper's Figure 9.
+
+    Flags are those of mae finetune and hold for all; 0 is the linear probe with its own recipe.
+    """
+
+    RULES: ClassVar = {
+        name: rule for name, rule in Finetune.RULES.items() if name not in ("epochs",)
+    }
+
+    model: PartialModelOptions = PartialModelOptions()
+    optim: PartialOptimOptions = PartialOptimOptions()
+
+
+def check_compare(config: Compare) -> None:
+    """Raises UserError for what cannot be compared."""
+    seeds = config.optim.seeds
+    if config.run == "none":
+        raise UserError(
+            "mae compare needs a run: from scratch is the partner that it trains by itself"
+        )
+    if len(set(seeds)) != len(seeds) or len(seeds) < 2:
+        raise UserError(
+            f"--seeds {' '.join(map(str, seeds))}: at least two, all different, for a spread"
+        )

@@ -1,0 +1,123 @@
+"""What `mae compare` and `mae partial` train: two grids of one runner (run.py)."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torchmae.data.config import decode_as_run
+from torchmae.errors import UserError
+from torchmae.models.heads import blocks_of
+from torchmae.report.sweep import Curve
+from torchmae.runfolder import read_config
+from torchmae.settings.options import build, flatten
+from torchmae.tasks.finetune.config import Finetune
+from torchmae.tasks.sweep.config import Compare, Partial, check_compare
+
+Changes = Mapping[str, Any]  # of the fields of Finetune
+
+# Figure 9: top-1 in % by blocks that were fine-tuned, read from the figure's labels; 24 are all.
+FIGURE_9 = Curve(
+    "the paper's Figure 9: ViT-L/16, ImageNet-1K",
+    {
+        "0": 73.5,
+        "0.5": 79.1,
+        "1": 81.0,
+        "2": 83.1,
+        "4": 84.2,
+        "6": 84.4,
+        "12": 84.6,
+        "18": 84.7,
+        "24": 84.9,
+    },
+)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A fine-tuning for every row, arm and seed.
+
+    Args:
+        verb: whose grid it is; the picture is called after it.
+        config: the settings that all trainings share.
+        out: the folder of the sweep.
+        rows: by name, what each line of the table changes.
+        arms: by name, what each column of the table changes.
+        seeds: of the trainings; those of several arms with the same seed are pairs.
+        row_title: what the rows differ in, such as "labels a class".
+        folder: the name of the folder of a training, from row, arm and seed.
+        baseline: the arm to which the others' paired differences are shown.
+        choose_best: whether the best arm of each row is what is shown.
+        beside: a published curve.
+    """
+
+    verb: str
+    config: Finetune
+    out: Path
+    rows: Mapping[str, Changes]
+    arms: Mapping[str, Changes]
+    seeds: tuple[int, ...]
+    row_title: str
+    folder: Callable[[str, str, int], str]
+    baseline: str | None = None
+    choose_best: bool = False
+    beside: Curve | None = None
+
+    def training(self, row: str, arm: str, seed: int) -> Finetune:
+        """The settings of one training."""
+        out = str(self.out / self.folder(row, arm, seed))
+        changes = {"seed": seed, **self.rows[row], **self.arms[arm], "out": out}
+        return build(Finetune, {**flatten(self.config), **changes})
+
+
+def compare_grid(config: Compare) -> Grid:
+    """Pre-trained against from scratch, on the same images, labels, steps and seeds."""
+    check_compare(config)
+    decode = decode_as_run(config.run, config.decode.max_megapixels, config.decode.white)
+    pixels = {"max_megapixels": decode.max_megapixels, "white": decode.white}
+    few = config.split.labels_per_class or (None,)
+    return Grid(
+        verb="compare",
+        config=config,
+        out=Path(config.output.out or f"{config.run.rstrip('/')}-compare"),
+        rows={str(n or "all"): {"labels_per_class": n} for n in few},
+        arms={
+            "pre-trained": {"run": config.run},
+            "from scratch": {"run": "none", "model": config.run, "train": "all", **pixels},
+        },
+        seeds=config.optim.seeds,
+        row_title="labels a class",
+        folder=lambda row, arm, seed: f"{arm.replace(' ', '-')}-{row}-labels-seed-{seed}",
+        baseline="from scratch",
+    )
+
+
+def partial_grid(config: Partial) -> Grid:
+    """More and more of the last blocks fine-tuned: section 4.3 and Figure 9 of the paper."""
+    if config.run == "none":
+        raise UserError(
+            "mae partial needs a run: an untrained encoder has to be trained as a whole"
+        )
+    depth = read_config(config.run)["model"]["encoder"]["depth"]
+    default = [p for p in ("0", "0.5", "1", "2", "4", "all") if p == "all" or float(p) < depth]
+    parts = sorted(dict.fromkeys(config.model.train or default), key=lambda p: blocks_of(p, depth))
+    rows = {f"all {depth}" if part == "all" else part: {"train": part} for part in parts}
+    arms: dict[str, Changes] = {f"{n:g} epochs": {"epochs": n} for n in config.optim.epochs}
+    arms = arms or {"accuracy": {"epochs": None}}
+
+    def folder(row: str, arm: str, seed: int) -> str:
+        epochs = arms[arm]["epochs"]
+        return f"train-{rows[row]['train']}{'' if epochs is None else f'-epochs-{epochs:g}'}"
+
+    return Grid(
+        verb="partial",
+        config=config,
+        out=Path(config.output.out or f"{config.run.rstrip('/')}-partial"),
+        rows=rows,
+        arms=arms,
+        seeds=(config.optim.seed,),
+        row_title="blocks fine-tuned",
+        folder=folder,
+        choose_best=len(arms) > 1,
+        beside=FIGURE_9,
+    )

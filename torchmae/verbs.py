@@ -1,0 +1,145 @@
+"""The verbs of torchmae: what `mae VERB` runs, and the functions of the library with the same names."""
+
+import importlib
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torchmae import runfolder
+from torchmae.plugins import prepare
+from torchmae.settings.options import REQUIRED, from_python, options_of
+
+if TYPE_CHECKING:
+    from torchmae.models.encoders import Backbone
+
+
+class Verb(NamedTuple):
+    """One thing a user can do.
+
+    Attributes:
+        config: its settings, a dataclass of `torchmae.settings` options, or where it is: "module:name".
+        run: its function, from the config to what was made, or where it is.
+        help: one line.
+    """
+
+    config: str | type[Any]
+    run: str | Callable[[Any], Any]
+    help: str
+
+
+def task(name: str, config: str, help: str, run: str = "run:run") -> Verb:
+    """A verb with a folder of its own in `torchmae/tasks/`."""
+    return Verb(f"torchmae.tasks.{name}.config:{config}", f"torchmae.tasks.{name}.{run}", help)
+
+
+# Nothing of a verb is imported before it is chosen.
+VERBS: dict[str, Verb] = {
+    "pretrain": task("pretrain", "Pretrain", "pre-train an encoder on unlabelled images"),
+    "finetune": task("finetune", "Finetune", "make a classifier from a run and labelled images"),
+    "probe": task("probe", "Probe", "linear probe: what a linear map makes of the frozen features"),
+    "knn": task("knn", "Knn", "k-NN accuracy of frozen features, beside raw pixels"),
+    "partial": task(
+        "sweep", "Partial", "fine-tune more and more blocks: the paper's Figure 9", "run:partial"
+    ),
+    "compare": task(
+        "sweep", "Compare", "a run against the same encoder from scratch, over seeds", "run:compare"
+    ),
+    "evaluate": task("evaluate", "Evaluate", "accuracy, calibration and confusion of a classifier"),
+    "predict": task("predict", "Predict", "write the classes of images to a file"),
+    "reconstruct": task("reconstruct", "Reconstruct", "draw what a model makes of hidden patches"),
+    "embed": task("embed", "Embed", "write the features of images to a file"),
+    "pack": task(
+        "pack", "Pack", "put image files into tar shards with an index, which open at once"
+    ),
+    "import": task("import_weights", "Import", "read weights of other libraries into a run folder"),
+    "export": task(
+        "export", "Export", "write a run's model for timm, transformers, torchvision, ONNX, ..."
+    ),
+    "bench": Verb(
+        "torchmae.bench.config:Bench",
+        "torchmae.bench.run:run",
+        "measure speed: a step, decoding, resuming, starting",
+    ),
+}
+
+
+def load(place: Any) -> Any:
+    """The object at "module:name"; anything else is the object itself."""
+    if not isinstance(place, str):
+        return place
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+class Run:
+    """A run folder: what pretrain, finetune, probe, import_, compare and partial return. A path, for whatever takes one."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __repr__(self) -> str:
+        return f"Run('{self.path}')"
+
+    def __truediv__(self, name: str) -> Path:
+        """A file of the run, such as `run / "curves.png"`."""
+        return self.path / name
+
+    @property
+    def results(self) -> list[dict[str, Any]]:
+        """What was measured on this run, in order: the records of results.json."""
+        return runfolder.read_results(self.path)
+
+    def encoder(self) -> "Backbone":
+        """The encoder in eval mode on the CPU, as `torchmae.load` gives it."""
+        from torchmae.models.weights import load as load_encoder
+
+        return load_encoder(self.path)
+
+
+def function(verb: str) -> Callable[..., Any]:
+    """The function of the library for a verb: settings by name, as the flags; `help()` shows all of them.
+
+    It returns a `Run` where the verb makes a run folder, else the path of what it wrote, or what it measured.
+    """
+    entry = VERBS[verb]
+    name = "import_" if verb == "import" else verb
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        config = from_python(load(entry.config), f"torchmae.{name}", arguments, options)
+        result = load(entry.run)(prepare(config))
+        made_run = isinstance(result, Path) and (
+            runfolder.is_run(result) or runfolder.has_results(result)
+        )
+        return Run(result) if made_run else result
+
+    call.__name__ = call.__qualname__ = name
+    call.__doc__ = (
+        f"{entry.help[0].upper()}{entry.help[1:]}: `mae {verb}`.\n\n{describe(load(entry.config))}"
+    )
+    call.__signature__ = signature(load(entry.config))  # type: ignore[attr-defined]
+    return call
+
+
+def signature(config: type[Any]) -> inspect.Signature:
+    """The settings of a config class as parameters, those without a flag first."""
+    parameters = []
+    for name, setting in options_of(config).items():
+        if setting.metadata["hidden"]:
+            continue
+        kinds = inspect.Parameter
+        kind = kinds.POSITIONAL_OR_KEYWORD if setting.positional else kinds.KEYWORD_ONLY
+        default = kinds.empty if setting.default is REQUIRED else setting.default
+        parameters.append(inspect.Parameter(name, kind, default=default, annotation=setting.type))
+    return inspect.Signature(parameters)
+
+
+def describe(config: type[Any]) -> str:
+    """A line for each setting of a config class."""
+    shown = [(name, o) for name, o in options_of(config).items() if not o.metadata["hidden"]]
+    return "Args:\n" + "\n".join(
+        f"    {name}: {setting.metadata['help']}" for name, setting in shown
+    )
