@@ -99,7 +99,7 @@ def test_it_learns(whole):
 
 
 def test_the_run_folder_is_whole(whole):
-    names = {p.name for p in whole.iterdir()}
+    names = {p.name for p in whole.path.iterdir()}
     assert names == {
         *(
             "config.json",

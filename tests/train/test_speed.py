@@ -10,7 +10,6 @@ from torchmae.train.loop import fit
 from torchmae.train.speed import (
     duration,
     enough,
-    epochs_in,
     expected_duration,
     measure_seconds_per_step,
 )
@@ -36,12 +35,6 @@ def test_the_expected_duration_in_words():
     assert expected_duration(1.7, 0, 1200, 78) == "about 34 min for 1,200 steps (45.9 images/s)"
     said = "about 17 min for the remaining 600 steps (45.9 images/s)"
     assert expected_duration(1.7, 600, 1200, 78) == said
-
-
-def test_epochs_in_so_many_minutes():
-    assert epochs_in(10, 0.5, 100) == 12
-    assert epochs_in(10, 0.7, 100) == 8.57
-    assert epochs_in(1, 600, 5000) == pytest.approx(1 / 5000), "one step at least"
 
 
 def bits(task):

@@ -215,7 +215,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from helpers.tasks import Regression, make_batch
-from torchmae.console import show_messages
+from torchmae.cli import show_messages
 from torchmae.train.config import TrainConfig
 from torchmae.train.distributed import World
 from torchmae.train.trainer import Trainer
