@@ -37,6 +37,7 @@ from torchmae.tasks.finetune.validation import MEASURED, Validation
 from torchmae.train.checkpoint import lock
 from torchmae.train.distributed import World, machine_facts, start
 from torchmae.train.loop import fit
+from torchmae.train.optim import can_lengthen
 from torchmae.train.speed import measure_seconds_per_step
 
 logger = logging.getLogger(__name__)
@@ -120,10 +121,23 @@ def default_out(config: Finetune) -> Path:
 
 
 def resumed(config: Finetune, data: LabelledSets, out: Path, world: World) -> Job:
-    """The job that the run folder holds; settings of the runtime are those of this call."""
-    settings, described = runfolder.resume(
-        out, "finetune", requested(config), changeable(Finetune), identity_of(data)
-    )
+    """The job that the run folder holds; settings of the runtime are those of this call.
+
+    A run may be lengthened where its first steps are also those of a longer one.
+    """
+    before = build(ResolvedFinetune, runfolder.stored_settings(out))
+    may_differ = changeable(Finetune)
+    wanted = config.optim.epochs or 0.0
+    plan, done = train_config(before, len(data.train)), runfolder.last_step(out)
+    longer = wanted > before.optim.epochs and can_lengthen(plan, done)
+    if longer:
+        may_differ |= {"epochs"}
+    identity = identity_of(data)
+    settings, described = runfolder.resume(out, "finetune", requested(config), may_differ, identity)
+    if longer:
+        world.on_main(
+            lambda: runfolder.write_config(out, "finetune", settings, identity, described)
+        )
     settings["cache"] = config.runtime.cache  # machines differ, and it decides nothing
     resolved = build(ResolvedFinetune, settings)
     data = data.with_decode(decode_options(resolved))

@@ -27,6 +27,7 @@ from torchmae.tasks.pretrain.task import PretrainTask
 from torchmae.train.checkpoint import lock
 from torchmae.train.distributed import World, machine_facts, start
 from torchmae.train.loop import fit
+from torchmae.train.optim import can_lengthen
 from torchmae.train.speed import measure_seconds_per_step
 
 logger = logging.getLogger(__name__)
@@ -82,10 +83,23 @@ def refuse_runs(config: Pretrain, out: Path) -> None:
 
 
 def resumed(config: Pretrain, source: Source, out: Path, world: World) -> Job:
-    """The job that the run folder holds; settings of the runtime are those of this call."""
-    settings, described = runfolder.resume(
-        out, "pretrain", requested(config), changeable(Pretrain), runfolder.identity(source)
-    )
+    """The job that the run folder holds; settings of the runtime are those of this call.
+
+    A run may be lengthened where its first steps are also those of a longer one.
+    """
+    before = build(ResolvedPretrain, runfolder.stored_settings(out))
+    may_differ = changeable(Pretrain)
+    wanted = config.optim.epochs or 0.0
+    plan, done = train_config(before, len(source)), runfolder.last_step(out)
+    longer = wanted > before.optim.epochs and can_lengthen(plan, done)
+    if longer:
+        may_differ |= {"epochs"}
+    identity = runfolder.identity(source)
+    settings, described = runfolder.resume(out, "pretrain", requested(config), may_differ, identity)
+    if longer:
+        world.on_main(
+            lambda: runfolder.write_config(out, "pretrain", settings, identity, described)
+        )
     settings["cache"] = config.runtime.cache  # machines differ, and it decides nothing
     resolved = build(ResolvedPretrain, settings)
     batches = make_batches(resolved, with_decode(source, resolved.decode), world)
