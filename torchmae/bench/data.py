@@ -3,7 +3,6 @@
 import io
 import logging
 import math
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -39,6 +38,7 @@ from torchmae.errors import UserError
 from torchmae.models.weights import seeded
 from torchmae.tasks.pack.config import Pack
 from torchmae.tasks.pack.run import run
+from torchmae.train.distributed import available_cores
 
 logger = logging.getLogger(__name__)
 
@@ -258,12 +258,8 @@ def torchvision_alone(source: Source, size: tuple[int, int]) -> Callable[[int], 
 
 def path_row(name: str, own: list[float], base: list[float] | None) -> dict[str, Any]:
     speed = None if base is None else speed_beside(own, base)
-    return {
-        "name": name,
-        "images_per_s": median(1 / s for s in own),
-        "speed": speed,
-        "seconds": own,
-    }
+    rate = median(1 / s for s in own)
+    return {"name": name, "images_per_s": rate, "speed": speed, "seconds": own}
 
 
 def path_table(result: dict[str, Any]) -> Iterator[str]:
@@ -328,10 +324,7 @@ def loader(batches: Batches, rounds: int) -> dict[str, Any]:
             next(made)
         return many * batch / (time.perf_counter() - began)
 
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    workers = sorted({0, 1, 2, cores})
+    workers = sorted({0, 1, 2, available_cores()})
     measures: dict[str, Callable[[], float]] = {
         "direct": direct,
         **{f"{n}": partial(through, n) for n in workers},

@@ -92,15 +92,8 @@ class Case(NamedTuple):
         trainer = self.trainer(model)
         batch = self.batch()
         work = flops(model) * len(self.images)
-        return Candidate(
-            name,
-            lambda: trainer(batch, LR),
-            work,
-            trainer.task.model,
-            trainer.optimizer,
-            note,
-            against,
-        )
+        made = (trainer.task.model, trainer.optimizer)
+        return Candidate(name, lambda: trainer(batch, LR), work, *made, note, against)
 
     def trainer(self, model: MAE) -> Trainer[Batch]:
         assert self.config.precision
@@ -201,7 +194,7 @@ def one_step(
             "name": one.name,
             "images_per_s": median(images / s for s in own),
             "tflops": median(one.flops / s / 1e12 for s in own),
-            "share_of_product": median(one.flops / s / best for s, best in zip(own, peak)),
+            "share_of_product": median(one.flops / s / most for s, most in zip(own, peak)),
             "peak_memory_mb": memory[one.name],
             "against": one.against,
             "speed": None if one.against is None else speed_beside(own, seconds[one.against]),
@@ -209,12 +202,8 @@ def one_step(
             "seconds": own,
         }
         rows.append(row)
-    measured = {
-        "note": product.note,
-        "tflops": median(peak) / 1e12,
-        "seconds": seconds[product.name],
-    }
-    result = {"gflop_per_image": flops(model) / 1e9, "matrix_product": measured, "rows": rows}
+    best = {"note": product.note, "tflops": median(peak) / 1e12, "seconds": seconds[product.name]}
+    result = {"gflop_per_image": flops(model) / 1e9, "matrix_product": best, "rows": rows}
     logger.info("\n".join(step_table(name, result)))
     return result
 

@@ -22,7 +22,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
-from torchmae.train.distributed import synchronize
+from torchmae.train.distributed import available_cores, synchronize
 
 MIN_SECONDS = 0.3  # of a measurement: shorter steps are repeated
 PRODUCT = "matrix product"
@@ -179,10 +179,9 @@ def machine(device: torch.device) -> dict[str, Any]:
     `load` is the average number of busy processes in the last minute: above 0 before a measurement,
     others were using the machine.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
-        "cores": cores,
+        "cores": available_cores(),
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "system": platform.system(),
