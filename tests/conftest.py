@@ -37,9 +37,8 @@ def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     import torchmae
 
-    return torchmae.pretrain(
-        str(photos), out=str(tmp_path_factory.mktemp("runs") / "small"), epochs=3, **SMALL
-    )
+    out = tmp_path_factory.mktemp("runs") / "small"
+    return Path(torchmae.pretrain(photos, out=out, epochs=3, **SMALL))
 
 
 @pytest.fixture(autouse=True)

@@ -177,11 +177,8 @@ def resume(
         raise UserError(
             f"{out} was made by mae {stored.get('verb')}, not by mae {verb}: choose another --out"
         )
-    before = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in stored["config"].items()
-    }
-    before = {**requested, **before}  # a setting that the run's older version did not have
+    # A setting that the run's older version did not have is as it is requested now.
+    before = {**requested, **stored_settings(out)}
     merged = {
         name: value if name in free and value is not None else before[name]
         for name, value in requested.items()
@@ -205,6 +202,12 @@ def resume(
             "Repeat its command to resume it, or choose another --out"
         )
     return merged, stored["model"]
+
+
+def stored_settings(run: str | os.PathLike[str]) -> dict[str, Any]:
+    """The settings that a run was made with, by name; lists of config.json are tuples again."""
+    settings = read_config(run)["config"].items()
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in settings}
 
 
 def name_of(data: str) -> str:

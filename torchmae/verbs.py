@@ -81,6 +81,9 @@ class Run:
     def __fspath__(self) -> str:
         return str(self.path)
 
+    def __str__(self) -> str:
+        return str(self.path)
+
     def __repr__(self) -> str:
         return f"Run('{self.path}')"
 

@@ -26,7 +26,7 @@ def test_visible_patches_are_the_image_and_hidden_ones_are_not_in_it(
     )
     mask = draw_mask(model, "random", 0.75, 0, torch.arange(3))
     masked, reconstruction, prediction = predict_pixels(model, images, mask)
-    size = model.encoder.patch_size
+    size = model.encoder.patch
     original, masked, reconstruction, prediction = (
         patchify(x, size) for x in (images, masked, reconstruction, prediction)
     )
@@ -43,7 +43,7 @@ def test_the_default_picture_knows_nothing_of_the_hidden_pixels(model: MAE, phot
     """The leak of other viewers: change hidden pixels, and an honest picture must not change."""
     images = read_image(str(photos / "down" / "0.jpg"), model, DecodeOptions()).unsqueeze(0)
     mask = draw_mask(model, "random", 0.75, 0, torch.arange(1))
-    size, grid = model.encoder.patch_size, model.encoder.grid
+    size, grid = model.encoder.patch, model.encoder.grid
     other = unpatchify(
         scatter_tokens(
             patchify(images, size),

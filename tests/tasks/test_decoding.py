@@ -36,7 +36,7 @@ def stored(run: Path) -> dict[str, object]:
 
 
 def test_without_white_these_images_are_refused(place, tmp_path):
-    with pytest.raises(UserError, match="say the value of white"):
+    with pytest.raises(UserError, match="set --white"):
         torchmae.pretrain(place / "scans", out=tmp_path / "run", epochs=1, **SMALL)
 
 
@@ -59,7 +59,7 @@ def test_every_later_verb_knows_white(place, tmp_path):
 
 def test_a_later_verb_can_be_told_otherwise(place, tmp_path):
     run, scans = place / "run", place / "scans"
-    with pytest.raises(UserError, match="would clip: its values reach"):
+    with pytest.raises(UserError, match="would clip"):
         torchmae.embed(run, scans, out=tmp_path / "f.npz", white=1000, device="cpu")
     small = dict(out=tmp_path / "f.npz", max_megapixels=0.001, device="cpu")
     with pytest.raises(UserError, match="more than the limit of 0.001"):

@@ -25,7 +25,7 @@ from torchmae.models.mae import MAE
 from torchmae.models.masking import Mask
 from torchmae.models.vit import ViT
 from torchmae.models.weights import load, load_classifier, load_mae
-from torchmae.runfolder import read_config
+from torchmae.runfolder import add_result, read_config
 from torchmae.tasks.export.config import Export
 from torchmae.tasks.export.run import open_run
 from torchmae.tasks.export.run import run as export_run
@@ -321,7 +321,7 @@ def test_registers_have_timm_s_names_and_layout(runs, tmp_path):
 
 
 def test_the_card(runs, tmp_path):
-    (runs / "token" / "results.json").write_text('{"top1": 87.5}')
+    add_result(runs / "token", "evaluate", {}, {"top1": 87.5})
     out = send(runs / "token", "safetensors", tmp_path / "out")
     (runs / "token" / "results.json").unlink()
     card = (out / "README.md").read_text()
@@ -358,7 +358,7 @@ def test_the_card_tells_no_absolute_paths(runs, tmp_path):
         "list": [{"map": "~me/my maps/names.json"}],
         "class": "n/a",
     }
-    (runs / "token" / "results.json").write_text(json.dumps({"evaluate": [told]}))
+    add_result(runs / "token", "evaluate", told, {})
     config = (runs / "token" / "config.json").read_text()
     (runs / "token" / "config.json").write_text(
         config.replace('"epochs": 7', '"data": "hf:/home/me/x", "epochs": 7')
@@ -375,7 +375,8 @@ def test_the_card_tells_no_absolute_paths(runs, tmp_path):
         "torchvision": "torchvision:CIFAR10?root=data&train=true",
     }
     expected |= {"command": "mae evaluate a", "list": [{"map": "names.json"}]}
-    assert json.loads(re.search(r"```json\n(.*?)\n```", card, re.S)[1]) == {"evaluate": [expected]}
+    (record,) = json.loads(re.search(r"```json\n(.*?)\n```", card, re.S)[1])
+    assert record["settings"] == expected
     assert (
         "/home/me" not in card
         and str(tmp_path) not in card

@@ -121,9 +121,7 @@ def test_mistakes(own: Path, photos: Path) -> None:
 
 def test_the_settings_reach_the_trained_probe(monkeypatch: pytest.MonkeyPatch) -> None:
     requested: list[Finetune] = []
-    monkeypatch.setattr(
-        probe.finetune, "run", lambda config: requested.append(config) or Path("there")
-    )
+    monkeypatch.setattr(probe, "finetune", lambda config: requested.append(config) or Path("there"))
     values: dict[str, Any] = {
         "run": "run",
         "data": "data",

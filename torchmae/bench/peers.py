@@ -82,7 +82,9 @@ class Lightly(nn.Module):
             mlp_ratio=encoder["mlp_ratio"],
             num_classes=0,
         )
-        self.utils, self.mask_ratio, self.patch_size = utils, mask_ratio, encoder["patch_size"]
+        self.utils = utils
+        self.mask_ratio = mask_ratio
+        self.patch_size = encoder["patch_size"]
         self.encoder = MaskedVisionTransformerTIMM(vit)
         self.embed = nn.Linear(encoder["embed_dim"], width)
         shape = dict(embed_dim=width, depth=decoder["depth"], num_heads=decoder["heads"])

@@ -76,7 +76,7 @@ def collect(
     Args:
         source: the images, and how they are decoded.
         encoder: images are brought to its size and channels.
-        run: the run folder whose config.json says how much of an image is seen (`crop_pct`).
+        run: the run folder whose config.json holds the share of an image that is seen (`crop_pct`).
         functions: from uint8 images on the CPU to rows on the CPU, such as `features_of` makes.
         device: where the functions compute; decides how many processes decode.
         batch_size: images at a time.

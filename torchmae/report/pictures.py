@@ -1,4 +1,4 @@
-"""Reconstructions of hidden patches as pictures, which say whose brightness they show."""
+"""Reconstructions of hidden patches as pictures, with a caption on their brightness."""
 
 import math
 
@@ -23,7 +23,7 @@ def draw_mask(model: MAE, name: str, ratio: float, seed: int, sample: Tensor) ->
     """The masks of some samples in epoch 0 of a seed.
 
     Args:
-        model: whose grid is masked.
+        model: its grid is masked.
         name: of the masking: "random", "block" or "grid".
         ratio: share of hidden patches.
         seed: of the masks.

@@ -289,7 +289,7 @@ def test_mistakes_come_before_compute(run: Path, photos: Path, tmp_path: Path) -
         (changed(asked, run=str(tmp_path)), "is not a run folder"),
         (changed(asked, train="9"), "number of blocks from 0 to 6"),
         (changed(asked, pool="max"), "--pool max: mean or cls"),
-        (changed(asked, label_smoothing=1.0), "--label-smoothing 1.0"),
+        (changed(asked, label_smoothing=1.0), "--label-smoothing 1: must be below 1"),
         (changed(asked, epochs=float("nan")), "--epochs nan: must be a finite number"),
         (changed(asked, run="none", train="head"), "from scratch .* everything has to be trained"),
         (changed(asked, batch_size=1000), "--batch-size 1000 is more than the 18 labelled images"),
@@ -437,3 +437,24 @@ def test_settings_that_could_not_arrive_are_refused(run: Path, photos: Path) -> 
     ]:
         with pytest.raises(UserError, match=message):
             finetune(config)
+
+
+def test_a_finished_run_is_lengthened_where_the_schedule_allows_it(
+    run: Path, photos: Path, tmp_path: Path
+) -> None:
+    """With a learning rate that stays at its peak, two epochs and one more are three, bit for bit."""
+    constant = dict(base_lr=0.5, batch_size=8, min_lr=0.5 * 8 / 256, warmup_epochs=0.0)
+    options = {**QUICK, **constant}
+    whole = finetune(
+        finetune_config(run, photos, out=str(tmp_path / "whole"), **{**options, "epochs": 3})
+    )
+    config = finetune_config(run, photos, out=str(tmp_path / "longer"), **options)
+    finetune(config)
+    longer = finetune(changed(config, epochs=3))
+    weights = [(out / "model.safetensors").read_bytes() for out in (whole, longer)]
+    assert weights[0] == weights[1]
+    assert json.loads((longer / "config.json").read_text())["config"]["epochs"] == 3
+    cosine = finetune_config(run, photos, out=str(tmp_path / "cosine"), **QUICK)
+    finetune(cosine)
+    with pytest.raises(UserError, match="epochs was 2.*is 3"):
+        finetune(changed(cosine, epochs=3))

@@ -2,20 +2,17 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from torchmae import runfolder
 from torchmae.data.cache.choose import CacheChoice
 from torchmae.settings.defaults import reasons
 from torchmae.settings.options import size_text
 from torchmae.tasks.finetune.config import ResolvedFinetune
+from torchmae.tasks.finetune.job import Job
 from torchmae.tasks.finetune.task import ClassifyTask
 from torchmae.train.config import TrainConfig
 from torchmae.train.optim import peak_lr
 from torchmae.version import command
-
-if TYPE_CHECKING:
-    from torchmae.tasks.finetune.run import Job
 
 
 def train_config(config: ResolvedFinetune, images: int) -> TrainConfig:
@@ -46,7 +43,7 @@ def train_config(config: ResolvedFinetune, images: int) -> TrainConfig:
 
 
 def describe(
-    job: "Job", task: ClassifyTask, plan: TrainConfig, cache: CacheChoice, where: str
+    job: Job, task: ClassifyTask, plan: TrainConfig, cache: CacheChoice, where: str
 ) -> str:
     """The plan before training starts: what it is, and a line with the reason for each setting that was chosen."""
     config, data, model = job.config, job.data, job.model

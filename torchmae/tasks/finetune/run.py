@@ -3,25 +3,22 @@
 import hashlib
 import logging
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from torchmae import runfolder
-from torchmae.data.augment import StrongAugment
 from torchmae.data.cache.choose import CacheChoice, decide_cache, keep_decoded
 from torchmae.data.config import DecodeOptions, decode_as_run
 from torchmae.data.labels import LabelledSets, labelled_sets
-from torchmae.data.loader import Batches
 from torchmae.data.scan import scan_and_report
 from torchmae.data.sources import with_decode
-from torchmae.data.transforms import RandomResizedCropFlip
 from torchmae.models.heads import Classifier, blocks_of
 from torchmae.models.weights import load, seeded
 from torchmae.report.curves import draw_curves
-from torchmae.settings.defaults import Choice, Facts
+from torchmae.settings.defaults import Facts
 from torchmae.settings.options import build, changeable, changed, flatten, requested
 from torchmae.tasks.finetune.config import (
     Finetune,
@@ -30,6 +27,7 @@ from torchmae.tasks.finetune.config import (
     check,
     resolve,
 )
+from torchmae.tasks.finetune.job import Job
 from torchmae.tasks.finetune.plan import describe, summary, train_config
 from torchmae.tasks.finetune.start import build_classifier, channels_of, untrained
 from torchmae.tasks.finetune.task import ClassifyTask
@@ -37,32 +35,10 @@ from torchmae.tasks.finetune.validation import MEASURED, Validation
 from torchmae.train.checkpoint import lock
 from torchmae.train.distributed import World, machine_facts, start
 from torchmae.train.loop import fit
+from torchmae.train.optim import can_lengthen
 from torchmae.train.speed import measure_seconds_per_step
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Job:
-    """A fine-tuning that is ready to start or to be resumed."""
-
-    config: ResolvedFinetune
-    data: LabelledSets
-    model: Classifier
-    chosen: dict[str, Choice]
-
-    def batches(self, world: World) -> Batches:
-        """The augmented training images of this process, with their labels."""
-        config, encoder = self.config, self.model.encoder
-        seed, strong = config.optim.seed, config.regularization
-        crop = RandomResizedCropFlip(
-            encoder.image_size, seed, config.crop.crop_scale, config.crop.flip
-        )
-        augment = StrongAugment(
-            crop, strong.randaug_magnitude, strong.random_erasing, encoder.mean, encoder.std
-        )
-        batch_size, labels = config.optim.batch_size, self.data.train_labels
-        return Batches(self.data.train, augment, batch_size, seed, world.rank, world.size, labels)
 
 
 def run(config: Finetune, quiet: bool = False) -> Path:
@@ -120,10 +96,23 @@ def default_out(config: Finetune) -> Path:
 
 
 def resumed(config: Finetune, data: LabelledSets, out: Path, world: World) -> Job:
-    """The job that the run folder holds; settings of the runtime are those of this call."""
-    settings, described = runfolder.resume(
-        out, "finetune", requested(config), changeable(Finetune), identity_of(data)
-    )
+    """The job that the run folder holds; settings of the runtime are those of this call.
+
+    A run may be lengthened where its first steps are also those of a longer one.
+    """
+    before = build(ResolvedFinetune, runfolder.stored_settings(out))
+    may_differ = changeable(Finetune)
+    wanted = config.optim.epochs or 0.0
+    plan, done = train_config(before, len(data.train)), runfolder.last_step(out)
+    longer = wanted > before.optim.epochs and can_lengthen(plan, done)
+    if longer:
+        may_differ |= {"epochs"}
+    identity = identity_of(data)
+    settings, described = runfolder.resume(out, "finetune", requested(config), may_differ, identity)
+    if longer:
+        world.on_main(
+            lambda: runfolder.write_config(out, "finetune", settings, identity, described)
+        )
     settings["cache"] = config.runtime.cache  # machines differ, and it decides nothing
     resolved = build(ResolvedFinetune, settings)
     data = data.with_decode(decode_options(resolved))

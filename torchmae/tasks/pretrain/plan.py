@@ -3,7 +3,7 @@
 import platform
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -13,14 +13,12 @@ from torchmae.models.mae import MAE
 from torchmae.models.vit import attention
 from torchmae.settings.defaults import reasons
 from torchmae.tasks.pretrain.config import ResolvedPretrain
+from torchmae.tasks.pretrain.job import Job
 from torchmae.train.config import TrainConfig
 from torchmae.train.distributed import World
 from torchmae.train.loop import Outcome, finished_line
 from torchmae.train.optim import peak_lr
 from torchmae.version import command
-
-if TYPE_CHECKING:
-    from torchmae.tasks.pretrain.run import Job
 
 
 def train_config(config: ResolvedPretrain, images: int) -> TrainConfig:
@@ -46,7 +44,7 @@ def train_config(config: ResolvedPretrain, images: int) -> TrainConfig:
     )
 
 
-def describe(job: "Job", plan: TrainConfig, cache: CacheChoice, out: Path, world: World) -> str:
+def describe(job: Job, plan: TrainConfig, cache: CacheChoice, out: Path, world: World) -> str:
     """The plan before training starts: what it is, and a line with the reason for each setting that was chosen."""
     config, model, images = job.config, job.model, len(job.batches.source)
     optim, masking = config.optim, config.masking

@@ -3,13 +3,13 @@
 import logging
 import math
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from torchmae import runfolder
 from torchmae.data.cache.choose import CacheChoice, decide_cache, keep_decoded
 from torchmae.data.loader import Batches
-from torchmae.data.scan import Scan, scan_and_report
+from torchmae.data.scan import scan_and_report
 from torchmae.data.sources import open_source, with_decode
 from torchmae.data.sources.source import Source
 from torchmae.data.transforms import RandomResizedCropFlip
@@ -17,36 +17,20 @@ from torchmae.errors import UserError
 from torchmae.models.mae import MAE
 from torchmae.models.masking import num_visible
 from torchmae.report.curves import draw_curves
-from torchmae.settings.defaults import Choice, Facts
+from torchmae.settings.defaults import Facts
 from torchmae.settings.options import build, changeable, changed, flatten, parse_size, requested
 from torchmae.tasks.pretrain.config import Pretrain, ResolvedPretrain, check, resolve
+from torchmae.tasks.pretrain.job import Job
 from torchmae.tasks.pretrain.pictures import Pictures
 from torchmae.tasks.pretrain.plan import describe, summary, train_config
 from torchmae.tasks.pretrain.start import build_model, check_names, fit_target, init_from_run
-from torchmae.tasks.pretrain.task import PretrainTask
 from torchmae.train.checkpoint import lock
 from torchmae.train.distributed import World, machine_facts, start
 from torchmae.train.loop import fit
+from torchmae.train.optim import can_lengthen
 from torchmae.train.speed import measure_seconds_per_step
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Job:
-    """A pre-training that is ready to start or to be resumed."""
-
-    config: ResolvedPretrain
-    batches: Batches
-    model: MAE
-    origin: str  # where the weights come from, in words
-    found: Scan | None  # None when resuming
-    chosen: dict[str, Choice]
-
-    def task(self) -> PretrainTask:
-        """What `fit` trains."""
-        masking = self.config.masking
-        return PretrainTask(self.model, masking.masking, masking.mask_ratio, self.config.optim.seed)
 
 
 def run(config: Pretrain) -> Path:
@@ -82,10 +66,23 @@ def refuse_runs(config: Pretrain, out: Path) -> None:
 
 
 def resumed(config: Pretrain, source: Source, out: Path, world: World) -> Job:
-    """The job that the run folder holds; settings of the runtime are those of this call."""
-    settings, described = runfolder.resume(
-        out, "pretrain", requested(config), changeable(Pretrain), runfolder.identity(source)
-    )
+    """The job that the run folder holds; settings of the runtime are those of this call.
+
+    A run may be lengthened where its first steps are also those of a longer one.
+    """
+    before = build(ResolvedPretrain, runfolder.stored_settings(out))
+    may_differ = changeable(Pretrain)
+    wanted = config.optim.epochs or 0.0
+    plan, done = train_config(before, len(source)), runfolder.last_step(out)
+    longer = wanted > before.optim.epochs and can_lengthen(plan, done)
+    if longer:
+        may_differ |= {"epochs"}
+    identity = runfolder.identity(source)
+    settings, described = runfolder.resume(out, "pretrain", requested(config), may_differ, identity)
+    if longer:
+        world.on_main(
+            lambda: runfolder.write_config(out, "pretrain", settings, identity, described)
+        )
     settings["cache"] = config.runtime.cache  # machines differ, and it decides nothing
     resolved = build(ResolvedPretrain, settings)
     batches = make_batches(resolved, with_decode(source, resolved.decode), world)

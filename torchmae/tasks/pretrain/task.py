@@ -15,12 +15,10 @@ class PretrainTask(nn.Module):
 
     def __init__(self, model: MAE, masking_name: str, mask_ratio: float, seed: int):
         super().__init__()
-        self.model, self.masking, self.mask_ratio, self.seed = (
-            model,
-            masking(masking_name),
-            mask_ratio,
-            seed,
-        )
+        self.model = model
+        self.masking = masking(masking_name)
+        self.mask_ratio = mask_ratio
+        self.seed = seed
         self.exclude_from_grad_norm = frozenset(
             n for n, _ in model.named_parameters() if n.startswith("decoder.statistics.")
         )

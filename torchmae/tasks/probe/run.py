@@ -12,8 +12,8 @@ from torchmae.eval.logistic import STRENGTHS, linear_probe
 from torchmae.report.tables import accuracy_line
 from torchmae.runfolder import add_result
 from torchmae.settings.options import build, flatten
-from torchmae.tasks.finetune import run as finetune
 from torchmae.tasks.finetune.config import Finetune
+from torchmae.tasks.finetune.run import run as finetune
 from torchmae.tasks.probe.config import Probe, check
 from torchmae.train.distributed import find_device
 
@@ -29,7 +29,7 @@ def run(config: Probe) -> Path | dict[str, Any]:
     check(config)
     if config.fast:
         return regress(config)
-    return finetune.run(build(Finetune, {**flatten(config), "train": "head"}))
+    return finetune(build(Finetune, {**flatten(config), "train": "head"}))
 
 
 def regress(config: Probe) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def read_image(path: str, model: MAE, options: DecodeOptions) -> UInt8[Tensor, "
 
     Args:
         path: an image file.
-        model: whose size and number of channels the image gets.
+        model: the image gets its size and number of channels.
         options: how it is decoded.
     """
     try:

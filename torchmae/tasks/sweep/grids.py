@@ -38,7 +38,7 @@ class Grid:
     """A fine-tuning for every row, arm and seed.
 
     Args:
-        verb: whose grid it is; the picture is called after it.
+        verb: "compare" or "partial"; the picture has its name.
         config: the settings that all trainings share.
         out: the folder of the sweep.
         rows: by name, what each line of the table changes.

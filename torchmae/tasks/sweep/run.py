@@ -11,7 +11,7 @@ from torchmae.eval.intervals import paired_difference
 from torchmae.report.sweep import draw_sweep, sweep_table
 from torchmae.runfolder import add_result, last_validation
 from torchmae.settings.options import flatten
-from torchmae.tasks.finetune import run as finetune
+from torchmae.tasks.finetune.run import run as finetune
 from torchmae.tasks.sweep.config import Compare, Partial
 from torchmae.tasks.sweep.grids import Grid, compare_grid, partial_grid
 from torchmae.train.distributed import is_main
@@ -49,7 +49,7 @@ def run_grid(grid: Grid) -> Path:
                 prefix = f"{arm}, " if len(grid.arms) > 1 else ""
                 logger.info(f"[{count}/{total}] {prefix}{row} {grid.row_title}, seed {seed}")
             # The plans of the first two show what differs: the arms, or head and blocks.
-            run = finetune.run(grid.training(row, arm, seed), quiet=count > 2)
+            run = finetune(grid.training(row, arm, seed), quiet=count > 2)
             scores[arm].append(last_validation(run))
         rows.append(summarize(grid, row, scores))
     if not is_main():

@@ -1,0 +1,27 @@
+"""A pre-training that is ready."""
+
+from dataclasses import dataclass
+
+from torchmae.data.loader import Batches
+from torchmae.data.scan import Scan
+from torchmae.models.mae import MAE
+from torchmae.settings.defaults import Choice
+from torchmae.tasks.pretrain.config import ResolvedPretrain
+from torchmae.tasks.pretrain.task import PretrainTask
+
+
+@dataclass(frozen=True)
+class Job:
+    """A pre-training that is ready to start or to be resumed."""
+
+    config: ResolvedPretrain
+    batches: Batches
+    model: MAE
+    origin: str  # where the weights come from, in words
+    found: Scan | None  # None when resuming
+    chosen: dict[str, Choice]
+
+    def task(self) -> PretrainTask:
+        """What `fit` trains."""
+        masking = self.config.masking
+        return PretrainTask(self.model, masking.masking, masking.mask_ratio, self.config.optim.seed)
