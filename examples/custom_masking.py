@@ -1,11 +1,11 @@
-"""A masking of your own, compared with the built-in random masking by the k-NN accuracy of the
-features.
+"""A masking of your own, compared with random masking by the k-NN accuracy of the features.
 
 python examples/custom_masking.py              # minutes on two CPU cores
 python examples/custom_masking.py --quick      # one epoch each: seconds
 
-The same file works on the command line: mae pretrain digits --plugin examples/custom_masking.py
---masking stripes
+The same file on the command line:
+
+mae pretrain digits --plugin examples/custom_masking.py --masking stripes
 """
 
 import argparse
@@ -44,9 +44,9 @@ def main() -> None:
         recipe = {**demo(), "out": f"{arguments.out}/{masking}", "masking": masking}
         recipe["plugin"] = __file__  # stored in the run: mae reconstruct knows the masking too
         if arguments.quick:
-            recipe.update(data="digits?part=test", epochs=1)
+            recipe |= {"data": "digits?part=test", "epochs": 1}
         run = torchmae.pretrain(**recipe, workers=0)
-        accuracies = torchmae.knn(run, "digits")["knn"]
+        accuracies = torchmae.knn(run, recipe["data"])["knn"]
         print(f"{masking}: k-NN {accuracies['features']['accuracy']:.1%}")
 
 

@@ -1,5 +1,4 @@
-"""What is pre-training worth with few labels? Digits: pre-train without labels, then fine-tune on
-ten per class.
+"""What is pre-training worth with few labels? Digits, fine-tuned on ten labels per class.
 
 The same classifier is trained from scratch, and both are evaluated on digits of other writers.
 

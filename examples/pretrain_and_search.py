@@ -32,8 +32,7 @@ def generate_stripes(folder: Path, count: int = 24) -> None:
 
 
 def nearest(features: np.ndarray, query: int, count: int) -> np.ndarray:
-    """Indices of the rows of `features` [n, D] with the largest cosine similarity to row
-    `query`."""
+    """Indices of the rows of `features` [n, D] with the highest cosine similarity to one row."""
     unit = features - features.mean(0)  # the common part of all images says nothing about them
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
     order = np.argsort(-(unit @ unit[query]))

@@ -1,7 +1,6 @@
-"""What the documents say is true: their commands run, their flags exist, their links and trees lead
-to files.
+"""What the documents say is true: commands run, flags, links and the files of the tree exist.
 
-Every ```sh block of these pages is typed, line by line, next to a small run of the digits. Commands
+The ```sh blocks of these pages are run line by line, next to a small run of the digits. Commands
 that need a download or a user's own files are plain indented text, which is not run.
 """
 

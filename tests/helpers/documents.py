@@ -18,8 +18,7 @@ def blocks(file: Path, language: str) -> list[str]:
 
 
 def command_lines(page: Path) -> list[str]:
-    """The command lines of a page's ```sh blocks; a line that ends with a backslash is joined with
-    the next."""
+    """The commands of a page's ```sh blocks; a backslash at the end of a line continues it."""
     lines = "".join(blocks(page, "sh")).replace("\\\n", " ").splitlines()
     return [line for line in lines if shlex.split(line, comments=True)]
 
