@@ -185,7 +185,7 @@ def test_a_loss_that_breaks_stops_the_run_with_65_and_leaves_a_good_checkpoint(
     assert {p.name for p in before} == {p.name for p in run.rglob("*.safetensors")}
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_the_resumed_run_has_the_same_weights(
     whole, photos, tmp_path, number, code
 ):
