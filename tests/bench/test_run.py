@@ -169,10 +169,11 @@ def test_which_peers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_candidates_take_turns() -> None:
     calls: list[str] = []
-    candidates = [
-        bench_timing.Candidate(name, lambda name=name: calls.append(name), 1.0)
-        for name in "abc"  # type: ignore[misc]
-    ]
+
+    def candidate(name: str) -> bench_timing.Candidate:
+        return bench_timing.Candidate(name, lambda: calls.append(name), 1.0)
+
+    candidates = [candidate(name) for name in "abc"]
     seconds = bench_timing.benchmark_interleaved(candidates, 3, CPU)
     assert {name: len(values) for name, values in seconds.items()} == {"a": 3, "b": 3, "c": 3}
     assert calls[:6] == list("aabbcc")  # to warm up
