@@ -1,4 +1,5 @@
-"""A user's own file, with real processes: it adds names and a verb, is stored in the run, and loaded by later verbs."""
+"""A user's own file, with real processes: it adds names and a verb, is stored in the run, and
+loaded by later verbs."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Several processes, by torchrun: the same run as with one; FSDP2; errors; kills."""
+"""Several processes, by torchrun: the same run as with one; FSDP2; errors; kills; measuring."""
 
 import json
 import os
@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -215,7 +216,7 @@ def test_two_processes_fine_tune_as_one(tmp_path):
 
 
 def test_two_processes_run_several_trainings(tmp_path):
-    """Every process goes through all of them; the main one alone writes and tells."""
+    """Every process takes part in all of them; only the main one writes and logs."""
     pretrained = torchmae.pretrain(
         "digits?part=test",
         **(OPTIONS | dict(out=str(tmp_path / "run"), epochs=1, batch_size=64, flip=False)),
@@ -243,3 +244,41 @@ def test_two_processes_share_what_is_decoded(one, photos, tmp_path, cache):
     done = torchrun(photos, tmp_path / "run", cache=cache, workers=1)
     assert done.returncode == 0, done.stderr
     assert_same_run(tmp_path / "run", one)
+
+
+MEASURE = """
+import sys
+from pathlib import Path
+from helpers.tasks import RandomBatches, SelfDistillation
+from torchmae.train.config import TrainConfig
+from torchmae.train.distributed import start
+from torchmae.train.loop import fit
+from torchmae.train.speed import measure_seconds_per_step
+
+run, fsdp, measured = Path(sys.argv[1]), sys.argv[2] == "fsdp", sys.argv[3] == "measured"
+plan = TrainConfig(4, 1, 1e-2, 0.05, (0.9, 0.95), None, "fp32", fsdp=fsdp)
+with start("cpu") as world:
+    task = SelfDistillation()
+    if measured:
+        seconds = measure_seconds_per_step(task, RandomBatches(), plan, world)
+        (run / f"seconds-{world.rank}").write_text(repr(seconds))
+    fit(task, RandomBatches(), plan, run, world)
+"""
+
+
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+def test_all_processes_agree_on_the_measured_time_which_leaves_no_trace(tmp_path, sharding):
+    script = tmp_path / "measure.py"
+    script.write_text(MEASURE)
+    tests = str(Path(__file__).parent)
+    env = ENV | {"PYTHONPATH": os.pathsep.join([tests, ENV.get("PYTHONPATH", "")])}
+    finals = []
+    for name in ("plain", "measured"):
+        (tmp_path / name).mkdir()
+        command = [*TORCHRUN[:-2], str(script), str(tmp_path / name), sharding, name]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        finals.append((tmp_path / name / "model.safetensors").read_bytes())
+    assert finals[0] == finals[1]
+    one, other = ((tmp_path / f"measured/seconds-{rank}").read_text() for rank in range(2))
+    assert one == other and 0 < float(one) < 10

@@ -1,4 +1,5 @@
-"""The library: each verb is a function, with a signature that is its config, errors with a remedy and a `Run` to go on with."""
+"""The library: each verb is a function, with a signature that is its config, errors with a remedy
+and a `Run` to go on with."""
 
 import inspect
 import os
@@ -28,7 +29,7 @@ def test_the_signature_of_a_function_is_its_config(verb):
 
 
 @pytest.mark.parametrize(
-    ("function", "options", "message"),
+    "function, options, message",
     [
         (
             "pretrain",

@@ -1,13 +1,14 @@
 """Masked Autoencoders in PyTorch: pre-train a Vision Transformer on unlabelled images, and use it.
 
-run = torchmae.pretrain("photos/", out="runs/photos", epochs=50)     # the same names as the flags of `mae pretrain`
-encoder = run.encoder()                                              # an nn.Module: encoder(images) is [B, 1 + N, D]
-features = encoder(encoder.normalize(uint8_images))[:, 1:].mean(1)
-torchmae.reconstruct(run, ["cat.jpg"], out="cat.png", mask_ratio=0.85)
+run = torchmae.pretrain("photos/", out="runs/photos", epochs=50)     # the same names as the flags
+of `mae pretrain` encoder = run.encoder()                                              # an
+nn.Module: encoder(images) is [B, 1 + N, D] features = encoder(encoder.normalize(uint8_images))[:,
+1:].mean(1) torchmae.reconstruct(run, ["cat.jpg"], out="cat.png", mask_ratio=0.85)
 torchmae.embed(run, "photos/", out="features.npz")
 
-Each verb of the command `mae` is a function with its name (`import_` for import); `help(torchmae.pretrain)` lists its options.
-A mistake is a `UserError`, a run that fails a `RunError`. Messages go to the logger "torchmae".
+Each verb of the command `mae` is a function with its name (`import_` for import);
+`help(torchmae.pretrain)` lists its options. A mistake is a `UserError`, a run that fails a
+`RunError`. Messages go to the logger "torchmae".
 """
 
 import importlib
@@ -17,7 +18,8 @@ from torchmae.errors import RunError as RunError
 from torchmae.errors import UserError as UserError
 from torchmae.version import __version__ as __version__
 
-# Where public names are. They are imported when they are asked for: `import torchmae` does not load torch.
+# Where public names are. They are imported when they are asked for: `import torchmae` does not load
+# torch.
 PLACES = {
     "MAE": "torchmae.models.mae",
     "Mask": "torchmae.models.masking",

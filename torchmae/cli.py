@@ -1,4 +1,5 @@
-"""The command `mae`: a verb and its flags to the function that does it; mistakes in a line or two, no traceback."""
+"""The command `mae`: a verb and its flags to the function that does it; mistakes in a line or two,
+no traceback."""
 
 import io
 import logging
@@ -22,7 +23,8 @@ mae VERB --help lists the flags of a verb; --debug shows the traceback of an err
 
 
 class ConsoleHandler(logging.Handler):
-    """Writes what the logger "torchmae" says to stdout, above any progress bar; warnings begin with "warning: "."""
+    """Writes what the logger "torchmae" says to stdout, above any progress bar; warnings begin with
+    "warning: "."""
 
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm
@@ -33,7 +35,8 @@ class ConsoleHandler(logging.Handler):
 
 
 def show_messages() -> None:
-    """Installs the handler once. A user of the library who does not call this sees warnings only, Python's default."""
+    """Installs the handler once. A user of the library who does not call this sees warnings only,
+    Python's default."""
     logger = logging.getLogger("torchmae")
     if not any(isinstance(handler, ConsoleHandler) for handler in logger.handlers):
         logger.addHandler(ConsoleHandler())
@@ -52,10 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb.
 
     Returns:
-        The exit code: 0; 2 for a mistake of the user; 1 for a failed run, 65 for a loss that is not finite; 130 and 143
-        after a signal.
+        The exit code: 0; 2 for a mistake of the user; 1 for a failed run, 65 for a loss that is not
+        finite; 130 and 143 after a signal.
     """
-    # Before torch is loaded: threads that wait for work must not burn the cores that loading images needs.
+    # Before torch is loaded: threads that wait for work must not burn the cores that loading images
+    # needs.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for stream in (
         sys.stdout,
@@ -75,11 +79,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         run_verb(words[0], words[1:])
         return 0
-    except (UserError, RunError) as error:
-        if debug:
-            raise
-        report(error)
-        return error.exit_code
     except KeyboardInterrupt:
         print("mae: interrupted", file=sys.stderr)
         return 130
@@ -89,14 +88,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
-        print(
-            f"mae: failed: {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr
-        )
-        return 1
+        return report(error)
 
 
 def run_verb(verb: str, words: Sequence[str]) -> None:
-    """Parses the words behind a verb and calls its function. A plugin comes first: it may bring the verb, or a preset."""
+    """Parses the words behind a verb and calls its function. A plugin comes first: it may bring the
+    verb, or a preset."""
     from torchmae.presets import PRESETS
 
     plugin = plugin_in(words)
@@ -122,11 +119,19 @@ def plugin_in(words: Sequence[str]) -> str | None:
     return None
 
 
-def report(error: UserError | RunError) -> None:
-    """Prints an error; a user's mistake is the same in every process, so it is printed by the first only."""
+def report(error: Exception) -> int:
+    """Prints an error, and returns its exit code.
+
+    A user's mistake is the same in every process, so the first one alone prints it.
+    """
+    if not isinstance(error, UserError | RunError):
+        print(
+            f"mae: failed: {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr
+        )
+        return 1
     rank = int(os.environ.get("RANK", "0"))
-    if rank and isinstance(error, UserError):
-        return
-    text = str(error).strip()  # a loading process hands its error on with a traceback around it
-    text = text.splitlines()[-1] if "DataLoader worker" in text else text
-    print(f"mae: {f'process {rank}: ' if rank else ''}{text}", file=sys.stderr)
+    if rank == 0 or isinstance(error, RunError):
+        text = str(error).strip()  # a loading process hands its error on with a traceback around it
+        text = text.splitlines()[-1] if "DataLoader worker" in text else text
+        print(f"mae: {f'process {rank}: ' if rank else ''}{text}", file=sys.stderr)
+    return error.exit_code

@@ -1,4 +1,5 @@
-"""A user's own Python file, loaded before a verb runs: it adds maskings, targets, decoders, encoders, sources or verbs."""
+"""A user's own Python file, loaded before a verb runs: it adds maskings, targets, decoders,
+encoders, sources or verbs."""
 
 import importlib.util
 import logging
@@ -62,7 +63,8 @@ def is_at(origin: str | None, file: Path) -> bool:
 def load_run_plugin(run: str | Path) -> None:
     """Loads the plugin that a run was made with, if it was made with one.
 
-    Never a file inside the run folder: a run that comes from somebody else must not bring code along.
+    Never a file inside the run folder: a run that comes from somebody else must not bring code
+    along.
 
     Raises:
         UserError: the plugin is not where it was, and no other file of its name is loaded.
@@ -73,11 +75,13 @@ def load_run_plugin(run: str | Path) -> None:
     file = Path(path)
     if not file.is_absolute() or file.resolve().is_relative_to(Path(run).resolve()):
         raise UserError(
-            f"{run} names the plugin {path}, which is not loaded by itself: --plugin {path} if you trust it"
+            f"{run} names the plugin {path}, which is not loaded by itself: --plugin {path} if you "
+            "trust it"
         )
     if not file.is_file():
         raise UserError(
-            f"{run} was made with the plugin {path}, which is not there: name its new place with --plugin"
+            f"{run} was made with the plugin {path}, which is not there: name its new place with "
+            "--plugin"
         )
     logger.info(f"loading the plugin {path} of {run}")
     load_plugin(path)

@@ -1,4 +1,5 @@
-"""The verbs of torchmae: what `mae VERB` runs, and the functions of the library with the same names."""
+"""The verbs of torchmae: what `mae VERB` runs, and the functions of the library with the same
+names."""
 
 import importlib
 import inspect
@@ -18,7 +19,8 @@ class Verb(NamedTuple):
     """One thing a user can do.
 
     Attributes:
-        config: its settings, a dataclass of `torchmae.settings` options, or where it is: "module:name".
+        config: its settings, a dataclass of `torchmae.settings` options, or where it is:
+            "module:name".
         run: its function, from the config to what was made, or where it is.
         help: one line.
     """
@@ -73,7 +75,8 @@ def load(place: Any) -> Any:
 
 
 class Run:
-    """A run folder: what pretrain, finetune, probe, import_, compare and partial return. A path, for whatever takes one."""
+    """A run folder: what pretrain, finetune, probe, import_, compare and partial return. A path,
+    for whatever takes one."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -83,6 +86,12 @@ class Run:
 
     def __str__(self) -> str:
         return str(self.path)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Run | Path) and Path(other) == self.path
+
+    def __hash__(self) -> int:
+        return hash(self.path)
 
     def __repr__(self) -> str:
         return f"Run('{self.path}')"
@@ -104,9 +113,11 @@ class Run:
 
 
 def function(verb: str) -> Callable[..., Any]:
-    """The function of the library for a verb: settings by name, as the flags; `help()` shows all of them.
+    """The function of the library for a verb: settings by name, as the flags; `help()` shows all of
+    them.
 
-    It returns a `Run` where the verb makes a run folder, else the path of what it wrote, or what it measured.
+    It returns a `Run` where the verb makes a run folder, else the path of what it wrote, or what it
+    measured.
     """
     entry = VERBS[verb]
     name = "import_" if verb == "import" else verb

@@ -1,4 +1,4 @@
-"""`mae bench data`, `resume` and `startup`: what is compared and written. Nothing here is about how fast this machine is."""
+"""`mae bench data`, `resume`, `startup`: what is compared and written, not how fast it is."""
 
 import json
 from pathlib import Path
@@ -33,8 +33,8 @@ SIZES = [
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_timing, "LEAST", 0.01)
-    monkeypatch.setattr(bench_data, "LEAST", 0.05)
+    monkeypatch.setattr(bench_timing, "MIN_SECONDS", 0.01)
+    monkeypatch.setattr(bench_data, "MIN_SECONDS", 0.05)
 
 
 def measured(tmp_path: Path, *words: str) -> dict:
@@ -59,8 +59,8 @@ def test_each_path_from_file_to_crop(
     )
     assert (
         found["sample"]["files"] == 24
-        and found["sample"]["left_out"] == 0
-        and found["left_out"] == []
+        and found["sample"]["skipped"] == 0
+        and found["skipped"] == []
     )
     names = ["PIL + torchvision, float", "torchvision decode_image + v2, uint8", "torchmae"]
     names += ["torchmae, packed at size 320", "torchmae, decoded in memory"]
@@ -86,19 +86,17 @@ def test_each_path_from_file_to_crop(
 def test_a_step_that_was_measured_elsewhere(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also: without torchvision the reference's pipeline is done by PIL alone, and the table says what is missing."""
+    """Also: without torchvision PIL alone does the reference's pipeline; the table says so."""
     monkeypatch.setattr(bench_data, "find_spec", lambda name: None)
     monkeypatch.setattr(bench_data, "loader", lambda batches, rounds: NO_LOADER)
     found = measured(
         tmp_path, "data", str(photos), "--image-size", "32", "--step-images-per-s", "6000"
     )
     assert found["paths"][0]["name"] == "PIL, float" and len(found["paths"]) == 4
-    assert 'pip install "torchmae[torchvision]"' in found["left_out"][0]
+    assert 'pip install "torchmae[torchvision]"' in found["skipped"][0]
     assert found["steps"] == {"as given": 6000.0}
-    assert (
-        found["command"]
-        == "mae bench data photos --image-size 32 --step-images-per-s 6000.0 --rounds 1 --device cpu"
-    )
+    flags = "--image-size 32 --step-images-per-s 6000.0 --rounds 1 --device cpu"
+    assert found["command"] == f"mae bench data photos {flags}"
     row = found["paths"][0]
     assert row["cores_needed"]["as given"] == pytest.approx(6000 / row["images_per_s"])
 
@@ -106,7 +104,7 @@ def test_a_step_that_was_measured_elsewhere(
 NO_LOADER = {"batch": 1, "direct": {"images_per_s": 1.0}, "workers": {}, "overhead": [0.0]}
 
 
-def test_what_cannot_be_read_is_left_out(photos: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_read_is_skipped(photos: Path, tmp_path: Path) -> None:
     folder = tmp_path / "mixed"
     folder.mkdir()
     for name, data in (
@@ -123,14 +121,14 @@ def test_what_cannot_be_read_is_left_out(photos: Path, tmp_path: Path) -> None:
         bench_data.take(open_source(str(folder)), "mixed")
     with pytest.raises(UserError, match="no such folder or file: 'nowhere'"):
         bench.run(Bench("data", "nowhere", out=str(tmp_path / "bench.json")))
-    with pytest.raises(UserError, match="digits gives pixels"):
+    with pytest.raises(UserError, match="digits holds pixels"):
         bench_data.take(open_source("digits"), "digits")
 
 
 def test_a_sample_has_room_in_memory(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_data, "MOST_FILES", 10)
+    monkeypatch.setattr(bench_data, "MAX_FILES", 10)
     assert len(bench_data.take(open_source(str(photos)), "photos")) == 10
-    monkeypatch.setattr(bench_data, "MOST_PIXELS", 3 * 40 * 48)
+    monkeypatch.setattr(bench_data, "MAX_PIXELS", 3 * 40 * 48)
     assert len(bench_data.take(open_source(str(photos)), "photos")) == 3
 
 
@@ -149,7 +147,7 @@ def test_the_way_to_the_first_step(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        bench_start, "turns", lambda measures, rounds: {n: [f()] for n, f in measures.items()}
+        bench_start, "interleave", lambda measures, rounds: {n: [f()] for n, f in measures.items()}
     )
     found = measured(tmp_path, "startup", str(photos), "--threads", "1")["startup"]
     rows = {row["name"]: row["s"] for row in found["rows"]}
@@ -160,12 +158,12 @@ def test_the_way_to_the_first_step(
 
 def test_a_first_step_that_does_not_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        bench_start, "turns", lambda measures, rounds: {n: [f()] for n, f in measures.items()}
+        bench_start, "interleave", lambda measures, rounds: {n: [f()] for n, f in measures.items()}
     )
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "a.jpg").write_bytes(b"no image")
     with pytest.raises(
-        RunError, match=r"did not come to its first step: mae: none of 1 images can be read"
+        RunError, match=r"did not reach its first step: mae: none of 1 images can be read"
     ):
         bench.run(
             Bench(
@@ -178,7 +176,7 @@ def test_a_first_step_that_does_not_come(tmp_path: Path, monkeypatch: pytest.Mon
         )
 
 
-def test_turns_begin_with_one_to_warm_up() -> None:
+def test_interleaved_measurements_begin_with_one_to_warm_up() -> None:
     calls: list[str] = []
 
     def measure(name: str) -> float:

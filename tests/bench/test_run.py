@@ -1,4 +1,4 @@
-"""`mae bench`: what is counted and what is written. Nothing here is about how fast this machine is."""
+"""`mae bench`: what is counted and written, not how fast this machine is."""
 
 import json
 from importlib.util import find_spec
@@ -50,7 +50,7 @@ def needs(name: str) -> None:
 
 
 def counted(function: Any) -> int:
-    """What torch counts in `function()` and its backward pass; on the meta device nothing is computed."""
+    """What torch counts in `function()` and its backward pass; on meta nothing is computed."""
     with FlopCounterMode(display=False) as counter:
         function().backward()
     return counter.get_total_flops()
@@ -66,7 +66,10 @@ def test_the_count_of_the_paper_s_model() -> None:
 
 @pytest.mark.parametrize("name, patch", [("vit_base", 16), ("vit_huge", 14)])
 def test_the_count_is_torch_s_own_for_transformers(name: str, patch: int) -> None:
-    """Which embeds and predicts every patch, as the reference does. Plain attention: the fused one computes some twice."""
+    """It embeds and predicts every patch, as the reference does.
+
+    With plain attention: the fused one computes some products twice.
+    """
     model = on_meta(name, patch)
     with torch.device("meta"):
         theirs = PEERS["transformers"].build(model.config(), 0.75)
@@ -77,8 +80,11 @@ def test_the_count_is_torch_s_own_for_transformers(name: str, patch: int) -> Non
 
 @pytest.mark.parametrize("encode_all", [False, True])
 def test_the_count_is_torch_s_own_for_the_plain_model(encode_all: bool) -> None:
-    """All of it computed: `Decoder.forward` and the loss on all patches. It embeds visible patches only, and predicts nothing
-    for the class token; its fused attention computes some products twice: 2 % in all."""
+    """`Decoder.forward` and the loss on all patches.
+
+    It embeds visible patches only and predicts nothing for the class token; its fused attention
+    computes some products twice: 2 % in all.
+    """
     model = on_meta(loss_on="all", encode_all=encode_all)
     ids = torch.arange(2, device="meta")
     mask = random(noise(0, ids * 0, ids, 196), (14, 14), 0.75)
@@ -161,12 +167,12 @@ def test_which_peers(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---------------------------------------------------------------- measuring
 
 
-def test_a_race_goes_round_and_counts() -> None:
+def test_candidates_take_turns() -> None:
     calls: list[str] = []
-    contenders = [
+    candidates = [
         bench_timing.Candidate(name, lambda name=name: calls.append(name), 1.0) for name in "abc"
     ]
-    seconds = bench_timing.race(contenders, 3, CPU)
+    seconds = bench_timing.benchmark_interleaved(candidates, 3, CPU)
     assert {name: len(values) for name, values in seconds.items()} == {"a": 3, "b": 3, "c": 3}
     assert calls[:6] == list("aabbcc")  # to warm up
     measured = calls[6:]
@@ -224,8 +230,8 @@ def test_a_step_beside_its_peers(tmp_path: Path, capsys: pytest.CaptureFixture) 
         == 0
     )
     said, result = capsys.readouterr().out, json.loads(out.read_text())
-    assert "left out: timm has no Masked Autoencoder" in said and "timm" in result["left_out"][0]
-    assert set(result) == {"command", "machine", "versions", "settings", "left_out", "models"}
+    assert "skipped: timm has no Masked Autoencoder" in said and "timm" in result["skipped"][0]
+    assert set(result) == {"command", "machine", "versions", "settings", "skipped", "models"}
     assert result["command"].startswith(
         "mae bench step --model vit_micro --batch-size 2 --image-size 32"
     )
@@ -309,7 +315,7 @@ MISTAKES = {
     "startup --model vit_base": ["--model goes with mae bench step"],
     "step --step-images-per-s 9": ["--step-images-per-s goes with mae bench data only"],
     "data": ["DATA is missing: mae bench data FOLDER"],
-    "data photos --step-images-per-s 0": ["--step-images-per-s 0.0: must be more than 0"],
+    "data photos --step-images-per-s 0": ["--step-images-per-s 0: must be more than 0"],
     "data photos --step-images-per-s 9 --model vit_base": [
         "--model is there to measure what --step-images-per-s says"
     ],

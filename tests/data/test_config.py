@@ -11,7 +11,7 @@ from torchmae.errors import UserError
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    "options, message",
     [
         (dict(max_megapixels=0), r"--max-megapixels 0: must be more than 0"),
         (dict(max_megapixels=-1.5), r"--max-megapixels -1.5: must be more than 0"),

@@ -266,7 +266,7 @@ def test_the_shares_of_all_processes_make_up_the_batch_of_one(damaged, size):
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "size", "offers"), [(10, 4, "8 or 12"), (7, 2, "6 or 8"), (3, 4, "4 or 8")]
+    "batch_size, size, offers", [(10, 4, "8 or 12"), (7, 2, "6 or 8"), (3, 4, "4 or 8")]
 )
 def test_a_batch_that_cannot_be_shared_names_two_that_can(tmp_path, batch_size, size, offers):
     root = plant(tmp_path / "set", 2)

@@ -388,7 +388,7 @@ class TestCache:
 
 
 @pytest.mark.parametrize(
-    ("count", "percent", "budget"),
+    "count, percent, budget",
     [
         (0, 1.0, 20),
         (100, 1.0, 20),

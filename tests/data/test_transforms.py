@@ -67,7 +67,7 @@ def test_crops_stay_inside_any_image(shape, size):
 
 
 @pytest.mark.parametrize(
-    ("shape", "size", "expected"),
+    "shape, size, expected",
     [
         ((10, 1000), (64, 64), (0, 493, 10, 13)),  # 4/3 as wide as high, in the middle
         ((1000, 10), (64, 64), (493, 0, 13, 10)),
@@ -205,7 +205,7 @@ RESIZES = [
 
 @pytest.mark.parametrize("picture", [noise, photo])
 @pytest.mark.parametrize("channels", [1, 3, 4])
-@pytest.mark.parametrize(("window", "size"), RESIZES)
+@pytest.mark.parametrize("window, size", RESIZES)
 def test_pixels_are_those_of_pil(window, size, channels, picture):
     (height, width), (top, left) = window, (5, 3)
     image = picture(height + 9, width + 10, channels)
@@ -272,7 +272,7 @@ def test_whole_takes_any_image(shape, size):
 
 
 @pytest.mark.parametrize(
-    ("shape", "size", "window"),
+    "shape, size, window",
     [
         ((60, 100), (30, 30), (0, 20, 60, 60)),
         ((100, 60), (30, 30), (20, 0, 60, 60)),

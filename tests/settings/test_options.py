@@ -110,7 +110,7 @@ def test_two_settings_of_one_name_are_a_mistake_of_ours():
 
 
 @pytest.mark.parametrize(
-    ("values", "message"),
+    "values, message",
     [
         ({"ratio": 1.5}, r"--ratio 1.5: must be at most 1"),
         ({"ratio": -0.1}, r"--ratio -0.1: must not be negative"),
@@ -131,7 +131,7 @@ def test_a_range_is_what_it_says(value):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "options", "message"),
+    "arguments, options, message",
     [
         ((), {}, "torchmae.verb needs data: what to read"),
         (("x", "y"), {}, "takes data, then options by name, not 2 arguments"),

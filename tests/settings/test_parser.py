@@ -50,7 +50,7 @@ def test_without_flags_the_defaults_hold():
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    "words, message",
     [
         ("--out y", "DATA is missing: mae verb --help says what goes there"),
         ("x", "--out is missing"),
@@ -112,7 +112,7 @@ def test_the_help_of_every_verb(verb):
     assert max(map(len, text.splitlines())) <= 130
 
 
-@pytest.mark.parametrize(("verb", "name"), [(v, n) for v in PRESETS for n in PRESETS[v]])
+@pytest.mark.parametrize("verb, name", [(v, n) for v in PRESETS for n in PRESETS[v]])
 def test_every_preset_is_settings_of_its_verb(verb, name):
     config = load(VERBS[verb].config)
     values = PRESETS[verb][name]()

@@ -1,4 +1,5 @@
-"""Every later verb decodes images as the run that it starts from was decoded, unless told otherwise."""
+"""Every later verb decodes images as the run that it starts from was decoded, unless told
+otherwise."""
 
 import json
 from pathlib import Path
@@ -16,7 +17,8 @@ QUICK = dict(epochs=1, batch_size=8, workers=0, device="cpu")
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes of 12-bit grey PNGs (0..4095 in 16 bits), and a run that was pre-trained on them with white 4095."""
+    """Two classes of 12-bit grey PNGs (0..4095 in 16 bits), and a run that was pre-trained on them
+    with white 4095."""
     place = tmp_path_factory.mktemp("twelve-bit")
     draw = np.random.default_rng(0)
     rows, columns = np.mgrid[0:40, 0:40]

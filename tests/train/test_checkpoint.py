@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, verified, at most two, without pickle; and the lock of a run folder."""
+"""Checkpoints: complete or not there, verified, at most two, no pickle; the lock of a run."""
 
 import json
 import os
@@ -119,7 +119,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_one_is_set_aside_with_one_warning_and_the_older_one_is_used(
+def test_a_damaged_one_is_renamed_with_one_warning_and_the_older_one_is_used(
     tmp_path, capfd, damage
 ):
     checkpoint.save(tmp_path, make(5))
@@ -131,7 +131,7 @@ def test_a_damaged_one_is_set_aside_with_one_warning_and_the_older_one_is_used(
     assert (
         (out + err).count("warning") == 1
         and "step-00000010" in out + err
-        and "set aside" in out + err
+        and "renamed to damaged-step-00000010" in out + err
     )
     assert names(tmp_path / "state") == ["damaged-step-00000010", "step-00000005"]
     assert torch.equal(
@@ -202,7 +202,7 @@ except RunError as error:
 def test_a_disk_that_takes_no_more_leaves_the_earlier_checkpoint_and_nothing_partial(
     tmp_path, kind
 ):
-    """A real failure of write(): a limit on the size of files, EFBIG in place of ENOSPC."""
+    """A real failure of write(): a limit on the size of files, EFBIG instead of ENOSPC."""
     command = [sys.executable, "-c", FULL_DISK, str(tmp_path), kind]
     done = subprocess.run(command, capture_output=True, text=True, env=ENV)
     assert done.returncode == 1, done.stderr
@@ -258,7 +258,7 @@ def test_the_lock_keeps_a_second_process_out_and_ends_with_the_first_even_by_kil
 def test_write_text_is_whole_or_not_there(tmp_path):
     path = tmp_path / "file.json"
     disk.write_text(path, "old")
-    old = path.open()  # whoever reads the old file goes on reading the old file
+    old = path.open()  # whoever reads the old file keeps reading the old file
     disk.write_text(path, json.dumps({"umlaut": "ä", "new": "y" * 1000}, ensure_ascii=False))
     assert old.read() == "old"
     old.close()
@@ -281,9 +281,8 @@ def test_publish_copies_where_there_are_no_hard_links(tmp_path):
         and os.access(other, os.W_OK)
         and other.stat().st_dev != tmp_path.stat().st_dev
     ):
-        elsewhere = (
-            other / f"torchmae-test-{os.getpid()}"
-        )  # a link across file systems fails: the copy is taken
+        # A link across file systems fails: the copy is taken.
+        elsewhere = other / f"torchmae-test-{os.getpid()}"
         try:
             checkpoint.publish(source, elsewhere)
             assert elsewhere.read_text() == "one"

@@ -1,4 +1,4 @@
-"""fit(), by way of `torchmae.pretrain` on a small folder: what is logged, a loss that breaks, signals."""
+"""fit(): what is logged, a loss that breaks, signals, what follows the weights; by real runs."""
 
 import json
 import math
@@ -7,11 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from helpers.runs_on_disk import ENV, flags, make_photos
+from helpers.tasks import GOOD, NAN, RandomBatches, Regression, SelfDistillation, make_batch
 from safetensors.torch import load_file
 
 import torchmae
@@ -22,10 +25,12 @@ from torchmae.data.transforms import RandomResizedCropFlip
 from torchmae.errors import RunError
 from torchmae.models import masking
 from torchmae.report.curves import panels
-from torchmae.train.loop import Meter
+from torchmae.runfolder import last_step
+from torchmae.train.config import TrainConfig
+from torchmae.train.distributed import World
+from torchmae.train.loop import Agenda, Due, Meter, Stop, finished_line, fit
 from torchmae.train.optim import lr_at, peak_lr
 
-ENV = os.environ | {"OMP_NUM_THREADS": "1"}
 OPTIONS = dict(
     **dict(
         model="vit_micro",
@@ -40,14 +45,6 @@ OPTIONS = dict(
 STEPS = 42  # 14 epochs of 24 images, 8 a step
 
 
-def flags(options):
-    return [
-        text
-        for name, value in options.items()
-        for text in (f"--{name.replace('_', '-')}", str(value))
-    ]
-
-
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
     before = torch.get_num_threads()
@@ -58,14 +55,7 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("loop") / "photos"
-    (folder / "nested").mkdir(parents=True)
-    draw = np.random.default_rng(0)
-    for i in range(24):
-        small = Image.fromarray(draw.integers(0, 256, (5, 6, 3), dtype=np.uint8))
-        ending = ("nested/%d.png", "%d.jpg")[i % 2] % i
-        small.resize((40 + i, 36), Image.Resampling.BICUBIC).save(folder / ending)
-    return folder
+    return make_photos(tmp_path_factory.mktemp("loop") / "photos")
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +99,7 @@ def test_it_learns(whole):
 
 
 def test_the_run_folder_is_whole(whole):
-    names = {p.name for p in whole.iterdir()}
+    names = {p.name for p in whole.path.iterdir()}
     assert names == {
         *(
             "config.json",
@@ -186,7 +176,7 @@ def test_a_loss_that_breaks_stops_the_run_with_65_and_leaves_a_good_checkpoint(
     weights = load_file(run / "model.safetensors")
     assert all(torch.isfinite(value).all() for value in weights.values())
     before = {p: p.read_bytes() for p in run.rglob("*.safetensors")}
-    with pytest.raises(RunError) as caught:  # the same command goes on from there, and breaks again
+    with pytest.raises(RunError) as caught:  # the same command resumes it, and it breaks again
         torchmae.pretrain(str(photos), **(absurd | {"out": str(run)}))
     assert caught.value.exit_code == 65
     assert all(
@@ -195,8 +185,10 @@ def test_a_loss_that_breaks_stops_the_run_with_65_and_leaves_a_good_checkpoint(
     assert {p.name for p in before} == {p.name for p in run.rglob("*.safetensors")}
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_saves_and_going_on_gives_the_same_weights(whole, photos, tmp_path, number, code):
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_the_resumed_run_has_the_same_weights(
+    whole, photos, tmp_path, number, code
+):
     run = tmp_path / "run"
     options = OPTIONS | {"workers": 1, "save_minutes": 0.001, "out": run}
     command = [sys.executable, "-m", "torchmae", "pretrain", str(photos), *flags(options)]
@@ -222,7 +214,7 @@ def test_a_signal_saves_and_going_on_gives_the_same_weights(whole, photos, tmp_p
     assert process.returncode == code, err
     stopped = json.loads((max((run / "state").glob("step-*")) / "state.json").read_text())["step"]
     assert 0 < stopped < STEPS
-    assert f"stopped at step {stopped} of {STEPS} and saved; the same command goes on" in err
+    assert f"stopped at step {stopped} of {STEPS} and saved; the same command resumes it" in err
     assert "Traceback" not in out + err
     torchmae.pretrain(str(photos), **(OPTIONS | {"out": str(run)}))
     assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
@@ -253,14 +245,113 @@ def test_no_panel_of_the_curves_is_empty():
     )
 
 
-def test_much_waiting_for_data_is_told_once_after_three_readings():
+def test_much_waiting_for_data_is_reported_once_after_three_records():
     meter = Meter(0, 4)
 
     def reading(wait: float) -> bool:
         meter.add(torch.tensor([1.0, 1.0]))
         meter.began, meter.waited = time.monotonic() - 1, wait
         assert meter.read()[0]["wait"] == pytest.approx(wait, abs=0.05)
-        return meter.slowed()
+        return meter.is_slow()
 
     assert [reading(wait) for wait in (0.5, 0.5, 0.02, 0.5, 0.5)] == [False] * 5
     assert [reading(wait) for wait in (0.5, 0.5, 0.02, 0.5, 0.5, 0.5)] == [True] + [False] * 5
+
+
+def small_plan(steps=6, **more):
+    return TrainConfig(steps, 2, 1e-2, 0.05, (0.9, 0.95), None, "fp32", **more)
+
+
+WORLD = World(0, 1, torch.device("cpu"))
+
+
+def state_bits(run):
+    files = ("model.safetensors", "optimizer.safetensors")
+    newest = max((run / "state").glob("step-*"))
+    return [(newest / name).read_bytes() for name in files]
+
+
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_an_ema_teacher_ends_with_the_same_bits_when_resumed(tmp_path, ema):
+    """The process dies in its fourth step, with three saved; another one resumes."""
+    plan = small_plan(save_minutes=1e-6, ema=ema)
+    for name in ("whole", "resumed"):
+        (tmp_path / name).mkdir()
+    fit(SelfDistillation(), RandomBatches(), plan, tmp_path / "whole", WORLD)
+    with pytest.raises(KeyboardInterrupt):
+        fit(SelfDistillation(), RandomBatches(broken_at=3), plan, tmp_path / "resumed", WORLD)
+    assert last_step(tmp_path / "resumed") == 3
+    batches, task = RandomBatches(), SelfDistillation(seed=9)
+    fit(task, batches, plan, tmp_path / "resumed", WORLD)
+    assert batches.made == [3, 4, 5]
+    assert state_bits(tmp_path / "resumed") == state_bits(tmp_path / "whole")
+    first = SelfDistillation().model.state_dict()["teacher.0.weight"]
+    assert not torch.equal(task.model["teacher"][0].weight, first), "the teacher must follow"
+
+
+def test_after_step_is_called_after_every_step_without_gradients(tmp_path):
+    class Watched(Regression):
+        calls: ClassVar[list] = []
+
+        def after_step(self, step):
+            weights = self.model[0].weight.detach().clone()
+            self.calls.append((step, torch.is_grad_enabled(), weights))
+
+    class Spoiled(RandomBatches):
+        def __getitem__(self, step):
+            return make_batch(kind=NAN if step == 1 else GOOD, seed=step)
+
+    fit(Watched(), Spoiled(), small_plan(3), tmp_path, WORLD)
+    steps, grads, weights = zip(*Watched.calls)
+    assert steps == (0, 1, 2) and grads == (False,) * 3
+    assert torch.equal(weights[0], weights[1]), "the second was skipped"
+    assert not torch.equal(weights[1], weights[2])
+
+
+def test_the_duration_is_logged_early_and_once(tmp_path, monkeypatch, caplog):
+    """By a clock on which a step takes a second, and with a log record at the end only."""
+    batches = RandomBatches()
+    monkeypatch.setattr("torchmae.train.log.time.monotonic", lambda: float(len(batches.made)))
+    seen = []
+
+    class Watched(Regression):
+        def after_step(self, step):
+            seen.append((step, [r.message for r in caplog.records if "about" in r.message]))
+
+    plan = small_plan(60, log_every=1000, save_minutes=1e9, evaluate_minutes=1e9)
+    with caplog.at_level("INFO", logger="torchmae"):
+        fit(Watched(), batches, plan, tmp_path, WORLD)
+    said = ["about 60 s for 60 steps (12.0 images/s)"]
+    assert [messages for _, messages in seen] == [[]] * 5 + [said] * 55
+    assert [r.message for r in caplog.records if "about" in r.message] == said
+
+
+def test_a_finished_run_says_how_to_train_longer():
+    line = finished_line(small_plan(1200), Path("runs/my photos"))
+    assert line == (
+        "runs/my photos is finished (1,200 steps). Its learning rate has fallen to 0; "
+        "for a longer run use a new --out with --from 'runs/my photos'."
+    )
+    assert finished_line(small_plan(9, min_lr=1e-6), Path("r"), flag="").endswith(
+        "has fallen to 1e-06; for a longer run use a new --out."
+    )
+    constant = finished_line(small_plan(9, min_lr=1e-2), Path("r"))
+    assert constant == "r is finished (9 steps). The same command with more --epochs continues it."
+
+
+def test_what_is_due(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("torchmae.train.loop.time.monotonic", lambda: clock[0])
+    agenda = Agenda(small_plan(save_minutes=1, evaluate_minutes=2), WORLD)
+    assert agenda.due(1, Stop()) == Due(save=False, evaluate=False, stop=False)
+    clock[0] = 61
+    assert agenda.due(1, Stop()) == Due(save=True, evaluate=False, stop=False)
+    agenda.saved_at = 61
+    assert agenda.due(2, Stop()) == Due(save=False, evaluate=False, stop=False)
+    clock[0] = 121
+    assert agenda.due(2, Stop()) == Due(save=False, evaluate=True, stop=False)
+    assert agenda.due(2, Stop(15)) == Due(save=True, evaluate=False, stop=True)
+    assert agenda.due(6, Stop(15)) == Due(save=True, evaluate=True, stop=False), "it is done"
+    by_step = Agenda(small_plan(evaluate_steps=1.5), WORLD)
+    due = [done for done in range(1, 6) if by_step.due(done, Stop()).evaluate]
+    assert due == [2, 3, 5]

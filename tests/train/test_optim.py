@@ -1,4 +1,4 @@
-"""Which parameters decay, the learning-rate rule and schedule in numbers, and AdamW against torch's plain one."""
+"""Which parameters decay, the schedules in numbers, and the optimizers against torch's own."""
 
 import copy
 import math
@@ -10,8 +10,10 @@ from torch import nn
 from torchmae.models.decoders import DecoderConfig
 from torchmae.models.mae import MAE
 from torchmae.models.vit import ViT
+from torchmae.train.config import TrainConfig
 from torchmae.train.optim import (
     adamw,
+    can_lengthen,
     ema_decay_at,
     init_optimizer_state,
     lars,
@@ -68,14 +70,14 @@ def test_every_parameter_is_in_the_group_of_the_table():
     assert {n for n, _ in model.named_parameters()} == DECAYED | PLAIN | FROZEN
     names = decayed["names"] + plain["names"]
     parameters = dict(model.named_parameters())
-    assert len(names) == len(set(names)), "a parameter stands in two groups"
+    assert len(names) == len(set(names)), "a parameter is in two groups"
     assert all(
         parameters[n] is p for g in (decayed, plain) for n, p in zip(g["names"], g["params"])
     )
     assert all(p.ndim == 1 for p in plain["params"]) and all(p.ndim > 1 for p in decayed["params"])
 
 
-def test_a_group_without_members_is_left_out():
+def test_a_group_without_members_is_dropped():
     assert [g["names"] for g in param_groups_weight_decay(nn.Linear(2, 2, bias=False), 0.1)] == [
         ["weight"]
     ]
@@ -99,8 +101,8 @@ def test_the_schedule_in_numbers():
     assert lr_at(60, steps, warmup, peak) == pytest.approx(1.0)
     assert 0 < lr_at(109, steps, warmup, peak) < 0.001
     assert lr_at(110, steps, warmup, peak) == pytest.approx(0.0, abs=1e-12)
-    assert lr_at(60, steps, warmup, peak, least=0.5) == pytest.approx(1.25)
-    assert lr_at(110, steps, warmup, peak, least=0.5) == pytest.approx(0.5)
+    assert lr_at(60, steps, warmup, peak, min_lr=0.5) == pytest.approx(1.25)
+    assert lr_at(110, steps, warmup, peak, min_lr=0.5) == pytest.approx(0.5)
 
 
 def test_the_schedule_rises_then_falls_and_has_no_edge_cases():
@@ -166,7 +168,7 @@ def test_sgd_equals_torchs_plain_sgd():
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_lars_by_hand(weight_decay):
-    """By the formulas of You et al. 2017: the trust ratio on matrices, plain momentum on vectors."""
+    """By the formulas of You et al. 2017: trust ratio for matrices, plain momentum for vectors."""
     ours, theirs = two_alike()
     ours, theirs = ours.double(), theirs.double()
     optimizer = lars(param_groups_weight_decay(ours, weight_decay), (0.9, 0.999))
@@ -190,9 +192,8 @@ def test_lars_by_hand(weight_decay):
                 p -= 0.5 * speed
     for a, b in zip(ours.parameters(), theirs.parameters()):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
-    zero = nn.Linear(
-        2, 2, bias=False
-    )  # all-zero weights have no size: the gradient is taken as it is
+    # All-zero weights have no norm: the gradient is taken as it is.
+    zero = nn.Linear(2, 2, bias=False)
     nn.init.zeros_(zero.weight)
     optimizer = lars(param_groups_weight_decay(zero, 0.0), (0.9, 0.999))
     optimizer.state[zero.weight] = init_optimizer_state("lars", zero.weight)
@@ -202,10 +203,21 @@ def test_lars_by_hand(weight_decay):
     assert torch.equal(zero.weight, -torch.ones(2, 2))
 
 
-def test_the_average_forgets_the_start():
-    assert (
-        ema_decay_at(0, None) == 0.0
-        and ema_decay_at(0, 0.9999) == 0.1
-        and ema_decay_at(90, 0.9999) == 0.91
-    )
-    assert ema_decay_at(10**6, 0.9999) == 0.9999 and ema_decay_at(50, 0.5) == 0.5
+def test_the_ema_forgets_the_start():
+    assert ema_decay_at(0, None) == 0.0
+    assert ema_decay_at(0, 0.9999) == 0.1
+    assert ema_decay_at(90, 0.9999) == 0.91
+    assert ema_decay_at(10**6, 0.9999) == 0.9999
+    assert ema_decay_at(50, 0.5) == 0.5
+
+
+@pytest.mark.parametrize("min_lr", [0.0, 0.5, 2.0])
+def test_what_can_be_lengthened_has_the_learning_rates_of_a_longer_run(min_lr):
+    warmup, peak = 4, 2.0
+    for done in range(1, 12):
+        plan = TrainConfig(done, warmup, peak, 0.0, (0.9, 0.95), None, "fp32", min_lr=min_lr)
+        ours = [lr_at(step, done, warmup, peak, min_lr) for step in range(done)]
+        theirs = [lr_at(step, 2 * done, warmup, peak, min_lr) for step in range(done)]
+        # A cosine's first step is at the peak whatever its length.
+        assert can_lengthen(plan, done) == (ours == theirs) or done == warmup + 1
+    assert can_lengthen(plan, warmup) and can_lengthen(plan, 11) == (min_lr == peak)

@@ -1,4 +1,4 @@
-"""The settings of `mae bench`, which of them go with WHAT, and what is chosen where they are left open."""
+"""The settings of `mae bench`, which of them go with WHAT, and their defaults."""
 
 import shlex
 from dataclasses import dataclass, fields, replace
@@ -17,17 +17,18 @@ if TYPE_CHECKING:
 class Bench:
     """Measure speed on this machine: numbers to the screen, and with all rounds to a JSON file.
 
-    WHAT is step (forward, backward and AdamW beside other libraries), wall-clock (the paper's Table 2: mask tokens in the
-    encoder or not, decoder depth 8 or 1), data (images/s per core for each way of decoding, on the files of DATA), resume
-    (a checkpoint saved and loaded) or startup (--help, and the first step). Everything is measured in turns; trust the
-    ratios first.
+    WHAT is step (forward, backward and AdamW beside other libraries), wall-clock (the paper's
+    Table 2: mask tokens in the encoder or not, decoder depth 8 or 1), data (images/s per core for
+    each way of decoding, on the files of DATA), resume (a checkpoint saved and loaded) or startup
+    (--help, and the first step). All candidates take turns; ratios are more reliable than times.
     """
 
     GROUP: ClassVar[str] = "settings"
 
     what: str = argument("step, wall-clock, data, resume or startup", "WHAT")
     data: str | None = argument(
-        "data: image files, as for mae pretrain; startup: what to train on, else a packed set made for it",
+        "data: image files, as for mae pretrain; "
+        "startup: what to train on, else a packed set made for it",
         "DATA",
         None,
     )
@@ -79,7 +80,7 @@ class Bench:
 
 
 class Kind(NamedTuple):
-    """What goes with one WHAT: the settings that it has besides those of all, the models and batch sizes it chooses."""
+    """One WHAT: its settings besides those of all, its default models and batch sizes."""
 
     settings: set[str]
     model: str | None = None
@@ -88,11 +89,7 @@ class Kind(NamedTuple):
 
 
 OF_ALL = {"what", "rounds", "threads", "device", "out"}
-
-
 STEP = {"model", "batch_size", "image_size", "patch_size", "precision", "compile"}
-
-
 KINDS = {
     "step": Kind({*STEP, "vs"}, "vit_base", 16, 256),
     "wall-clock": Kind({*STEP, "measure"}, "vit_large,vit_huge", 8, 64),
@@ -110,10 +107,9 @@ def check(config: Bench) -> None:
             field.name not in kind.settings | OF_ALL
             and getattr(config, field.name) != field.default
         ):
-            goes = [what for what, other in KINDS.items() if field.name in other.settings]
-            raise UserError(
-                f"{word_of(config, field.name)} goes with mae bench {', '.join(goes)} only: leave it out"
-            )
+            goes = ", ".join(what for what, k in KINDS.items() if field.name in k.settings)
+            word = word_of(config, field.name)
+            raise UserError(f"{word} goes with mae bench {goes} only: leave it out")
     if config.what == "data" and config.data is None:
         raise UserError("DATA is missing: mae bench data FOLDER measures on image files of yours")
     check_ranges(config)
@@ -145,9 +141,13 @@ def word_of(config: Bench, name: str) -> str:
 
 
 def resolve(config: Bench, device: "torch.device") -> Bench:
-    """The settings with nothing left open but the patch size, which is the model's. `UserError` for a model or library that
-    is not there."""
-    kind, on_gpu = KINDS[config.what], device.type == "cuda"
+    """The settings with nothing left open but the patch size, which depends on the model.
+
+    Raises:
+        UserError: there is no such model or library.
+    """
+    kind = KINDS[config.what]
+    on_gpu = device.type == "cuda"
     if config.step_images_per_s is not None:  # no model is needed
         kind = Kind(kind.settings)
     from torchmae.bench.peers import find_peers

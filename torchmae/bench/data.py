@@ -1,9 +1,8 @@
-"""`mae bench data`: images/s per core for each way from a file to a crop, the loader's overhead, the cores a step needs."""
+"""`mae bench data`: images/s per core for each way of loading, and how many cores a step needs."""
 
 import io
 import logging
 import math
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -39,24 +38,29 @@ from torchmae.errors import UserError
 from torchmae.models.weights import seeded
 from torchmae.tasks.pack.config import Pack
 from torchmae.tasks.pack.run import run
+from torchmae.train.distributed import available_cores
 
 logger = logging.getLogger(__name__)
 
-MOST_FILES, MOST_PIXELS = 200, 250_000_000  # of a sample, which is kept decoded in memory too
-
-
+# Of the sample, which is kept decoded in memory too.
+MAX_FILES = 200
+MAX_PIXELS = 250_000_000
 PACKED = 320  # short side of the packed set
-
-
-BATCH, LEAST = 64, 1.0  # images of a batch of the loader; seconds of its measurement
-
-
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+BATCH = 64  # images of a batch of the loader
+MIN_SECONDS = 1.0  # of a measurement of the loader
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Some files of a source: read once, so that the page cache has them, and decoded once, so that all can be."""
+    """Some files of a source, read once, so that the page cache has them.
+
+    Attributes:
+        source: the files that can be decoded.
+        pixels: each of them, uint8 [H, W, 3].
+        bad: how many others were tried.
+    """
 
     source: Source
     pixels: list[np.ndarray]
@@ -70,41 +74,37 @@ class Sample:
         areas = [pixels.shape[0] * pixels.shape[1] for pixels in self.pixels]
         return {
             "files": len(self),
-            "left_out": self.bad,
+            "skipped": self.bad,
             "kb": median(sizes) / 1e3,
             "megapixels": median(areas) / 1e6,
         }
 
 
 def data(config: Bench, device: torch.device) -> dict[str, Any]:
-    """The paths from file to crop in one thread, our crops beside PIL's, the loader, and the cores that a step needs."""
+    """Loading in one thread, our crops beside PIL's, the loader, the cores that a step needs."""
     assert config.data
-    sample, size = take(open_source(config.data), config.data), (config.image_size,) * 2
+    sample = take(open_source(config.data), config.data)
+    size = (config.image_size, config.image_size)
     result: dict[str, Any] = {"sample": sample.facts()}
-    left_out = f" ({sample.bad} could not be read)" if sample.bad else ""
+    skipped = f" ({sample.bad} could not be read)" if sample.bad else ""
     facts = "{files} files{0}, medians: {kb:.0f} kB, {megapixels:.2f} megapixels"
-    logger.info(facts.format(left_out, **result["sample"]))
+    logger.info(facts.format(skipped, **result["sample"]))
     with tempfile.TemporaryDirectory(prefix="mae-bench-") as folder, threads(1), seeded(0):
-        paths, result["left_out"] = paths_of(sample, size, packed_set(sample, Path(folder)))
-        rounds, base = (
-            benchmark_interleaved(paths, config.rounds, torch.device("cpu")),
-            paths[0].name,
-        )
-        seconds = {
-            path.name: [s / path.flops for s in rounds[path.name]] for path in paths
-        }  # an image
+        paths, result["skipped"] = paths_of(sample, size, packed_set(sample, Path(folder)))
+        rounds = benchmark_interleaved(paths, config.rounds, torch.device("cpu"))
+        base = paths[0].name
+        # Of an image: a path's `flops` are its images.
+        seconds = {path.name: [s / path.flops for s in rounds[path.name]] for path in paths}
         result["paths"] = [
             path_row(name, own, None if name == base else seconds[base])
             for name, own in seconds.items()
         ]
         logger.info("\n".join(path_table(result)))
         result["pixels"] = difference(sample, size)
-        logger.info(
-            "\n"
-            + "beside PIL's own crop and resize: {mean:.3f} levels in the mean, {most} at most".format(
-                **result["pixels"]
-            )
+        gap = (
+            "\ndifference from PIL's crop and resize: {mean:.3f} levels on average, {most} at most"
         )
+        logger.info(gap.format(**result["pixels"]))
         batches = Batches(sample.source, RandomResizedCropFlip(size), min(BATCH, len(sample)))
         result["loader"] = loader(batches, config.rounds)
         logger.info("\n".join(loader_table(result["loader"])))
@@ -114,20 +114,23 @@ def data(config: Bench, device: torch.device) -> dict[str, Any]:
 
 
 def take(source: Source, name: str) -> Sample:
-    """Up to `MOST_FILES` files, evenly spaced over the source, as far as they can be decoded and held in memory."""
+    """Up to `MAX_FILES` files, evenly spaced over the source, as many as fit into `MAX_PIXELS`.
+
+    Raises:
+        UserError: none can be read, or the source holds pixels.
+    """
     ids: list[int] = []
     pixels: list[np.ndarray] = []
-    bad, room = 0, MOST_PIXELS
-    for i in np.unique(np.linspace(0, len(source) - 1, MOST_FILES).astype(int)).tolist():
+    bad = 0
+    room = MAX_PIXELS
+    for i in np.unique(np.linspace(0, len(source) - 1, MAX_FILES).astype(int)).tolist():
         try:
             encoded = source.read(i)
             if not isinstance(encoded, bytes):
                 raise UserError(
-                    f"mae bench data measures how image files are decoded, but {name} gives pixels"
+                    f"mae bench data measures how image files are decoded, but {name} holds pixels"
                 )
-            with Image.open(
-                io.BytesIO(encoded)
-            ) as image:  # what only one of the two can read would be no comparison
+            with Image.open(io.BytesIO(encoded)) as image:  # only what both can read is compared
                 image.convert("RGB")
             decoded = decode(encoded)
         except (BadImage, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
@@ -160,15 +163,20 @@ def packed_set(sample: Sample, folder: Path) -> Source:
 def paths_of(
     sample: Sample, size: tuple[int, int], packed: Source
 ) -> tuple[list[Candidate], list[str]]:
-    """Each way from a file to what a model takes, the reference's first, over all of the sample; and what is left out, why.
-    In place of operations a contender has its number of images."""
-    augment, count = RandomResizedCropFlip(size), len(sample)
+    """Each way from a file to a model's input, over all of the sample.
+
+    Returns:
+        Candidates, the reference code's first, whose `flops` are their images; and why others are
+        skipped.
+    """
+    augment = RandomResizedCropFlip(size)
+    count = len(sample)
 
     def each(name: str, one: Callable[[int], object]) -> Candidate:
         return Candidate(name, lambda: [one(i) for i in range(count)], count)
 
     def ours(name: str, source: Source) -> Candidate:
-        """The very work of a loader's worker: whole batches."""
+        """The work of a loader's worker: whole batches."""
         batches = Batches(source, augment, min(BATCH, len(source)))
         steps = -(-len(source) // batches.batch_size)
         return Candidate(
@@ -176,9 +184,9 @@ def paths_of(
         )
 
     paths: list[Candidate] = []
-    left_out: list[str] = []
+    skipped: list[str] = []
     if find_spec("torchvision") is None:
-        left_out.append('torchvision: pip install "torchmae[torchvision]" adds its two rows')
+        skipped.append('torchvision: pip install "torchmae[torchvision]" adds its two rows')
         paths.append(each("PIL, float", pil_alone(sample.source, augment)))
     else:
         paths.append(each("PIL + torchvision, float", pil_and_torchvision(sample.source, size)))
@@ -188,15 +196,14 @@ def paths_of(
                 fast(i)
             paths.append(each("torchvision decode_image + v2, uint8", fast))
         except RuntimeError as error:
-            left_out.append(
-                f"torchvision decode_image: it cannot read one of the files ({str(error).splitlines()[0]})"
-            )
+            reason = str(error).splitlines()[0]
+            skipped.append(f"torchvision decode_image: it cannot read one of the files ({reason})")
     paths.append(ours("torchmae", sample.source))
     paths.append(ours(f"torchmae, packed at size {PACKED}", packed))
     paths.append(
         each("torchmae, decoded in memory", lambda i: augment(sample.pixels[i], None, 0, i))
     )
-    return paths, left_out
+    return paths, skipped
 
 
 def pil_and_torchvision(source: Source, size: tuple[int, int]) -> Callable[[int], Tensor]:
@@ -233,7 +240,7 @@ def opened(source: Source, i: int) -> Image.Image:
 
 
 def torchvision_alone(source: Source, size: tuple[int, int]) -> Callable[[int], Tensor]:
-    """What torchvision does fastest: libjpeg-turbo, uint8, its second transforms; not yet float nor normalised."""
+    """torchvision's fastest: libjpeg-turbo, uint8, transforms v2; neither float nor normalized."""
     from torchvision.io import ImageReadMode, decode_image
     from torchvision.transforms import InterpolationMode, v2
 
@@ -251,25 +258,25 @@ def torchvision_alone(source: Source, size: tuple[int, int]) -> Callable[[int], 
 
 def path_row(name: str, own: list[float], base: list[float] | None) -> dict[str, Any]:
     speed = None if base is None else speed_beside(own, base)
-    return {
-        "name": name,
-        "images_per_s": median(1 / s for s in own),
-        "speed": speed,
-        "seconds": own,
-    }
+    rate = median(1 / s for s in own)
+    return {"name": name, "images_per_s": rate, "speed": speed, "seconds": own}
 
 
 def path_table(result: dict[str, Any]) -> Iterator[str]:
     base = result["paths"][0]["name"]
-    yield from (f"left out: {reason}" for reason in result["left_out"])
+    yield from (f"skipped: {reason}" for reason in result["skipped"])
     yield f"\n{'in one thread':<40}{'images/s':>10}   speed beside {base} (least to most)"
     for row in result["paths"]:
-        yield f"{row['name']:<40}{row['images_per_s']:>10.0f}   {spread(row['speed']) if row['speed'] else '1'}"
+        speed = spread(row["speed"]) if row["speed"] else "1"
+        yield f"{row['name']:<40}{row['images_per_s']:>10.0f}   {speed}"
 
 
 def difference(sample: Sample, size: tuple[int, int]) -> dict[str, Any]:
     """Our crops beside PIL's of the same windows, decoding included, in levels of 0 to 255."""
-    means, most, equal, augment = [], 0, 0, RandomResizedCropFlip(size, flip=False)
+    means = []
+    most = 0
+    equal = 0
+    augment = RandomResizedCropFlip(size, flip=False)
     for i, pixels in enumerate(sample.pixels):
         with Image.open(io.BytesIO(bytes(sample.source.read(i)))) as image:
             theirs = ImageOps.exif_transpose(image).convert("RGB")
@@ -278,9 +285,8 @@ def difference(sample: Sample, size: tuple[int, int]) -> dict[str, Any]:
         equal += int(np.array_equal(np.asarray(theirs), pixels))
         window = augment.crop(theirs.height, theirs.width, 0, i)
         box = (window.left, window.top, window.left + window.width, window.top + window.height)
-        small = np.asarray(theirs.crop(box).resize(size[::-1], Image.Resampling.BICUBIC)).astype(
-            int
-        )
+        resized = theirs.crop(box).resize(size[::-1], Image.Resampling.BICUBIC)
+        small = np.asarray(resized).astype(int)
         gap = np.abs(resized_crop(pixels, window, size).permute(1, 2, 0).numpy() - small)
         means.append(float(gap.mean()))
         most = max(most, int(gap.max()))
@@ -293,11 +299,11 @@ def difference(sample: Sample, size: tuple[int, int]) -> dict[str, Any]:
 
 
 def loader(batches: Batches, rounds: int) -> dict[str, Any]:
-    """Images/s with 0, 1, 2 and as many workers as cores, beside the same batches made directly, one after the other."""
+    """Images/s with 0, 1, 2 and as many workers as cores, beside the batches without loader."""
     batch = batches.batch_size
     began = time.perf_counter()
     batches[0]
-    count = min(64, max(4, math.ceil(LEAST / (time.perf_counter() - began))))
+    count = min(64, max(4, math.ceil(MIN_SECONDS / (time.perf_counter() - began))))
 
     def direct() -> float:
         """The batches that one worker makes while it is timed."""
@@ -307,8 +313,9 @@ def loader(batches: Batches, rounds: int) -> dict[str, Any]:
         return count * batch / (time.perf_counter() - began)
 
     def through(workers: int) -> float:
-        """The workers have begun, and go on with further batches after those that count."""
-        ahead, many = 2 * workers + 1, count * max(1, workers)
+        """The workers are busy before and after the batches that count."""
+        ahead = 2 * workers + 1
+        many = count * max(1, workers)
         made = iter(batches.loader(0, 2 * ahead + many, workers))
         for _ in range(ahead):
             next(made)
@@ -317,10 +324,7 @@ def loader(batches: Batches, rounds: int) -> dict[str, Any]:
             next(made)
         return many * batch / (time.perf_counter() - began)
 
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    workers = sorted({0, 1, 2, cores})
+    workers = sorted({0, 1, 2, available_cores()})
     measures: dict[str, Callable[[], float]] = {
         "direct": direct,
         **{f"{n}": partial(through, n) for n in workers},
@@ -350,7 +354,7 @@ def loader_table(result: dict[str, Any]) -> Iterator[str]:
 
 
 def steps(config: Bench, device: torch.device) -> dict[str, float]:
-    """How many images/s the device takes: as was said, or measured in two rounds for each model."""
+    """Images/s of a training step: as given, or measured in two rounds for each model."""
     if config.step_images_per_s is not None:
         return {"as given": config.step_images_per_s}
     found = {}
@@ -365,7 +369,7 @@ def steps(config: Bench, device: torch.device) -> dict[str, float]:
 
 
 def cores_table(result: dict[str, Any], device: torch.device) -> Iterator[str]:
-    """A worker's overhead is not in it: it shows above."""
+    """Without the workers' overhead, which is in the table of the loader."""
     names = list(result["steps"])
     yield f"\n{'cores needed to feed a step':<40}" + "".join(f"{name:>14}" for name in names)
     yield f"{'  which takes images/s':<40}" + "".join(
@@ -376,4 +380,5 @@ def cores_table(result: dict[str, Any], device: torch.device) -> Iterator[str]:
         row["cores_needed"] = needed
         yield f"{row['name']:<40}" + "".join(f"{cores:>14.2g}" for cores in needed.values())
     if device.type == "cpu" and "as given" not in names:
-        yield "The step was measured on this CPU and takes its cores too: for a GPU say --step-images-per-s."
+        yield "The step was measured on this CPU and needs its cores too."
+        yield "For a GPU, name its speed: --step-images-per-s."

@@ -1,7 +1,8 @@
-"""Masked Autoencoders of other libraries, for `mae bench`: torchmae's architecture, each in its best public configuration.
+"""Masked Autoencoders of other libraries, for `mae bench`, each in its best configuration.
 
-A builder takes what `MAE.config()` describes and the mask ratio, and gives a module: normalised float images to the loss.
-Peers draw their masks themselves, inside that call. None of their weights is ever used: speed does not hang on them.
+A builder takes `MAE.config()` and the mask ratio, and returns a module that maps normalized float
+images to the loss. Peers draw their masks themselves, inside that call. Their weights are random:
+speed does not depend on them.
 """
 
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from torchmae.errors import choose, missing_extra
 
 
 class Peer(NamedTuple):
-    """`note` says what differs from torchmae; all of `packages` must be there."""
+    """How to build a peer, the packages it needs, and a note on what differs from torchmae."""
 
     build: Callable[[dict[str, Any], float], nn.Module]
     packages: tuple[str, ...]
@@ -23,8 +24,11 @@ class Peer(NamedTuple):
 
 
 class Transformers(nn.Module):
-    """`ViTMAEForPreTraining` with SDPA attention and normalised targets: the same architecture and loss. From scratch its
-    positions are zeros (5.23), which costs its features everything and its speed nothing."""
+    """`ViTMAEForPreTraining` with SDPA and normalized targets: the same architecture and loss.
+
+    From scratch its positions are zeros (transformers 5.23), which spoils its features, not its
+    speed.
+    """
 
     def __init__(self, config: dict[str, Any], mask_ratio: float):
         super().__init__()
@@ -58,8 +62,10 @@ class Transformers(nn.Module):
 
 
 class Lightly(nn.Module):
-    """lightly's masked ViT and decoder (timm's blocks and fused attention), put together as its documentation does; the target
-    is normalised with its own function. It predicts hidden patches only."""
+    """lightly's masked ViT and decoder (timm's blocks, fused attention), as in its documentation.
+
+    It predicts hidden patches only, normalized by its own function.
+    """
 
     def __init__(self, config: dict[str, Any], mask_ratio: float):
         super().__init__()
@@ -100,15 +106,16 @@ class Lightly(nn.Module):
         tokens = u.repeat_token(self.decoder.mask_token, size)
         x = self.decoder(u.set_at_index(tokens, keep, x.type_as(tokens)))
         prediction = self.pred(u.get_at_index(x, hide))
-        target = u.get_at_index(
-            u.patchify(images, self.patch_size), hide - 1
-        )  # patches have no class token before them
+        # hide counts the class token, which patches do not have.
+        target = u.get_at_index(u.patchify(images, self.patch_size), hide - 1)
         return F.mse_loss(prediction.float(), u.normalize_mean_var(target))
 
 
 def vit_pytorch(config: dict[str, Any], mask_ratio: float) -> nn.Module:
-    """vit-pytorch's MAE. `pool="mean"`: with a class token it fails, since it cuts positions along the wrong axis. Its
-    ViT has plain softmax attention and no other."""
+    """vit-pytorch's MAE, which has plain softmax attention only.
+
+    `pool="mean"`: with a class token it raises, since it slices positions along the wrong axis.
+    """
     from vit_pytorch.mae import MAE
     from vit_pytorch.vit import ViT
 
@@ -142,7 +149,8 @@ PEERS = {
     "vit-pytorch": Peer(
         vit_pytorch,
         ("vit_pytorch", "einops"),
-        "plain attention, no class token, no qkv bias, pixels not normalised: a little less work than is counted",
+        "plain attention, no class token, no qkv bias, pixels not normalized: "
+        "a little less work than is counted",
     ),
 }
 
@@ -151,7 +159,11 @@ WITHOUT = {"timm": "timm has no Masked Autoencoder to train (its blocks are thos
 
 
 def find_peers(text: str) -> dict[str, Peer]:
-    """The peers named in `text`, commas between; `UserError` for an unknown name or a library that is not installed."""
+    """The peers named in `text`, commas between.
+
+    Raises:
+        UserError: a name is unknown, or its library is not installed.
+    """
     names = [name.strip() for name in text.split(",") if name.strip() not in ("", "none", *WITHOUT)]
     found = {name: choose(PEERS, name, "peer") for name in names}
     for peer in found.values():

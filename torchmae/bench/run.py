@@ -18,23 +18,24 @@ from torchmae.train.distributed import find_device
 
 logger = logging.getLogger(__name__)
 
-# Of each WHAT the function that measures: settings and device to what the JSON file says of it.
+# WHAT -> the function that measures it: settings and device to its part of the JSON file.
 WHAT = {"step": step, "wall-clock": wall_clock, "data": data, "resume": resume, "startup": startup}
-
-
 PACKAGES = ("torch", "torchmae", "torchvision", "numpy", "pillow", "simplejpeg", "timm")
-
-
 PEERS = ("transformers", "lightly", "vit-pytorch")
 
 
 def run(config: Bench) -> Path:
-    """Measures, prints tables, writes all numbers to `config.out` and gives it."""
+    """Measures, logs tables, writes all numbers to `config.out` and returns that path.
+
+    Raises:
+        UserError: a setting is wrong.
+        RunError: the file could not be written.
+    """
     check(config)
     device = find_device(config.device)
     config = resolve(config, device)
     out = Path(config.out or "")
-    if config.data is not None:  # a mistake is said before anything else
+    if config.data is not None:  # a mistake is reported before anything is measured
         open_source(config.data)
     with threads(config.threads):
         here = machine(device)
@@ -46,16 +47,12 @@ def run(config: Bench) -> Path:
                 name: value for name, value in asdict(public(config)).items() if name != "out"
             },
         }
-        size = (
-            f"; {config.precision}, batch {config.batch_size}"
-            if config.what in ("step", "wall-clock")
-            else ""
-        )
-        rounds = f"; medians of {config.rounds} rounds" if config.measure else ""
-        logger.info(
-            f"{here['device']}, {here['threads']} threads, load {here['load']}{size}{', compiled' if config.compile else ''}"
-            f"{rounds}"
-        )
+        line = f"{here['device']}, {here['threads']} threads, load {here['load']}"
+        if config.what in ("step", "wall-clock"):
+            line += f"; {config.precision}, batch {config.batch_size}"
+        line += ", compiled" if config.compile else ""
+        line += f"; medians of {config.rounds} rounds" if config.measure else ""
+        logger.info(line)
         result |= WHAT[config.what](config, device)
     try:
         write_text(out, json.dumps(result, indent=1))

@@ -1,4 +1,4 @@
-"""`mae bench resume` and `mae bench startup`: what stands between a command and its first step."""
+"""`mae bench resume` and `mae bench startup`: the time from a command to its first step."""
 
 import json
 import logging
@@ -26,6 +26,7 @@ from torchmae.bench.step import LR, build, case_of
 from torchmae.bench.timing import Candidate, benchmark_interleaved, interleave, speed_beside, spread
 from torchmae.errors import RunError
 from torchmae.models.weights import seeded
+from torchmae.runfolder import LOG, STATE
 from torchmae.tasks.pack import run as pack
 from torchmae.tasks.pack.config import Pack
 from torchmae.train import checkpoint
@@ -34,11 +35,9 @@ from torchmae.train.checkpoint import Checkpoint, newest
 logger = logging.getLogger(__name__)
 
 BLOCK = 1 << 24  # bytes of a plain copy at a time
-
-
-IMAGES, SIDE = 256, 96  # of the packed set that is made where no DATA is given
-
-
+# Of the packed set that is made where no DATA is named.
+IMAGES = 256
+SIDE = 96  # px
 LIMIT = 600  # seconds for a first step
 
 
@@ -73,8 +72,9 @@ def resumed(config: Bench, name: str, device: torch.device, folder: Path) -> dic
         trainer.load(saved.model, saved.optimizer, saved.metadata)
 
     save()
-    size = sum(file.stat().st_size for file in (folder / "state").rglob("*") if file.is_file())
-    plain, block = folder / "plain", os.urandom(BLOCK)
+    size = sum(file.stat().st_size for file in (folder / STATE).rglob("*") if file.is_file())
+    plain = folder / "plain"
+    block = os.urandom(BLOCK)
 
     def write() -> None:
         with plain.open("wb") as file:
@@ -109,12 +109,13 @@ def resume_table(name: str, result: dict[str, Any]) -> Iterator[str]:
     yield f"\n{name}: weights and moments, {result['gb']:.3f} GB"
     yield f"{'':<14}{'seconds':>10}{'s per GB':>10}   speed beside a plain file (least to most)"
     for row in result["rows"]:
-        yield f"{row['name']:<14}{row['s']:>10.3g}{row['s_per_gb']:>10.3g}   {spread(row['speed']) if row['speed'] else '1'}"
-    yield "Saving waits for the disk (fsync) and hashes; what is loaded was just written, so it comes from the page cache."
+        speed = spread(row["speed"]) if row["speed"] else "1"
+        yield f"{row['name']:<14}{row['s']:>10.3g}{row['s_per_gb']:>10.3g}   {speed}"
+    yield "Saving waits for the disk (fsync) and hashes; loading reads from the page cache."
 
 
 def startup(config: Bench, device: torch.device) -> dict[str, Any]:
-    """Real commands in processes of their own: --help, and a training until its first step is logged."""
+    """Real commands in their own processes: --help, and a training until its first log record."""
     environment = {
         **os.environ,
         **({"OMP_NUM_THREADS": str(config.threads)} if config.threads else {}),
@@ -147,7 +148,7 @@ def startup(config: Bench, device: torch.device) -> dict[str, Any]:
 
 
 def make_packed_set(folder: Path) -> str:
-    """Noise and waves: no two files alike, none of them a user's."""
+    """A packed set of different images: noise and waves. Returns its folder."""
     random, (rows, columns) = np.random.default_rng(0), np.mgrid[0:SIDE, 0:SIDE]
     (folder / "files").mkdir()
     for i in range(IMAGES):
@@ -162,9 +163,15 @@ def make_packed_set(folder: Path) -> str:
 
 
 def first_step(data: str, device: torch.device, folder: Path, environment: dict[str, str]) -> float:
-    """Seconds from the start of `mae pretrain` until its first step stands in log.jsonl; then it is asked to stop. Nothing is
-    known of the data from an earlier time, and nothing stays in the user's cache."""
-    run, cache = folder / "run", folder / "cache"
+    """Seconds from the start of `mae pretrain` until its first record in log.jsonl.
+
+    Without a cached scan of the data, and with nothing left in the user's cache.
+
+    Raises:
+        RunError: it ended before, or took longer than `LIMIT`.
+    """
+    run = folder / "run"
+    cache = folder / "cache"
     for place in (run, cache):
         shutil.rmtree(place, ignore_errors=True)
     environment = {**environment, "XDG_CACHE_HOME": str(cache)}
@@ -184,17 +191,17 @@ def first_step(data: str, device: torch.device, folder: Path, environment: dict[
         str(device),
         *words,
     ]
-    log, began = run / "log.jsonl", time.perf_counter()
+    log = run / LOG
+    began = time.perf_counter()
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(command, env=environment, stdout=said, stderr=subprocess.STDOUT)
         try:
             while not (log.exists() and log.stat().st_size):
                 if process.poll() is not None or time.perf_counter() - began > LIMIT:
                     said.seek(0)
-                    *_, last = said.read().decode(errors="replace").strip().splitlines() or [
-                        "it said nothing"
-                    ]
-                    raise RunError(f"mae pretrain did not come to its first step: {last}")
+                    lines = said.read().decode(errors="replace").strip().splitlines()
+                    last = lines[-1] if lines else "no message"
+                    raise RunError(f"mae pretrain did not reach its first step: {last}")
                 time.sleep(0.005)
             seconds = time.perf_counter() - began
         finally:
@@ -210,6 +217,9 @@ def first_step(data: str, device: torch.device, folder: Path, environment: dict[
 def startup_table(result: dict[str, Any], what: str) -> Iterator[str]:
     yield f"\n{'':<20}{'seconds':>10}   (least to most)"
     for row in result["rows"]:
-        yield f"{row['name']:<20}{row['s']:>10.3g}   ({min(row['seconds']):.3g} to {max(row['seconds']):.3g})"
+        least = min(row["seconds"])
+        most = max(row["seconds"])
+        yield f"{row['name']:<20}{row['s']:>10.3g}   ({least:.3g} to {most:.3g})"
     share = result["import_torch_share"]["median"]
-    yield f"First step: mae pretrain of vit_micro at 64 px on {what}; {share:.0%} of it is import torch."
+    first = f"First step: mae pretrain of vit_micro at 64 px on {what}"
+    yield f"{first}; {share:.0%} of it is import torch."

@@ -1,5 +1,4 @@
-"""`mae bench step` and `mae bench wall-clock`: a training step beside other libraries; what leaving mask tokens out of the
-encoder saves."""
+"""`mae bench step` and `mae bench wall-clock`: a training step beside other libraries; Table 2."""
 
 import logging
 import math
@@ -37,31 +36,32 @@ from torchmae.train.trainer import Trainer
 logger = logging.getLogger(__name__)
 
 MASK_RATIO = 0.75
+HEAD_WIDTH = 64  # of vit-pytorch's decoder by default; the paper's heads are 32 wide
+LR = 1e-4
+WEIGHT_DECAY = 0.05
+BETAS = (0.9, 0.95)
 
 
-NARROW = (
-    64  # width of a decoder head in vit-pytorch unless asked otherwise; the paper's are 32 wide
-)
-
-
-LR, WEIGHT_DECAY, BETAS = 1e-4, 0.05, (0.9, 0.95)
-
-
-# Table 2 of the paper: wall-clock time with mask tokens in the encoder and 8 decoder blocks, over that without and with
-# so many decoder blocks (128 TPU-v3 cores, batch 4096).
+# Table 2 of the paper: wall-clock time with mask tokens in the encoder and 8 decoder blocks, over
+# that without and with so many decoder blocks (128 TPU-v3 cores, batch 4096).
 PAPER = {("vit_large", 8): 2.8, ("vit_large", 1): 3.7, ("vit_huge", 8): 3.5, ("vit_huge", 1): 4.1}
 
 
 def flops(model: MAE, mask_ratio: float = MASK_RATIO) -> int:
-    """Operations of a training step for an image: matrix products, an addition and a multiplication each, as the paper's
-    reference does them: all patches embedded, encoder on the visible tokens (on all with `encode_all`), decoder and
-    prediction on all tokens. The backward pass is twice the forward pass, once for the embedding (pixels need no gradient).
+    """Floating-point operations of a training step for one image.
 
-    What an implementation leaves out or computes twice does not change the count: equal work, whoever does it.
+    Matrix products only, additions and multiplications apart, as the reference code does them: all
+    patches embedded, encoder on the visible tokens (on all with `encode_all`), decoder and
+    prediction on all tokens. The backward pass is twice the forward pass; only once for the
+    embedding, since pixels need no gradient. What an implementation saves or computes twice does
+    not change the count.
     """
-    encoder, decoder, patches = model.encoder, model.decoder, math.prod(model.encoder.grid)
+    encoder = model.encoder
+    decoder = model.decoder
+    patches = math.prod(encoder.grid)
     assert isinstance(encoder, ViT)
-    dim, width = encoder.embed_dim, decoder.config.dim
+    dim = encoder.embed_dim
+    width = decoder.config.dim
     encoded = 1 + (patches if model.encode_all else num_visible(patches, mask_ratio))
 
     def linear(tokens: int, inputs: int, outputs: int) -> int:
@@ -81,31 +81,33 @@ def flops(model: MAE, mask_ratio: float = MASK_RATIO) -> int:
 
 
 class Case(NamedTuple):
-    """What all contenders for one model have in common."""
+    """What all candidates for one model have in common."""
 
     config: Bench
     device: torch.device
     images: Tensor  # uint8, on the device
 
     def ours(self, name: str, model: MAE, against: str | None = None, note: str = "") -> Candidate:
-        """The very step of `mae pretrain`: pixels normalised, masks drawn, statistics head, gradient norm and all."""
-        trainer, batch, work = self.trainer(model), self.batch(), flops(model) * len(self.images)
-        return Candidate(
-            name,
-            lambda: trainer(batch, LR),
-            work,
-            trainer.task.model,
-            trainer.optimizer,
-            note,
-            against,
-        )
+        """The step of `mae pretrain`, with normalization, masks and statistics head."""
+        trainer = self.trainer(model)
+        batch = self.batch()
+        work = flops(model) * len(self.images)
+        made = (trainer.task.model, trainer.optimizer)
+        return Candidate(name, lambda: trainer(batch, LR), work, *made, note, against)
 
-    def trainer(self, model: MAE) -> Trainer:
+    def trainer(self, model: MAE) -> Trainer[Batch]:
         assert self.config.precision
         task = PretrainTask(model, "random", MASK_RATIO, 0).to(self.device).train()
-        numbers = (1, 0, LR, WEIGHT_DECAY, BETAS, None)
         plan = TrainConfig(
-            *numbers, self.config.precision, self.config.compile, micro_batch_size=len(self.images)
+            steps=1,
+            warmup_steps=0,
+            lr=LR,
+            weight_decay=WEIGHT_DECAY,
+            betas=BETAS,
+            clip_grad=None,
+            precision=self.config.precision,
+            compile=self.config.compile,
+            micro_batch_size=len(self.images),
         )
         return Trainer(task, World(0, 1, self.device), plan)
 
@@ -116,7 +118,10 @@ class Case(NamedTuple):
     def theirs(
         self, name: str, model: nn.Module, work: float, against: str, note: str
     ) -> Candidate:
-        """The plainest good loop around another library's model: autocast, fused AdamW; images are normalised already."""
+        """A plain, good loop around another library's model: autocast, fused AdamW.
+
+        Its images are normalized before.
+        """
         model = model.to(self.device).train()
         if self.config.compile:
             model.compile()
@@ -158,11 +163,11 @@ def build(
 def step(config: Bench, device: torch.device) -> dict[str, Any]:
     """A training step of torchmae and of each peer, for each model."""
     peers = find_peers(config.vs or "")
-    left_out = [reason for name, reason in WITHOUT.items() if name in (config.vs or "")]
-    for reason in left_out:
-        logger.info(f"left out: {reason}")
+    skipped = [reason for name, reason in WITHOUT.items() if name in (config.vs or "")]
+    for reason in skipped:
+        logger.info(f"skipped: {reason}")
     return {
-        "left_out": left_out,
+        "skipped": skipped,
         "models": {name: one_step(config, name, peers, device) for name in models(config.model)},
     }
 
@@ -171,23 +176,25 @@ def one_step(
     config: Bench, name: str, peers: dict[str, Peer], device: torch.device
 ) -> dict[str, Any]:
     with seeded(0):
-        case, model = case_of(config, device), build(config, name)
-        contenders = [
+        case = case_of(config, device)
+        model = build(config, name)
+        candidates = [
             matrix_product(device, config.precision or "fp32"),
-            *step_contenders(case, model, peers),
+            *step_candidates(case, model, peers),
         ]
-        seconds = benchmark_interleaved(contenders, config.rounds, device)
-        memory = {contender.name: step_memory_mb(contender, device) for contender in contenders}
-    product, images = contenders[0], len(case.images)
+        seconds = benchmark_interleaved(candidates, config.rounds, device)
+        memory = {candidate.name: step_memory_mb(candidate, device) for candidate in candidates}
+    product = candidates[0]
+    images = len(case.images)
     peak = [product.flops / s for s in seconds[product.name]]
     rows = []
-    for one in contenders[1:]:
+    for one in candidates[1:]:
         own = seconds[one.name]
         row = {
             "name": one.name,
             "images_per_s": median(images / s for s in own),
             "tflops": median(one.flops / s / 1e12 for s in own),
-            "share_of_product": median(one.flops / s / best for s, best in zip(own, peak)),
+            "share_of_product": median(one.flops / s / most for s, most in zip(own, peak)),
             "peak_memory_mb": memory[one.name],
             "against": one.against,
             "speed": None if one.against is None else speed_beside(own, seconds[one.against]),
@@ -195,27 +202,24 @@ def one_step(
             "seconds": own,
         }
         rows.append(row)
-    measured = {
-        "note": product.note,
-        "tflops": median(peak) / 1e12,
-        "seconds": seconds[product.name],
-    }
-    result = {"gflop_per_image": flops(model) / 1e9, "matrix_product": measured, "rows": rows}
+    best = {"note": product.note, "tflops": median(peak) / 1e12, "seconds": seconds[product.name]}
+    result = {"gflop_per_image": flops(model) / 1e9, "matrix_product": best, "rows": rows}
     logger.info("\n".join(step_table(name, result)))
     return result
 
 
-def step_contenders(case: Case, model: MAE, peers: dict[str, Peer]) -> Iterator[Candidate]:
-    """torchmae first. Where heads of 64 make another decoder, vit-pytorch has a second row with them, beside torchmae's own."""
-    described, work = model.config(), flops(model) * len(case.images)
+def step_candidates(case: Case, model: MAE, peers: dict[str, Peer]) -> Iterator[Candidate]:
+    """torchmae first; vit-pytorch again with its usual heads, if they differ, beside torchmae's."""
+    described = model.config()
+    work = flops(model) * len(case.images)
     yield case.ours("torchmae", model)
     for name, peer in peers.items():
         yield case.theirs(name, peer.build(described, MASK_RATIO), work, "torchmae", peer.note)
     decoder = described["decoder"]
-    heads = max(1, decoder["dim"] // NARROW)
+    heads = max(1, decoder["dim"] // HEAD_WIDTH)
     if "vit-pytorch" in peers and heads != decoder["heads"]:
         other = described | {"decoder": decoder | {"heads": heads}}
-        text = f"decoder heads of {NARROW}"
+        text = f"decoder heads of {HEAD_WIDTH}"
         yield case.ours(
             f"torchmae, {text}", MAE.build(other), note="beside vit-pytorch with its usual heads"
         )
@@ -227,19 +231,21 @@ def step_contenders(case: Case, model: MAE, peers: dict[str, Peer]) -> Iterator[
 
 def step_table(name: str, result: dict[str, Any]) -> Iterator[str]:
     product = result["matrix_product"]
-    yield f"\n{name}: {result['gflop_per_image']:.2f} GFLOP an image and step, {MASK_RATIO:.0%} of it hidden"
+    work = f"{result['gflop_per_image']:.2f} GFLOP an image and step"
+    yield f"\n{name}: {work}, {MASK_RATIO:.0%} of it hidden"
     yield f"a matrix product of {product['note']} makes {product['tflops']:.3f} TFLOP/s here"
     head = f"{'images/s':>10}{'TFLOP/s':>10}{'of product':>12}{'memory MB':>11}"
     yield f"{'':<34}{head}   speed beside torchmae (least to most)"
     for row in result["rows"]:
-        line = f"{row['name']:<34}{row['images_per_s']:>10.4g}{row['tflops']:>10.4g}{row['share_of_product']:>12.0%}"
+        line = f"{row['name']:<34}{row['images_per_s']:>10.4g}{row['tflops']:>10.4g}"
+        line += f"{row['share_of_product']:>12.0%}"
         memory = "-" if row["peak_memory_mb"] is None else f"{row['peak_memory_mb']:.0f}"
         yield f"{line}{memory:>11}   {'1' if row['speed'] is None else spread(row['speed'])}"
     yield from (f"  {row['name']}: {row['note']}" for row in result["rows"] if row["note"])
 
 
 def wall_clock(config: Bench, device: torch.device) -> dict[str, Any]:
-    """The paper's Table 2: operations, and (if measured) time, beside mask tokens in the encoder and 8 decoder blocks."""
+    """The paper's Table 2: operations and (if measured) time of three variants of each model."""
     return {"models": {name: one_table(config, name, device) for name in models(config.model)}}
 
 
@@ -280,7 +286,8 @@ def one_table(config: Bench, name: str, device: torch.device) -> dict[str, Any]:
 
 
 def wall_clock_table(name: str, rows: list[dict[str, Any]]) -> Iterator[str]:
-    yield f"\n{name:<46}{'GFLOP an image':>14}{'fewer by':>10}{'paper faster by':>17}   faster here by (least to most)"
+    head = f"{'GFLOP an image':>14}{'fewer by':>10}{'paper faster by':>17}"
+    yield f"\n{name:<46}{head}   faster here by (least to most)"
     for row in rows:
         paper = f"{row['paper_speed']}x" if row["paper_speed"] else "-"
         here = spread(row["speed"]) if row["speed"] else "not measured"

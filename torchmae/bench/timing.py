@@ -1,6 +1,7 @@
-"""How `mae bench` measures: trainings side by side in one process, round after round, beside a plain matrix product.
+"""How `mae bench` measures: candidates take turns in one process, beside a matrix product.
 
-Other work on the machine slows down all of a round alike: ratios are taken within a round, and then their median.
+Other work on the machine slows down all of a round alike: ratios are taken within each round, then
+their median.
 """
 
 import gc
@@ -21,15 +22,15 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
-LEAST = 0.3  # seconds of a measurement: shorter steps are repeated
+from torchmae.train.distributed import available_cores, synchronize
 
-
+MIN_SECONDS = 0.3  # of a measurement: shorter steps are repeated
 PRODUCT = "matrix product"
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One training to be timed: `step()` makes a step with `flops` operations."""
+    """What is timed: `step()` does `flops` operations."""
 
     name: str
     step: Callable[[], object]
@@ -37,11 +38,11 @@ class Candidate:
     model: nn.Module | None = None
     optimizer: torch.optim.Optimizer | None = None
     note: str = ""
-    against: str | None = None  # whom its speed is compared with
+    against: str | None = None  # the candidate that its speed is compared with
 
 
 def matrix_product(device: torch.device, precision: str) -> Candidate:
-    """A large square product: the speed that this machine reaches at best, at this moment."""
+    """A large square product: the most that this machine reaches at this moment."""
     side = 8192 if device.type == "cuda" else 2048
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
@@ -52,32 +53,37 @@ def matrix_product(device: torch.device, precision: str) -> Candidate:
 
 
 def benchmark_interleaved(
-    contenders: Sequence[Candidate], rounds: int, device: torch.device
+    candidates: Sequence[Candidate], rounds: int, device: torch.device
 ) -> dict[str, list[float]]:
-    """Seconds a step of each contender in each round. Each has two steps to warm up, and is not always first or last."""
+    """Seconds a step of each candidate in each round, after two steps of warm-up.
+
+    Every round begins with another candidate, so that none is always first or last.
+    """
     repeat: dict[str, int] = {}
-    seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+    seconds: dict[str, list[float]] = {candidate.name: [] for candidate in candidates}
     with tqdm(
-        total=len(contenders) * (rounds + 1), unit=" measurements", disable=None, leave=False
+        total=len(candidates) * (rounds + 1), unit=" measurements", disable=None, leave=False
     ) as bar:
-        for contender in contenders:
-            timed(contender.step, 1, device)  # compiles, finds out what fits into memory
-            repeat[contender.name] = min(200, math.ceil(LEAST / timed(contender.step, 1, device)))
-            at_rest(contender)
+        for candidate in candidates:
+            timed(candidate.step, 1, device)  # compiles, finds out what fits into memory
+            repeat[candidate.name] = min(
+                200, math.ceil(MIN_SECONDS / timed(candidate.step, 1, device))
+            )
+            at_rest(candidate)
             bar.update()
         for i in range(rounds):
-            turn = i % len(contenders)
-            for contender in (*contenders[turn:], *contenders[:turn]):
-                seconds[contender.name].append(
-                    timed(contender.step, repeat[contender.name], device)
+            turn = i % len(candidates)
+            for candidate in (*candidates[turn:], *candidates[:turn]):
+                seconds[candidate.name].append(
+                    timed(candidate.step, repeat[candidate.name], device)
                 )
-                at_rest(contender)
+                at_rest(candidate)
                 bar.update()
     return seconds
 
 
 def interleave(measures: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """What each of these measurements, which look at the clock themselves, gives in each round; the order as in `benchmark_interleaved`."""
+    """What each measurement returns in each round, in the order of `benchmark_interleaved`."""
     names = list(measures)
     found: dict[str, list[float]] = {name: [] for name in names}
     for i in tqdm(range(-1, rounds), unit=" rounds", disable=None, leave=False):
@@ -90,47 +96,40 @@ def interleave(measures: Mapping[str, Callable[[], float]], rounds: int) -> dict
 
 
 def timed(step: Callable[[], object], count: int, device: torch.device) -> float:
-    """Seconds a step, all of its work done."""
-    wait(device)
+    """Seconds a step, with all of its work on the device."""
+    synchronize(device)
     began = time.perf_counter()
     for _ in range(count):
         step()
-    wait(device)
+    synchronize(device)
     return (time.perf_counter() - began) / count
 
 
-def at_rest(contender: Candidate) -> None:
-    """Without gradients, so that only one contender at a time has them in memory; a step drops them first in any case."""
-    if contender.optimizer is not None:
-        contender.optimizer.zero_grad(set_to_none=True)
+def at_rest(candidate: Candidate) -> None:
+    """Drops gradients, so that only one candidate at a time has them in memory."""
+    if candidate.optimizer is not None:
+        candidate.optimizer.zero_grad(set_to_none=True)
 
 
-def wait(device: torch.device) -> None:
-    """Until the device has done what was asked."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
+def step_memory_mb(candidate: Candidate, device: torch.device) -> float | None:
+    """Peak memory of one step's tensors, weights and optimizer state, in MB (10^6 bytes).
 
-
-def step_memory_mb(contender: Candidate, device: torch.device) -> float | None:
-    """The most that one step's tensors take, with weights and optimizer state, in MB (10^6); as if it were alone there.
-
-    On a CPU the profiler adds up every tensor's bytes: what the process holds says little, since freed memory stays with it.
+    On a CPU the profiler adds up every tensor's bytes: the size of the process says little, since
+    freed memory stays with it.
     """
-    if contender.model is None or contender.optimizer is None or device.type not in ("cuda", "cpu"):
+    if candidate.model is None or candidate.optimizer is None or device.type not in ("cuda", "cpu"):
         return None
-    at_rest(contender)
+    at_rest(candidate)
     gc.collect()
-    state = [value for kept in contender.optimizer.state.values() for value in kept.values()]
-    own = sum(x.nbytes for x in (*contender.model.parameters(), *contender.model.buffers(), *state))
+    state = [value for kept in candidate.optimizer.state.values() for value in kept.values()]
+    own = sum(x.nbytes for x in (*candidate.model.parameters(), *candidate.model.buffers(), *state))
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        contender.step()
+        candidate.step()
         return (own + torch.cuda.max_memory_allocated(device) - before) / 1e6
     with silence(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        contender.step()
+        candidate.step()
     events = profiled.profiler.kineto_results.events()
     held = most = 0
     for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
@@ -141,8 +140,9 @@ def step_memory_mb(contender: Candidate, device: torch.device) -> float | None:
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """Nothing reaches stderr: the profiler's library writes there of its own accord, past Python."""
-    before, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    """Nothing reaches stderr: the profiler's library writes there directly, past Python."""
+    before = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:
         yield
@@ -154,7 +154,7 @@ def silence() -> Iterator[None]:
 
 @contextmanager
 def threads(count: int | None) -> Iterator[None]:
-    """Within it torch computes with so many threads (None: as it did)."""
+    """Sets torch's number of threads (None: no change) and restores it."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:
@@ -164,7 +164,7 @@ def threads(count: int | None) -> Iterator[None]:
 
 
 def speed_beside(own: list[float], other: list[float]) -> dict[str, float]:
-    """How many times as fast as another, from the seconds of both in each round: the median, and the range of all rounds."""
+    """How many times as fast as another: median, least and most of the ratios in each round."""
     ratios = [b / a for a, b in zip(own, other)]
     return {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
 
@@ -174,12 +174,14 @@ def spread(speed: dict[str, float]) -> str:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What was measured on, without names of people or places. `load` is the average number of busy processes of the last
-    minute: above 0 before a measurement, others were at work."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    """What was measured on, without names of people or places.
+
+    `load` is the average number of busy processes in the last minute: above 0 before a measurement,
+    others were using the machine.
+    """
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
-        "cores": cores,
+        "cores": available_cores(),
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "system": platform.system(),
@@ -196,7 +198,7 @@ def cpu_name() -> str:
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
-    """Of Python and of those packages that are installed."""
+    """Versions of Python and of the packages that are installed."""
     found = {"python": platform.python_version()}
     for package in packages:
         with suppress(PackageNotFoundError):

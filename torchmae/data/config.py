@@ -44,7 +44,8 @@ def decode_as_run(run: str, max_megapixels: float | None, white: int | None) -> 
 
     Args:
         run: a run folder; "none" for no run.
-        max_megapixels, white: what was requested; None for the run's.
+        max_megapixels: what was requested; None for the run's.
+        white: likewise.
     """
     known = {} if run == "none" else read_config(run)["config"]
     default = DecodeOptions()

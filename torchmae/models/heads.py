@@ -20,8 +20,8 @@ class Classifier(nn.Module):
         encoder: any `Backbone`; one with a class token if `pool` is "cls".
         classes: their names, in the order of the logits.
         pool: "mean" of the patch tokens, with a norm of its own (`fc_norm`) in place of the
-            encoder's final norm, which is removed (the reference's fine-tuning); or "cls", the class
-            token after the encoder's norm (the paper's linear probe).
+            encoder's final norm, which is removed (the reference's fine-tuning); or "cls", the
+            class token after the encoder's norm (the paper's linear probe).
         batch_norm: a BatchNorm without affine parameters before the linear map (the paper's linear
             probe, appendix A.1).
     """

@@ -1,11 +1,13 @@
-"""Recipes of `mae finetune`: one function each; its docstring holds the source, what to expect, the cost, the command."""
+"""Recipes of `mae finetune`: one function each; its docstring holds the source, what to expect, the
+cost, the command."""
 
 from typing import Any
 
 
 def finetune_base() -> dict[str, Any]:
-    """ViT-B/16, end to end on ImageNet-1K: the paper's Table 9, whose table goes with the raw-pixel baseline. Paper, after
-    1,600 epochs: 83.6 %. Not run by this project yet; the reference took about 7 h on 32 V100.
+    """ViT-B/16, end to end on ImageNet-1K: the paper's Table 9, whose table goes with the raw-pixel
+    baseline. Paper, after 1,600 epochs: 83.6 %. Not run by this project yet; the reference took
+    about 7 h on 32 V100.
 
         torchrun --nproc-per-node 8 -m torchmae finetune RUN IMAGENET --preset finetune_base
     """
@@ -33,8 +35,10 @@ def finetune_base() -> dict[str, Any]:
 
 
 def finetune_base_repo() -> dict[str, Any]:
-    """As `finetune_base` with the reference repository's values, found for weights that were pre-trained with normalised
-    pixels: base lr 5e-4, layer decay 0.65, random erasing 0.25. Its four seeds: 83.57 %, deviation 0.08. Not run here yet.
+    """As `finetune_base` with the reference repository's values, found for weights that were
+    pre-trained with normalised
+    pixels: base lr 5e-4, layer decay 0.65, random erasing 0.25. Its four seeds: 83.57 %, deviation
+        0.08. Not run here yet.
 
         torchrun --nproc-per-node 8 -m torchmae finetune RUN IMAGENET --preset finetune_base_repo
     """
@@ -42,7 +46,8 @@ def finetune_base_repo() -> dict[str, Any]:
 
 
 def finetune_large() -> dict[str, Any]:
-    """ViT-L/16, the paper's Table 9: 50 epochs. Paper: 85.9 %. Not run by this project yet; reference: 9 h on 32 V100.
+    """ViT-L/16, the paper's Table 9: 50 epochs. Paper: 85.9 %. Not run by this project yet;
+    reference: 9 h on 32 V100.
 
     torchrun --nproc-per-node 8 -m torchmae finetune RUN IMAGENET --preset finetune_large
     """
@@ -50,8 +55,8 @@ def finetune_large() -> dict[str, Any]:
 
 
 def finetune_large_repo() -> dict[str, Any]:
-    """As `finetune_large` with the reference repository's drop path of 0.2 and random erasing of 0.25. Its four seeds:
-    85.87 %, deviation 0.07. Not run by this project yet.
+    """As `finetune_large` with the reference repository's drop path of 0.2 and random erasing of
+    0.25. Its four seeds: 85.87 %, deviation 0.07. Not run by this project yet.
 
         torchrun --nproc-per-node 8 -m torchmae finetune RUN IMAGENET --preset finetune_large_repo
     """
@@ -59,8 +64,8 @@ def finetune_large_repo() -> dict[str, Any]:
 
 
 def finetune_huge() -> dict[str, Any]:
-    """ViT-H/14, the paper's Table 9: 50 epochs, drop path 0.2. Paper: 86.9 %. Not run by this project yet; reference: 13 h on
-    64 V100.
+    """ViT-H/14, the paper's Table 9: 50 epochs, drop path 0.2. Paper: 86.9 %. Not run by this
+    project yet; reference: 13 h on 64 V100.
 
         torchrun --nproc-per-node 8 -m torchmae finetune RUN IMAGENET --preset finetune_huge
     """
@@ -68,8 +73,8 @@ def finetune_huge() -> dict[str, Any]:
 
 
 def finetune_huge_repo() -> dict[str, Any]:
-    """As `finetune_huge` with the reference repository's drop path of 0.3 and random erasing of 0.25: 86.9 %. Not run by this
-    project yet.
+    """As `finetune_huge` with the reference repository's drop path of 0.3 and random erasing of
+    0.25: 86.9 %. Not run by this project yet.
 
         torchrun --nproc-per-node 8 -m torchmae finetune RUN IMAGENET --preset finetune_huge_repo
     """
@@ -77,9 +82,11 @@ def finetune_huge_repo() -> dict[str, Any]:
 
 
 def finetune_huge_448() -> dict[str, Any]:
-    """ViT-H/14 at 448 px, the paper's best figure: 87.8 %. Neither paper nor repository gives its settings: these are
-    `finetune_huge_repo` at 448 px with the whole image validated, which agrees with the one published configuration
-    (mmpretrain's: lr 4e-3 at 1,024 images, layer decay 0.75, drop path 0.3, 50 epochs). Not run by this project yet.
+    """ViT-H/14 at 448 px, the paper's best figure: 87.8 %. Neither paper nor repository gives its
+    settings: these are `finetune_huge_repo` at 448 px with the whole image validated, which agrees
+        with the one published configuration
+    (mmpretrain's: lr 4e-3 at 1,024 images, layer decay 0.75, drop path 0.3, 50 epochs). Not run by
+    this project yet.
 
         torchrun --nproc-per-node 8 -m torchmae finetune RUN IMAGENET --preset finetune_huge_448
     """
@@ -87,8 +94,8 @@ def finetune_huge_448() -> dict[str, Any]:
 
 
 def scratch_base() -> dict[str, Any]:
-    """ViT-B/16 from scratch, the paper's Table 11: 300 epochs, strong decay, an moving average of the weights. Paper: 82.3 % (82.1
-    without the average). Not run by this project yet.
+    """ViT-B/16 from scratch, the paper's Table 11: 300 epochs, strong decay, an moving average of
+    the weights. Paper: 82.3 % (82.1 without the average). Not run by this project yet.
 
         torchrun --nproc-per-node 8 -m torchmae finetune none IMAGENET --preset scratch_base
     """
@@ -110,8 +117,8 @@ def scratch_base() -> dict[str, Any]:
 
 
 def scratch_large() -> dict[str, Any]:
-    """ViT-L/16 from scratch, the paper's Table 11: 200 epochs, drop path 0.2. Paper: 82.6 % (81.5 without the average of the
-    weights). Not run by this project yet.
+    """ViT-L/16 from scratch, the paper's Table 11: 200 epochs, drop path 0.2. Paper: 82.6 % (81.5
+    without the average of the weights). Not run by this project yet.
 
         torchrun --nproc-per-node 8 -m torchmae finetune none IMAGENET --preset scratch_large
     """
@@ -119,8 +126,8 @@ def scratch_large() -> dict[str, Any]:
 
 
 def scratch_huge() -> dict[str, Any]:
-    """ViT-H/14 from scratch, the paper's Table 11. Paper: 83.1 % (80.9 without the moving average of the weights). Not run by this
-    project yet.
+    """ViT-H/14 from scratch, the paper's Table 11. Paper: 83.1 % (80.9 without the moving average
+    of the weights). Not run by this project yet.
 
         torchrun --nproc-per-node 8 -m torchmae finetune none IMAGENET --preset scratch_huge
     """
@@ -128,8 +135,9 @@ def scratch_huge() -> dict[str, Any]:
 
 
 def probe_base() -> dict[str, Any]:
-    """Linear probe of ViT-B/16, the paper's Table 10: LARS at 16,384 images a step, 90 epochs, crops and flips only. Paper:
-    68.0 %. Not run by this project yet; the reference took 2 h 20 min on 32 V100.
+    """Linear probe of ViT-B/16, the paper's Table 10: LARS at 16,384 images a step, 90 epochs,
+    crops and flips only. Paper: 68.0 %. Not run by this project yet; the reference took 2 h 20 min
+    on 32 V100.
 
         torchrun --nproc-per-node 8 -m torchmae finetune RUN IMAGENET --preset probe_base
     """
@@ -149,8 +157,8 @@ def probe_base() -> dict[str, Any]:
 
 
 def probe_large() -> dict[str, Any]:
-    """Linear probe of ViT-L/16 or ViT-H/14, for which 50 epochs suffice (Table 10). Paper: 75.8 % and 76.6 %. Not run by this
-    project yet.
+    """Linear probe of ViT-L/16 or ViT-H/14, for which 50 epochs suffice (Table 10). Paper: 75.8 %
+    and 76.6 %. Not run by this project yet.
 
         torchrun --nproc-per-node 8 -m torchmae finetune RUN IMAGENET --preset probe_large
     """

@@ -1,13 +1,15 @@
-"""Recipes of `mae pretrain`: one function each; its docstring holds the source, what to expect, the cost, the command."""
+"""Recipes of `mae pretrain`: one function each; its docstring holds the source, what to expect, the
+cost, the command."""
 
 from typing import Any
 
 
 def demo() -> dict[str, Any]:
-    """`make demo`: scikit-learn's 1,797 handwritten digits at 32x32, in a minute or two on two CPU cores.
+    """`make demo`: scikit-learn's 1,797 handwritten digits at 32x32, in a minute or two on two CPU
+    cores.
 
-    Expect (docs/results.md): a loss of about 0.35 where predicting each patch's mean gives 0.81, and a k-NN accuracy of about
-    95 %, against 81 % for the untrained encoder.
+    Expect (docs/results.md): a loss of about 0.35 where predicting each patch's mean gives 0.81,
+    and a k-NN accuracy of about 95 %, against 81 % for the untrained encoder.
 
         mae pretrain --preset demo
     """
@@ -28,9 +30,11 @@ def demo() -> dict[str, Any]:
 
 
 def paper_base() -> dict[str, Any]:
-    """ViT-B/16 on ImageNet-1K, the paper's main recipe (appendix Table 8; Table 3 with 1,600 epochs): fine-tuned 83.6 %.
+    """ViT-B/16 on ImageNet-1K, the paper's main recipe (appendix Table 8; Table 3 with 1,600
+    epochs): fine-tuned 83.6 %.
 
-    Not run by this project yet. The reference's cost: about 42 h for ViT-L at 800 epochs on 64 V100.
+    Not run by this project yet. The reference's cost: about 42 h for ViT-L at 800 epochs on 64
+    V100.
 
         torchrun --nproc-per-node 8 -m torchmae pretrain IMAGENET/train --preset paper_base
     """
@@ -52,7 +56,8 @@ def paper_base() -> dict[str, Any]:
 
 
 def paper_large() -> dict[str, Any]:
-    """ViT-L/16 on ImageNet-1K (as `paper_base`): fine-tuned 85.9 %, linear probe 75.8 %. Not run by this project yet.
+    """ViT-L/16 on ImageNet-1K (as `paper_base`): fine-tuned 85.9 %, linear probe 75.8 %. Not run by
+    this project yet.
 
     torchrun --nproc-per-node 8 -m torchmae pretrain IMAGENET/train --preset paper_large
     """
@@ -60,7 +65,8 @@ def paper_large() -> dict[str, Any]:
 
 
 def paper_huge() -> dict[str, Any]:
-    """ViT-H/14 on ImageNet-1K (as `paper_base`): fine-tuned 86.9 %, 87.8 % at 448 px. Not run by this project yet.
+    """ViT-H/14 on ImageNet-1K (as `paper_base`): fine-tuned 86.9 %, 87.8 % at 448 px. Not run by
+    this project yet.
 
     torchrun --nproc-per-node 8 -m torchmae pretrain IMAGENET/train --preset paper_huge
     """

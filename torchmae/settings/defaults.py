@@ -1,4 +1,5 @@
-"""What is chosen for a setting that is left open: one table of rules a verb, each with its words for `--help` and its reason."""
+"""What is chosen for a setting that is left open: one table of rules a verb, each with its words
+for `--help` and its reason."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -19,7 +20,8 @@ class Facts:
 
     Attributes:
         images: images to train on; `val_images` to validate on.
-        height, width: of the images, in pixels: the median, or what the starting weights were trained at.
+        height, width: of the images, in pixels: the median, or what the starting weights were
+            trained at.
         channels: what the data has.
         device: "cpu", "cuda" or "mps".
         precision: the lowest that the device is fast at.
@@ -57,7 +59,8 @@ class Rule(NamedTuple):
 
     Attributes:
         words: the default for `--help`.
-        choose: the choice, from the facts and from the settings that are known by then (those before it in its table too).
+        choose: the choice, from the facts and from the settings that are known by then (those
+            before it in its table too).
     """
 
     words: str
@@ -72,6 +75,8 @@ def resolve(
     Args:
         config: settings as they were requested.
         resolved: the config class whose types say what is no longer None.
+        rules: how to choose, by the name of a setting, in the order in which they are chosen.
+        facts: what the rules may depend on.
     """
     values = requested(config)
     chosen: dict[str, Choice] = {}
@@ -101,7 +106,8 @@ def largest_side(facts: Facts, values: Mapping[str, Any]) -> Choice:
 
 
 def patch_side(size: tuple[int, ...]) -> int:
-    """The smallest patch, of at most 16 px, that cuts an image into at most 144 patches; 16 for 224 px, 4 for 32 px.
+    """The smallest patch, of at most 16 px, that cuts an image into at most 144 patches; 16 for 224
+    px, 4 for 32 px.
 
     Raises:
         UserError: no patch of 2 to 16 px makes a grid of a sensible size.
@@ -112,15 +118,16 @@ def patch_side(size: tuple[int, ...]) -> int:
     if patch < 16 and area > 400 * patch * patch:
         near = size_text(tuple(max(16, round(side / 16) * 16) for side in size))
         raise UserError(
-            f"--image-size {size_text(size)} is divisible by no patch of 2 to 16 px that makes a grid of a "
+            f"--image-size {size_text(size)} is divisible by no patch of 2 to 16 px that makes a "
+            "grid of a "
             f"sensible size: use --image-size {near}, or name a --patch-size"
         )
     return patch
 
 
 def batch_of(images: int, on_gpu: bool, processes: int) -> int:
-    """A power of two, at most 32 on a CPU (short runs need many steps) and 1024 on a GPU, that leaves at least 8 steps an
-    epoch where there is data for it; never more than the data set."""
+    """A power of two, at most 32 on a CPU (short runs need many steps) and 1024 on a GPU, that
+    leaves at least 8 steps an epoch where there is data for it; never more than the data set."""
     limit = min(1024 if on_gpu else 32, max(16, images // 8), images)
     power = 1 << (limit.bit_length() - 1)
     return max(processes, power // processes * processes)
@@ -136,7 +143,8 @@ def epochs_in_minutes(facts: Facts, values: Mapping[str, Any]) -> Choice:
 
 
 def best_precision(facts: Facts, values: Mapping[str, Any]) -> Choice:
-    """bf16 where it is fast: GPUs that have it, CPUs with AMX or AVX512-BF16 (1.2 to 2.2 times fp32, measured)."""
+    """bf16 where it is fast: GPUs that have it, CPUs with AMX or AVX512-BF16 (1.2 to 2.2 times
+    fp32, measured)."""
     fast = facts.precision != "fp32"
     return Choice(
         facts.precision, "the device is fast at it" if fast else "the device has no fast bf16"
@@ -144,7 +152,8 @@ def best_precision(facts: Facts, values: Mapping[str, Any]) -> Choice:
 
 
 def workers_for(cores: int, on_gpu: bool) -> int:
-    """Loading processes beside one process that computes with so many cores: half of them with a GPU, else a quarter."""
+    """Loading processes beside one process that computes with so many cores: half of them with a
+    GPU, else a quarter."""
     return max(1, min(16, cores // (2 if on_gpu else 4)))
 
 

@@ -49,7 +49,8 @@ class LabelledSourceOptions(ChangeableOptions):
     GROUP: ClassVar[str] = "data"
 
     data: str = argument(
-        "labelled images: class folders (with train/ and val/ above them: the split), CSV of path,label, "
+        "labelled images: class folders (with train/ and val/ above them: the split), CSV of "
+        "path,label, "
         "tar, digits, ...",
         "DATA",
     )
@@ -118,7 +119,8 @@ class CropOptions:
         low, high = self.crop_scale
         if not 0 < low <= high <= 1:
             raise UserError(
-                f"--crop-scale {low:g} {high:g}: two shares of the area, 0 < smallest <= largest <= 1"
+                f"--crop-scale {low:g} {high:g}: two shares of the area, 0 < smallest <= largest "
+                "<= 1"
             )
 
 
@@ -133,7 +135,8 @@ class OptimOptions:
     )
     minutes: float | None = option(
         None,
-        "Train for about so many minutes, in place of --epochs: steps are timed first, then the number of epochs "
+        "Train for about so many minutes, in place of --epochs: steps are timed first, then the "
+        "number of epochs "
         "is decided and stored.",
         within=POSITIVE,
     )
@@ -178,7 +181,8 @@ class RuntimeOptions(ChangeableOptions):
     )
     cache: str | None = option(
         None,
-        "Keep decoded images: memory, disk (a file), device (all of them there, no loader) or none.",
+        "Keep decoded images: memory, disk (a file), device (all of them there, no loader) or "
+        "none.",
         otherwise="chosen where it pays, and explained in the plan",
     )
     compile: bool = option(False, "Use torch.compile.")
@@ -188,7 +192,8 @@ class RuntimeOptions(ChangeableOptions):
     )
     grad_checkpointing: bool = option(
         False,
-        "Compute each block again for its gradient: much less memory, about a third more time, the same weights.",
+        "Compute each block again for its gradient: much less memory, about a third more time, the "
+        "same weights.",
     )
     micro_batch_size: int | None = option(
         None,
@@ -198,7 +203,8 @@ class RuntimeOptions(ChangeableOptions):
     )
     plugin: str | None = option(
         None,
-        "A Python file to load first, which adds maskings, targets, decoders, encoders, sources or verbs.",
+        "A Python file to load first, which adds maskings, targets, decoders, encoders, sources or "
+        "verbs.",
         metavar="FILE.py",
     )
 

@@ -1,7 +1,9 @@
-"""Settings as frozen dataclasses: one definition is the flags, the options of the library and config.json.
+"""Settings as frozen dataclasses: one definition is the flags, the options of the library and
+config.json.
 
-A setting is a dataclass field made by `option`. A field whose type is a dataclass is a group: on the command line, in the
-library and in config.json its settings appear under their own names, flat, so a name is unique within a verb.
+A setting is a dataclass field made by `option`. A field whose type is a dataclass is a group: on
+the command line, in the library and in config.json its settings appear under their own names, flat,
+so a name is unique within a verb.
 """
 
 import math
@@ -18,7 +20,8 @@ C = TypeVar("C")
 
 
 class ChangeableOptions:
-    """A group whose settings may differ when a run is resumed: the weights do not depend on them."""
+    """A group whose settings may differ when a run is resumed: the weights do not depend on
+    them."""
 
 
 class Range(NamedTuple):
@@ -87,12 +90,14 @@ def option(
     """A setting.
 
     Args:
-        default: its value where it is not named; None where a rule chooses it, or where it is optional.
+        default: its value where it is not named; None where a rule chooses it, or where it is
+            optional.
         help: one sentence or two for `--help`.
         within: what a number (each, of several) may be.
         metavar: the placeholder in `--help`.
         flag: its name on the command line, if that is not the field's.
-        otherwise: what happens without it, in words, for settings that are None by default and have no rule.
+        otherwise: what happens without it, in words, for settings that are None by default and have
+            no rule.
     """
     metadata = dict(help=help, within=within, metavar=metavar, flag=flag, otherwise=otherwise)
     return field(default=default, metadata={**metadata, "positional": False, "hidden": False})
@@ -196,7 +201,8 @@ def from_python(
     places = [name for name, o in known.items() if o.positional]
     if len(arguments) > len(places):
         raise UserError(
-            f"{function} takes {', '.join(places)}, then options by name, not {len(arguments)} arguments"
+            f"{function} takes {', '.join(places)}, then options by name, not {len(arguments)} "
+            "arguments"
         )
     values = dict(zip(places, arguments))
     for name, value in options.items():
@@ -221,7 +227,8 @@ def as_typed(setting: Option, value: Any) -> Any:
 
 
 def fits(value: Any, kind: Any) -> bool:
-    """Whether a value is of a type such as `float | None` or `tuple[str, ...]`; an int may be given for a float."""
+    """Whether a value is of a type such as `float | None` or `tuple[str, ...]`; an int may be given
+    for a float."""
     if get_origin(kind) is UnionType:
         return any(fits(value, one) for one in get_args(kind))
     if get_origin(kind) is tuple:
@@ -258,7 +265,8 @@ def words(kind: Any) -> str:
 
 
 def check_ranges(config: Any) -> None:
-    """Every number of a config within its range. Raises UserError that names the flag, the value and the range."""
+    """Every number of a config within its range. Raises UserError that names the flag, the value
+    and the range."""
     values = flatten(config)
     for name, setting in options_of(type(config)).items():
         for value in numbers_in(values[name]):

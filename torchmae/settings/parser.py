@@ -1,4 +1,5 @@
-"""The command line of a config class: argparse, with flags in groups, defaults in words and errors as `UserError`."""
+"""The command line of a config class: argparse, with flags in groups, defaults in words and errors
+as `UserError`."""
 
 import argparse
 import difflib
@@ -20,7 +21,8 @@ Preset = Callable[[], dict[str, Any]]
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that raises `UserError` in place of leaving the process, and takes flags in full only."""
+    """argparse that raises `UserError` in place of leaving the process, and takes flags in full
+    only."""
 
     def __init__(self, verb: str, description: str):
         super().__init__(

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torchmae.errors import UserError
 
 T = TypeVar("T")
-WORLDS = count()  # opened so far, in this process
+WORLDS = count()  # opened so far in this process; the others open as many
 
 
 @dataclass(frozen=True)

@@ -299,7 +299,7 @@ def stop_signals() -> Iterator[Stop]:
     def note(number: int, frame: object) -> None:
         stop.number = number
         # Not by logging: a signal may come while a handler is writing.
-        print(f"\n{signal.Signals(number).name}: finishing the step, then saving", file=sys.stderr)
+        print(f"\n{signal.Signals(number).name}: finishing the step, then saving", file=sys.stderr)  # noqa: T201
         signal.signal(number, before[number])
 
     try:

@@ -68,12 +68,6 @@ def measure_seconds_per_step(
     return world.on_main(lambda: seconds)
 
 
-def epochs_in(minutes: float, seconds_per_step: float, steps_per_epoch: float) -> float:
-    """The epochs, at least one step, that fit into so many minutes; to three digits."""
-    steps = max(1.0, 60 * minutes / seconds_per_step)
-    return float(f"{steps / steps_per_epoch:.3g}")
-
-
 def expected_duration(seconds_per_step: float, start: int, steps: int, batch_size: int) -> str:
     """One line for people: "about 34 min for 1,200 steps (46.0 images/s)".
 

@@ -44,7 +44,7 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("facts", "name", "reason"),
+    "facts, name, reason",
     [
         (
             FACTS,
@@ -126,9 +126,7 @@ def test_a_set_of_nothing_but_bad_files_is_not_kept(tmp_path):
     assert decide_cache(Batches(source, CROP, 1), CPU, 0).name == "none"
 
 
-@pytest.mark.parametrize(
-    ("method", "workers", "name"), [("spawn", 2, "none"), ("spawn", 0, "memory")]
-)
+@pytest.mark.parametrize("method, workers, name", [("spawn", 2, "none"), ("spawn", 0, "memory")])
 def test_without_fork_memory_cannot_be_shared(tmp_path, monkeypatch, method, workers, name):
     monkeypatch.setattr(module, "decoding_cost", lambda source: (1.0, 0.1))
     monkeypatch.setattr(multiprocessing, "get_start_method", lambda allow_none: None)

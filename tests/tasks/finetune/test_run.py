@@ -38,7 +38,8 @@ def small_classifier(pool: str = "mean") -> Classifier:
 
 
 def test_every_parameter_is_in_one_group_with_the_expected_scale_and_decay() -> None:
-    """The table by hand for three blocks, layer decay 0.5 and weight decay 0.1: head 1, blocks 1/2, 1/4, 1/8, below 1/16."""
+    """The table by hand for three blocks, layer decay 0.5 and weight decay 0.1: head 1, blocks 1/2,
+    1/4, 1/8, below 1/16."""
     model = small_classifier()
     model.encoder.pos_embed.requires_grad_(True)
     table = {}
@@ -300,7 +301,8 @@ def test_mistakes_come_before_compute(run: Path, photos: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize("train", ["all", "2", "0.5"])
 def test_stochastic_depth_reaches_what_is_trained(train: str) -> None:
-    """Once it did nothing at all: the task had set its modules, which hold no parameters, to eval mode."""
+    """Once it did nothing at all: the task had set its modules, which hold no parameters, to eval
+    mode."""
     model, labels = small_classifier(), torch.arange(8) % 2
     torch.nn.init.normal_(model.head.weight)
     batch = Batch(
@@ -442,7 +444,8 @@ def test_settings_that_could_not_arrive_are_refused(run: Path, photos: Path) -> 
 def test_a_finished_run_is_lengthened_where_the_schedule_allows_it(
     run: Path, photos: Path, tmp_path: Path
 ) -> None:
-    """With a learning rate that stays at its peak, two epochs and one more are three, bit for bit."""
+    """With a learning rate that stays at its peak, two epochs and one more are three, bit for
+    bit."""
     constant = dict(base_lr=0.5, batch_size=8, min_lr=0.5 * 8 / 256, warmup_epochs=0.0)
     options = {**QUICK, **constant}
     whole = finetune(

@@ -70,7 +70,7 @@ def test_minutes_decide_the_epochs_once_a_step_is_timed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    "options, message",
     [
         ({"epochs": 1e9}, r"--epochs 1e\+09: must be at most 100000"),
         ({"workers": 100_000}, "--workers 100000: must be at most 1024"),
@@ -90,7 +90,7 @@ def test_what_may_change_when_a_run_is_resumed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "patch"),
+    "size, patch",
     [(224, 16), (192, 16), (128, 16), (96, 8), (64, 8), (32, 4), (28, 4), (16, 2)],
 )
 def test_patch_sizes(size: int, patch: int) -> None:
@@ -104,7 +104,7 @@ def test_the_image_size_follows_the_data() -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "name"),
+    "data, name",
     [
         ("photos/", "photos"),
         ("/a/b/My Photos", "My-Photos"),

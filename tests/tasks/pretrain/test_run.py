@@ -1,4 +1,5 @@
-"""`mae pretrain` on folders as people have them: strange files, unreadable files, nested, and nothing of it is changed."""
+"""`mae pretrain` on folders as people have them: strange files, unreadable files, nested, and
+nothing of it is changed."""
 
 import hashlib
 import json
@@ -86,7 +87,8 @@ def bomb(width: int, height: int) -> bytes:
 
 
 def make_strange(folder: Path) -> None:
-    """What people's folders hold: good images of every kind, and everything that only looks like one."""
+    """What people's folders hold: good images of every kind, and everything that only looks like
+    one."""
     picture = Image.fromarray(
         np.random.default_rng(1).integers(0, 255, (50, 70, 3), dtype=np.uint8)
     )
@@ -230,7 +232,8 @@ def test_load_gives_an_encoder_with_positions_and_the_data_s_normalisation(
 def test_the_encoder_is_trained_as_if_there_were_no_statistics_head(
     photos: Path, tmp_path: Path
 ) -> None:
-    """The head learns from detached features: one run with it, one without, and the encoders are the same bit for bit."""
+    """The head learns from detached features: one run with it, one without, and the encoders are
+    the same bit for bit."""
     from torchmae.data.loader import Batch
     from torchmae.tasks.pretrain.task import PretrainTask
     from torchmae.train.config import TrainConfig
@@ -301,7 +304,8 @@ def test_tensorboard_and_imagenet_normalisation(photos: Path, tmp_path: Path) ->
 
 
 def test_a_wrong_setting_leaves_the_run_folder_free(photos: Path, tmp_path: Path) -> None:
-    """Regression: config.json was written first, and the corrected command was then refused as another run."""
+    """Regression: config.json was written first, and the corrected command was then refused as
+    another run."""
     out = str(tmp_path / "run")
     with pytest.raises(UserError, match=r"mask ratio 0.999 leaves 0 of 16 patches"):
         torchmae.pretrain(photos, out=out, mask_ratio=0.999, epochs=1, **SMALL)
@@ -332,7 +336,8 @@ def test_weights_without_their_checkpoints_are_not_overwritten(
 
 
 def test_torn_lines_and_leftovers_do_not_stop_a_resume(photos: Path, tmp_path: Path) -> None:
-    """Regression: what a kill leaves behind (half a line, a partial file) made every later start fail."""
+    """Regression: what a kill leaves behind (half a line, a partial file) made every later start
+    fail."""
     out = tmp_path / "run"
     out.mkdir()
     (out / ".config.json.partial").write_text("{")

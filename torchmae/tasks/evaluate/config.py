@@ -15,7 +15,8 @@ class Evaluate:
 
     run: str = argument("a run folder that mae finetune or mae import made", "RUN")
     data: str = argument(
-        "labelled images (with train/ and val/: those of val/); their classes may be some of the classifier's",
+        "labelled images (with train/ and val/: those of val/); their classes may be some of the "
+        "classifier's",
         "DATA",
     )
     class_map: str | None = option(
@@ -25,7 +26,8 @@ class Evaluate:
     )
     among: bool = option(
         False,
-        "Let the classifier choose among the classes of the data only (as ImageNet-A and -R are scored).",
+        "Let the classifier choose among the classes of the data only (as ImageNet-A and -R are "
+        "scored).",
     )
     best: bool = option(
         False,

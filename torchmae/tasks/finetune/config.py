@@ -40,7 +40,8 @@ class FinetuneDecodeOptions(RunDecodeOptions):
 
     channels: int | None = option(
         None,
-        "What the classifier takes, where run and data differ: grey and colour images are converted to it, the "
+        "What the classifier takes, where run and data differ: grey and colour images are "
+        "converted to it, the "
         "run's patch weights adapted.",
         within=POSITIVE,
         otherwise="the run's; from scratch the data's",
@@ -53,7 +54,8 @@ class FinetuneCropOptions(CropOptions):
 
     crop_pct: float = option(
         1.0,
-        "Share of the side that validation, evaluate and predict see (the paper's recipes at 224 px: 0.875).",
+        "Share of the side that validation, evaluate and predict see (the paper's recipes at 224 "
+        "px: 0.875).",
         within=Range(above=0, at_most=1),
     )
 
@@ -66,7 +68,8 @@ class ClassifierOptions:
 
     train: str = option(
         "all",
-        "What may change: all, head (the linear probe), 0.5 (the MLP half of the last block) or the number of "
+        "What may change: all, head (the linear probe), 0.5 (the MLP half of the last block) or "
+        "the number of "
         "last blocks (paper Figure 9).",
         metavar="PART",
     )
@@ -76,7 +79,8 @@ class ClassifierOptions:
     )
     model: str | None = option(
         None,
-        f"From scratch: {', '.join(SIZES)}, or a run whose architecture is taken without its weights.",
+        f"From scratch: {', '.join(SIZES)}, or a run whose architecture is taken without its "
+        "weights.",
     )
     image_size: str | int | None = option(
         None, "Side in pixels, or HEIGHTxWIDTH; positions are resized.", metavar="SIZE"
@@ -101,7 +105,8 @@ class FinetuneOptimOptions(OptimOptions):
     beta2: float | None = option(None, "AdamW's second beta.", within=BELOW_ONE)
     ema: float | None = option(
         None,
-        "Decay of the exponential moving average of the weights, which is what is validated and kept; 0: off.",
+        "Decay of the exponential moving average of the weights, which is what is validated and "
+        "kept; 0: off.",
         within=BELOW_ONE,
     )
     validate_epochs: float | None = option(None, "Epochs between two validations.", within=POSITIVE)
@@ -126,7 +131,8 @@ class RegularizationOptions:
 
 
 def classify_kind(values: Mapping[str, Any]) -> str:
-    """Which of the paper's recipes a fine-tuning follows: "scratch" (Table 11), "head" (Table 10) or "tune" (Table 9)."""
+    """Which of the paper's recipes a fine-tuning follows: "scratch" (Table 11), "head" (Table 10)
+    or "tune" (Table 9)."""
     if values["run"] == "none":
         return "scratch"
     return "head" if values["train"] == "head" else "tune"
@@ -138,7 +144,8 @@ Chooser = Choice | Callable[[Facts, Mapping[str, Any]], Choice]
 def by_kind(
     words: str, tune: Chooser, head: Chooser | None = None, scratch: Chooser | None = None
 ) -> Rule:
-    """A rule that differs between the recipes; head and scratch are as tune where they are not given."""
+    """A rule that differs between the recipes; head and scratch are as tune where they are not
+    given."""
 
     def choose(facts: Facts, values: Mapping[str, Any]) -> Choice:
         kinds = {"tune": tune, "head": head or tune, "scratch": scratch or tune}
@@ -181,7 +188,8 @@ def batch_size(facts: Facts, values: Mapping[str, Any]) -> Choice:
 
 
 def epochs(facts: Facts, values: Mapping[str, Any]) -> Choice:
-    """2 million crops on a GPU, 20,000 on a CPU, within 20 to 100 epochs; with --minutes what fits into them."""
+    """2 million crops on a GPU, 20,000 on a CPU, within 20 to 100 epochs; with --minutes what fits
+    into them."""
     if values["minutes"] is not None and facts.seconds_per_step is not None:
         return defaults.epochs_in_minutes(facts, values)
     budget = 2_000_000 if facts.device != "cpu" else 20_000
@@ -201,7 +209,8 @@ def validate_epochs(facts: Facts, values: Mapping[str, Any]) -> Choice:
 
 
 def large_batch(values: Mapping[str, Any]) -> bool:
-    """Whether a probe is trained by LARS: by request, or because its batch is as large as the paper's."""
+    """Whether a probe is trained by LARS: by request, or because its batch is as large as the
+    paper's."""
     return values["optimizer"] == "lars" or (
         values["optimizer"] is None and values["batch_size"] >= 4096
     )
@@ -231,7 +240,7 @@ def finetune_lr(facts: Facts, values: Mapping[str, Any]) -> Choice:
 PAPER = "the paper's"
 OFF = Choice(0.0, "a probe sees crops and flips only")
 FEW = "mixing needs many images, there are fewer than 1,000"
-MILD = "milder than the paper's 9: with fewer than 1,000 images there are few steps to learn from strong changes"
+MILD = "milder than the paper's 9: below 1,000 images there are few steps to learn from"
 
 RULES: dict[str, Rule] = {
     "image_size": Rule("the run's; from scratch the images' size", image_size),
@@ -311,7 +320,8 @@ RULES: dict[str, Rule] = {
 class Finetune:
     """Make a classifier from a pre-trained run (or "none": from scratch) and labelled images.
 
-    What is left open is chosen for the number of labelled images and the device, and printed with the reason.
+    What is left open is chosen for the number of labelled images and the device, and printed with
+    the reason.
     """
 
     RULES: ClassVar[Mapping[str, Rule]] = RULES
@@ -402,7 +412,8 @@ def check(config: Finetune) -> None:
     model, source = config.model, config.source
     if source.val == source.data:
         raise UserError(
-            f"--val {source.val} is the data that is trained on: leave it out, and a share is held out"
+            f"--val {source.val} is the data that is trained on: leave it out, and a share is held "
+            "out"
         )
     if model.pool not in (None, "mean", "cls"):
         raise UserError(f"--pool {model.pool}: mean or cls")
@@ -421,7 +432,8 @@ def check(config: Finetune) -> None:
             else f"--patch-size {model.patch_size}"
         )
         raise UserError(
-            f"{flag} is for training from scratch (run none); {config.run} has an encoder of its own"
+            f"{flag} is for training from scratch (run none); {config.run} has an encoder of its "
+            "own"
         )
     check_probe(config)
     if model.image_size is not None:
@@ -444,7 +456,8 @@ def check_probe(config: Finetune) -> None:
 
 
 def architecture(model: str | None) -> dict[str, Any]:
-    """Arguments of an encoder: those of a named size, or the whole description of a run folder's encoder."""
+    """Arguments of an encoder: those of a named size, or the whole description of a run folder's
+    encoder."""
     model = model or "vit_micro"
     if not Path(model).is_dir():
         return dict(size_of(model))
@@ -467,11 +480,13 @@ def resolve(config: Finetune, facts: Facts) -> tuple[ResolvedFinetune, dict[str,
     mixes = resolved.regularization.mixup or resolved.regularization.cutmix
     if mixes and micro and (micro % 2 or batch % micro):
         raise UserError(
-            f"--micro-batch-size {micro}: mixup and CutMix pair neighbours, so it must be even and divide the "
+            f"--micro-batch-size {micro}: mixup and CutMix pair neighbours, so it must be even and "
+            "divide the "
             f"batch of {batch} (or switch them off: --mixup 0 --cutmix 0)"
         )
     if batch > facts.images:
         raise UserError(
-            f"--batch-size {batch} is more than the {facts.images} labelled images: use at most {facts.images}"
+            f"--batch-size {batch} is more than the {facts.images} labelled images: use at most "
+            f"{facts.images}"
         )
     return resolved, chosen

@@ -1,4 +1,5 @@
-"""A fine-tuning in numbers and in words: what the loop is told, the plan before it, the summary after it."""
+"""A fine-tuning in numbers and in words: what the loop is told, the plan before it, the summary
+after it."""
 
 import json
 from pathlib import Path
@@ -45,7 +46,8 @@ def train_config(config: ResolvedFinetune, images: int) -> TrainConfig:
 def describe(
     job: Job, task: ClassifyTask, plan: TrainConfig, cache: CacheChoice, where: str
 ) -> str:
-    """The plan before training starts: what it is, and a line with the reason for each setting that was chosen."""
+    """The plan before training starts: what it is, and a line with the reason for each setting that
+    was chosen."""
     config, data, model = job.config, job.data, job.model
     encoder, optim = model.encoder, config.optim
     trained = sum(p.numel() for p in task.parameters() if p.requires_grad)

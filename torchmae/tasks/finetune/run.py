@@ -1,4 +1,5 @@
-"""`mae finetune`: a classifier from a run and a few labels; one task whose `train` says what may change."""
+"""`mae finetune`: a classifier from a run and a few labels; one task whose `train` says what may
+change."""
 
 import hashlib
 import logging
@@ -168,7 +169,8 @@ def begun(config: Finetune, data: LabelledSets, out: Path, world: World) -> Job:
 
 
 def forget(out: Path) -> None:
-    """Removes what an earlier start of other settings, which reached no checkpoint, may have measured."""
+    """Removes what an earlier start of other settings, which reached no checkpoint, may have
+    measured."""
     for name in MEASURED:
         (out / name).unlink(missing_ok=True)
 

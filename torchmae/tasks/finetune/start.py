@@ -18,21 +18,24 @@ def channels_of(config: Finetune, data: LabelledSets, pretrained: Backbone | Non
     channels = requested or have
     if channels != have and {channels, have} != {1, 3}:
         raise UserError(
-            f"--channels {channels}: {path} has {have}, and only grey and colour convert to each other"
+            f"--channels {channels}: {path} has {have}, and only grey and colour convert to each "
+            "other"
         )
     if pretrained is not None and requested is None and have != pretrained.channels:
         n = pretrained.channels
         convert = f"--channels {n} converts the images; " if {n, have} == {1, 3} else ""
         raise UserError(
             f"{config.run} takes {n} channel{'s' * (n > 1)}, {path} has {have}: {convert}"
-            f"--channels {have} adapts the run's patch weights; mae pretrain DATA --from {config.run} "
+            f"--channels {have} adapts the run's patch weights; mae pretrain DATA --from "
+            f"{config.run} "
             "does so and trains on; or begin with run none"
         )
     return channels
 
 
 def untrained(config: ResolvedFinetune) -> Backbone:
-    """An encoder of the size that --model names, or with the architecture of the run folder that it names."""
+    """An encoder of the size that --model names, or with the architecture of the run folder that it
+    names."""
     own = {
         "image_size": parse_size(config.model.image_size),
         "patch_size": config.model.patch_size,

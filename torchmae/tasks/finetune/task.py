@@ -13,7 +13,8 @@ from torchmae.tasks.finetune.config import ResolvedFinetune
 
 
 class ClassifyTask(nn.Module):
-    """Cross-entropy on smoothed, possibly mixed labels; only what `train` names is moved, the rest stays in eval mode."""
+    """Cross-entropy on smoothed, possibly mixed labels; only what `train` names is moved, the rest
+    stays in eval mode."""
 
     exclude_from_grad_norm: frozenset[str] = frozenset()
 

@@ -28,10 +28,11 @@ IN_MEMORY = 1 << 30  # bytes of validation pixels that are kept from one epoch t
 
 
 class Validation:
-    """Evaluator: the scores on the validation images; the best weights so far are kept beside the last.
+    """Evaluator: the scores on the validation images; the best weights so far are kept beside the
+    last.
 
-    The images are decoded once and kept, where they need no more than `IN_MEMORY`: with few labels an epoch takes less time
-    than reading them.
+    The images are decoded once and kept, where they need no more than `IN_MEMORY`: with few labels
+    an epoch takes less time than reading them.
     """
 
     def __init__(self, model: Classifier, data: LabelledSets, out: Path, world: World):

@@ -8,7 +8,8 @@ from torchmae.settings.options import POSITIVE, REQUIRED, Range, argument, optio
 
 @dataclass(frozen=True, kw_only=True)
 class Import:
-    """Read weights of other libraries into a run folder. What a file does not say is chosen, and printed."""
+    """Read weights of other libraries into a run folder. What a file does not say is chosen, and
+    printed."""
 
     GROUP: ClassVar[str] = "model"
 

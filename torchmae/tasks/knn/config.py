@@ -9,7 +9,8 @@ from torchmae.settings.options import POSITIVE, Range, argument, option
 
 @dataclass(frozen=True, kw_only=True)
 class Knn:
-    """How good are the features? k-NN accuracy on labelled images, beside raw pixels and an untrained encoder."""
+    """How good are the features? k-NN accuracy on labelled images, beside raw pixels and an
+    untrained encoder."""
 
     GROUP: ClassVar[str] = "features"
 

@@ -17,10 +17,11 @@ class PackDecodeOptions(DecodeOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class Pack:
-    """Pack image files into tar shards with an index, which every verb takes as DATA; the files stay as they are.
+    """Pack image files into tar shards with an index, which every verb takes as DATA; the files
+    stay as they are.
 
-    Images with a longer short side than --size are made smaller and become JPEGs, all others keep their bytes. The same
-    command resumes after any interruption.
+    Images with a longer short side than --size are made smaller and become JPEGs, all others keep
+    their bytes. The same command resumes after any interruption.
     """
 
     GROUP: ClassVar[str] = "output"
@@ -61,5 +62,6 @@ def check(config: Pack) -> None:
     for name in ("size", "quality"):
         if config.lossless and getattr(config, name) is not None:
             raise UserError(
-                f"--{name} is for images that are made smaller, --lossless makes none: leave one of them out"
+                f"--{name} is for images that are made smaller, --lossless makes none: leave one "
+                "of them out"
             )

@@ -66,7 +66,8 @@ class ModelOptions:
     )
     from_run: str | None = option(
         None,
-        "Start from the weights of this run (of pretrain, import or finetune), at any image size and channels.",
+        "Start from the weights of this run (of pretrain, import or finetune), at any image size "
+        "and channels.",
         metavar="RUN",
         flag="from",
         otherwise="from scratch",
@@ -84,7 +85,8 @@ class MaskingOptions:
     masking: str = option("random", "random, block or grid.")
     target: str = option(
         "norm-pixels",
-        "What is predicted: norm-pixels (each patch normalised: better features), pixels or pca (the largest "
+        "What is predicted: norm-pixels (each patch normalised: better features), pixels or pca "
+        "(the largest "
         "components of normalised patches).",
     )
     loss_on: str = option(
@@ -92,7 +94,8 @@ class MaskingOptions:
     )
     encode_all: bool = option(
         False,
-        "Give the encoder mask tokens in place of hidden patches (the paper's slower and worse variant, Table 1c).",
+        "Give the encoder mask tokens in place of hidden patches (the paper's slower and worse "
+        "variant, Table 1c).",
     )
 
 
@@ -111,7 +114,8 @@ class PretrainOutputOptions(OutputOptions):
 
 
 def model_size(facts: Facts, values: Mapping[str, Any]) -> Choice:
-    """Small models for few images and for CPUs; None for an encoder that exists already and has no name."""
+    """Small models for few images and for CPUs; None for an encoder that exists already and has no
+    name."""
     if facts.embed_dim is not None:
         return Choice(None, "the run's, of a size without a name")
     if facts.device != "cuda":
@@ -132,7 +136,8 @@ def batch_size(facts: Facts, values: Mapping[str, Any]) -> Choice:
 
 
 def epochs(facts: Facts, values: Mapping[str, Any]) -> Choice:
-    """20 million crops on a GPU, 100,000 on a CPU, within bounds; with --minutes what fits into them."""
+    """20 million crops on a GPU, 100,000 on a CPU, within bounds; with --minutes what fits into
+    them."""
     if values["minutes"] is not None and facts.seconds_per_step is not None:
         return defaults.epochs_in_minutes(facts, values)
     if facts.device == "cuda":
@@ -144,8 +149,9 @@ def epochs(facts: Facts, values: Mapping[str, Any]) -> Choice:
 
 
 def base_lr(facts: Facts, values: Mapping[str, Any]) -> Choice:
-    """From vit_base on the paper's 1.5e-4. Smaller models bear more, and the linear rule starves small batches: for them
-    the peak is the paper's 2.4e-3 at batch 4096 and falls with the fourth root of the batch (7e-4 at 32)."""
+    """From vit_base on the paper's 1.5e-4. Smaller models bear more, and the linear rule starves
+    small batches: for them the peak is the paper's 2.4e-3 at batch 4096 and falls with the fourth
+    root of the batch (7e-4 at 32)."""
     if (facts.embed_dim or size_of(values["model"])["embed_dim"]) >= 768:
         return Choice(1.5e-4, "the paper's")
     value = 1.5e-4 * (4096 / values["batch_size"]) ** 0.75
@@ -277,6 +283,7 @@ def resolve(config: Pretrain, facts: Facts) -> tuple[ResolvedPretrain, dict[str,
     batch = resolved.optim.batch_size
     if batch > facts.images:
         raise UserError(
-            f"--batch-size {batch} is more than the {facts.images} images of the data set: use at most {facts.images}"
+            f"--batch-size {batch} is more than the {facts.images} images of the data set: use at "
+            f"most {facts.images}"
         )
     return resolved, chosen

@@ -20,7 +20,8 @@ COUNT = 8
 
 
 class Pictures:
-    """Evaluator: the same 8 images with the same masks, all through the training, in `pictures/`."""
+    """Evaluator: the same 8 images with the same masks, all through the training, in
+    `pictures/`."""
 
     def __init__(
         self, model: MAE, batches: Batches, config: ResolvedPretrain, out: Path, world: World

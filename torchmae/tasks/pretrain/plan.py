@@ -1,4 +1,5 @@
-"""A pre-training in numbers and in words: what the loop is told, the plan before it, the summary after it."""
+"""A pre-training in numbers and in words: what the loop is told, the plan before it, the summary
+after it."""
 
 import platform
 import shlex
@@ -45,7 +46,8 @@ def train_config(config: ResolvedPretrain, images: int) -> TrainConfig:
 
 
 def describe(job: Job, plan: TrainConfig, cache: CacheChoice, out: Path, world: World) -> str:
-    """The plan before training starts: what it is, and a line with the reason for each setting that was chosen."""
+    """The plan before training starts: what it is, and a line with the reason for each setting that
+    was chosen."""
     config, model, images = job.config, job.model, len(job.batches.source)
     optim, masking = config.optim, config.masking
     seen = f"{images} images"
@@ -132,7 +134,8 @@ def summary(out: Path, outcome: Outcome, plan: TrainConfig, config: ResolvedPret
 
 
 def head(out: Path, last: dict[str, Any] | None, plan: TrainConfig) -> list[str]:
-    """How the training ended: its last loss beside those of two predictors that have learned nothing."""
+    """How the training ended: its last loss beside those of two predictors that have learned
+    nothing."""
     if last is None:
         return [finished_line(plan, out)]
     loss = "not finite" if last["loss"] is None else f"{last['loss']:.4f}"

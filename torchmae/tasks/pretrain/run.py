@@ -53,7 +53,8 @@ def run(config: Pretrain) -> Path:
 
 
 def refuse_runs(config: Pretrain, out: Path) -> None:
-    """Raises UserError where a run folder is given as data, or would be overwritten by its own successor."""
+    """Raises UserError where a run folder is given as data, or would be overwritten by its own
+    successor."""
     data, parent = config.source.data, config.model.from_run
     if runfolder.is_run(Path(data)):
         raise UserError(
@@ -61,7 +62,8 @@ def refuse_runs(config: Pretrain, out: Path) -> None:
         )
     if parent is not None and out.resolve() == Path(parent).resolve():
         raise UserError(
-            f"the run folder {out} is that of --from, which stays as it is: name a new one with --out"
+            f"the run folder {out} is that of --from, which stays as it is: name a new one with "
+            "--out"
         )
 
 

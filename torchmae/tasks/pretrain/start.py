@@ -104,7 +104,8 @@ def fixed_by(encoder: Backbone, mae: MAE | None) -> dict[str, Any]:
 
 
 def refuse_others(config: Pretrain, run: str, fixed: dict[str, Any]) -> None:
-    """`UserError` for a setting that was changed from its default to something else than the weights have."""
+    """`UserError` for a setting that was changed from its default to something else than the
+    weights have."""
     values, settings = flatten(config), options_of(Pretrain)
     for name, has in fixed.items():
         value, flag = values[name], settings[name].flag
@@ -123,7 +124,8 @@ def name_of(encoder: Backbone) -> str | None:
 
 
 def check_names(config: Pretrain) -> None:
-    """Raises UserError for a masking, target, decoder or loss that there is not, a plugin's included."""
+    """Raises UserError for a masking, target, decoder or loss that there is not, a plugin's
+    included."""
     masking(config.masking.masking)
     choose(TARGETS, config.masking.target, "target")
     choose(DECODERS, config.model.decoder, "decoder")
@@ -137,7 +139,8 @@ def check_names(config: Pretrain) -> None:
 
 
 def build_model(config: ResolvedPretrain, found: Scan, init_run: InitRun | None) -> tuple[MAE, str]:
-    """The model before its first step, and where it comes from in words. What is new has the weights of the seed."""
+    """The model before its first step, and where it comes from in words. What is new has the
+    weights of the seed."""
     normalize, channels = config.model.normalize, config.decode.channels
     if normalize == "imagenet" and channels != 3:
         raise UserError(

@@ -66,9 +66,9 @@ class TrainedProbeOptions(CropOptions):
 class Probe:
     """How well does a linear map tell the classes apart, from the features of the frozen encoder?
 
-    By default the paper's linear probe: the head alone, behind a BatchNorm, is trained by SGD or LARS on weakly augmented
-    images. With --fast, logistic regression on the stored features of whole images, beside the same on an untrained encoder
-    and on raw pixels.
+    By default the paper's linear probe: the head alone, behind a BatchNorm, is trained by SGD or
+    LARS on weakly augmented images. With --fast, logistic regression on the stored features of
+    whole images, beside the same on an untrained encoder and on raw pixels.
     """
 
     GROUP: ClassVar[str] = "features"
@@ -81,7 +81,8 @@ class Probe:
     decode: RunDecodeOptions = RunDecodeOptions()
     fast: bool = option(
         False,
-        "Logistic regression on stored features, its strength chosen by cross-validation on the training images.",
+        "Logistic regression on stored features, its strength chosen by cross-validation on the "
+        "training images.",
     )
     pool: str | None = option(
         None,
@@ -96,7 +97,8 @@ class Probe:
     )
     seed: int = option(
         0,
-        "Of split, subset, head, order and augmentation; of the cross-validation and the untrained encoder.",
+        "Of split, subset, head, order and augmentation; of the cross-validation and the untrained "
+        "encoder.",
         within=Range(at_least=0, below=1 << 62),
     )
     training: TrainedProbeOptions = TrainedProbeOptions(crop_scale=(0.08, 1.0))

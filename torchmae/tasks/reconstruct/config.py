@@ -22,13 +22,15 @@ class Reconstruct:
     masking: str | None = option(None, "random, block or grid.", otherwise="the run's")
     mask: str | None = option(
         None,
-        "A mask image of your own in place of masking and ratio: white is hidden, black is visible; any size.",
+        "A mask image of your own in place of masking and ratio: white is hidden, black is "
+        "visible; any size.",
         metavar="IMAGE",
     )
     seed: int = option(0, "Of the masks.", within=Range(at_least=0, below=1 << 62))
     true_statistics: bool = option(
         False,
-        "With normalised targets: take each hidden patch's true mean and std (which leaks part of the answer).",
+        "With normalised targets: take each hidden patch's true mean and std (which leaks part of "
+        "the answer).",
     )
     decode: RunDecodeOptions = RunDecodeOptions()
     runtime: DeviceOptions = DeviceOptions()

@@ -1,4 +1,5 @@
-"""The settings of `mae compare` and `mae partial`: those of mae finetune, of which each verb varies some."""
+"""The settings of `mae compare` and `mae partial`: those of mae finetune, of which each verb varies
+some."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -43,9 +44,11 @@ class CompareOptimOptions(FinetuneOptimOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class Compare(Finetune):
-    """Fine-tune a run and, as its partner, the same encoder from scratch: same images, labels, steps and seeds.
+    """Fine-tune a run and, as its partner, the same encoder from scratch: same images, labels,
+    steps and seeds.
 
-    Flags are those of mae finetune and hold for both; what is left open follows each one's own recipe.
+    Flags are those of mae finetune and hold for both; what is left open follows each one's own
+    recipe.
     """
 
     split: CompareSplitOptions = CompareSplitOptions()
@@ -59,7 +62,8 @@ class PartialModelOptions(ClassifierOptions):
 
     train: tuple[str, ...] = option(  # type: ignore[assignment]
         (),
-        "What may change, one training each: 0 (linear probe), 0.5 (MLP half of the last block), numbers of last "
+        "What may change, one training each: 0 (linear probe), 0.5 (MLP half of the last block), "
+        "numbers of last "
         "blocks, all.",
         metavar="PART",
         otherwise="0 0.5 1 2 4 all, as far as there are so many",
@@ -72,7 +76,8 @@ class PartialOptimOptions(FinetuneOptimOptions):
 
     epochs: tuple[float, ...] = option(  # type: ignore[assignment]
         (),
-        "Passes over the labelled images. Several: each is tried, and the best of each part is shown (the paper: "
+        "Passes over the labelled images. Several: each is tried, and the best of each part is "
+        "shown (the paper: "
         "50 100 200).",
         within=Range(above=0, at_most=MOST_EPOCHS),
         otherwise="as mae finetune",
@@ -82,7 +87,8 @@ class PartialOptimOptions(FinetuneOptimOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class Partial(Finetune):
-    """Fine-tune more and more of the last blocks, and draw the accuracies beside those of the paper's Figure 9.
+    """Fine-tune more and more of the last blocks, and draw the accuracies beside those of the
+    paper's Figure 9.
 
     Flags are those of mae finetune and hold for all; 0 is the linear probe with its own recipe.
     """
