@@ -15,5 +15,5 @@ def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monke
     code = code.replace("epochs=50", f"epochs=1, {small}")
     names: dict[str, object] = {}
     exec(compile(code, "README.md", "exec"), names)
-    assert names["tokens"].shape == (2, 1 + 16, 128)  # type: ignore[attr-defined]
+    assert names["tokens"].shape == (2, 1 + 16, 128)
     assert (tmp_path / "four.png").exists() and (tmp_path / "features.npz").exists()

@@ -73,7 +73,7 @@ def test_the_count_is_torch_s_own_for_transformers(name: str, patch: int) -> Non
     model = on_meta(name, patch)
     with torch.device("meta"):
         theirs = PEERS["transformers"].build(model.config(), 0.75)
-        theirs.model.set_attn_implementation("eager")  # type: ignore[operator,union-attr]
+        theirs.model.set_attn_implementation("eager")
         found = counted(lambda: theirs(torch.randn(2, 3, 224, 224)))
     assert found / 2 == pytest.approx(flops(model), rel=1e-3)
 
@@ -147,7 +147,7 @@ def test_a_peer_s_attention_is_the_fused_one() -> None:
     assert (
         PEERS["transformers"].build(model.config(), 0.75).model.config._attn_implementation
         == "sdpa"
-    )  # type: ignore[union-attr]
+    )
 
 
 def test_which_peers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +170,8 @@ def test_which_peers(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_candidates_take_turns() -> None:
     calls: list[str] = []
     candidates = [
-        bench_timing.Candidate(name, lambda name=name: calls.append(name), 1.0) for name in "abc"
+        bench_timing.Candidate(name, lambda name=name: calls.append(name), 1.0)
+        for name in "abc"  # type: ignore[misc]
     ]
     seconds = bench_timing.benchmark_interleaved(candidates, 3, CPU)
     assert {name: len(values) for name, values in seconds.items()} == {"a": 3, "b": 3, "c": 3}

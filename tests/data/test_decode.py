@@ -225,7 +225,7 @@ class TestFastJpeg:
     def test_equals_pillow_bit_for_bit(self, size, options, channels):
         data = encoded(
             Image.fromarray(
-                picture(*size, channels).squeeze(-1) if channels == 1 else picture(*size)
+                picture(*size, channels).squeeze(-1) if channels == 1 else picture(*size)  # type: ignore[call-arg]
             ),
             "JPEG",
             **options,

@@ -76,7 +76,7 @@ def test_crops_stay_inside_any_image(shape, size):
     ],
 )
 def test_an_extreme_aspect_falls_back_to_the_largest_centred_window(shape, size, expected):
-    assert {RandomResizedCropFlip(size).crop(*shape, 0, sample)[:4] for sample in range(20)} == {
+    assert {RandomResizedCropFlip(size).crop(*shape, 0, sample)[:4] for sample in range(20)} == {  # type: ignore[call-arg]
         expected
     }
 
@@ -282,7 +282,7 @@ def test_whole_takes_any_image(shape, size):
     ],
 )
 def test_whole_is_the_largest_centred_window_of_the_right_aspect(shape, size, window):
-    image = photo(*shape, 3)
+    image = photo(*shape, 3)  # type: ignore[call-arg]
     found = CenterCropResize(size)(image)[0]
-    assert (found == resized_crop(image, Crop(*window, False), size)).all()
+    assert (found == resized_crop(image, Crop(*window, False), size)).all()  # type: ignore[call-arg]
     assert (found == CenterCropResize(size)(image, None, 7, 9)[0]).all()  # nothing random

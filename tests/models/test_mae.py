@@ -151,7 +151,10 @@ def test_equals_transformers(normalised, channels, ratio, patch, dtype, toleranc
             "k_proj.bias"
         )  # softmax does not see the keys' bias
         torch.testing.assert_close(
-            mine[name], gradient, **close, msg=lambda text, name=name: f"{name}: {text}"
+            mine[name],
+            gradient,
+            **close,
+            msg=lambda text, name=name: f"{name}: {text}",  # type: ignore[misc]
         )
 
 
@@ -486,7 +489,7 @@ def test_initial_values():
         assert layer.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.02), name
         assert (layer.bias == 0).all(), name
     assert (statistics.weight == 0).all() and (statistics.bias == 0).all()
-    for layer in (m for m in mae.modules() if isinstance(m, nn.LayerNorm)):
+    for layer in (m for m in mae.modules() if isinstance(m, nn.LayerNorm)):  # type: ignore[assignment]
         assert (layer.weight == 1).all() and (layer.bias == 0).all() and layer.eps == 1e-6
     for token in (mae.encoder.cls_token, mae.decoder.mask_token):
         assert (

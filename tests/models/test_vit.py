@@ -367,7 +367,7 @@ def test_initial_values():
         assert 0.99 * bound < layer.weight.abs().max() <= bound
         assert layer.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.02)
         assert (layer.bias == 0).all()
-    for layer in (m for m in encoder.modules() if isinstance(m, nn.LayerNorm)):
+    for layer in (m for m in encoder.modules() if isinstance(m, nn.LayerNorm)):  # type: ignore[assignment]
         assert (layer.weight == 1).all() and (layer.bias == 0).all() and layer.eps == 1e-6
     assert encoder.cls_token.std().item() == pytest.approx(0.02, rel=0.2)
     assert torch.equal(encoder.pos_embed, sincos_positions((2, 2), 192))

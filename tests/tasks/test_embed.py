@@ -102,4 +102,4 @@ def test_mistakes(run: Path, photos: Path, tmp_path: Path) -> None:
         ({"device": "tpu"}, "device 'tpu' is not available"),
     ]:
         with pytest.raises(UserError, match=message):
-            torchmae.embed(run, photos, **{"out": tmp_path / "f.npz", **options})
+            torchmae.embed(run, photos, **{"out": tmp_path / "f.npz", **options})  # type: ignore[dict-item]

@@ -90,7 +90,7 @@ def runs(tmp_path_factory):
             "verb": "pretrain",
             "config": {"mask_ratio": 0.5, "epochs": 7},
         }
-        about |= {"data": {"count": 123, "fingerprint": "f00d"}}
+        about |= {"data": {"count": 123, "fingerprint": "f00d"}}  # type: ignore[dict-item]
         about |= {"model": {"encoder": model.config()} if prefix else model.config()}
         (folder / name).mkdir()
         (folder / name / "config.json").write_text(json.dumps(about))

@@ -67,7 +67,7 @@ def hugging_face(kind, **options):
         sizes |= dict(decoder_intermediate_size=256)
         config = transformers.ViTMAEConfig(**sizes | options)
     else:
-        config = transformers.ViTConfig(**sizes | options)
+        config = transformers.ViTConfig(**sizes | options)  # type: ignore[assignment]
     return shaken(getattr(transformers, kind)(config))
 
 
@@ -318,7 +318,7 @@ def test_timm_with_its_published_weights(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
         timm,
         "create_model",
-        lambda *given, **more: make(*given, **more, pretrained_cfg_overlay=here),
+        lambda *given, **more: make(*given, **more, pretrained_cfg_overlay=here),  # type: ignore[misc]
     )
     model = load_classifier(bring("timm:test_vit", tmp_path / "run"))
     images = torch.randn(2, 3, 160, 160)

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +28,7 @@ from torchmae.data.sources.source import Source, Subset
 from torchmae.data.transforms import Crop, RandomResizedCropFlip, resized_crop
 from torchmae.errors import RunError, UserError
 from torchmae.tasks.pack import run as pack
-from torchmae.tasks.pack.config import Pack
+from torchmae.tasks.pack.config import Pack, PackDecodeOptions
 
 
 @pytest.fixture
@@ -186,7 +185,9 @@ def test_12_bit_images(tmp_path: Path, rest: dict) -> None:
     folder, decode = grey12(tmp_path / "grey"), DecodeOptions(white=4095)
     with pytest.raises(UserError, match="would turn nearly black"):
         pack.run(Pack(str(folder), str(tmp_path / "none"), **rest))
-    out = pack.run(Pack(str(folder), str(tmp_path / "out"), white=4095, **rest))
+    out = pack.run(
+        Pack(str(folder), str(tmp_path / "out"), decode=PackDecodeOptions(white=4095), **rest)
+    )
     source = open_source(out, decode)
     fresh = scans.scan(Subset(source, range(len(source))))
     found = scans.scan(source)
@@ -293,7 +294,7 @@ def command(mixed: Path, out: Path) -> list[str]:
 
 
 @pytest.fixture
-def whole(mixed: Path, tmp_path: Path) -> Iterator[dict[str, bytes]]:
+def whole(mixed: Path, tmp_path: Path) -> dict[str, bytes]:
     """What packing gives that nothing interrupts."""
     out = pack.run(Pack(str(mixed), str(tmp_path / "whole"), size=40, shard_mb=0.003))
     assert len(list(out.glob("*.tar"))) >= 3
@@ -433,7 +434,7 @@ def test_mistakes(mixed: Path, photos: Path, tmp_path: Path) -> None:
         (photos, {"verify": True}, "and .* is none"),
     ]:
         with pytest.raises(UserError, match=message):
-            pack.run(Pack(str(data), **{"out": str(tmp_path / "out"), **options}))
+            pack.run(Pack(str(data), **{"out": str(tmp_path / "out"), **options}))  # type: ignore[dict-item]
     assert not (tmp_path / "out").exists() and (tmp_path / "used/notes.txt").read_text() == "mine"
 
 

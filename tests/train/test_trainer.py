@@ -114,7 +114,7 @@ def test_the_values_are_loss_and_norm():
     reference = Regression()
     value = reference(data)["loss"]
     value.backward()
-    squares = sum(p.grad.double().square().sum() for p in reference.parameters())
+    squares = sum(p.grad.double().square().sum() for p in reference.parameters())  # type: ignore[misc]
     torch.testing.assert_close(loss, value.detach())
     torch.testing.assert_close(norm, squares.sqrt().float())
 
@@ -347,7 +347,7 @@ def test_the_ema_of_the_weights_by_brute_force_and_resumed():
     assert torch.equal(trainer.task.model[0].weight, optimizer_state["raw.0.weight"])
 
     other = make(Regression(seed=1), ema=0.9)
-    other.load(*halfway)
+    other.load(*halfway)  # type: ignore[misc]
     for i in range(5, 8):
         other(make_batch(seed=i), 1e-2, ema_decay_at(i, 0.9))
     assert bits(other) == bits(trainer)

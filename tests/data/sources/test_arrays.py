@@ -42,7 +42,7 @@ class TestArray:
         plain, moved = (
             open_source(f"{tmp_path}/x.npy?layout={layout}").read(1) for layout in ("NHWC", "NCHW")
         )
-        np.testing.assert_array_equal(np.moveaxis(plain, 0, -1), moved)
+        np.testing.assert_array_equal(np.moveaxis(plain, 0, -1), moved)  # type: ignore[type-var]
 
     def test_the_right_array_of_many(self, tmp_path):
         some, more = noise(4, 20, 20, 3), noise(2, 20, 20, 3)

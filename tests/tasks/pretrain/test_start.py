@@ -353,7 +353,7 @@ def test_from_a_classifier_with_trained_positions(
             begin(folder)[1] == f"{folder}: encoder, with a new decoder; new last norm "
             "(the classifier's was its own)"
         )
-        own.norm = nn.Identity()  # type: ignore[assignment]
+        own.norm = nn.Identity()
     else:
         assert begin(folder)[1] == f"{folder}: encoder, with a new decoder"
     same(own, theirs)

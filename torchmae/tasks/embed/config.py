@@ -7,7 +7,7 @@ from torchmae.settings.groups import DeviceOptions, RunDecodeOptions
 from torchmae.settings.options import POSITIVE, argument, option
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Embed:
     """Write the paths and features of images to a file."""
 

@@ -7,7 +7,7 @@ from torchmae.settings.groups import DeviceOptions, RunDecodeOptions
 from torchmae.settings.options import argument, option
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Evaluate:
     """Accuracy, each class, calibration and confusion of a classifier on labelled images."""
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 from torchmae.settings.options import POSITIVE, REQUIRED, Range, argument, option
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Import:
     """Read weights of other libraries into a run folder. What a file does not say is chosen, and
     printed."""

@@ -15,7 +15,7 @@ class PackDecodeOptions(DecodeOptions):
     channels: int | None = hidden(None)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Pack:
     """Pack image files into tar shards with an index, which every verb takes as DATA; the files
     stay as they are.

@@ -7,7 +7,7 @@ from torchmae.settings.groups import DeviceOptions, RunDecodeOptions
 from torchmae.settings.options import argument, option
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Predict:
     """Write the predicted class of every image, and the probability of each class, to a file."""
 

@@ -7,7 +7,7 @@ from torchmae.settings.groups import DeviceOptions, RunDecodeOptions
 from torchmae.settings.options import Range, argument, option
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Reconstruct:
     """Draw original, masked input, reconstruction and prediction of images side by side."""
 
