@@ -11,12 +11,12 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from torchmae import cli
-from torchmae.bench import peers as bench_peers
-from torchmae.bench import run as bench
-from torchmae.bench import timing as bench_timing
-from torchmae.bench.config import Bench
-from torchmae.bench.peers import PEERS
-from torchmae.bench.step import flops
+from torchmae.benchmarks import peers as bench_peers
+from torchmae.benchmarks import run as bench
+from torchmae.benchmarks import timing as bench_timing
+from torchmae.benchmarks.config import Bench
+from torchmae.benchmarks.peers import PEERS
+from torchmae.benchmarks.step import flops
 from torchmae.errors import UserError
 from torchmae.models.decoders import DecoderConfig, decoder_config
 from torchmae.models.mae import MAE
