@@ -99,6 +99,7 @@ def option(  # noqa: PLR0913 - a declaration, whose arguments are given by name
         flag: its name on the command line, if that is not the field's.
         otherwise: what happens without it, in words, for settings that are None by default and have
             no rule.
+        instead_of: another setting that it takes the place of, also of a preset's.
     """
     metadata = dict(help=help, within=within, metavar=metavar, flag=flag, otherwise=otherwise)
     more = {"instead_of": instead_of, "positional": False, "hidden": False}

@@ -26,7 +26,8 @@ from torchmae.models.masking import MASKINGS
 from torchmae.models.targets import TARGETS
 from torchmae.models.vit import ViT
 from torchmae.models.weights import load_mae
-from torchmae.runfolder import read_config
+from torchmae.runfolder import read_config, stored_settings
+from torchmae.settings.options import build
 from torchmae.tasks.pretrain.config import Pretrain
 
 FLAGS = [
@@ -168,7 +169,7 @@ def test_checkpointed_blocks_give_the_same_weights_and_may_change_when_a_run_goe
         out = torchmae.pretrain(
             str(photos), out=tmp_path / name, grad_checkpointing=on, epochs=2, **SMALL
         )
-        assert (", blocks checkpointed\n" in capsys.readouterr().out) == on
+        assert (", gradient checkpointing\n" in capsys.readouterr().out) == on
         assert read_config(out)["config"]["grad_checkpointing"] == on
     assert (tmp_path / "less/model.safetensors").read_bytes() == (
         tmp_path / "plain/model.safetensors"
@@ -185,15 +186,13 @@ def test_mask_tokens_in_the_encoder(
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
     assert cli.main(["pretrain", str(photos), *map(str, words), *flags]) == 0
     said = capsys.readouterr().out
-    assert ", mask tokens in the encoder;" in said and ", blocks checkpointed\n" in said
-    assert "Most memory at a time: " in said
+    assert ", mask tokens in the encoder;" in said and ", gradient checkpointing\n" in said
+    assert "Peak memory: " in said
     stored, model = read_config(tmp_path / "run"), load_mae(tmp_path / "run")
     assert stored["config"]["encode_all"] is True and stored["model"]["encode_all"] is True
     assert model.mask_token is not None and model.decoder.mask_token is None
-    again = Pretrain(
-        **{n: tuple(v) if isinstance(v, list) else v for n, v in stored["config"].items()}
-    )
-    assert again.encode_all and again.grad_checkpointing
+    again = build(Pretrain, stored_settings(tmp_path / "run"))
+    assert again.masking.encode_all and again.runtime.grad_checkpointing
     with pytest.raises(UserError, match="encode_all was True, is False"):
         torchmae.pretrain(str(photos), out=tmp_path / "run", epochs=2, **SMALL)
 
@@ -330,7 +329,7 @@ def test_weights_without_their_checkpoints_are_not_overwritten(
     run = torchmae.pretrain(photos, out=str(tmp_path / "run"), epochs=1, **SMALL)
     weights = (run / "model.safetensors").read_bytes()
     shutil.rmtree(run / "state")
-    with pytest.raises(UserError, match="no checkpoint to go on from"):
+    with pytest.raises(UserError, match="no checkpoint to resume from"):
         torchmae.pretrain(photos, out=str(run), epochs=1, **SMALL)
     assert (run / "model.safetensors").read_bytes() == weights
 
@@ -346,7 +345,7 @@ def test_torn_lines_and_leftovers_do_not_stop_a_resume(photos: Path, tmp_path: P
         file.write('{"file": "x.jpg", "rea')
     from torchmae.runfolder import note_bad_files
 
-    assert note_bad_files(run, [("y.jpg", "empty file")]) == ["y.jpg"]
+    assert note_bad_files(run.path, [("y.jpg", "empty file")]) == ["y.jpg"]
     assert torchmae.pretrain(photos, out=str(out), epochs=1, **SMALL) == run
 
 
@@ -381,7 +380,7 @@ def test_a_cache_does_not_change_the_weights(tmp_path, cache, capsys):
     assert (
         "decoded each time" in said
         and {
-            None: "cache  ",
+            None: "kept in memory",
             "memory": "kept in memory",
             "disk": "in a file",
             "device": "on the dev",

@@ -379,7 +379,7 @@ def test_from_an_imported_encoder_of_a_size_without_a_name(
     out = torchmae.pretrain(photos, **options)
     said = capsys.readouterr().out
     assert (
-        f"      start  {imported}: encoder, with a new decoder\n" in said
+        f"  start  {imported}: encoder, with a new decoder\n" in said
         and "64 wide, 2 blocks, 0." in said
     )
     stored = read_config(out)["config"]
@@ -428,7 +428,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits_without_its_parent(
     capsys.readouterr()
     cut = torchmae.pretrain(photos, out=tmp_path / "cut", **options)
     said = capsys.readouterr().out
-    assert "going on from step" in said and f"      start  {parent}\n" in said
+    assert "resuming from step" in said and f"  start  {parent}\n" in said
     assert (cut / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     assert torchmae.pretrain(photos, out=tmp_path / "cut") == cut  # what is left open is as it was
     for change, words in [
