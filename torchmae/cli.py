@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from torchmae.errors import RunError, UserError, choose
+from torchmae.settings.options import options_of
 from torchmae.settings.parser import parse
 from torchmae.verbs import VERBS, load
 from torchmae.version import __version__
@@ -102,7 +103,10 @@ def run_verb(verb: str, words: Sequence[str]) -> None:
 
         load_plugin(plugin)
     entry = choose(VERBS, verb, "verb")
-    config = parse(load(entry.config), verb, words, PRESETS.get(verb, {}))
+    settings = load(entry.config)
+    if plugin is not None and "plugin" not in options_of(settings):
+        words = without_plugin(words)  # a plugin's own verb need not have the flag
+    config = parse(settings, verb, words, PRESETS.get(verb, {}))
     from torchmae.plugins import prepare
 
     show_messages()
@@ -117,6 +121,16 @@ def plugin_in(words: Sequence[str]) -> str | None:
         if word.startswith("--plugin="):
             return word.partition("=")[2]
     return None
+
+
+def without_plugin(words: Sequence[str]) -> list[str]:
+    """The words without --plugin and its file."""
+    kept, skip = [], False
+    for word in words:
+        if not skip and word != "--plugin" and not word.startswith("--plugin="):
+            kept.append(word)
+        skip = word == "--plugin"
+    return kept
 
 
 def report(error: Exception) -> int:

@@ -59,8 +59,8 @@ VERBS: dict[str, Verb] = {
         "export", "Export", "write a run's model for timm, transformers, torchvision, ONNX, ..."
     ),
     "bench": Verb(
-        "torchmae.bench.config:Bench",
-        "torchmae.bench.run:run",
+        "torchmae.benchmarks.config:Bench",
+        "torchmae.benchmarks.run:run",
         "measure speed: a step, decoding, resuming, starting",
     ),
 }

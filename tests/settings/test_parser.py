@@ -147,3 +147,10 @@ print([name for name in {HEAVY!r} if name in sys.modules], code)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == f"[] {LINES[line]}", done.stderr
+
+
+def test_minutes_win_over_the_epochs_of_a_preset():
+    config = load(VERBS["pretrain"].config)
+    words = ["--preset", "demo", "--minutes", "0.2"]
+    assert parse(config, "pretrain", words, PRESETS["pretrain"]).optim.epochs is None
+    assert parse(config, "pretrain", words[:2], PRESETS["pretrain"]).optim.epochs == 24

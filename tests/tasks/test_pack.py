@@ -426,7 +426,7 @@ def test_mistakes(mixed: Path, photos: Path, tmp_path: Path) -> None:
         (mixed, {"out": str(tmp_path / "used/notes.txt/x")}, "is a file|cannot be made"),
         (mixed, {"size": 0}, "--size 0: must be more than 0"),
         (mixed, {"shard_mb": float("nan")}, "--shard-mb nan"),
-        (mixed, {"quality": 101}, "--quality 101: 1 to 100"),
+        (mixed, {"quality": 101}, "--quality 101: must be at most 100"),
         (mixed, {"quality": 90, "lossless": True}, "--quality is for images that are made smaller"),
         (mixed, {"workers": 0}, "--workers 0"),
         ("digits", {}, "packs image files, but digits holds pixels"),

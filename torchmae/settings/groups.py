@@ -139,6 +139,7 @@ class OptimOptions:
         "number of epochs "
         "is decided and stored.",
         within=POSITIVE,
+        instead_of="epochs",
     )
     batch_size: int | None = option(
         None, "Images per optimizer step, over all processes.", within=POSITIVE

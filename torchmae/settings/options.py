@@ -78,7 +78,7 @@ class Option(NamedTuple):
         return bool(self.metadata["positional"])
 
 
-def option(
+def option(  # noqa: PLR0913 - a declaration, whose arguments are given by name
     default: Any,
     help: str,
     *,
@@ -86,6 +86,7 @@ def option(
     metavar: str | None = None,
     flag: str | None = None,
     otherwise: str | None = None,
+    instead_of: str | None = None,
 ) -> Any:
     """A setting.
 
@@ -100,19 +101,26 @@ def option(
             no rule.
     """
     metadata = dict(help=help, within=within, metavar=metavar, flag=flag, otherwise=otherwise)
-    return field(default=default, metadata={**metadata, "positional": False, "hidden": False})
+    more = {"instead_of": instead_of, "positional": False, "hidden": False}
+    return field(default=default, metadata={**metadata, **more})
 
 
 def argument(help: str, metavar: str, default: Any = MISSING) -> Any:
     """A setting that is given by its place on the command line, without a flag."""
     metadata = dict(help=help, within=ANY, metavar=metavar, flag=None, otherwise=None)
-    return field(default=default, metadata={**metadata, "positional": True, "hidden": False})
+    return field(
+        default=default,
+        metadata={**metadata, "instead_of": None, "positional": True, "hidden": False},
+    )
 
 
 def hidden(default: Any) -> Any:
     """A setting that the verb has, but decides by itself: no flag and no option."""
     metadata = dict(help="", within=ANY, metavar=None, flag=None, otherwise=None)
-    return field(default=default, metadata={**metadata, "positional": False, "hidden": True})
+    return field(
+        default=default,
+        metadata={**metadata, "instead_of": None, "positional": False, "hidden": True},
+    )
 
 
 def options_of(config: type[Any]) -> dict[str, Option]:

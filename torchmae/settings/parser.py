@@ -68,6 +68,9 @@ def parse(config: type[C], verb: str, arguments: Sequence[str], presets: Mapping
         if not presets:
             raise UserError("this verb has no presets; mae pretrain and mae finetune have")
         chosen = choose(presets, preset, "preset")()
+        for setting in options_of(config).values():
+            if setting.metadata["instead_of"] and setting.flag in arguments:
+                chosen.pop(setting.metadata["instead_of"], None)
         for action in parser._actions:
             if not action.option_strings and action.dest in chosen:
                 action.nargs = "?"  # what the preset names may be left out

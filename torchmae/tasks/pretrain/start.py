@@ -117,7 +117,7 @@ def refuse_others(config: Pretrain, run: str, fixed: dict[str, Any]) -> None:
 
 def name_of(encoder: Backbone) -> str | None:
     """The name of the encoder's size, if it has one."""
-    if not isinstance(encoder, ViT) or encoder.mlp_ratio != 4:
+    if type(encoder) is not ViT or encoder.mlp_ratio != 4:
         return None
     own = {"embed_dim": encoder.embed_dim, "depth": encoder.depth, "num_heads": encoder.num_heads}
     return next((name for name, size in SIZES.items() if size == own), None)

@@ -6,11 +6,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from torchmae.bench.config import Bench, check, command, public, resolve
-from torchmae.bench.data import data
-from torchmae.bench.start import resume, startup
-from torchmae.bench.step import step, wall_clock
-from torchmae.bench.timing import machine, threads, versions
+from torchmae.benchmarks.config import Bench, check, command, public, resolve
+from torchmae.benchmarks.data import data
+from torchmae.benchmarks.start import resume, startup
+from torchmae.benchmarks.step import step, wall_clock
+from torchmae.benchmarks.timing import machine, threads, versions
 from torchmae.data.sources import open_source
 from torchmae.disk import write_text
 from torchmae.errors import RunError

@@ -11,12 +11,12 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from torchmae import cli
-from torchmae.bench import peers as bench_peers
-from torchmae.bench import run as bench
-from torchmae.bench import timing as bench_timing
-from torchmae.bench.config import Bench
-from torchmae.bench.peers import PEERS
-from torchmae.bench.step import flops
+from torchmae.benchmarks import peers as bench_peers
+from torchmae.benchmarks import run as bench
+from torchmae.benchmarks import timing as bench_timing
+from torchmae.benchmarks.config import Bench
+from torchmae.benchmarks.peers import PEERS
+from torchmae.benchmarks.step import flops
 from torchmae.errors import UserError
 from torchmae.models.decoders import DecoderConfig, decoder_config
 from torchmae.models.mae import MAE
@@ -169,10 +169,11 @@ def test_which_peers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_candidates_take_turns() -> None:
     calls: list[str] = []
-    candidates = [
-        bench_timing.Candidate(name, lambda name=name: calls.append(name), 1.0)
-        for name in "abc"  # type: ignore[misc]
-    ]
+
+    def candidate(name: str) -> bench_timing.Candidate:
+        return bench_timing.Candidate(name, lambda: calls.append(name), 1.0)
+
+    candidates = [candidate(name) for name in "abc"]
     seconds = bench_timing.benchmark_interleaved(candidates, 3, CPU)
     assert {name: len(values) for name, values in seconds.items()} == {"a": 3, "b": 3, "c": 3}
     assert calls[:6] == list("aabbcc")  # to warm up

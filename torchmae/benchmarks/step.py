@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from torchmae.bench.config import Bench, models, patch_size
-from torchmae.bench.peers import WITHOUT, Peer, find_peers
-from torchmae.bench.timing import (
+from torchmae.benchmarks.config import Bench, models, patch_size
+from torchmae.benchmarks.peers import WITHOUT, Peer, find_peers
+from torchmae.benchmarks.timing import (
     Candidate,
     benchmark_interleaved,
     matrix_product,

@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 
 from torchmae import cli
-from torchmae.bench import data as bench_data
-from torchmae.bench import run as bench
-from torchmae.bench import start as bench_start
-from torchmae.bench import timing as bench_timing
-from torchmae.bench.config import Bench
+from torchmae.benchmarks import data as bench_data
+from torchmae.benchmarks import run as bench
+from torchmae.benchmarks import start as bench_start
+from torchmae.benchmarks import timing as bench_timing
+from torchmae.benchmarks.config import Bench
 from torchmae.data.sources import open_source
 from torchmae.errors import RunError, UserError
 

@@ -150,7 +150,7 @@ def resolve(config: Bench, device: "torch.device") -> Bench:
     on_gpu = device.type == "cuda"
     if config.step_images_per_s is not None:  # no model is needed
         kind = Kind(kind.settings)
-    from torchmae.bench.peers import find_peers
+    from torchmae.benchmarks.peers import find_peers
     from torchmae.models.patches import as_size, grid_of
     from torchmae.train.distributed import fast_precision
 

@@ -21,9 +21,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from torchmae.bench.config import Bench, models
-from torchmae.bench.step import LR, build, case_of
-from torchmae.bench.timing import Candidate, benchmark_interleaved, interleave, speed_beside, spread
+from torchmae.benchmarks.config import Bench, models
+from torchmae.benchmarks.step import LR, build, case_of
+from torchmae.benchmarks.timing import (
+    Candidate,
+    benchmark_interleaved,
+    interleave,
+    speed_beside,
+    spread,
+)
 from torchmae.errors import RunError
 from torchmae.models.weights import seeded
 from torchmae.runfolder import LOG, STATE

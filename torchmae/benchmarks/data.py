@@ -19,9 +19,9 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from torchmae.bench.config import Bench, models
-from torchmae.bench.step import build, case_of
-from torchmae.bench.timing import (
+from torchmae.benchmarks.config import Bench, models
+from torchmae.benchmarks.step import build, case_of
+from torchmae.benchmarks.timing import (
     Candidate,
     benchmark_interleaved,
     interleave,
