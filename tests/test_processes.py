@@ -20,6 +20,7 @@ from torchmae.data.loader import Batches
 from torchmae.data.sources import open_source
 from torchmae.data.transforms import RandomResizedCropFlip
 from torchmae.models.masking import noise
+from torchmae.runfolder import read_results
 from torchmae.train.distributed import World
 
 LAUNCHER = "-m torch.distributed.run --standalone --nproc-per-node 2 -m torchmae"
@@ -38,7 +39,8 @@ def photos(tmp_path_factory):
 def one(photos, tmp_path_factory):
     """The run with one process. Its last two checkpoints are those of the last steps."""
     run = tmp_path_factory.mktemp("one") / "run"
-    return torchmae.pretrain(str(photos), **(OPTIONS | {"out": str(run), "save_minutes": 1e-6}))
+    options = OPTIONS | {"out": str(run), "save_minutes": 1e-6}
+    return torchmae.pretrain(str(photos), **options).path
 
 
 def torchrun(photos, run, *more, **options):
@@ -233,10 +235,9 @@ def test_two_processes_run_several_trainings(tmp_path):
     asked = ["partial", str(pretrained), "digits?part=test", *flags(few), "--train", "0", "1"]
     done = subprocess.run([*TORCHRUN, *asked], env=ENV, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
-    rows = json.loads((tmp_path / "p" / "results.json").read_text())["partial"]
-    assert [row["train"] for row in rows] == ["0", "1"] and done.stdout.count(
-        "by what was fine-tuned"
-    ) == 1
+    rows = read_results(tmp_path / "p", "partial")[0]["results"]["rows"]
+    assert [row["settings"]["train"] for row in rows] == ["0", "1"]
+    assert done.stdout.count("Accuracy of the last epoch") == 1
 
 
 @pytest.mark.parametrize("cache", ["memory", "disk", "device"])

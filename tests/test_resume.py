@@ -40,7 +40,7 @@ def whole(photos, tmp_path_factory):
     """The uninterrupted run."""
     return torchmae.pretrain(
         str(photos), out=str(tmp_path_factory.mktemp("whole") / "run"), **OPTIONS
-    )
+    ).path
 
 
 def test_killed_again_and_again_the_run_ends_with_the_same_weights(whole, photos, tmp_path):
@@ -123,7 +123,9 @@ def test_a_finished_run_says_so_and_changes_nothing(whole, photos, capfd):
     before = contents(whole)
     assert cli.main(["pretrain", str(photos), *flags(OPTIONS | {"out": whole})]) == 0
     out, err = capfd.readouterr()
-    assert f"{whole} is finished ({STEPS} steps): nothing to do" in out and "Traceback" not in err
+    assert f"{whole} is finished ({STEPS} steps). Its learning rate has fallen to 0; " in out
+    assert f"for a longer run use a new --out with --from {whole}." in out
+    assert "Traceback" not in err
     assert contents(whole) == before
 
 
@@ -178,4 +180,4 @@ def test_what_does_not_change_the_weights_may_change(whole, photos, capfd):
 
 
 def test_settings_not_given_are_those_of_the_run(whole, photos):
-    assert torchmae.pretrain(str(photos), out=str(whole)) == whole
+    assert torchmae.pretrain(str(photos), out=str(whole)).path == whole

@@ -63,7 +63,7 @@ def whole(photos, tmp_path_factory):
     """The uninterrupted run."""
     return torchmae.pretrain(
         str(photos), out=str(tmp_path_factory.mktemp("whole") / "run"), **OPTIONS
-    )
+    ).path
 
 
 def records(run):
@@ -99,7 +99,7 @@ def test_it_learns(whole):
 
 
 def test_the_run_folder_is_whole(whole):
-    names = {p.name for p in whole.path.iterdir()}
+    names = {p.name for p in whole.iterdir()}
     assert names == {
         *(
             "config.json",
