@@ -37,6 +37,6 @@ def weights(run):
 
 def contents(folder):
     return {
-        str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None
-        for p in folder.rglob("*")
+        str(p.relative_to(Path(folder))): p.read_bytes() if p.is_file() else None
+        for p in Path(folder).rglob("*")
     }
