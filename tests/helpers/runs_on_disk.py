@@ -1,6 +1,7 @@
 """Runs of real processes: their photos, flags, checkpoints and weights."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
