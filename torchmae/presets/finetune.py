@@ -37,7 +37,7 @@ def finetune_base() -> dict[str, Any]:
 def finetune_base_repo() -> dict[str, Any]:
     """As `finetune_base` with the reference repository's values, found for weights that were
     pre-trained with normalised
-    pixels: base lr 5e-4, layer decay 0.65, random erasing 0.25. Its four seeds: 83.57 %, deviation
+    pixels: base lr 5e-4, layer decay 0.65, random erasing 0.25. Its four seeds: 83.57 %, std
         0.08. Not run here yet.
 
         torchrun --nproc-per-node 8 -m torchmae finetune RUN IMAGENET --preset finetune_base_repo
@@ -56,7 +56,7 @@ def finetune_large() -> dict[str, Any]:
 
 def finetune_large_repo() -> dict[str, Any]:
     """As `finetune_large` with the reference repository's drop path of 0.2 and random erasing of
-    0.25. Its four seeds: 85.87 %, deviation 0.07. Not run by this project yet.
+    0.25. Its four seeds: 85.87 %, std 0.07. Not run by this project yet.
 
         torchrun --nproc-per-node 8 -m torchmae finetune RUN IMAGENET --preset finetune_large_repo
     """
