@@ -187,7 +187,8 @@ def train(job: Job, out: Path, world: World, quiet: bool) -> Path:
     task = ClassifyTask(job.model, config)
     job.model.encoder.set_grad_checkpointing(config.runtime.grad_checkpointing)
     if world.is_main and not quiet:
-        logger.info(describe(job, task, plan, cache, f"{world.size} processes, to {out}"))
+        where = f"{world.size} process{'es' * (world.size > 1)}, to {out}"
+        logger.info(describe(job, task, plan, cache, where))
     validation = Validation(job.model, data, out, world)
     stream = batches if finished else keep_decoded(batches, cache.name, config.source.data, world)
     fit(task, stream, plan, out, world, [validation])
