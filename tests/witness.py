@@ -27,12 +27,6 @@ ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 MODEL = "--model vit_micro --image-size 32 --patch-size 8 --decoder-dim 32 --decoder-depth 2"
 CPU = "--device cpu --precision fp32 --workers 0"
 TUNE = f"{CPU} --epochs 2 --batch-size 8"
-KNN = (
-    "knn"
-    if (ROOT / "torchmae/verbs.py").exists() or "Knn" in (ROOT / "torchmae/cli.py").read_text()
-    else "neighbours"
-)
-MAGNITUDE = "--randaug-magnitude" if KNN == "knn" else "--magnitude"
 
 
 def photos(folder: Path) -> None:
@@ -93,7 +87,7 @@ def witness(place: Path) -> dict[str, object]:
     for train in ("all", "head", "0.5"):
         mae(f"finetune photos-run photos --train {train} --out tune-{train} {TUNE}", place)
         found[f"finetune {train}"] = weights(place / f"tune-{train}")
-    strong = f"{MAGNITUDE} 7 --mixup 0.8 --cutmix 1 --drop-path 0.2"
+    strong = "--randaug-magnitude 7 --mixup 0.8 --cutmix 1 --drop-path 0.2"
     scratch = f"--model vit_micro --patch-size 8 --ema 0.9 {strong}"
     mae(f"finetune none photos {scratch} --out scratch {TUNE}", place)
     found["scratch"] = weights(place / "scratch")
@@ -102,7 +96,7 @@ def witness(place: Path) -> dict[str, object]:
     with (place / "p.csv").open() as file:
         found["predict"] = hashlib.sha256(repr(sorted(csv.reader(file))).encode()).hexdigest()[:16]
     found["probe --fast"] = shares(mae("probe photos-run photos --fast --device cpu", place))
-    found["knn"] = shares(mae(f"{KNN} photos-run photos --device cpu", place))
+    found["knn"] = shares(mae("knn photos-run photos --device cpu", place))
     for run in ("photos-run", "tune-all", "demo"):
         data = "digits?part=test" if run == "demo" else "photos"
         mae(f"embed {run} {data} --out {run}.npz --device cpu", place)
