@@ -12,7 +12,7 @@ import pytest
 
 import torchmae
 from torchmae.errors import UserError
-from torchmae.plugins import load_plugin, load_run_plugin
+from torchmae.plugins import load_plugin, load_run_plugins
 
 PLUGIN = '''
 from dataclasses import dataclass
@@ -92,7 +92,7 @@ def mae(place: Path, *words: str) -> "subprocess.CompletedProcess[str]":
 
 def test_the_plugin_is_stored_and_later_verbs_load_it(place):
     config = json.loads((place / "run/config.json").read_text())["config"]
-    assert config["plugin"] == str((place / "my_masks.py").resolve())
+    assert config["plugin"] == [str((place / "my_masks.py").resolve())]
     assert (config["masking"], config["target"]) == ("halves", "doubled")
     done = mae(place, "reconstruct", "run", "photos/blob/0.jpg", "--device", "cpu")
     assert done.returncode == 0, done.stderr
@@ -132,7 +132,7 @@ def test_a_plugin_that_moved_is_named_and_can_be_given_again(place, tmp_path):
     shutil.copytree(place, tmp_path / "there")
     moved = tmp_path / "there"
     config = json.loads((moved / "run/config.json").read_text())
-    config["config"]["plugin"] = str(tmp_path / "gone/my_masks.py")
+    config["config"]["plugin"] = [str(tmp_path / "gone/my_masks.py")]
     (moved / "run/config.json").write_text(json.dumps(config))
     done = mae(moved, "embed", "run", "photos", "--device", "cpu")
     assert done.returncode == 2
@@ -143,16 +143,27 @@ def test_a_plugin_that_moved_is_named_and_can_be_given_again(place, tmp_path):
 
 
 def test_a_run_from_somebody_else_brings_no_code_along(place, tmp_path):
-    """A plugin inside the run folder, or with a relative path, is never loaded by itself."""
+    """A file that this user never named with --plugin is not loaded, wherever it is."""
     shutil.copytree(place / "run", tmp_path / "run")
     evil = tmp_path / "run/evil_plugin.py"
     evil.write_text("raise SystemExit('loaded')")
     config = json.loads((tmp_path / "run/config.json").read_text())
-    for path in (str(evil), "run/evil_plugin.py"):
-        config["config"]["plugin"] = path
+    for path in (str(evil), os.path.relpath(evil), f"/proc/self/cwd/{os.path.relpath(evil)}"):
+        config["config"]["plugin"] = [path]
         (tmp_path / "run/config.json").write_text(json.dumps(config))
-        with pytest.raises(UserError, match="not loaded by itself"):
-            load_run_plugin(tmp_path / "run")
+        with pytest.raises(UserError, match="which you have not used before"):
+            load_run_plugins(tmp_path / "run")
+
+
+def test_what_is_trained_from_a_run_has_its_plugin_too(place):
+    """Once it was lost on the way, and the classifier could not be used."""
+    words = "--labels-per-class 4 --epochs 1 --batch-size 6 --workers 0 --device cpu".split()
+    done = mae(place, "finetune", "run", "photos", "--out", "tuned", *words)
+    assert done.returncode == 0, done.stderr
+    config = json.loads((place / "tuned/config.json").read_text())["config"]
+    assert config["plugin"] == [str((place / "my_masks.py").resolve())]
+    done = mae(place, "evaluate", "tuned", "photos", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
 
 
 def test_plugins_that_cannot_be_loaded(tmp_path):

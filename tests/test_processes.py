@@ -202,19 +202,23 @@ def test_two_processes_fine_tune_as_one(tmp_path):
         **dict(base_lr=0.02, workers=0, precision="fp32", device="cpu", ema=0.9, drop_path=0.5),
         **dict(mixup=0.8, cutmix=1.0, randaug_magnitude=9, random_erasing=0.5),
     )
-    alone, together = tmp_path / "alone", tmp_path / "together"
+    alone, together, sharded = (tmp_path / name for name in ("alone", "together", "sharded"))
     for command, out, more in (
-        ([sys.executable, "-m", "torchmae"], alone, {}),
-        (TORCHRUN, together, {"micro_batch_size": 2}),
+        ([sys.executable, "-m", "torchmae"], alone, []),
+        (TORCHRUN, together, ["--micro-batch-size", "2"]),
+        (TORCHRUN, sharded, ["--fsdp"]),
     ):
-        asked = ["finetune", "none", "digits?part=test", *flags(options | more | {"out": out})]
+        asked = ["finetune", "none", "digits?part=test", *flags(options | {"out": out}), *more]
         done = subprocess.run(
             [*command, *asked], env=ENV, capture_output=True, text=True, timeout=120
         )
         assert done.returncode == 0, done.stderr
-    assert_same_weights(together, alone)
-    last = [json.loads((run / "last.json").read_text()) for run in (alone, together)]
-    assert last[0]["top1"] == last[1]["top1"] and last[0]["count"] == last[1]["count"]
+    for run in (together, sharded):
+        assert_same_weights(run, alone)
+        assert (run / "best.safetensors").exists()
+    runs = (alone, together, sharded)
+    last = [json.loads((run / "last.json").read_text()) for run in runs]
+    assert len({(scores["top1"], scores["count"]) for scores in last}) == 1
 
 
 def test_two_processes_run_several_trainings(tmp_path):

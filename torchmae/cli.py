@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torchmae.errors import RunError, UserError, choose
 from torchmae.settings.options import options_of
@@ -97,14 +98,15 @@ def run_verb(verb: str, words: Sequence[str]) -> None:
     verb, or a preset."""
     from torchmae.presets import PRESETS
 
-    plugin = plugin_in(words)
-    if plugin is not None:
+    plugins = plugins_in(words)
+    if plugins:
         from torchmae.plugins import load_plugin
 
-        load_plugin(plugin)
+        for plugin in plugins:
+            load_plugin(plugin)
     entry = choose(VERBS, verb, "verb")
     settings = load(entry.config)
-    if plugin is not None and "plugin" not in options_of(settings):
+    if plugins and "plugin" not in options_of(settings):
         words = without_plugin(words)  # a plugin's own verb need not have the flag
     config = parse(settings, verb, words, PRESETS.get(verb, {}))
     from torchmae.plugins import prepare
@@ -113,14 +115,11 @@ def run_verb(verb: str, words: Sequence[str]) -> None:
     load(entry.run)(prepare(config))
 
 
-def plugin_in(words: Sequence[str]) -> str | None:
-    """The file behind --plugin, before the verb's own flags are known."""
-    for i, word in enumerate(words):
-        if word == "--plugin" and i + 1 < len(words):
-            return words[i + 1]
-        if word.startswith("--plugin="):
-            return word.partition("=")[2]
-    return None
+def plugins_in(words: Sequence[str]) -> list[str]:
+    """The files behind --plugin, before the verb's own flags are known."""
+    spaced = [after for word, after in pairwise(words) if word == "--plugin"]
+    joined = [word.partition("=")[2] for word in words if word.startswith("--plugin=")]
+    return spaced + joined
 
 
 def without_plugin(words: Sequence[str]) -> list[str]:

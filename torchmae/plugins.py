@@ -1,28 +1,32 @@
-"""A user's own Python file, loaded before a verb runs: it adds maskings, targets, decoders,
+"""A user's own Python files, loaded before a verb runs: they add maskings, targets, decoders,
 encoders, sources or verbs."""
 
+import hashlib
 import importlib.util
 import logging
+import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from torchmae.disk import cache_folder
 from torchmae.errors import UserError
-from torchmae.runfolder import is_run, read_config
+from torchmae.runfolder import is_run, stored_settings
 from torchmae.settings.options import changed, flatten
 
 logger = logging.getLogger(__name__)
 
-RUN_SETTINGS = (
-    "run",
-    "from_run",
-    "out",
-    "model",
-)  # settings that may name a run folder, whose plugin is needed too
+RUN_SETTINGS = ("run", "from_run", "out", "model")  # settings that may name a run folder
 
 
 def load_plugin(path: str) -> Path:
-    """Loads a file once in a process, as the module of its name, and returns where it is.
+    """Loads a file that the user names, once in a process, as the module of its name.
+
+    The user's cache remembers that it was named, so that runs may load it by themselves later.
+
+    Returns:
+        Where it is: absolute, without symbolic links.
 
     Raises:
         UserError: it is missing, has the name of a module that exists already, or fails.
@@ -30,72 +34,86 @@ def load_plugin(path: str) -> Path:
     file = Path(path).expanduser().resolve()
     if not file.is_file() or file.suffix != ".py":
         raise UserError(f"--plugin {path}: no such file, or not a .py file")
+    execute(file)
+    with suppress(OSError):
+        mark = remembered(file)
+        mark.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        mark.write_text(str(file))
+    return file
+
+
+def execute(file: Path) -> None:
+    """Imports a file as the module of its name, unless it is imported already."""
     name = file.stem
-    if name in sys.modules and is_at(getattr(sys.modules[name], "__file__", None), file):
-        return file
-    # A file in the current folder, which `python -m` puts on the path, is found under its own name.
-    found = importlib.util.find_spec(name) if name.isidentifier() else None
-    taken = name in sys.modules or (found is not None and not is_at(found.origin, file))
-    if taken or not name.isidentifier():
+    loaded = sys.modules.get(name)
+    if loaded is not None and getattr(loaded, "__file__", None) == str(file):
+        return
+    found = importlib.util.find_spec(name) if name.isidentifier() and loaded is None else None
+    other = found is not None and found.origin != str(file)  # in the current folder it finds itself
+    if loaded is not None or not name.isidentifier() or other:
         raise UserError(
-            f"--plugin {path}: '{name}' is not free as the name of a module; rename the file"
+            f"--plugin {file}: '{name}' is not free as the name of a module; rename the file"
         )
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None
     assert spec.loader is not None
     sys.modules[name] = module = importlib.util.module_from_spec(spec)
-    sys.path.append(
-        str(file.parent)
-    )  # loading processes that are spawned, not forked, import it by name
+    sys.path.append(str(file.parent))  # loading processes that are spawned, not forked, import it
     try:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
-        raise UserError(f"--plugin {path} failed: {type(error).__name__}: {error}") from error
-    return file
+        raise UserError(f"--plugin {file} failed: {type(error).__name__}: {error}") from error
 
 
-def is_at(origin: str | None, file: Path) -> bool:
-    """Whether a module's file is this one."""
-    return origin is not None and Path(origin).resolve() == file
+def remembered(file: Path) -> Path:
+    """Where the user's cache remembers that a file was named as a plugin."""
+    return cache_folder("plugins") / hashlib.sha256(str(file).encode()).hexdigest()
 
 
-def load_run_plugin(run: str | Path) -> None:
-    """Loads the plugin that a run was made with, if it was made with one.
+def load_run_plugins(run: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Loads the plugins that a run was made with.
 
-    Never a file inside the run folder: a run that comes from somebody else must not bring code
-    along.
+    Only files that this user has named with --plugin before: a run that comes from somebody else
+    must not bring code along.
+
+    Returns:
+        Their paths.
 
     Raises:
-        UserError: the plugin is not where it was, and no other file of its name is loaded.
+        UserError: one is not where it was, or was never named, and no module of its name is loaded.
     """
-    path = read_config(run)["config"].get("plugin")
-    if path is None or Path(path).stem in sys.modules:
-        return
-    file = Path(path)
-    if not file.is_absolute() or file.resolve().is_relative_to(Path(run).resolve()):
-        raise UserError(
-            f"{run} names the plugin {path}, which is not loaded by itself: --plugin {path} if you "
-            "trust it"
-        )
-    if not file.is_file():
-        raise UserError(
-            f"{run} was made with the plugin {path}, which is not there: name its new place with "
-            "--plugin"
-        )
-    logger.info(f"loading the plugin {path} of {run}")
-    load_plugin(path)
+    paths = tuple(stored_settings(run).get("plugin") or ())
+    loaded = []
+    for path in paths:
+        name = Path(path).stem
+        if name in sys.modules:  # given with --plugin, from its new place, or imported by the user
+            loaded.append(str(getattr(sys.modules[name], "__file__", path)))
+            continue
+        if not Path(path).is_file():
+            raise UserError(
+                f"{run} was made with the plugin {path}, which is not there: name its new place "
+                "with --plugin (the file keeps its name)"
+            )
+        if not remembered(Path(path)).exists():
+            raise UserError(
+                f"{run} names the plugin {path}, which you have not used before, so it is not "
+                f"loaded by itself: --plugin {path} if you trust it"
+            )
+        logger.info(f"loading the plugin {path} of {run}")
+        execute(Path(path))
+        loaded.append(path)
+    return tuple(loaded)
 
 
 def prepare(config: Any) -> Any:
-    """Loads the plugin that a config names, and those of the runs that it names.
+    """Loads the plugins that a config names, and those of the runs that it names.
 
     Returns:
-        The config, its plugin as an absolute path.
+        The config with all of these plugins, as absolute paths: what is trained now needs them too.
     """
     values = flatten(config)
-    if values.get("plugin") is not None:
-        config = changed(config, plugin=str(load_plugin(values["plugin"])))
+    plugins = [str(load_plugin(path)) for path in values.get("plugin", ())]
     for name in RUN_SETTINGS:
         value = values.get(name)
         if (
@@ -103,5 +121,5 @@ def prepare(config: Any) -> Any:
             and is_run(Path(value))
             and (Path(value) / "config.json").exists()
         ):
-            load_run_plugin(value)
-    return config
+            plugins += load_run_plugins(value)
+    return changed(config, plugin=tuple(dict.fromkeys(plugins))) if "plugin" in values else config

@@ -172,13 +172,9 @@ def resume(
     Raises:
         UserError: another verb made the run, or settings or data differ; every difference is named.
     """
-    stored = read_config(out)
-    if stored.get("verb") != verb:
-        raise UserError(
-            f"{out} was made by mae {stored.get('verb')}, not by mae {verb}: choose another --out"
-        )
     # A setting that the run's older version did not have is as it is requested now.
-    before = {**requested, **stored_settings(out)}
+    before = {**requested, **stored_settings(out, verb)}
+    stored = read_config(out)
     merged = {
         name: value if name in free and value is not None else before[name]
         for name, value in requested.items()
@@ -204,9 +200,18 @@ def resume(
     return merged, stored["model"]
 
 
-def stored_settings(run: str | os.PathLike[str]) -> dict[str, Any]:
-    """The settings that a run was made with, by name; lists of config.json are tuples again."""
-    settings = read_config(run)["config"].items()
+def stored_settings(run: str | os.PathLike[str], verb: str | None = None) -> dict[str, Any]:
+    """The settings that a run was made with, by name; lists of config.json are tuples again.
+
+    Raises:
+        UserError: it is no run folder, or (where a verb is given) another verb made it.
+    """
+    stored = read_config(run)
+    if verb is not None and stored.get("verb") != verb:
+        raise UserError(
+            f"{run} was made by mae {stored.get('verb')}, not by mae {verb}: choose another --out"
+        )
+    settings = stored["config"].items()
     return {name: tuple(value) if isinstance(value, list) else value for name, value in settings}
 
 

@@ -10,12 +10,12 @@ from PIL import Image
 
 from torchmae import disk
 from torchmae.data import scan as module
-from torchmae.data.cache.folder import cache_folder
 from torchmae.data.config import DecodeOptions
 from torchmae.data.scan import Scan, max_bad_files
 from torchmae.data.sources import open_source, with_decode
 from torchmae.data.sources.files import Files
 from torchmae.data.sources.source import BadFile, Source
+from torchmae.disk import cache_folder
 
 
 def scan(source: Source, channels: int | None = None, **options) -> Scan:

@@ -4,6 +4,7 @@ from dataclasses import FrozenInstanceError, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -156,6 +157,12 @@ def test_a_python_call_takes_paths_lists_and_whole_numbers_for_floats():
         Config, "torchmae.verb", (Path("a/b"),), {"ratio": 1, "names": [Path("c"), "d"]}
     )
     assert (config.data, config.shape.ratio, config.shape.names) == ("a/b", 1, ("c", "d"))
+
+
+def test_numbers_of_numpy_are_numbers():
+    config = from_python(Config, "torchmae.verb", ("x",), {"workers": np.int64(3)})
+    assert config.speed.workers == 3
+    assert type(config.speed.workers) is int
 
 
 @pytest.mark.parametrize("text", ["224", "192x256"])

@@ -154,3 +154,11 @@ def test_minutes_win_over_the_epochs_of_a_preset():
     words = ["--preset", "demo", "--minutes", "0.2"]
     assert parse(config, "pretrain", words, PRESETS["pretrain"]).optim.epochs is None
     assert parse(config, "pretrain", words[:2], PRESETS["pretrain"]).optim.epochs == 24
+    words = ["--preset=demo", "--minutes=0.2"]
+    assert parse(config, "pretrain", words, PRESETS["pretrain"]).optim.epochs is None
+
+
+def test_a_flag_that_may_be_repeated():
+    config = load(VERBS["pretrain"].config)
+    words = ["x", "--plugin", "a.py", "--plugin=b.py"]
+    assert parse(config, "pretrain", words, {}).runtime.plugin == ("a.py", "b.py")

@@ -20,11 +20,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 from tqdm import tqdm
 
-from torchmae.data.cache.folder import cache_folder
 from torchmae.data.decode import BadImage, inspect
 from torchmae.data.loader import read_pixels
 from torchmae.data.sources.source import BadFile, Source, digest_of
-from torchmae.disk import write_whole
+from torchmae.disk import cache_folder, write_whole
 from torchmae.errors import UserError
 from torchmae.runfolder import note_bad_files
 from torchmae.version import __version__

@@ -16,6 +16,7 @@ from torchmae.errors import UserError
 from torchmae.models.encoders import Backbone, build_encoder
 from torchmae.models.heads import Classifier
 from torchmae.models.mae import MAE
+from torchmae.plugins import load_run_plugins
 from torchmae.runfolder import kind_of, read_config
 
 
@@ -94,6 +95,7 @@ def build_any(model: dict[str, Any]) -> nn.Module:
 def load_mae(run: str | os.PathLike[str]) -> MAE:
     """The whole model of a run folder, encoder and decoder, in eval mode on the CPU; `UserError`
     without a decoder."""
+    load_run_plugins(run)
     config = read_config(run)
     kind = kind_of(config)
     if kind != "mae":
@@ -113,6 +115,7 @@ def load_classifier(run: str | os.PathLike[str], best: bool = False) -> Classifi
         run: the folder.
         best: the weights of the epoch that was best on the validation images, not the last ones.
     """
+    load_run_plugins(run)
     config = read_config(run)
     if kind_of(config) != "classifier":
         raise UserError(
@@ -135,6 +138,7 @@ def load(run: str | os.PathLike[str]) -> Backbone:
     Raises:
         UserError: not a run folder, no weights yet, or weights that do not fit.
     """
+    load_run_plugins(run)
     config = read_config(run)
     encoder = build(build_encoder, config["model"]["encoder"], run)
     if config["model"].get("pool") == "mean":

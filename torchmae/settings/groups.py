@@ -1,9 +1,10 @@
 """Groups of settings that several verbs have in common."""
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import ClassVar
 
-from torchmae.errors import UserError
+from torchmae.errors import UserError, choose, missing_extra
 from torchmae.settings.options import (
     NOT_NEGATIVE,
     POSITIVE,
@@ -13,6 +14,13 @@ from torchmae.settings.options import (
     option,
 )
 
+# What --cache may be, in words for the plan.
+CACHES = {
+    "none": "decoded each time",
+    "memory": "decoded once, kept in memory",
+    "disk": "decoded once, kept in a file",
+    "device": "all decoded on the device, no loader",
+}
 MOST_EPOCHS = 100_000  # more is a slip of the keyboard: 60 times the longest training of the paper
 
 
@@ -202,12 +210,19 @@ class RuntimeOptions(ChangeableOptions):
         within=POSITIVE,
         otherwise="the whole batch, or what fits",
     )
-    plugin: str | None = option(
-        None,
+    plugin: tuple[str, ...] = option(
+        (),
         "A Python file to load first, which adds maskings, targets, decoders, encoders, sources or "
         "verbs.",
         metavar="FILE.py",
+        otherwise="those of the run that training starts from; may be repeated",
+        repeated=True,
     )
+
+    def check(self) -> None:
+        """Raises UserError for a cache that there is not."""
+        if self.cache is not None:
+            choose(CACHES, self.cache, "--cache")
 
 
 @dataclass(frozen=True)
@@ -217,8 +232,12 @@ class DeviceOptions(ChangeableOptions):
     GROUP: ClassVar[str] = "runtime"
 
     device: str = option("auto", "auto, cpu, cuda or cuda:N.")
-    plugin: str | None = option(
-        None, "A Python file to load first.", metavar="FILE.py", otherwise="that of the run"
+    plugin: tuple[str, ...] = option(
+        (),
+        "A Python file to load first.",
+        metavar="FILE.py",
+        otherwise="those of the run; may be repeated",
+        repeated=True,
     )
 
 
@@ -232,3 +251,8 @@ class OutputOptions(ChangeableOptions):
     save_minutes: float = option(5.0, "Minutes between two checkpoints.", within=NOT_NEGATIVE)
     log_every: int = option(20, "Steps between two lines of log.jsonl.", within=POSITIVE)
     tensorboard: bool = option(False, 'Write TensorBoard events too (extra "tensorboard").')
+
+    def check(self) -> None:
+        """Raises UserError where TensorBoard is not installed."""
+        if self.tensorboard and find_spec("tensorboard") is None:
+            raise missing_extra("tensorboard", "tensorboard")

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, field, fields, is_dataclass
+from numbers import Number
 from types import NoneType, UnionType
 from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
@@ -87,6 +88,7 @@ def option(  # noqa: PLR0913 - a declaration, whose arguments are given by name
     flag: str | None = None,
     otherwise: str | None = None,
     instead_of: str | None = None,
+    repeated: bool = False,
 ) -> Any:
     """A setting.
 
@@ -100,9 +102,10 @@ def option(  # noqa: PLR0913 - a declaration, whose arguments are given by name
         otherwise: what happens without it, in words, for settings that are None by default and have
             no rule.
         instead_of: another setting that it takes the place of, also of a preset's.
+        repeated: several values are given by repeating the flag, one each.
     """
     metadata = dict(help=help, within=within, metavar=metavar, flag=flag, otherwise=otherwise)
-    more = {"instead_of": instead_of, "positional": False, "hidden": False}
+    more = dict(instead_of=instead_of, repeated=repeated, positional=False, hidden=False)
     return field(default=default, metadata={**metadata, **more})
 
 
@@ -111,7 +114,13 @@ def argument(help: str, metavar: str, default: Any = MISSING) -> Any:
     metadata = dict(help=help, within=ANY, metavar=metavar, flag=None, otherwise=None)
     return field(
         default=default,
-        metadata={**metadata, "instead_of": None, "positional": True, "hidden": False},
+        metadata={
+            **metadata,
+            "instead_of": None,
+            "repeated": False,
+            "positional": True,
+            "hidden": False,
+        },
     )
 
 
@@ -120,7 +129,13 @@ def hidden(default: Any) -> Any:
     metadata = dict(help="", within=ANY, metavar=None, flag=None, otherwise=None)
     return field(
         default=default,
-        metadata={**metadata, "instead_of": None, "positional": False, "hidden": True},
+        metadata={
+            **metadata,
+            "instead_of": None,
+            "repeated": False,
+            "positional": False,
+            "hidden": True,
+        },
     )
 
 
@@ -228,6 +243,10 @@ def from_python(
 def as_typed(setting: Option, value: Any) -> Any:
     """A Python value as the setting's type. Raises UserError where it is of another."""
     value = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if isinstance(value, Number) and hasattr(value, "item"):
+        value = value.item()  # of numpy
+    if setting.metadata["repeated"] and isinstance(value, str):
+        value = (value,)
     if isinstance(value, list | tuple):
         value = tuple(os.fspath(item) if isinstance(item, os.PathLike) else item for item in value)
     if not fits(value, setting.type):

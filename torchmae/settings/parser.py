@@ -69,7 +69,7 @@ def parse(config: type[C], verb: str, arguments: Sequence[str], presets: Mapping
             raise UserError("this verb has no presets; mae pretrain and mae finetune have")
         chosen = choose(presets, preset, "preset")()
         for setting in options_of(config).values():
-            if setting.metadata["instead_of"] and setting.flag in arguments:
+            if setting.metadata["instead_of"] and is_given(setting.flag, arguments):
                 chosen.pop(setting.metadata["instead_of"], None)
         for action in parser._actions:
             if not action.option_strings and action.dest in chosen:
@@ -124,7 +124,9 @@ def add(group: Any, setting: Option, rule: str | None) -> None:
         "type": converter(kind),
         "metavar": setting.metadata["metavar"] or placeholder(setting, kind),
     }
-    if several:
+    if setting.metadata["repeated"]:
+        arguments |= {"action": Repeated}
+    elif several:
         arguments |= {"nargs": several, "action": AsTuple}
     if setting.positional:
         if setting.default is not MISSING:
@@ -146,6 +148,20 @@ class AsTuple(argparse.Action):
         self, parser: Any, namespace: Any, values: Any, option_string: str | None = None
     ) -> None:
         setattr(namespace, self.dest, tuple(values))
+
+
+class Repeated(argparse.Action):
+    """Adds one value to a tuple: `--plugin a.py --plugin b.py`."""
+
+    def __call__(
+        self, parser: Any, namespace: Any, values: Any, option_string: str | None = None
+    ) -> None:
+        setattr(namespace, self.dest, (*getattr(namespace, self.dest), values))
+
+
+def is_given(flag: str, arguments: Sequence[str]) -> bool:
+    """Whether a flag is among the words, as `--flag value` or `--flag=value`."""
+    return any(word == flag or word.startswith(f"{flag}=") for word in arguments)
 
 
 def value_type(kind: Any) -> tuple[type, str | int | None]:

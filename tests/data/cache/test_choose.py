@@ -20,7 +20,6 @@ from torchmae.data.cache.choose import (
     decoding_cost,
     keep_decoded,
 )
-from torchmae.data.cache.folder import cache_folder
 from torchmae.data.config import DecodeOptions
 from torchmae.data.labels import labelled_sets
 from torchmae.data.loader import Batch, Batches
@@ -28,6 +27,7 @@ from torchmae.data.scan import scan
 from torchmae.data.sources import open_source
 from torchmae.data.sources.source import Subset
 from torchmae.data.transforms import CenterCropResize, RandomResizedCropFlip
+from torchmae.disk import cache_folder
 from torchmae.errors import UserError
 from torchmae.train.distributed import World
 

@@ -11,12 +11,12 @@ from PIL import Image
 
 from torchmae.data.cache import layout, memory
 from torchmae.data.cache.disk import make_folder
-from torchmae.data.cache.folder import cache_folder
 from torchmae.data.cache.memory import Cached
 from torchmae.data.loader import Batches, read_pixels
 from torchmae.data.scan import scan
 from torchmae.data.sources import open_source
 from torchmae.data.transforms import RandomResizedCropFlip
+from torchmae.disk import cache_folder
 from torchmae.errors import UserError
 
 

@@ -27,13 +27,6 @@ from torchmae.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-CACHES = {
-    "none": "decoded each time",
-    "memory": "decoded once, kept in memory",
-    "disk": "decoded once, kept in a file",
-    "device": "all decoded on the device, no loader",
-}
-
 T = TypeVar("T")
 
 # Reading and decoding a file takes 19 to 850 times as long as reading its pixels from memory, for
@@ -248,3 +241,28 @@ def keep_decoded(
     if folder is not None:  # on another machine there is none yet
         folder = room()
     return replace(batches, source=Cached(source, found, folder))
+
+
+def with_cache(
+    batches: Batches,
+    requested: str | None,
+    data: str,
+    world: Processes,
+    workers: int,
+    sizes: Integer[np.ndarray, "n 2"] | None = None,
+) -> tuple[CacheChoice, Batches | DeviceLoader]:
+    """The batches with the cache that is requested or, for None, that pays; and which it is.
+
+    Args:
+        batches: as they are without a cache.
+        requested: the value of --cache.
+        data: what the images are called on the command line.
+        world: the processes that train together.
+        workers: loading processes of each of them.
+        sizes: (height, width) of the images, where a scan has found them.
+    """
+    if requested is None:
+        cache = decide_cache(batches, world, workers, sizes)
+    else:
+        cache = CacheChoice(requested, "requested")
+    return cache, keep_decoded(batches, cache.name, data, world, sizes)

@@ -12,10 +12,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Integer
 
-from torchmae.data.cache.folder import cache_folder
 from torchmae.data.cache.layout import ABOUT, LINE, PIXELS, SUMS, bytes_needed, starts_of
 from torchmae.data.sources.source import Source, Subset, digest_of
-from torchmae.disk import write_whole
+from torchmae.disk import cache_folder, write_whole
 from torchmae.errors import UserError
 
 

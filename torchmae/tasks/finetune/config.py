@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from torchmae.errors import UserError
+from torchmae.errors import UserError, choose
 from torchmae.models.sizes import SIZES, size_of
 from torchmae.runfolder import read_config
 from torchmae.settings import defaults
@@ -409,6 +409,9 @@ def check(config: Finetune) -> None:
     check_ranges(config)
     config.crop.check()
     config.optim.check()
+    config.runtime.check()
+    config.output.check()
+    check_optimizer(config)
     model, source = config.model, config.source
     if source.val == source.data:
         raise UserError(
@@ -438,6 +441,15 @@ def check(config: Finetune) -> None:
     check_probe(config)
     if model.image_size is not None:
         parse_size(model.image_size)
+
+
+def check_optimizer(config: Finetune) -> None:
+    """Raises UserError for an optimizer that there is not, or that cannot be sharded."""
+    optimizer = config.optim.optimizer
+    if optimizer is not None:
+        choose(dict.fromkeys(("adamw", "sgd", "lars")), optimizer, "optimizer")
+    if config.runtime.fsdp and (config.model.train == "head" or optimizer in ("sgd", "lars")):
+        raise UserError("--fsdp shards AdamW's state: use --optimizer adamw, or leave --fsdp out")
 
 
 def check_probe(config: Finetune) -> None:

@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 
 from torchmae import runfolder
-from torchmae.data.cache.choose import CacheChoice
 from torchmae.settings.defaults import reasons
 from torchmae.settings.options import size_text
 from torchmae.tasks.finetune.config import ResolvedFinetune
@@ -43,9 +42,7 @@ def train_config(config: ResolvedFinetune, images: int) -> TrainConfig:
     )
 
 
-def describe(
-    job: Job, task: ClassifyTask, plan: TrainConfig, cache: CacheChoice, where: str
-) -> str:
+def describe(job: Job, task: ClassifyTask, plan: TrainConfig, where: str) -> str:
     """The plan before training starts: what it is, and a line with the reason for each setting that
     was chosen."""
     config, data, model = job.config, job.data, job.model
@@ -61,7 +58,7 @@ def describe(
         f"train {config.model.train} ({trained:,} parameters)",
         "training": f"{optim.epochs:g} epochs, {plan.steps} steps of {optim.batch_size} images, "
         f"peak learning rate {plan.lr:.2g} ({optim.optimizer}), {optim.precision}, {where}",
-        "cache": f"{cache.name} ({cache.reason})",
+        "cache": f"{job.cache.name} ({job.cache.reason})",
     }
     lines = [f"{name:>17}  {value}" for name, value in rows.items()]
     return "\n".join([*lines, *reasons(job.chosen)])

@@ -11,11 +11,15 @@ from typing import Any
 import torch
 
 from torchmae import runfolder
-from torchmae.data.cache.choose import CacheChoice, decide_cache, keep_decoded
+from torchmae.data.augment import StrongAugment
+from torchmae.data.cache.choose import with_cache
 from torchmae.data.config import DecodeOptions, decode_as_run
 from torchmae.data.labels import LabelledSets, labelled_sets
+from torchmae.data.loader import Batches
 from torchmae.data.scan import scan_and_report
 from torchmae.data.sources import with_decode
+from torchmae.data.transforms import RandomResizedCropFlip
+from torchmae.errors import UserError
 from torchmae.models.heads import Classifier, blocks_of
 from torchmae.models.weights import load, seeded
 from torchmae.report.curves import draw_curves
@@ -35,7 +39,7 @@ from torchmae.tasks.finetune.task import ClassifyTask
 from torchmae.tasks.finetune.validation import MEASURED, Validation
 from torchmae.train.checkpoint import lock
 from torchmae.train.distributed import World, machine_facts, start
-from torchmae.train.loop import fit
+from torchmae.train.loop import finished_line, fit
 from torchmae.train.optim import can_lengthen
 from torchmae.train.speed import measure_seconds_per_step
 
@@ -57,24 +61,30 @@ def run(config: Finetune, quiet: bool = False) -> Path:
     check(config)
     out = Path(config.output.out or default_out(config))
     if config.run != "none" and not runfolder.checkpoints(out):
-        depth = runfolder.read_config(config.run)["model"]["encoder"]["depth"]
-        blocks_of(config.model.train, depth)
+        # An encoder of another kind need not have this name; its task checks it later.
+        depth = runfolder.read_config(config.run)["model"]["encoder"].get("depth")
+        if depth is not None:
+            blocks_of(config.model.train, depth)
     with start(config.runtime.device) as world, ExitStack() as stack:
-        data = open_sets(config)
+        data = open_sets(config, out)
         resuming = world.on_main(lambda: runfolder.prepare(out, config.source.data))
         world.on_main(lambda: stack.enter_context(lock(out)))
         prepare = resumed if resuming else begun
         return train(prepare(config, data, out, world), out, world, quiet)
 
 
-def open_sets(config: Finetune) -> LabelledSets:
-    """The labelled images, decoded as the run's were unless told otherwise."""
+def open_sets(config: Finetune, out: Path) -> LabelledSets:
+    """The labelled images, decoded as the run's were unless told otherwise.
+
+    A fine-tuning that is resumed knows by itself; the run may be gone.
+    """
+    run = str(out) if runfolder.checkpoints(out) else config.run
     source, split = config.source, config.split
     sets = labelled_sets(
         source.data, source.val, split.val_fraction, split.labels_per_class, config.optim.seed
     )
     decode = config.decode
-    return sets.with_decode(decode_as_run(config.run, decode.max_megapixels, decode.white))
+    return sets.with_decode(decode_as_run(run, decode.max_megapixels, decode.white))
 
 
 def identity_of(data: LabelledSets) -> dict[str, Any]:
@@ -101,23 +111,27 @@ def resumed(config: Finetune, data: LabelledSets, out: Path, world: World) -> Jo
 
     A run may be lengthened where its first steps are also those of a longer one.
     """
-    before = build(ResolvedFinetune, runfolder.stored_settings(out))
+    stored = runfolder.stored_settings(out, "finetune")
+    before = build(ResolvedFinetune, {**requested(config), **stored})
     may_differ = changeable(Finetune)
-    wanted = config.optim.epochs or 0.0
     plan, done = train_config(before, len(data.train)), runfolder.last_step(out)
-    longer = wanted > before.optim.epochs and can_lengthen(plan, done)
-    if longer:
+    longer = (config.optim.epochs or 0.0) > before.optim.epochs
+    if longer and not can_lengthen(plan, done) and done >= plan.steps:
+        raise UserError(finished_line(plan, out, ""))
+    if longer and can_lengthen(plan, done):
         may_differ |= {"epochs"}
     identity = identity_of(data)
     settings, described = runfolder.resume(out, "finetune", requested(config), may_differ, identity)
-    if longer:
+    if "epochs" in may_differ:
         world.on_main(
             lambda: runfolder.write_config(out, "finetune", settings, identity, described)
         )
     settings["cache"] = config.runtime.cache  # machines differ, and it decides nothing
     resolved = build(ResolvedFinetune, settings)
     data = data.with_decode(decode_options(resolved))
-    return Job(resolved, data, Classifier.build(described), {})
+    model = Classifier.build(described)
+    batches = make_batches(resolved, data, model, world)
+    return Job(resolved, data, model, {}, batches, batches)
 
 
 def decode_options(config: ResolvedFinetune) -> DecodeOptions:
@@ -154,11 +168,15 @@ def begun(config: Finetune, data: LabelledSets, out: Path, world: World) -> Job:
         if pretrained is None or channels != encoder.channels:
             encoder.adapt(channels, found.mean, found.std)
         model = build_classifier(resolved, encoder, data.classes)
-    job = Job(resolved, data, model, chosen)
+    batches = make_batches(resolved, data, model, world)
+    job = Job(resolved, data, model, chosen, batches, batches)
     if config.optim.minutes is not None:
+        job = with_stream(job, world)
         plan = train_config(resolved, len(data.train))
         task = ClassifyTask(model, resolved)
-        seconds = measure_seconds_per_step(task, job.batches(world), plan, world)
+        seconds = measure_seconds_per_step(task, job.stream, plan, world)
+        if job.cache.name in ("memory", "disk"):  # the first time everything was decoded
+            seconds = measure_seconds_per_step(task, job.stream, plan, world)
         resolved, chosen = resolve(config, replace(facts, seconds_per_step=seconds))
         job = replace(job, config=resolved, chosen=chosen)
     settings, identity = flatten(resolved), identity_of(data)
@@ -175,23 +193,39 @@ def forget(out: Path) -> None:
         (out / name).unlink(missing_ok=True)
 
 
+def make_batches(
+    config: ResolvedFinetune, data: LabelledSets, model: Classifier, world: World
+) -> Batches:
+    """The augmented training images of this process, with their labels."""
+    encoder, seed, strong = model.encoder, config.optim.seed, config.regularization
+    crop = RandomResizedCropFlip(encoder.image_size, seed, config.crop.crop_scale, config.crop.flip)
+    augment = StrongAugment(
+        crop, strong.randaug_magnitude, strong.random_erasing, encoder.mean, encoder.std
+    )
+    batch_size, labels = config.optim.batch_size, data.train_labels
+    return Batches(data.train, augment, batch_size, seed, world.rank, world.size, labels)
+
+
+def with_stream(job: Job, world: World) -> Job:
+    """The job as it computes: with its cache, and with gradient checkpointing."""
+    runtime, data = job.config.runtime, job.config.source.data
+    job.model.encoder.set_grad_checkpointing(runtime.grad_checkpointing)
+    cache, stream = with_cache(job.batches, runtime.cache, data, world, runtime.workers)
+    return replace(job, cache=cache, stream=stream)
+
+
 def train(job: Job, out: Path, world: World, quiet: bool) -> Path:
     """Says the plan, trains by `fit` with validation after every epoch, says what was made."""
     config, data = job.config, job.data
     plan = train_config(config, len(data.train))
-    batches = job.batches(world)
-    finished = runfolder.last_step(out) >= plan.steps
-    cache = CacheChoice(config.runtime.cache or "none", "requested")
-    if config.runtime.cache is None and not finished:
-        cache = decide_cache(batches, world, config.runtime.workers)
+    if runfolder.last_step(out) < plan.steps and job.stream is job.batches:
+        job = with_stream(job, world)
     task = ClassifyTask(job.model, config)
-    job.model.encoder.set_grad_checkpointing(config.runtime.grad_checkpointing)
     if world.is_main and not quiet:
         where = f"{world.size} process{'es' * (world.size > 1)}, to {out}"
-        logger.info(describe(job, task, plan, cache, where))
+        logger.info(describe(job, task, plan, where))
     validation = Validation(job.model, data, out, world)
-    stream = batches if finished else keep_decoded(batches, cache.name, config.source.data, world)
-    fit(task, stream, plan, out, world, [validation])
+    fit(task, job.stream, plan, out, world, [validation])
     # A kill may have come between the last save and its validation.
     if world.on_main(lambda: validation.step() != plan.steps):
         task.eval()

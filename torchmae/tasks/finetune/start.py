@@ -9,23 +9,22 @@ from torchmae.tasks.finetune.config import Finetune, ResolvedFinetune, architect
 
 
 def channels_of(config: Finetune, data: LabelledSets, pretrained: Backbone | None) -> int:
-    """How many channels the classifier takes.
+    """How many channels the classifier takes: the run's, to which grey and colour are converted.
 
     Raises:
-        UserError: run and data do not agree; it names the ways out.
+        UserError: run and data do not agree and cannot be converted; it names the ways out.
     """
     have, requested, path = data.train.stored_channels, config.decode.channels, config.source.data
-    channels = requested or have
+    run = pretrained.channels if pretrained is not None else have
+    channels = requested or (run if {run, have} <= {1, 3} else have)
     if channels != have and {channels, have} != {1, 3}:
         raise UserError(
             f"--channels {channels}: {path} has {have}, and only grey and colour convert to each "
             "other"
         )
-    if pretrained is not None and requested is None and have != pretrained.channels:
-        n = pretrained.channels
-        convert = f"--channels {n} converts the images; " if {n, have} == {1, 3} else ""
+    if requested is None and channels != run:
         raise UserError(
-            f"{config.run} takes {n} channel{'s' * (n > 1)}, {path} has {have}: {convert}"
+            f"{config.run} takes {run} channel{'s' * (run > 1)}, {path} has {have}: "
             f"--channels {have} adapts the run's patch weights; mae pretrain DATA --from "
             f"{config.run} "
             "does so and trains on; or begin with run none"

@@ -67,14 +67,21 @@ class Validation:
         """Measures at a step; yields the accuracy."""
         ids, found = self.logits()
         result = scores(found, self.data.val_labels[ids], self.model.classes)
+        best = self.out / runfolder.BEST_SCORES
+
+        def is_best() -> bool:
+            return not best.exists() or json.loads(best.read_text())["top1"] < result.top1
+
+        text = json.dumps({"step": step, **result.summary()}, indent=1)
+        weights: dict[str, Tensor] = {}
+        if self.world.on_main(is_best):  # all processes bring sharded weights together
+            state = self.model.state_dict().items()
+            weights = {name: self.world.gather(value).contiguous() for name, value in state}
         if self.world.is_main:
-            text = json.dumps({"step": step, **result.summary()}, indent=1)
             write_text(self.out / runfolder.LAST_SCORES, text)
-            best = self.out / runfolder.BEST_SCORES
-            if not best.exists() or json.loads(best.read_text())["top1"] < result.top1:
+            if weights:
                 partial = self.out / ".best.partial"
-                weights = self.model.state_dict().items()
-                save_file({name: value.contiguous() for name, value in weights}, partial)
+                save_file(weights, partial)
                 partial.replace(self.out / runfolder.BEST_MODEL)
                 write_text(best, text)
         yield "accuracy", result.top1

@@ -11,6 +11,7 @@ from torchmae.interop.importing import Facts, Report, compare, crop_of, describe
 from torchmae.interop.names import to_ours, to_plain
 from torchmae.models.weights import build, build_any, load_weights
 from torchmae.runfolder import kind_of, write_config
+from torchmae.settings.options import check_ranges
 from torchmae.tasks.import_weights.config import Import
 
 logger = logging.getLogger(__name__)
@@ -18,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 def run(config: Import) -> Path:
     """Imports, compares and writes; returns the run folder."""
+    check_ranges(config)
     out = Path(config.out)
     refuse_full(out)
     report = Report()

@@ -259,6 +259,8 @@ def check(config: Pretrain) -> None:
     check_ranges(config)
     config.crop.check()
     config.optim.check()
+    config.runtime.check()
+    config.output.check()
     model = config.model
     if model.normalize not in (None, "data", "imagenet", "run"):
         raise UserError(f"--normalize {model.normalize}: data or imagenet, or run with --from")

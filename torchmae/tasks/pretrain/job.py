@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from torchmae.data.cache.choose import CacheChoice
+from torchmae.data.cache.device import DeviceLoader
 from torchmae.data.loader import Batches
 from torchmae.data.scan import Scan
 from torchmae.models.mae import MAE
@@ -20,6 +22,8 @@ class Job:
     origin: str  # where the weights come from, in words
     found: Scan | None  # None when resuming
     chosen: dict[str, Choice]
+    stream: Batches | DeviceLoader  # the batches, with a cache around them where there is one
+    cache: CacheChoice = CacheChoice("none", "not needed")
 
     def task(self) -> PretrainTask:
         """What `fit` trains."""

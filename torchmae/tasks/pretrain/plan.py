@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from torchmae import runfolder
-from torchmae.data.cache.choose import CACHES, CacheChoice
 from torchmae.models.mae import MAE
 from torchmae.models.vit import attention
 from torchmae.settings.defaults import reasons
+from torchmae.settings.groups import CACHES
 from torchmae.tasks.pretrain.config import ResolvedPretrain
 from torchmae.tasks.pretrain.job import Job
 from torchmae.train.config import TrainConfig
@@ -45,10 +45,11 @@ def train_config(config: ResolvedPretrain, images: int) -> TrainConfig:
     )
 
 
-def describe(job: Job, plan: TrainConfig, cache: CacheChoice, out: Path, world: World) -> str:
+def describe(job: Job, plan: TrainConfig, out: Path, world: World) -> str:
     """The plan before training starts: what it is, and a line with the reason for each setting that
     was chosen."""
-    config, model, images = job.config, job.model, len(job.batches.source)
+    config, model, cache = job.config, job.model, job.cache
+    images = len(job.batches.source)
     optim, masking = config.optim, config.masking
     seen = f"{images} images"
     bad = len(runfolder.read_bad_files(out))

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from torchmae import runfolder
-from torchmae.data.cache.choose import CacheChoice, decide_cache, keep_decoded
+from torchmae.data.cache.choose import with_cache
 from torchmae.data.loader import Batches
 from torchmae.data.scan import scan_and_report
 from torchmae.data.sources import open_source, with_decode
@@ -18,7 +18,7 @@ from torchmae.models.mae import MAE
 from torchmae.models.masking import num_visible
 from torchmae.report.curves import draw_curves
 from torchmae.settings.defaults import Facts
-from torchmae.settings.options import build, changeable, changed, flatten, parse_size, requested
+from torchmae.settings.options import build, changeable, flatten, parse_size, requested
 from torchmae.tasks.pretrain.config import Pretrain, ResolvedPretrain, check, resolve
 from torchmae.tasks.pretrain.job import Job
 from torchmae.tasks.pretrain.pictures import Pictures
@@ -26,7 +26,7 @@ from torchmae.tasks.pretrain.plan import describe, summary, train_config
 from torchmae.tasks.pretrain.start import build_model, check_names, fit_target, init_from_run
 from torchmae.train.checkpoint import lock
 from torchmae.train.distributed import World, machine_facts, start
-from torchmae.train.loop import fit
+from torchmae.train.loop import finished_line, fit
 from torchmae.train.optim import can_lengthen
 from torchmae.train.speed import measure_seconds_per_step
 
@@ -72,16 +72,18 @@ def resumed(config: Pretrain, source: Source, out: Path, world: World) -> Job:
 
     A run may be lengthened where its first steps are also those of a longer one.
     """
-    before = build(ResolvedPretrain, runfolder.stored_settings(out))
+    stored = runfolder.stored_settings(out, "pretrain")
+    before = build(ResolvedPretrain, {**requested(config), **stored})
     may_differ = changeable(Pretrain)
-    wanted = config.optim.epochs or 0.0
     plan, done = train_config(before, len(source)), runfolder.last_step(out)
-    longer = wanted > before.optim.epochs and can_lengthen(plan, done)
-    if longer:
+    longer = (config.optim.epochs or 0.0) > before.optim.epochs
+    if longer and not can_lengthen(plan, done) and done >= plan.steps:
+        raise UserError(finished_line(plan, out))
+    if longer and can_lengthen(plan, done):
         may_differ |= {"epochs"}
     identity = runfolder.identity(source)
     settings, described = runfolder.resume(out, "pretrain", requested(config), may_differ, identity)
-    if longer:
+    if "epochs" in may_differ:
         world.on_main(
             lambda: runfolder.write_config(out, "pretrain", settings, identity, described)
         )
@@ -89,7 +91,7 @@ def resumed(config: Pretrain, source: Source, out: Path, world: World) -> Job:
     resolved = build(ResolvedPretrain, settings)
     batches = make_batches(resolved, with_decode(source, resolved.decode), world)
     origin = resolved.model.from_run or "from scratch"
-    return Job(resolved, batches, MAE.build(described), origin, None, {})
+    return Job(resolved, batches, MAE.build(described), origin, None, {}, batches)
 
 
 def begun(config: Pretrain, source: Source, out: Path, world: World) -> Job:
@@ -107,11 +109,15 @@ def begun(config: Pretrain, source: Source, out: Path, world: World) -> Job:
     resolved, chosen = resolve(config, facts)
     model, origin = build_model(resolved, found, init_run)
     num_visible(math.prod(model.encoder.grid), resolved.masking.mask_ratio)
-    job = Job(resolved, make_batches(resolved, source, world), model, origin, found, chosen)
+    batches = make_batches(resolved, source, world)
+    job = Job(resolved, batches, model, origin, found, chosen, batches)
     fit_target(model, job.batches, world)
     if config.optim.minutes is not None:
+        job = with_stream(job, world)
         plan = train_config(resolved, found.images)
-        seconds = measure_seconds_per_step(job.task(), job.batches, plan, world)
+        seconds = measure_seconds_per_step(job.task(), job.stream, plan, world)
+        if job.cache.name in ("memory", "disk"):  # the first time everything was decoded
+            seconds = measure_seconds_per_step(job.task(), job.stream, plan, world)
         resolved, chosen = resolve(config, replace(facts, seconds_per_step=seconds))
         job = replace(job, config=resolved, chosen=chosen)
     identity = runfolder.identity(source)
@@ -133,22 +139,25 @@ def make_batches(config: ResolvedPretrain, source: Source, world: World) -> Batc
     return Batches(source, crop, batch_size, seed, world.rank, world.size)
 
 
+def with_stream(job: Job, world: World) -> Job:
+    """The job as it computes: with its cache, and with gradient checkpointing."""
+    runtime, sizes = job.config.runtime, job.found.sizes if job.found else None
+    job.model.set_grad_checkpointing(runtime.grad_checkpointing)
+    cache, stream = with_cache(
+        job.batches, runtime.cache, job.config.source.data, world, runtime.workers, sizes
+    )
+    return replace(job, cache=cache, stream=stream)
+
+
 def train(job: Job, out: Path, world: World) -> Path:
     """Says the plan, trains by `fit`, says what was made."""
-    batches, sizes = job.batches, job.found.sizes if job.found else None
-    plan = train_config(job.config, len(batches.source))
-    finished = runfolder.last_step(out) >= plan.steps
-    cache = CacheChoice(job.config.runtime.cache or "none", "requested")
-    if job.config.runtime.cache is None and not finished:
-        cache = decide_cache(batches, world, job.config.runtime.workers, sizes)
-    job = replace(job, config=changed(job.config, cache=cache.name))
+    plan = train_config(job.config, len(job.batches.source))
+    if runfolder.last_step(out) < plan.steps and job.stream is job.batches:
+        job = with_stream(job, world)
     if world.is_main:
-        logger.info(describe(job, plan, cache, out, world))
-    job.model.set_grad_checkpointing(job.config.runtime.grad_checkpointing)
-    pictures = Pictures(job.model, batches, job.config, out, world)
-    data = job.config.source.data
-    stream = batches if finished else keep_decoded(batches, cache.name, data, world, sizes)
-    outcome = fit(job.task(), stream, plan, out, world, [pictures])
+        logger.info(describe(job, plan, out, world))
+    pictures = Pictures(job.model, job.batches, job.config, out, world)
+    outcome = fit(job.task(), job.stream, plan, out, world, [pictures])
     if world.is_main:
         draw_curves(out)
         logger.info(summary(out, outcome, plan, job.config))

@@ -3,18 +3,16 @@ fitted target."""
 
 import logging
 import math
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from torchmae.data.cache.choose import CACHES
 from torchmae.data.loader import Batches
 from torchmae.data.scan import Scan
 from torchmae.data.transforms import CenterCropResize
-from torchmae.errors import UserError, choose, missing_extra
+from torchmae.errors import UserError, choose
 from torchmae.models.decoders import DECODERS, DecoderConfig, decoder_config
 from torchmae.models.encoders import Backbone, build_encoder
 from torchmae.models.mae import LOSSES, MAE
@@ -130,10 +128,6 @@ def check_names(config: Pretrain) -> None:
     choose(TARGETS, config.masking.target, "target")
     choose(DECODERS, config.model.decoder, "decoder")
     choose(LOSSES, config.masking.loss_on, "loss")
-    if config.runtime.cache is not None:
-        choose(CACHES, config.runtime.cache, "--cache")
-    if config.output.tensorboard and find_spec("tensorboard") is None:
-        raise missing_extra("tensorboard", "tensorboard")
     if config.model.image_size is not None and config.model.patch_size is not None:
         grid_of(parse_size(config.model.image_size), as_size(config.model.patch_size))
 

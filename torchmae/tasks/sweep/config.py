@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from torchmae.errors import UserError
-from torchmae.settings.groups import MOST_EPOCHS, SplitOptions
+from torchmae.settings.groups import MOST_EPOCHS, OutputOptions, SplitOptions
 from torchmae.settings.options import POSITIVE, Range, hidden, option
 from torchmae.tasks.finetune.config import ClassifierOptions, Finetune, FinetuneOptimOptions
 
@@ -40,6 +40,19 @@ class CompareOptimOptions(FinetuneOptimOptions):
         within=Range(at_least=0, below=1 << 62),
     )
     seed: int = hidden(0)
+    minutes: float | None = hidden(None)  # each training would be timed, and have its own length
+
+
+@dataclass(frozen=True)
+class SweepOutputOptions(OutputOptions):
+    """A folder of runs in place of one."""
+
+    out: str | None = option(
+        None,
+        "Folder of the sweep: a run folder for each training, a table and a picture.",
+        metavar="FOLDER",
+        otherwise="RUN-compare, RUN-partial",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +67,7 @@ class Compare(Finetune):
     split: CompareSplitOptions = CompareSplitOptions()
     model: CompareModelOptions = CompareModelOptions()
     optim: CompareOptimOptions = CompareOptimOptions()
+    output: SweepOutputOptions = SweepOutputOptions()
 
 
 @dataclass(frozen=True)
@@ -99,6 +113,7 @@ class Partial(Finetune):
 
     model: PartialModelOptions = PartialModelOptions()
     optim: PartialOptimOptions = PartialOptimOptions()
+    output: SweepOutputOptions = SweepOutputOptions()
 
 
 def check_compare(config: Compare) -> None:

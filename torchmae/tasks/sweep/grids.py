@@ -8,9 +8,10 @@ from typing import Any
 from torchmae.data.config import decode_as_run
 from torchmae.errors import UserError
 from torchmae.models.heads import blocks_of
+from torchmae.models.weights import load
 from torchmae.report.sweep import Curve
 from torchmae.runfolder import read_config
-from torchmae.settings.options import build, flatten
+from torchmae.settings.options import build, check_ranges, flatten
 from torchmae.tasks.finetune.config import Finetune
 from torchmae.tasks.sweep.config import Compare, Partial, check_compare
 
@@ -72,9 +73,15 @@ class Grid:
 
 def compare_grid(config: Compare) -> Grid:
     """Pre-trained against from scratch, on the same images, labels, steps and seeds."""
+    check_ranges(config)
     check_compare(config)
     decode = decode_as_run(config.run, config.decode.max_megapixels, config.decode.white)
-    pixels = {"max_megapixels": decode.max_megapixels, "white": decode.white}
+    channels = read_config(config.run)["model"]["encoder"]["channels"]
+    pixels = {
+        "max_megapixels": decode.max_megapixels,
+        "white": decode.white,
+        "channels": config.decode.channels or channels,
+    }
     few = config.split.labels_per_class or (None,)
     return Grid(
         verb="compare",
@@ -94,11 +101,12 @@ def compare_grid(config: Compare) -> Grid:
 
 def partial_grid(config: Partial) -> Grid:
     """More and more of the last blocks fine-tuned: section 4.3 and Figure 9 of the paper."""
+    check_ranges(config)
     if config.run == "none":
         raise UserError(
             "mae partial needs a run: an untrained encoder has to be trained as a whole"
         )
-    depth = read_config(config.run)["model"]["encoder"]["depth"]
+    depth = len(load(config.run).layers())
     default = [p for p in ("0", "0.5", "1", "2", "4", "all") if p == "all" or float(p) < depth]
     parts = sorted(dict.fromkeys(config.model.train or default), key=lambda p: blocks_of(p, depth))
     rows = {f"all {depth}" if part == "all" else part: {"train": part} for part in parts}
