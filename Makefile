@@ -27,7 +27,7 @@ few-labels: .venv/demo
 	OMP_NUM_THREADS=1 $(BIN)/mae compare runs/digits-train 'digits?part=train' --val 'digits?part=test' \
 	  --labels-per-class 10 --no-flip --crop-scale 0.6 1 --randaug-magnitude 0 --workers 0
 
-# Pure functions, models, the optimizer and the house: under a minute.
+# Pure functions, models, settings, the optimizer and the architecture: under a minute.
 QUICK := tests/test_house.py tests/test_hashing.py tests/models tests/train/test_optim.py \
   tests/data/test_augment.py tests/data/test_transforms.py tests/interop/test_names.py \
   tests/settings tests/eval tests/report tests/test_disk.py tests/test_runfolder.py

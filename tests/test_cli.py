@@ -167,7 +167,7 @@ def run(place):
 
 
 LATER = {
-    "reconstruct run": ["IMAGE is missing"],
+    "reconstruct run": ["IMAGE... is missing"],
     "reconstruct run nowhere.png": ["cannot read nowhere.png"],
     "reconstruct run file": ["cannot read file"],
     "reconstruct run photos/1.jpg --out picture.gif": [".png or .jpg"],

@@ -92,7 +92,7 @@ def reasons(chosen: Mapping[str, Choice]) -> list[str]:
     lines = []
     for name, choice in chosen.items():
         value = f"{choice.value:.4g}" if isinstance(choice.value, float) else str(choice.value)
-        lines.append(f"{name.replace('_', ' '):>17}  {value:<9} {choice.reason}")
+        lines.append(f"{name.replace('_', ' '):>17}  {value:<9}  {choice.reason}")
     return lines
 
 
@@ -160,7 +160,7 @@ def workers_for(cores: int, on_gpu: bool) -> int:
 def enough_workers(facts: Facts, values: Mapping[str, Any]) -> Choice:
     """See `workers_for`."""
     count = workers_for(facts.cores // facts.local_processes, facts.device == "cuda")
-    return Choice(count, f"{facts.cores} cores, {facts.local_processes} training processes here")
+    return Choice(count, f"{facts.cores} cores for {facts.local_processes} training process(es)")
 
 
 PRECISION = Rule("bf16 where the device is fast at it", best_precision)

@@ -163,7 +163,9 @@ class OptimOptions:
     )
     precision: str | None = option(None, "fp32, bf16 or fp16.")
     seed: int = option(
-        0, "Of weights, splits, order, crops and masks.", within=Range(at_least=0, below=1 << 62)
+        0,
+        "Seed of weights, splits, order, crops and masks.",
+        within=Range(at_least=0, below=1 << 62),
     )
 
     def check(self) -> None:

@@ -96,7 +96,11 @@ def parser_of(config: type[Any], verb: str, presets: Mapping[str, Any]) -> Parse
             help=f"start from a recipe, which other flags change: {names}",
         )
     shown = {name: o for name, o in options_of(config).items() if not o.metadata["hidden"]}
-    places = [o.metadata["metavar"] for o in shown.values() if o.positional]
+    places = [
+        o.metadata["metavar"] if o.default is MISSING else f"[{o.metadata['metavar']}]"
+        for o in shown.values()
+        if o.positional
+    ]
     required = [
         f"{o.flag} ..." for o in shown.values() if o.default is MISSING and not o.positional
     ]

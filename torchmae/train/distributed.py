@@ -1,7 +1,7 @@
 """Processes and devices; no other file imports torch.distributed. One process is a World of 1."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -103,6 +103,17 @@ class World:
             if isinstance(target, DTensor):
                 value = distribute_tensor(value, target.device_mesh, target.placements)
             target.copy_(value)
+
+    def swap(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Exchanges the values of the two tensors of each pair, whatever their layout."""
+        for one, other in pairs:
+            if isinstance(one, DTensor):  # FSDP2 holds the storage of its own, so it has to stay
+                with torch.no_grad():
+                    before = one.detach().clone()
+                    one.copy_(other)
+                    other.copy_(before)
+            else:  # without a copy
+                one.data, other.data = other.data, one.data
 
     def match_layout(self, value: Tensor, example: Tensor) -> Tensor:
         """A scalar as a DTensor if `example` is one, so that a fused operation takes both."""

@@ -3,7 +3,7 @@
 import ctypes
 import gc
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Generic, cast
 
@@ -162,11 +162,11 @@ class Trainer(Generic[B]):
     def ema_weights(self) -> Iterator[None]:
         """Puts the EMA weights, if there are any, into the task: to be evaluated and saved."""
         pairs = [(self.parameters[name], average) for name, average in self.ema.items()]
-        swap(pairs)
+        self.world.swap(pairs)
         try:
             yield
         finally:
-            swap(pairs)
+            self.world.swap(pairs)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
         """All that `load` needs, unsharded (every process must call this).
@@ -234,12 +234,6 @@ def keep_freed_memory(keep: bool) -> None:
         # The largest threshold depends on glibc's version.
         elif any(library.mallopt(M_MMAP_THRESHOLD, size) for size in (1 << 30, 1 << 25)):
             library.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
-
-
-def swap(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
-    """Exchanges the storage of the two tensors of each pair, without a copy."""
-    for one, other in pairs:
-        one.data, other.data = other.data, one.data
 
 
 def device_name(device: torch.device) -> str:

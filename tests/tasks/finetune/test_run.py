@@ -459,5 +459,5 @@ def test_a_finished_run_is_lengthened_where_the_schedule_allows_it(
     assert json.loads((longer / "config.json").read_text())["config"]["epochs"] == 3
     cosine = finetune_config(run, photos, out=str(tmp_path / "cosine"), **QUICK)
     finetune(cosine)
-    with pytest.raises(UserError, match="epochs was 2.*is 3"):
+    with pytest.raises(UserError, match="is finished .* for a longer run"):
         finetune(changed(cosine, epochs=3))

@@ -39,16 +39,13 @@ def test_channels_that_differ_are_refused_with_the_ways_out(run: Path, tmp_path:
         np.savez(tmp_path / f"{channels}.npz", images=pixels, labels=labels)
     grey, five = tmp_path / "1.npz", tmp_path / "5.npz"
     for data, options, message in (
-        (
-            grey,
-            {},
-            r"takes 3 channels, .* has 1: --channels 3 converts .* --channels 1 adapts .* --from",
-        ),
         (five, {}, r"takes 3 channels, .* has 5: --channels 5 adapts the run's patch weights"),
         (five, {"channels": 3}, "--channels 3: .* has 5, and only grey and colour convert"),
     ):
         with pytest.raises(UserError, match=message):
             torchmae.finetune(run, data, out=tmp_path / "out", **options, **ONE)
+    out = torchmae.finetune(run, grey, out=tmp_path / "as the run", **ONE)
+    assert load_classifier(out).encoder.channels == 3  # grey and colour convert to each other
     for data, channels in ((grey, 3), (grey, 1), (five, 5)):
         out = tmp_path / f"{data.stem}-{channels}"
         torchmae.finetune(run, data, out=out, channels=channels, **ONE)

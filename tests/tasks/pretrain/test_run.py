@@ -380,7 +380,7 @@ def test_a_cache_does_not_change_the_weights(tmp_path, cache, capsys):
     assert (
         "decoded each time" in said
         and {
-            None: "kept in memory",
+            None: "decoding takes",
             "memory": "kept in memory",
             "disk": "in a file",
             "device": "on the dev",

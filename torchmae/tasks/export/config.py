@@ -20,6 +20,13 @@ class Export:
         metavar="FORM",
     )
     out: str = option(REQUIRED, "Folder to make.", metavar="FOLDER")
+    plugin: tuple[str, ...] = option(
+        (),
+        "A Python file to load first.",
+        metavar="FILE.py",
+        otherwise="those of the run; may be repeated",
+        repeated=True,
+    )
     only: str | None = option(None, "encoder: without the decoder or the head.", metavar="PART")
     best: bool = option(
         False,

@@ -113,6 +113,18 @@ class FinetuneOptimOptions(OptimOptions):
 
 
 @dataclass(frozen=True)
+class FinetuneOutputOptions(OutputOptions):
+    """Where the classifier goes."""
+
+    out: str | None = option(
+        None,
+        "Run folder. If it holds this run already, the run is resumed.",
+        metavar="FOLDER",
+        otherwise="RUN-finetune, RUN-probe, RUN-last-4, ... or runs/NAME-OF-DATA-scratch",
+    )
+
+
+@dataclass(frozen=True)
 class RegularizationOptions:
     """Strong augmentation and other regularisation (paper Table 9)."""
 
@@ -122,7 +134,7 @@ class RegularizationOptions:
         None, "Stochastic depth of the last block, growing from 0 at the first.", within=BELOW_ONE
     )
     randaug_magnitude: float | None = option(
-        None, "Of RandAugment, 0 (off) to 10.", within=Range(at_least=0, at_most=10)
+        None, "Magnitude of RandAugment, 0 (off) to 10.", within=Range(at_least=0, at_most=10)
     )
     random_erasing: float | None = option(None, "Probability of random erasing.", within=SHARE)
     mixup: float | None = option(None, "Mixup's alpha; 0: off.", within=NOT_NEGATIVE)
@@ -327,13 +339,14 @@ class Finetune:
     RULES: ClassVar[Mapping[str, Rule]] = RULES
 
     run: str = argument(
-        "a run folder, or none for the supervised baseline from scratch (then --model)", "RUN"
+        "a run folder, or none for the supervised baseline from scratch (--model names its size)",
+        "RUN",
     )
     source: LabelledSourceOptions
     split: SplitOptions = SplitOptions()
     model: ClassifierOptions = ClassifierOptions()
     optim: FinetuneOptimOptions = FinetuneOptimOptions()
-    output: OutputOptions = OutputOptions()
+    output: FinetuneOutputOptions = FinetuneOutputOptions()
     regularization: RegularizationOptions = RegularizationOptions()
     crop: FinetuneCropOptions = FinetuneCropOptions(crop_scale=(0.08, 1.0))
     decode: FinetuneDecodeOptions = FinetuneDecodeOptions()

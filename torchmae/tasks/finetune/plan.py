@@ -54,9 +54,10 @@ def describe(job: Job, task: ClassifyTask, plan: TrainConfig, where: str) -> str
         f"{f' ({few} a class)' if few else ''} and {len(data.val)} validation images, "
         f"{len(model.classes)} classes",
         "model": f"{encoder.embed_dim} wide, {len(encoder.layers())} blocks, "
-        f"{size_text(encoder.image_size)} px, {encoder.channels} channels; "
+        f"{size_text(encoder.image_size)} px, {encoder.channels} "
+        f"channel{'s' * (encoder.channels > 1)}; "
         f"train {config.model.train} ({trained:,} parameters)",
-        "training": f"{optim.epochs:g} epochs, {plan.steps} steps of {optim.batch_size} images, "
+        "training": f"{optim.epochs:.4g} epochs, {plan.steps} steps of {optim.batch_size} images, "
         f"peak learning rate {plan.lr:.2g} ({optim.optimizer}), {optim.precision}, {where}",
         "cache": f"{job.cache.name} ({job.cache.reason})",
     }

@@ -33,6 +33,8 @@ class Knn:
         within=Range(above=0, below=1),
     )
     seed: int = option(
-        0, "Of the split and of the untrained encoder.", within=Range(at_least=0, below=1 << 62)
+        0,
+        "Seed of the split and of the untrained encoder.",
+        within=Range(at_least=0, below=1 << 62),
     )
     runtime: DeviceOptions = DeviceOptions()

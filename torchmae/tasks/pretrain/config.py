@@ -110,6 +110,12 @@ class PretrainOptimOptions(OptimOptions):
 class PretrainOutputOptions(OutputOptions):
     """What pre-training writes."""
 
+    out: str | None = option(
+        None,
+        "Run folder. If it holds this run already, the run is resumed.",
+        metavar="FOLDER",
+        otherwise="runs/NAME-OF-DATA",
+    )
     picture_minutes: float = option(3.0, "Minutes between two pictures.", within=NOT_NEGATIVE)
 
 

@@ -56,7 +56,7 @@ def describe(job: Job, plan: TrainConfig, out: Path, world: World) -> str:
     if bad:
         seen += f", {bad} unreadable (see {out / runfolder.BAD_FILES})"
     size, patch = config.model.image_size, config.model.patch_size
-    grid = "x".join(map(str, model.encoder.grid))
+    grid, channels = "x".join(map(str, model.encoder.grid)), config.decode.channels
     loading = f"images {CACHES[cache.name]} ({cache.reason})"
     if cache.name != "device":
         workers = config.runtime.workers
@@ -65,10 +65,10 @@ def describe(job: Job, plan: TrainConfig, out: Path, world: World) -> str:
         "data": f"{config.source.data}: {seen}",
         "start": job.origin,
         "model": describe_model(model, config.model.model),
-        "image": f"{size} px, {config.decode.channels} channels, "
+        "image": f"{size} px, {channels} channel{'s' * (channels > 1)}, "
         f"{grid} patches of {patch} px, "
         f"{masking.mask_ratio:.0%} hidden ({masking.masking})",
-        "training": f"{optim.epochs:g} epochs, {plan.steps} steps of {optim.batch_size} images, "
+        "training": f"{optim.epochs:.4g} epochs, {plan.steps} steps of {optim.batch_size} images, "
         f"peak learning rate {plan.lr:.2g} (base {optim.base_lr:.2g})",
         "device": describe_device(config, world),
         "loading": loading,

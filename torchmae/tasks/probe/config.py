@@ -97,7 +97,8 @@ class Probe:
     )
     seed: int = option(
         0,
-        "Of split, subset, head, order and augmentation; of the cross-validation and the untrained "
+        "Seed of split, subset, head, order and augmentation; of the cross-validation and the "
+        "untrained "
         "encoder.",
         within=Range(at_least=0, below=1 << 62),
     )

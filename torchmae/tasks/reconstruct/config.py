@@ -14,7 +14,7 @@ class Reconstruct:
     GROUP: ClassVar[str] = "picture"
 
     run: str = argument("a run folder", "RUN")
-    images: tuple[str, ...] = argument("image files", "IMAGE")
+    images: tuple[str, ...] = argument("image files", "IMAGE...")
     out: str = option("reconstruction.png", "The picture to write (.png or .jpg).")
     mask_ratio: float | None = option(
         None, "Share of hidden patches.", within=Range(above=0, below=1), otherwise="the run's"
@@ -26,7 +26,7 @@ class Reconstruct:
         "visible; any size.",
         metavar="IMAGE",
     )
-    seed: int = option(0, "Of the masks.", within=Range(at_least=0, below=1 << 62))
+    seed: int = option(0, "Seed of the masks.", within=Range(at_least=0, below=1 << 62))
     true_statistics: bool = option(
         False,
         "With normalised targets: take each hidden patch's true mean and std (which leaks part of "

@@ -5,9 +5,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from torchmae.errors import UserError
-from torchmae.settings.groups import MOST_EPOCHS, OutputOptions, SplitOptions
-from torchmae.settings.options import POSITIVE, Range, hidden, option
-from torchmae.tasks.finetune.config import ClassifierOptions, Finetune, FinetuneOptimOptions
+from torchmae.settings.groups import MOST_EPOCHS, SplitOptions
+from torchmae.settings.options import POSITIVE, Range, argument, hidden, option
+from torchmae.tasks.finetune.config import (
+    ClassifierOptions,
+    Finetune,
+    FinetuneOptimOptions,
+    FinetuneOutputOptions,
+)
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class CompareOptimOptions(FinetuneOptimOptions):
 
     seeds: tuple[int, ...] = option(
         (0, 1, 2, 3, 4),
-        "Of split, subset, head, order and augmentation: a pair of trainings each.",
+        "Seed of split, subset, head, order and augmentation: a pair of trainings each.",
         within=Range(at_least=0, below=1 << 62),
     )
     seed: int = hidden(0)
@@ -44,7 +49,7 @@ class CompareOptimOptions(FinetuneOptimOptions):
 
 
 @dataclass(frozen=True)
-class SweepOutputOptions(OutputOptions):
+class SweepOutputOptions(FinetuneOutputOptions):
     """A folder of runs in place of one."""
 
     out: str | None = option(
@@ -64,6 +69,7 @@ class Compare(Finetune):
     recipe.
     """
 
+    run: str = argument("a run folder", "RUN")
     split: CompareSplitOptions = CompareSplitOptions()
     model: CompareModelOptions = CompareModelOptions()
     optim: CompareOptimOptions = CompareOptimOptions()
@@ -111,6 +117,7 @@ class Partial(Finetune):
         name: rule for name, rule in Finetune.RULES.items() if name not in ("epochs",)
     }
 
+    run: str = argument("a run folder", "RUN")
     model: PartialModelOptions = PartialModelOptions()
     optim: PartialOptimOptions = PartialOptimOptions()
     output: SweepOutputOptions = SweepOutputOptions()
