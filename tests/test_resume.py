@@ -129,12 +129,21 @@ def test_a_finished_run_says_so_and_changes_nothing(whole, photos, capfd):
     assert contents(whole) == before
 
 
+def test_a_finished_run_whose_rate_fell_to_0_is_not_lengthened(whole, photos, capfd):
+    before = contents(whole)
+    asked = ["pretrain", str(photos), *flags(OPTIONS | {"out": whole, "epochs": 13})]
+    assert cli.main(asked) == 2
+    out, err = capfd.readouterr()
+    assert err.startswith(f"mae: {whole} is finished ({STEPS} steps). Its learning rate has fallen")
+    assert f"--from {whole}" in err and len(err.splitlines()) == 1 and out == ""
+    assert contents(whole) == before
+
+
 CHANGES = {
     "model": ({"model": "vit_tiny"}, ["model was vit_micro, is vit_tiny"]),
     "ratio": ({"mask_ratio": 0.5}, ["mask_ratio was 0.75, is 0.5"]),
     "two": ({"mask_ratio": 0.5, "seed": 3}, ["mask_ratio was 0.75, is 0.5", "seed was 0, is 3"]),
     "image": ({"image_size": "32x64"}, ["image_size was 32, is 32x64"]),
-    "epochs": ({"epochs": 13}, ["epochs was 9", "is 13"]),
     "batch": ({"batch_size": 4}, ["batch_size was 8, is 4"]),
 }
 

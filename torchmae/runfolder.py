@@ -203,6 +203,8 @@ def resume(
 def stored_settings(run: str | os.PathLike[str], verb: str | None = None) -> dict[str, Any]:
     """The settings that a run was made with, by name; lists of config.json are tuples again.
 
+    Empty where config.json only describes a model.
+
     Raises:
         UserError: it is no run folder, or (where a verb is given) another verb made it.
     """
@@ -211,7 +213,7 @@ def stored_settings(run: str | os.PathLike[str], verb: str | None = None) -> dic
         raise UserError(
             f"{run} was made by mae {stored.get('verb')}, not by mae {verb}: choose another --out"
         )
-    settings = stored["config"].items()
+    settings = stored.get("config", {}).items()
     return {name: tuple(value) if isinstance(value, list) else value for name, value in settings}
 
 

@@ -1,5 +1,6 @@
 """mae evaluate on a classifier that was really trained."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ def test_the_scores_are_recorded_and_drawn(classifier: Path, photos: Path) -> No
     validation, *_, record = read_results(classifier)
     assert validation["verb"] == "finetune"
     assert record["verb"] == "evaluate"
-    assert {**record["settings"], **record["results"]} == result
+    assert {**record["settings"], **record["results"]} == json.loads(json.dumps(result))
     assert (classifier / "confusion.png").stat().st_size > 5000
     count = len(read_results(classifier))
     torchmae.evaluate(classifier, photos)

@@ -1,5 +1,6 @@
 """mae knn: what it measures and writes."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ def test_three_kinds_of_features_are_measured_and_recorded(
     (record,) = read_results(own)
     assert record["verb"] == "knn"
     assert record["settings"]["k"] == 3
-    assert {**record["settings"], **record["results"]} == result
+    assert {**record["settings"], **record["results"]} == json.loads(json.dumps(result))
     assert "95 % interval" in capsys.readouterr().out
 
 
