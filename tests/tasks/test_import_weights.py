@@ -262,7 +262,7 @@ def test_a_fine_tuned_file_is_measured_as_the_reference_does(
     assert read_config(again)["config"]["crop_pct"] == 0.9
     for wrong in (0.0, -1.0, 1.5, float("nan")):
         with pytest.raises(
-            UserError, match="--crop-pct .*: must be (more than 0|at most 1|a number)"
+            UserError, match="--crop-pct .*: must be (more than 0|at most 1|a finite number)"
         ):
             bring(tmp_path / "finetuned.pth", tmp_path / "third", heads=4, crop_pct=wrong)
     assert not (tmp_path / "third").exists()
