@@ -37,8 +37,6 @@ class Trainer(Generic[B]):
         self.clip_grad = plan.clip_grad
         self.requested_micro_batch_size = plan.micro_batch_size
         self.micro_batch_size: int | None = None
-        if world.device.type == "cpu":
-            keep_freed_memory(True)
         if plan.compile:
             task.compile()
         # A protocol cannot say that every task is an nn.Module.
@@ -128,9 +126,13 @@ class Trainer(Generic[B]):
             RunError: not even one image fits.
         """
         share = len(batch.images)
+        # Freed memory is kept only after the trials: a failed one would leave holes in the heap.
+        self.keep_freed_memory(False)
         buffers = [(buffer, buffer.clone()) for buffer in self.task.buffers()]
         module = cast(nn.Module, self.task)  # not DDP's: a failed trial must not wait for others
-        num_micro_batches = -(-share // min(self.requested_micro_batch_size or share, share))
+        first = num_micro_batches = -(
+            -share // min(self.requested_micro_batch_size or share, share)
+        )
         while True:
             out_of_memory = False
             try:
@@ -143,9 +145,9 @@ class Trainer(Generic[B]):
             for buffer, before in buffers:  # BatchNorm's statistics without the trial
                 buffer.copy_(before)
             if not self.world.any_rank(out_of_memory)[0]:
+                self.keep_freed_memory(num_micro_batches == first)
                 return -(-share // num_micro_batches)
             gc.collect()
-            keep_freed_memory(False)
             if self.world.device.type == "cuda":
                 torch.cuda.empty_cache()
             if num_micro_batches >= share:
@@ -157,6 +159,11 @@ class Trainer(Generic[B]):
             if self.world.is_main:
                 size = -(-share // num_micro_batches)
                 logger.info(f"out of memory: continuing with micro-batches of {size} images")
+
+    def keep_freed_memory(self, keep: bool) -> None:
+        """Like the function of this name, where the tensors are in the host's memory."""
+        if self.world.device.type == "cpu":
+            keep_freed_memory(keep)
 
     @contextmanager
     def ema_weights(self) -> Iterator[None]:
@@ -214,6 +221,7 @@ class Trainer(Generic[B]):
         same = not self.requested_micro_batch_size
         same = same and metadata["place"] == device_name(self.world.device)
         self.micro_batch_size = metadata["micro_batch_size"] if same else None
+        self.keep_freed_memory(True)
         self.scaler.load_state_dict(metadata["scaler"])
 
 
