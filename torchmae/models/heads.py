@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -10,7 +11,51 @@ from torchmae.errors import UserError
 from torchmae.models.encoders import Backbone, build_encoder
 from torchmae.models.vit import Block
 
-POOLS = ("mean", "cls")
+POOLS = ("mean", "cls", "attentive")
+
+
+class AttentivePool(nn.Module):
+    """Patch tokens to one vector by learned queries: efficient probing (Psomas et al. 2025, arXiv
+    2506.10178).
+
+    Each query weights the tokens by a softmax of its products with them, there is no key map, and
+    pools its own slice of one value projection; there is no output map either.
+
+    Args:
+        dim: width D of the tokens.
+        queries: Q, a divisor of D.
+
+    Raises:
+        UserError: `queries` does not divide `dim`.
+    """
+
+    def __init__(self, dim: int, queries: int = 32):
+        super().__init__()
+        if queries < 1 or dim % queries:
+            divisors = ", ".join(str(n) for n in range(1, dim + 1) if dim % n == 0)
+            raise UserError(
+                f"--queries {queries} does not divide the width of the tokens, {dim}; "
+                f"possible: {divisors}"
+            )
+        self.query = nn.Parameter(torch.empty(queries, dim))
+        self.value = nn.Linear(dim, dim)
+        nn.init.trunc_normal_(self.query, std=0.02)  # nearly the mean of the tokens at first
+        nn.init.xavier_uniform_(self.value.weight)
+        nn.init.zeros_(self.value.bias)
+
+    def forward(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B D"]:
+        weights = self.weights(tokens)
+        # Weights sum to 1 and the projection is linear, so it may follow the pooling: it is then
+        # applied Q times in place of N times, each time to its slice. For a ViT-B with 196 patches
+        # the whole head needs 11 times fewer operations so.
+        pooled = weights.to(tokens.dtype) @ tokens
+        slices = self.value.weight.unflatten(0, (len(self.query), -1))
+        return torch.einsum("bqd,qed->bqe", pooled, slices).flatten(1) + self.value.bias
+
+    def weights(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B Q N"]:
+        """How much each query takes of each token; they sum to 1 over the tokens."""
+        products = self.query @ tokens.transpose(1, 2)
+        return (products * tokens.shape[2] ** -0.5).softmax(2)
 
 
 class Classifier(nn.Module):
@@ -20,10 +65,12 @@ class Classifier(nn.Module):
         encoder: any `Backbone`; one with a class token if `pool` is "cls".
         classes: their names, in the order of the logits.
         pool: "mean" of the patch tokens, with a norm of its own (`fc_norm`) in place of the
-            encoder's final norm, which is removed (the reference's fine-tuning); or "cls", the
-            class token after the encoder's norm (the paper's linear probe).
+            encoder's final norm, which is removed (the reference's fine-tuning); "cls", the
+            class token after the encoder's norm (the paper's linear probe); or "attentive", an
+            `AttentivePool` of the patch tokens after the encoder's norm, and `fc_norm`.
         batch_norm: a BatchNorm without affine parameters before the linear map (the paper's linear
-            probe, appendix A.1).
+            probe, appendix A.1); with "attentive" it takes the place of `fc_norm`.
+        queries: of the attentive pooling.
     """
 
     def __init__(
@@ -32,6 +79,7 @@ class Classifier(nn.Module):
         classes: Sequence[str],
         pool: str = "mean",
         batch_norm: bool = False,
+        queries: int = 32,
     ):
         super().__init__()
         if pool not in POOLS:
@@ -44,7 +92,9 @@ class Classifier(nn.Module):
         self.pool = pool
         if pool == "mean":
             encoder.remove_norm()
-        self.fc_norm = nn.LayerNorm(dim, eps=1e-6) if pool == "mean" else nn.Identity()
+        self.attn_pool = AttentivePool(dim, queries) if pool == "attentive" else None
+        normed = pool == "mean" or (pool == "attentive" and not batch_norm)
+        self.fc_norm = nn.LayerNorm(dim, eps=1e-6) if normed else nn.Identity()
         self.bn = nn.BatchNorm1d(dim, affine=False, eps=1e-6) if batch_norm else nn.Identity()
         self.head = nn.Linear(dim, len(classes))
         nn.init.trunc_normal_(self.head.weight, std=0.01 if batch_norm else 2e-5)
@@ -57,6 +107,7 @@ class Classifier(nn.Module):
             "classes": list(self.classes),
             "pool": self.pool,
             "batch_norm": isinstance(self.bn, nn.BatchNorm1d),
+            **({"queries": len(self.attn_pool.query)} if self.attn_pool is not None else {}),
         }
 
     @classmethod
@@ -77,9 +128,11 @@ class Classifier(nn.Module):
     ) -> Float[Tensor, "B D"]:
         """What the linear map sees: pooled and normed tokens."""
         tokens = self.encoder(images, draws=draws)
-        if self.pool == "mean":
-            return self.fc_norm(tokens[:, self.encoder.num_prefix_tokens :].mean(1))
-        return tokens[:, 0]
+        if self.pool == "cls":
+            return tokens[:, 0]
+        patches = tokens[:, self.encoder.num_prefix_tokens :]
+        pooled = patches.mean(1) if self.attn_pool is None else self.attn_pool(patches)
+        return self.fc_norm(pooled)
 
 
 def blocks_of(train: str, blocks: int) -> float:
@@ -104,9 +157,9 @@ def trainable(classifier: Classifier, train: str) -> list[str]:
             paper section 4.3), with the norms after them and the head.
     """
     names = [name for name, _ in classifier.named_parameters()]
-    after = [n for n in names if n.startswith(("fc_norm.", "bn.", "head."))]
+    after = [n for n in names if n.startswith(("attn_pool.", "fc_norm.", "bn.", "head."))]
     if train == "head":
-        return [n for n in after if n.startswith("head.")]
+        return [n for n in after if n.startswith(("attn_pool.", "head."))]
     if train == "all":
         return names
     layers = classifier.encoder.layers()

@@ -75,7 +75,13 @@ class ClassifierOptions:
     )
     pool: str | None = option(
         None,
-        "What the head sees: mean of the patch tokens with its own norm, or cls, the class token.",
+        "What the head sees: mean of the patch tokens with its own norm; cls, the class token; or "
+        "attentive, the patch tokens as learned queries weight them.",
+    )
+    queries: int = option(
+        32,
+        "Learned queries of --pool attentive, a divisor of the encoder's width.",
+        within=POSITIVE,
     )
     model: str | None = option(
         None,
@@ -229,13 +235,20 @@ def large_batch(values: Mapping[str, Any]) -> bool:
 
 
 def probe_optimizer(facts: Facts, values: Mapping[str, Any]) -> Choice:
-    """LARS for very large batches (paper Table 10), else SGD."""
+    """LARS for very large batches (paper Table 10), else SGD; AdamW for queries."""
+    if values["pool"] == "attentive":
+        return Choice("adamw", "for the queries, whose gradients are small at first")
     name = "lars" if large_batch(values) else "sgd"
     return Choice(name, f"{values['batch_size']} images a step; LARS is for 4,096 and more")
 
 
 def probe_lr(facts: Facts, values: Mapping[str, Any]) -> Choice:
-    """0.1 for LARS (paper Table 10); SGD bears more (measured on digits and Imagenette)."""
+    """0.1 for LARS (paper Table 10); SGD bears more (measured on digits and Imagenette); queries
+    learn by AdamW (measured on stored tokens of brain MRI, `eval.attentive`)."""
+    if values["pool"] == "attentive":
+        few = facts.images < MANY
+        value = (2e-3 if few else 1e-2) * 256 / (128 * values["batch_size"]) ** 0.5
+        return Choice(value, f"for {facts.images} images, falling with the root of the batch")
     if large_batch(values):
         return Choice(0.1, "the paper's")
     return Choice(1.0, "SGD bears more than the paper's 0.1 for LARS")
@@ -274,12 +287,13 @@ RULES: dict[str, Rule] = {
         head=Choice("cls", "the paper's linear probe"),
     ),
     "optimizer": by_kind(
-        "adamw; for --train head sgd, or lars from 4,096 images a step on",
+        "adamw; for --train head sgd, or lars from 4,096 images a step on, adamw if attentive",
         Choice("adamw", PAPER),
         head=probe_optimizer,
     ),
     "base_lr": by_kind(
-        "the paper's 1e-3 at 1,024 images a step; for --train head 1 (sgd) or 0.1 (lars)",
+        "the paper's 1e-3 at 1,024 images a step; for --train head 1 (sgd) or 0.1 (lars); by the "
+        "number of images if attentive",
         finetune_lr,
         head=probe_lr,
     ),
@@ -431,8 +445,10 @@ def check(config: Finetune) -> None:
             f"--val {source.val} is the data that is trained on: leave it out, and a share is held "
             "out"
         )
-    if model.pool not in (None, "mean", "cls"):
-        raise UserError(f"--pool {model.pool}: mean or cls")
+    if model.pool not in (None, "mean", "cls", "attentive"):
+        raise UserError(f"--pool {model.pool}: mean, cls or attentive")
+    if model.queries != 32 and model.pool != "attentive":
+        raise UserError(f"--queries {model.queries} belongs to --pool attentive")
     if config.run == "none":
         named = architecture(model.model).get("patch_size")
         if model.patch_size and named not in (None, model.patch_size):

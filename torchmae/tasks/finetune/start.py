@@ -54,4 +54,5 @@ def build_classifier(
         encoder.resize(size)
     encoder.restore_norm()
     is_probe = config.model.train == "head"
-    return Classifier(encoder, classes, config.model.pool, batch_norm=is_probe)
+    pool, queries = config.model.pool, config.model.queries
+    return Classifier(encoder, classes, pool, batch_norm=is_probe, queries=queries)
