@@ -57,6 +57,7 @@ def runs(tmp_path_factory):
     models = {
         "mae": MAE(vit(), DecoderConfig("transformer", 32, 1, 2)),
         "pixels": MAE(vit(), DecoderConfig("transformer", 32, 1, 2), target="pixels"),
+        "sparse": MAE(vit((80, 80)), DecoderConfig("transformer", 32, 1, 2)),
         "linear": MAE(vit(), DecoderConfig("linear", 32, 0, 0)),
         "pca": MAE(vit(), DecoderConfig("transformer", 32, 1, 2), target="pca"),
         "registers": vit(registers=4),
@@ -88,7 +89,7 @@ def runs(tmp_path_factory):
             "torchmae": "0.1.0",
             "commit": None,
             "verb": "pretrain",
-            "config": {"mask_ratio": 0.5, "epochs": 7},
+            "config": {"mask_ratio": 0.9 if name == "sparse" else 0.5, "epochs": 7},
         }
         about |= {"data": {"count": 123, "fingerprint": "f00d"}}  # type: ignore[dict-item]
         about |= {"model": {"encoder": model.config()} if prefix else model.config()}
@@ -239,6 +240,7 @@ ROUNDS = [
     ("token", "transformers"),
     ("encoder", "transformers"),
 ]
+ROUNDS += [("sparse", "transformers")]  # 9 of 100 patches at 0.9, where decimals say 10
 ROUNDS += [("mean", "timm"), ("token", "timm"), ("wide", "timm"), ("grey", "timm")]
 ROUNDS += [(kind, "safetensors") for kind in ("mae", "pixels", "wide", "mean", "probe", "grey")]
 ROUNDS += [("registers", "timm"), ("registered", "timm"), ("oblong", "timm")]
