@@ -366,7 +366,11 @@ def test_initial_values():
         bound = (6 / (inputs + outputs)) ** 0.5
         assert 0.99 * bound < layer.weight.abs().max() <= bound
         assert layer.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.02)
-        assert (layer.bias == 0).all()
+        if isinstance(layer, nn.Linear):
+            assert (layer.bias == 0).all()
+    bias, bound = encoder.patch_embed.proj.bias, (8 * 8 * 3) ** -0.5
+    assert 0.95 * bound < bias.abs().max() <= bound
+    assert bias.std().item() == pytest.approx(bound / 3**0.5, rel=0.1)
     for layer in (m for m in encoder.modules() if isinstance(m, nn.LayerNorm)):  # type: ignore[assignment]
         assert (layer.weight == 1).all() and (layer.bias == 0).all() and layer.eps == 1e-6
     assert encoder.cls_token.std().item() == pytest.approx(0.02, rel=0.2)

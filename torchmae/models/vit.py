@@ -391,13 +391,17 @@ class ViT(nn.Module):
 
 def initialize(module: nn.Module) -> None:
     """The paper's initialisation (appendix A.1): Xavier-uniform for every linear map, with the
-    patch embedding as one; zero biases; class, register and mask tokens normal with std 0.02 (as in
-    the reference)."""
+    patch embedding as one; zero biases of linear layers; class, register and mask tokens normal
+    with std 0.02.
+
+    As in the reference and timm, the patch embedding's bias keeps what torch gives a convolution:
+    uniform within 1 / sqrt(values of a patch).
+    """
     for child in module.modules():
         if isinstance(child, nn.Linear | nn.Conv2d):
             nn.init.xavier_uniform_(child.weight.data.view(len(child.weight), -1))
-            if child.bias is not None:
-                nn.init.zeros_(child.bias)
+        if isinstance(child, nn.Linear) and child.bias is not None:
+            nn.init.zeros_(child.bias)
     for name, parameter in module.named_parameters(recurse=False):
         if name.endswith("_token"):
             nn.init.normal_(parameter, std=0.02)
