@@ -46,7 +46,7 @@ FILE_LINES, FUNCTION_LINES, FILES_PER_FOLDER = 600, 60, 10
 ROOM_LINES = {
     "root": 650,
     "settings": 680,
-    "models": 1050,
+    "models": 1100,
     "data": 2750,
     "train": 1000,
     "eval": 400,

@@ -13,8 +13,9 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from torchmae.errors import UserError
+from torchmae.errors import UserError, choose
 from torchmae.models.patches import (
+    RESIZINGS,
     Size,
     as_size,
     denormalize,
@@ -180,6 +181,7 @@ class ViT(nn.Module):
         drop_path: stochastic depth rate of the last block, growing linearly from 0 at the first
             (fine-tuning only; the paper uses none in pre-training).
         mean, std: one value for each channel, for pixels in 0..1; what `normalize` uses.
+        position_resizing: how `resize` resizes the positions, a name in `RESIZINGS`.
 
     Raises:
         UserError: sizes, heads or statistics do not fit together.
@@ -198,8 +200,10 @@ class ViT(nn.Module):
         mean: tuple[float, ...] | None = None,
         std: tuple[float, ...] | None = None,
         registers: int = 0,
+        position_resizing: str = "timm",
     ):
         super().__init__()
+        choose(RESIZINGS, position_resizing, "position resizing")
         self.image_size = image_size
         self.patch_size = patch_size
         self.patch = as_size(patch_size)
@@ -209,6 +213,7 @@ class ViT(nn.Module):
         self.num_heads = num_heads
         self.mlp_ratio = mlp_ratio
         self.registers = registers
+        self.position_resizing = position_resizing
         self.num_prefix_tokens = 1 + registers
         self.pixel_statistics: Tensor
         # On the device, so that no step copies it there; not among the weights, whose names are
@@ -229,7 +234,7 @@ class ViT(nn.Module):
         """JSON-able arguments of `build_encoder` (without drop path, which belongs to a
         training)."""
         names = ("image_size", "patch_size", "channels", "embed_dim", "depth", "num_heads")
-        more = ("mlp_ratio", "mean", "std", "registers")
+        more = ("mlp_ratio", "mean", "std", "registers", "position_resizing")
         return {"kind": "vit", **{name: getattr(self, name) for name in names + more}}
 
     def normalize(self, images: UInt8[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
@@ -352,9 +357,10 @@ class ViT(nn.Module):
             block.checkpointed = on  # type: ignore[assignment]
 
     def resize(self, image_size: tuple[int, int]) -> None:
-        """Makes the encoder take images of another size; positions are resized (bicubic)."""
+        """Makes the encoder take images of another size; positions are resized (bicubic, by the
+        rule `position_resizing`)."""
         grid = grid_of(image_size, self.patch)
-        positions = resize_positions(self.pos_embed.data, self.grid, grid)
+        positions = resize_positions(self.pos_embed.data, self.grid, grid, self.position_resizing)
         self.pos_embed = nn.Parameter(positions, requires_grad=self.pos_embed.requires_grad)
         self.image_size = image_size
         self.grid = grid

@@ -14,6 +14,7 @@ def finetune_base() -> dict[str, Any]:
     return dict(
         pool="mean",
         image_size=224,
+        position_resizing="reference",
         epochs=100,
         warmup_epochs=5,
         batch_size=1024,
@@ -145,6 +146,8 @@ def probe_base() -> dict[str, Any]:
         train="head",
         pool="cls",
         image_size=224,
+        position_resizing="reference",
+        clamp_crops=True,
         epochs=90,
         warmup_epochs=10,
         batch_size=16384,

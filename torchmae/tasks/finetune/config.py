@@ -52,6 +52,11 @@ class FinetuneDecodeOptions(RunDecodeOptions):
 class FinetuneCropOptions(CropOptions):
     """Random crops to train on, the middle to evaluate on."""
 
+    clamp_crops: bool = option(
+        False,
+        "A random crop that is higher or wider than the image is cut to it, as in the reference's "
+        "linear probe, in place of up to ten draws.",
+    )
     crop_pct: float = option(
         1.0,
         "Share of the side that validation, evaluate and predict see (the paper's recipes at 224 "
@@ -84,6 +89,13 @@ class ClassifierOptions:
     )
     image_size: str | int | None = option(
         None, "Side in pixels, or HEIGHTxWIDTH; positions are resized.", metavar="SIZE"
+    )
+    position_resizing: str | None = option(
+        None,
+        "How positions are resized: timm (antialiased bicubic) or reference (plain bicubic, as in "
+        "facebookresearch/mae).",
+        metavar="RULE",
+        otherwise="the run's, which is timm unless it was set before",
     )
     patch_size: int | None = option(
         None, "From scratch: side of a patch in pixels.", within=POSITIVE
@@ -433,6 +445,9 @@ def check(config: Finetune) -> None:
         )
     if model.pool not in (None, "mean", "cls"):
         raise UserError(f"--pool {model.pool}: mean or cls")
+    if model.position_resizing is not None:
+        rules = dict.fromkeys(("timm", "reference"))
+        choose(rules, model.position_resizing, "--position-resizing")
     if config.run == "none":
         named = architecture(model.model).get("patch_size")
         if model.patch_size and named not in (None, model.patch_size):

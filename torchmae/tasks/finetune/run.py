@@ -198,7 +198,8 @@ def make_batches(
 ) -> Batches:
     """The augmented training images of this process, with their labels."""
     encoder, seed, strong = model.encoder, config.optim.seed, config.regularization
-    crop = RandomResizedCropFlip(encoder.image_size, seed, config.crop.crop_scale, config.crop.flip)
+    size, crops = encoder.image_size, config.crop
+    crop = RandomResizedCropFlip(size, seed, crops.crop_scale, crops.flip, crops.clamp_crops)
     augment = StrongAugment(
         crop, strong.randaug_magnitude, strong.random_erasing, encoder.mean, encoder.std
     )
