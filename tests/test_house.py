@@ -51,7 +51,7 @@ ROOM_LINES = {
     "train": 1000,
     "eval": 400,
     "report": 400,
-    "interop": 1100,
+    "interop": 1170,
     "tasks": 3150,
     "presets": 150,
     "benchmarks": 1250,
