@@ -66,6 +66,7 @@ WHOLE_PROGRAM = {
     "test_house",
     "test_processes",
     "test_readme",
+    "test_reference",
     "test_resume",
     "test_witness",
 }
