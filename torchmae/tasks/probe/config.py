@@ -66,8 +66,8 @@ class TrainedProbeOptions(CropOptions):
 class Probe:
     """How well does a linear map tell the classes apart, from the features of the frozen encoder?
 
-    By default the paper's linear probe: the head alone, behind a BatchNorm, is trained by SGD or
-    LARS on weakly augmented images. With --fast, logistic regression on the stored features of
+    By default a linear probe as the paper's: the head alone, behind a BatchNorm, is trained by SGD
+    or LARS on weakly augmented images. With --fast, logistic regression on the stored features of
     whole images, beside the same on an untrained encoder and on raw pixels.
     """
 
