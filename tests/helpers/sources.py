@@ -84,6 +84,7 @@ def saved_dataset(path: Path, count: int) -> Path:
 # One for each kind of `SOURCES`: (folder, number of images) to what `open_source` takes.
 BUILDERS = {
     "folder": lambda at, n: plant(at, *(f"c{i % 2}/{i}.png" for i in range(n))),
+    "glob": lambda at, n: f"{plant(at, *(f'c{i % 2}/{i}.png' for i in range(n)))}/**/*.png",
     "list": lambda at, n: write_list(plant(at, *(f"c/{i}.png" for i in range(n))), n),
     "tar": lambda at, n: pack(at / "s.tar", {f"c/{i}.png": png(i) for i in range(n)}),
     "packed": lambda at, n: pack_shards(at, {f"c/{i}.png": png(i) for i in range(n)}),

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from torchmae.data.config import DecodeOptions
 from torchmae.errors import UserError
+from torchmae.settings.groups import LabelledListingOptions
 from torchmae.settings.options import POSITIVE, Range, argument, check_ranges, hidden, option
 
 
@@ -13,6 +14,13 @@ class PackDecodeOptions(DecodeOptions):
     """How images that are made smaller are decoded; their channels stay."""
 
     channels: int | None = hidden(None)
+
+
+@dataclass(frozen=True)
+class PackListingOptions(LabelledListingOptions):
+    """Which images are packed; a packed set has classes and no groups."""
+
+    group_column: str | None = hidden(None)
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,7 @@ class Pack:
         otherwise="one a core",
     )
     verify: bool = option(False, "Pack nothing; compare the shards of DATA with their SHA-256.")
+    listing: PackListingOptions = PackListingOptions()
     decode: PackDecodeOptions = PackDecodeOptions()
 
 

@@ -9,6 +9,7 @@ from torchmae.settings.defaults import Rule
 from torchmae.settings.groups import (
     CropOptions,
     DeviceOptions,
+    LabelledListingOptions,
     LabelledSourceOptions,
     RunDecodeOptions,
     SplitOptions,
@@ -77,6 +78,7 @@ class Probe:
 
     run: str = argument("a run folder", "RUN")
     source: LabelledSourceOptions
+    listing: LabelledListingOptions = LabelledListingOptions()
     split: SplitOptions = SplitOptions()
     decode: RunDecodeOptions = RunDecodeOptions()
     fast: bool = option(
