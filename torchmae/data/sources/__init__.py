@@ -22,7 +22,7 @@ from torchmae.data.sources.source import Source as Source
 from torchmae.data.sources.source import StringArray as StringArray
 from torchmae.data.sources.source import with_decode as with_decode
 from torchmae.data.sources.tars import open_tar
-from torchmae.errors import UserError, choose
+from torchmae.errors import UserError, choose, nearest
 
 Opener = Callable[..., Source]  # of a text; that of lists takes columns too
 
@@ -82,13 +82,27 @@ def find_kind(spec: str) -> tuple[str, str]:
     if suffix in BY_SUFFIX:
         return BY_SUFFIX[suffix], path
     if os.path.exists(path):
+        hint = f" ({REMEDIES[suffix]})" if suffix in REMEDIES else ""
         raise UserError(
-            f"'{spec}' is no source: give a folder, .txt, .csv, .tsv, .tar, .npy, .npz or one of "
-            f"{_kinds()}"
+            f"'{spec}' is no source{hint}: give a folder, .txt, .csv, .tsv, .tar, .npy, .npz or "
+            f"one of {_kinds()}"
         )
     if colon and re.fullmatch(r"\w{2,}", kind):
         choose(SOURCES, kind, "kind of source")
-    raise UserError(f"no such folder or file: '{spec}' (or one of {_kinds()})")
+    folder = os.path.dirname(path.rstrip("/"))
+    beside = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
+    near = nearest(os.path.basename(path.rstrip("/")), beside)
+    hint = f". Did you mean {os.path.join(folder, near)}?" if near else ""
+    raise UserError(f"no such folder or file: '{spec}' (or one of {_kinds()}){hint}")
+
+
+# What to do with files that hold images in a way that is not read.
+REMEDIES = {
+    ".zip": "unzip it first",
+    **dict.fromkeys((".gz", ".tgz", ".bz2", ".xz"), "unpack it first; a plain .tar is read"),
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), "save the table as .csv"),
+    **dict.fromkeys((".jpg", ".jpeg", ".png", ".tif", ".tiff"), "one image: name its folder"),
+}
 
 
 BY_SUFFIX = {

@@ -219,9 +219,9 @@ class StringArray(Sequence[str]):
         i = range(len(self))[i]
         return self.blob[self.ends[i] : self.ends[i + 1]].decode("utf-8", "surrogateescape")
 
-    def take(self, ids: Iterable[int]) -> "StringArray":
+    def take(self, ids: Sequence[int] | np.ndarray) -> "StringArray":
         """Some of the strings, by their numbers."""
-        return StringArray(self[int(i)] for i in ids)
+        return StringArray(self[i] for i in np.asarray(ids).tolist())
 
 
 def digest(names: StringArray, *numbers: np.ndarray) -> str:
