@@ -64,6 +64,7 @@ WHOLE_PROGRAM = {
     "test_examples",
     "test_extending",
     "test_house",
+    "test_listing",
     "test_mistakes",
     "test_processes",
     "test_readme",
