@@ -244,11 +244,15 @@ def refuse_no_classes(source: Source, labels: Sequence[str], what: str) -> None:
     if not listed and len(classes) > 1 and parts == classes:
         train = next((name for name in parts if name.lower().startswith("train")), parts[0])
         val = next(name for name in reversed(parts) if name != train)
-        base = what.rstrip("/")
+        way_out = ""
+        if isinstance(source, Files):
+            base = what.rstrip("/") if os.path.isdir(what) else source.root
+            way_out = (
+                f"If there are class folders in them: {base}/{train} --val {base}/{val}; else "
+            )
         raise UserError(
-            f"the class folders of {what} are {', '.join(classes)}: these are parts of a data set, "
-            f"no classes. If there are class folders in them: {base}/{train} --val {base}/{val}; "
-            "else list the images in a CSV of path,label"
+            f"the classes of {what} would be {', '.join(classes)}: these are parts of a data set, "
+            f"no classes. {way_out}list the images in a CSV of path,label"
         )
 
 
