@@ -124,7 +124,7 @@ MISTAKES = [
     Mistake(
         "reconstruct run photos",
         ["photos is a folder", "photos/\\*.jpg"],
-        "reconstruct run photos/1.jpg photos/3.jpg --device cpu",
+        "reconstruct run 'photos/*.jpg' --device cpu",
     ),
     Mistake("export run --to tensorrt --out x", ["--to onnx", "trtexec --onnx="]),
     Mistake(

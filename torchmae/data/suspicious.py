@@ -12,7 +12,7 @@ import numpy as np
 from torchmae.data.decode import BadImage
 from torchmae.data.labels import PART
 from torchmae.data.sources.files import Files
-from torchmae.data.sources.select import matches, path_of
+from torchmae.data.sources.select import matches, paths_of
 from torchmae.data.sources.source import Source, SourceWrapper, Subset
 from torchmae.data.sources.tars import Tars
 
@@ -29,7 +29,8 @@ MOST_FILES = 20_000
 
 def suspicious(source: Source) -> list[str]:
     """Lines about a set that is pre-trained on: names of masks, parts for measuring, doubles."""
-    return [*of_names(source), *of_parts(source), *of_doubles([source])]
+    paths = paths_of(source) if source.named else []
+    return [*of_names(paths), *of_parts(paths), *of_doubles([source])]
 
 
 def notes(train: Source, val: Source, labels: Sequence[str]) -> list[str]:
@@ -45,7 +46,8 @@ def suspicious_labels(train: Source, val: Source, labels: Sequence[str]) -> list
         val: the validation images.
         labels: the class of each training image.
     """
-    lines = [*of_names(train), *of_doubles([train, val])]
+    paths = paths_of(train) if train.named else []
+    lines = [*of_names(paths), *of_doubles([train, val])]
     counts = Counter(labels)
     single = sum(count == 1 for count in counts.values())
     if 2 * single > len(counts):
@@ -62,22 +64,21 @@ def suspicious_labels(train: Source, val: Source, labels: Sequence[str]) -> list
     return lines
 
 
-def of_names(source: Source) -> Iterator[str]:
+def of_names(paths: Sequence[str]) -> Iterator[str]:
     """Names and folders of masks, depth maps and thumbnails, if not all images have them."""
-    if not source.named:
-        return
-    paths = [path_of(source, i) for i in range(len(source))]
     found = Counter[tuple[str, str]]()
+    folders = Counter[str]()
     for path in paths:
-        *folders, name = path.split("/")
-        ending = ENDING.search(name)
+        folder, _, name = path.rpartition("/")
+        folders[folder] += 1
         if name.startswith("._"):
             found["begin with ._ (copies that macOS makes)", "._*"] += 1
-        elif ending:
+        elif ending := ENDING.search(name):
             found[f"end in {ending[0]}", f"*{ending[0]}*"] += 1
-        for folder in folders:
-            if FOLDER.fullmatch(folder):
-                found[f"are in a folder '{folder}'", folder] += 1
+    for path, count in folders.items():
+        for part in set(path.split("/")):
+            if FOLDER.fullmatch(part):
+                found[f"are in a folder '{part}'", part] += count
     for (words, pattern), count in found.most_common(5):
         hit = matches(pattern, paths)
         if not hit.all():
@@ -87,18 +88,16 @@ def of_names(source: Source) -> Iterator[str]:
             )
 
 
-def of_parts(source: Source) -> Iterator[str]:
+def of_parts(paths: Sequence[str]) -> Iterator[str]:
     """Parts of the set that are there for measuring."""
-    if not source.named:
-        return
-    first = Counter(path_of(source, i).partition("/")[0] for i in range(len(source)))
+    first = Counter(path.partition("/")[0] for path in paths)
     parts = [name for name in sorted(first) if PART.fullmatch(name.lower())]
     held = [name for name in parts if not name.lower().startswith(("train", "unlab"))]
     if len(parts) > 1 and held:
         count = sum(first[name] for name in held)
         flag = " ".join(f"'{name}/*'" for name in held)
         yield (
-            f"{count} of {len(source)} images are in {', '.join(held)}: --exclude {flag} keeps "
+            f"{count} of {len(paths)} images are in {', '.join(held)}: --exclude {flag} keeps "
             "them for measuring"
         )
 

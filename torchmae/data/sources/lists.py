@@ -98,6 +98,7 @@ def nothing_found(path: str, header: Sequence[str], unusable: Sequence[BadFile])
     text = f"the list '{path}' names no image that exists"
     if unusable:
         name, reason = unusable[0]
+        name = name.splitlines()[0] if name else ""
         text += f"; the first of {len(unusable)}: '{name}' {reason}"
         if re.match(r"[A-Za-z]:[\\/]", name):
             text += " (a path of Windows, with a drive)"
@@ -117,7 +118,9 @@ def find_columns(
         rows: its first ones.
         named: the headers or numbers of these three columns, where the user names them.
     """
-    if not rows or suffix_of(path) == ".txt":
+    if not rows:
+        return False, (0, None, None)
+    if suffix_of(path) == ".txt":
         if any(named):
             raise UserError(f"'{path}' has no columns to name: a table is a .csv or .tsv file")
         return False, (0, None, None)

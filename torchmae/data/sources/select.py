@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from torchmae.data.config import Listing
+from torchmae.data.sources.files import Files
+from torchmae.data.sources.packed import Packed
 from torchmae.data.sources.source import Source, copied
 from torchmae.data.sources.tars import Tars
 from torchmae.errors import UserError
@@ -42,7 +44,7 @@ def select_all(sources: Sequence[Source], listing: Listing, spec: str) -> list[S
                 f"{patterns[0].flag} '{patterns[0].text}': the images of {spec} have numbers, no "
                 "names that a pattern could match; leave it out, or give images in files"
             )
-    paths = [[path_of(source, i) for i in range(len(source))] for source in sources]
+    paths = [paths_of(source) for source in sources]
     hits = [[matches(pattern.text, some) for pattern in patterns] for some in paths]
     counts = [sum(int(found[k].sum()) for found in hits) for k in range(len(patterns))]
     patterns = [pattern._replace(hits=count) for pattern, count in zip(patterns, counts)]
@@ -55,9 +57,12 @@ def select_all(sources: Sequence[Source], listing: Listing, spec: str) -> list[S
     ]
 
 
-def path_of(source: Source, i: int) -> str:
-    """The path below DATA of an image; in tar files, the one inside its tar."""
-    return source.member(i) if isinstance(source, Tars) else source.name(i)
+def paths_of(source: Source) -> list[str]:
+    """The path below DATA of each image; in tar files, the one inside its tar."""
+    if isinstance(source, Files | Packed):
+        return list(source.names)
+    read = source.member if isinstance(source, Tars) else source.name
+    return [read(i) for i in range(len(source))]
 
 
 def matches(pattern: str, paths: Sequence[str]) -> np.ndarray:
@@ -116,8 +121,9 @@ def refuse_idle(patterns: Sequence[Pattern], paths: Sequence[str], spec: str) ->
         if pattern.hits:
             continue
         such = f", such as '{paths[0]}'" if paths else ""
-        loose = f"*{pattern.text.strip('*/')}*"
-        near = int(matches(loose, paths).sum()) if loose != pattern.text else 0
+        core = pattern.text.strip("*/.")
+        loose = f"*{core}*"
+        near = int(matches(loose, paths).sum()) if core and loose != pattern.text else 0
         hint = f"; '{loose}' matches {near}" if near else ""
         raise UserError(
             f"{pattern.flag} '{pattern.text}' matches none of the {len(paths)} images of "

@@ -5,7 +5,8 @@ import os
 import zlib
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple, Protocol, TypeVar, overload, runtime_checkable
 
 import numpy as np
@@ -218,6 +219,11 @@ class StringArray(Sequence[str]):
             return [self[k] for k in range(*i.indices(len(self)))]
         i = range(len(self))[i]
         return self.blob[self.ends[i] : self.ends[i + 1]].decode("utf-8", "surrogateescape")
+
+    def __iter__(self) -> Iterator[str]:
+        ends = self.ends.tolist()  # ten times as fast as one after the other by its number
+        for start, end in pairwise(ends):
+            yield self.blob[start:end].decode("utf-8", "surrogateescape")
 
     def take(self, ids: Sequence[int] | np.ndarray) -> "StringArray":
         """Some of the strings, by their numbers."""

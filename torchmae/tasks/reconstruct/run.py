@@ -3,6 +3,7 @@
 import logging
 import os
 from dataclasses import replace
+from glob import glob
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from torchmae.data.config import DecodeOptions, decode_as_run
 from torchmae.data.decode import BadImage, decode
 from torchmae.data.loader import read_pixels
 from torchmae.data.sources import open_source
+from torchmae.data.sources.files import is_glob
 from torchmae.data.sources.source import suffix_of
 from torchmae.data.transforms import CenterCropResize
 from torchmae.errors import RunError, UserError
@@ -44,7 +46,8 @@ def run(config: Reconstruct) -> Path:
     settings = read_config(config.run)["config"]
     model = load_mae(config.run)
     decoding = decode_as_run(config.run, config.decode.max_megapixels, config.decode.white)
-    pixels = torch.cat([read_images(path, model, decoding) for path in config.images])
+    paths = [path for word in config.images for path in expanded(word)]
+    pixels = torch.cat([read_images(path, model, decoding) for path in paths])
     if config.mask is not None:
         mask = mask_from_image(config.mask, model.encoder.grid, len(pixels))
     else:
@@ -60,6 +63,11 @@ def run(config: Reconstruct) -> Path:
         raise RunError(f"could not write {out}: {error.strerror or error}") from error
     logger.info(f"{out}: {len(pixels)} images; {caption(model, config.true_statistics)}")
     return out
+
+
+def expanded(word: str) -> list[str]:
+    """The files that a pattern in quotes names; anything else is itself."""
+    return sorted(glob(word, recursive=True)) if is_glob(word) else [word]
 
 
 def read_images(path: str, model: MAE, options: DecodeOptions) -> UInt8[Tensor, "N C H W"]:
