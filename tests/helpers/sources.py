@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 
 from torchmae.data.sources import packed
 from torchmae.data.sources.source import Source
+from torchmae.errors import UserError
 
 
 def picture(colour: tuple[int, int, int], size: int = 6) -> bytes:
@@ -53,6 +55,14 @@ def grey12(folder: Path, count: int = 12) -> Path:
 
 def names(source: Source) -> list[str]:
     return [source.name(i) for i in range(len(source))]
+
+
+def outcome(opened: Callable[[], Source]) -> list[str] | str:
+    """The names of a set, or the message that refuses it."""
+    try:
+        return names(opened())
+    except UserError as error:
+        return str(error)
 
 
 def labels(source: Source) -> list[str | None]:

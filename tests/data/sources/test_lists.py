@@ -3,7 +3,7 @@
 import codecs
 
 import pytest
-from helpers.sources import labels, names, plant
+from helpers.sources import labels, names, outcome, plant
 
 from torchmae.data.sources import open_source
 from torchmae.data.sources.lists import find_delimiter, open_list
@@ -110,3 +110,33 @@ def test_columns_that_there_are_not(tmp_path):
 def test_rows_without_a_label_or_a_first_cell(tmp_path):
     source = open_source(write(tmp_path, "note,path,label\n,im/a.png,x\nhm,im/b.png,\n,,\n"))
     assert names(source) == ["im/a.png", "im/b.png"] and labels(source) == ["x", None]
+
+
+ODD = {
+    "an open quote": b'path,label\n"im/a.png,cat\nim/b.png,dog\n',
+    "a NUL": b"path,label\nim/a.png,c\0at\n",
+    "Latin-1": "path,label\nim/a.png,k\xe4tzchen\n".encode("latin-1"),
+    "old Mac lines": b"path,label\rim/a.png,cat\rim/b.png,dog\r",
+    "a header alone": b"path,label\n",
+    "spaces": b"path , label\n im/a.png , cat \n",
+    "a column twice": b"img,img\nim/a.png,im/b.png\n",
+    "nothing": b"",
+    "white space": b"\n \n\t\n",
+    "a huge cell": b'path,label\nim/a.png,"' + b"x" * 200_000 + b'"\n',
+    "half a UTF-16": "path,label\nim/a.png,cat\n".encode("utf-16")[:-1],
+    "binary": bytes(range(256)) * 8,
+    "one row, wide": b"path" + b";x" * 5000 + b"\nim/a.png\n",
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_tables_open_or_are_refused_in_a_line(tmp_path, name):
+    plant(tmp_path, "im/a.png", "im/b.png")
+    (tmp_path / "x.csv").write_bytes(ODD[name])
+    found = outcome(lambda: open_source(tmp_path / "x.csv"))
+    opened = name in OPENED
+    assert opened == isinstance(found, list), found
+    assert found[0] == "im/a.png" if opened else "\n" not in found and len(found) < 1000
+
+
+OPENED = {"a NUL", "Latin-1", "old Mac lines", "spaces", "a column twice", "one row, wide"}

@@ -1,10 +1,11 @@
 """Patterns of names: what they match, in every kind of source, and what is said of it."""
 
 import pickle
+import re
 
 import numpy as np
 import pytest
-from helpers.sources import BUILDERS, names, pack, pack_shards, plant, png
+from helpers.sources import BUILDERS, names, outcome, pack, pack_shards, plant, png
 
 from torchmae.data.config import Listing
 from torchmae.data.labels import labelled, open_pair
@@ -119,3 +120,21 @@ def test_broken_files_that_are_excluded_are_not_reported(tmp_path):
     (tmp_path / "cat/9.png").symlink_to("nowhere")
     source = open_source(tmp_path, listing=Listing(exclude=("*_mask*",)))
     assert [bad.name for bad in source.unusable] == ["cat/9.png"]
+
+
+@pytest.mark.parametrize("pattern", [*"[/.\\(", "[!", "**", "*", "", "../*", "[z-a]", "a{1}", "a/"])
+def test_odd_patterns_select_or_are_refused_in_a_line(tmp_path, pattern):
+    plant(tmp_path, *NAMES, "a/1.png")
+    found = outcome(lambda: open_source(tmp_path, listing=Listing(exclude=(pattern,))))
+    if pattern == "a/":
+        assert found == NAMES
+    else:
+        assert re.search("matches none|leaves nothing", found) and "\n" not in found
+
+
+@pytest.mark.parametrize("glob", ["[", "*/", "*.jpg", "**/", "?", "?/[0-9].png", "***", "*/*/*"])
+def test_odd_globs_open_or_are_refused_in_a_line(tmp_path, glob):
+    plant(tmp_path, "a/1.png", "b/2.png")
+    found = outcome(lambda: open_source(f"{tmp_path}/{glob}"))
+    refused = isinstance(found, str) and re.fullmatch("no (image matches|such folder) .*", found)
+    assert refused or found == ["a/1.png", "b/2.png"]
