@@ -78,6 +78,12 @@ class LabelledListingOptions(ListingOptions):
         metavar="COLUMN",
         otherwise="label, class, ...; without a header the second",
     )
+
+
+@dataclass(frozen=True)
+class SplitListingOptions(LabelledListingOptions):
+    """Of labelled images that are split into training and validation images."""
+
     group_column: str | None = option(
         None,
         "Column of a .csv or .tsv with what no split may divide, such as patients.",

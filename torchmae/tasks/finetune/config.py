@@ -12,12 +12,12 @@ from torchmae.settings import defaults
 from torchmae.settings.defaults import Choice, Facts, Rule
 from torchmae.settings.groups import (
     CropOptions,
-    LabelledListingOptions,
     LabelledSourceOptions,
     OptimOptions,
     OutputOptions,
     RunDecodeOptions,
     RuntimeOptions,
+    SplitListingOptions,
     SplitOptions,
 )
 from torchmae.settings.options import (
@@ -354,7 +354,7 @@ class Finetune:
         "RUN",
     )
     source: LabelledSourceOptions
-    listing: LabelledListingOptions = LabelledListingOptions()
+    listing: SplitListingOptions = SplitListingOptions()
     split: SplitOptions = SplitOptions()
     model: ClassifierOptions = ClassifierOptions()
     optim: FinetuneOptimOptions = FinetuneOptimOptions()

@@ -5,9 +5,9 @@ from typing import ClassVar
 
 from torchmae.settings.groups import (
     DeviceOptions,
-    LabelledListingOptions,
     LabelledSourceOptions,
     RunDecodeOptions,
+    SplitListingOptions,
 )
 from torchmae.settings.options import POSITIVE, Range, argument, option
 
@@ -21,7 +21,7 @@ class Knn:
 
     run: str = argument("a run folder", "RUN")
     source: LabelledSourceOptions
-    listing: LabelledListingOptions = LabelledListingOptions()
+    listing: SplitListingOptions = SplitListingOptions()
     decode: RunDecodeOptions = RunDecodeOptions()
     k: int = option(
         20, "Neighbours that vote, each with the weight exp(similarity / 0.07).", within=POSITIVE

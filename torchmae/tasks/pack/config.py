@@ -17,13 +17,6 @@ class PackDecodeOptions(DecodeOptions):
 
 
 @dataclass(frozen=True)
-class PackListingOptions(LabelledListingOptions):
-    """Which images are packed; a packed set has classes and no groups."""
-
-    group_column: str | None = hidden(None)
-
-
-@dataclass(frozen=True)
 class Pack:
     """Pack image files into tar shards with an index, which every verb takes as DATA; the files
     stay as they are.
@@ -61,7 +54,7 @@ class Pack:
         otherwise="one a core",
     )
     verify: bool = option(False, "Pack nothing; compare the shards of DATA with their SHA-256.")
-    listing: PackListingOptions = PackListingOptions()
+    listing: LabelledListingOptions = LabelledListingOptions()
     decode: PackDecodeOptions = PackDecodeOptions()
 
 

@@ -9,9 +9,9 @@ from torchmae.settings.defaults import Rule
 from torchmae.settings.groups import (
     CropOptions,
     DeviceOptions,
-    LabelledListingOptions,
     LabelledSourceOptions,
     RunDecodeOptions,
+    SplitListingOptions,
     SplitOptions,
 )
 from torchmae.settings.options import (
@@ -78,7 +78,7 @@ class Probe:
 
     run: str = argument("a run folder", "RUN")
     source: LabelledSourceOptions
-    listing: LabelledListingOptions = LabelledListingOptions()
+    listing: SplitListingOptions = SplitListingOptions()
     split: SplitOptions = SplitOptions()
     decode: RunDecodeOptions = RunDecodeOptions()
     fast: bool = option(
