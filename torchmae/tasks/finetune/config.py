@@ -17,6 +17,7 @@ from torchmae.settings.groups import (
     OutputOptions,
     RunDecodeOptions,
     RuntimeOptions,
+    SplitListingOptions,
     SplitOptions,
 )
 from torchmae.settings.options import (
@@ -199,9 +200,7 @@ def patch_size(facts: Facts, values: Mapping[str, Any]) -> Choice:
     named = architecture(values["model"]).get("patch_size")
     if named is not None:
         return Choice(named, "that of --model")
-    return Choice(
-        defaults.patch_side(parse_size(values["image_size"])), "at most 144 patches, or 16 px"
-    )
+    return defaults.patch_choice(parse_size(values["image_size"]))
 
 
 def batch_size(facts: Facts, values: Mapping[str, Any]) -> Choice:
@@ -355,6 +354,7 @@ class Finetune:
         "RUN",
     )
     source: LabelledSourceOptions
+    listing: SplitListingOptions = SplitListingOptions()
     split: SplitOptions = SplitOptions()
     model: ClassifierOptions = ClassifierOptions()
     optim: FinetuneOptimOptions = FinetuneOptimOptions()

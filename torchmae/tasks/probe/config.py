@@ -11,6 +11,7 @@ from torchmae.settings.groups import (
     DeviceOptions,
     LabelledSourceOptions,
     RunDecodeOptions,
+    SplitListingOptions,
     SplitOptions,
 )
 from torchmae.settings.options import (
@@ -77,6 +78,7 @@ class Probe:
 
     run: str = argument("a run folder", "RUN")
     source: LabelledSourceOptions
+    listing: SplitListingOptions = SplitListingOptions()
     split: SplitOptions = SplitOptions()
     decode: RunDecodeOptions = RunDecodeOptions()
     fast: bool = option(

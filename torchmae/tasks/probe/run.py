@@ -4,8 +4,9 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from torchmae.data.config import decode_as_run
-from torchmae.data.labels import labelled_sets
+from torchmae.data.config import decode_as_run, listing_as_run
+from torchmae.data.labels import groups_of, labelled_sets
+from torchmae.data.suspicious import notes
 from torchmae.errors import UserError
 from torchmae.eval.baselines import baseline_features
 from torchmae.eval.logistic import STRENGTHS, linear_probe
@@ -48,7 +49,10 @@ def regress(config: Probe) -> dict[str, Any]:
         config.split.labels_per_class,
         config.seed,
         decode_as_run(config.run, config.decode.max_megapixels, config.decode.white),
+        listing_as_run(config.listing, config.source.data, config.run),
     )
+    for line in notes(sets.train, sets.val, [sets.classes[i] for i in sets.train_labels]):
+        logger.info(f"note: {line}")
     train_ids, train, train_bad = extract(sets.train)
     for name, reason in train_bad:
         logger.info(f"skipped: {name}: {reason}")
@@ -69,8 +73,10 @@ def regress(config: Probe) -> dict[str, Any]:
             f"  class '{sets.classes[counts.index(1)]}' has one training image, too few for "
             f"cross-validation: the strength is the middle one, {STRENGTHS[len(STRENGTHS) // 2]:g}"
         )
+    groups = groups_of(sets.train, train_ids)
     found = {
-        name: linear_probe(train[name], labels, test[name], truth, config.seed) for name in train
+        name: linear_probe(train[name], labels, test[name], truth, config.seed, groups)
+        for name in train
     }
     for name, score in found.items():
         strength = f"strength {score['strength']:g}{remark(score)}"
