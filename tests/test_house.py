@@ -51,7 +51,7 @@ ROOM_LINES = {
     "train": 1020,
     "eval": 400,
     "report": 400,
-    "interop": 1170,
+    "interop": 1200,
     "tasks": 3260,
     "presets": 150,
     "benchmarks": 1250,

@@ -17,8 +17,7 @@ from safetensors.torch import load_file, save_file
 from torchmae.cli import main
 from torchmae.disk import sha256
 from torchmae.errors import RunError, UserError
-from torchmae.interop import exporting as export
-from torchmae.interop.exporting import EXPORTS
+from torchmae.interop.exporting import EXPORTS, check, libraries
 from torchmae.models.decoders import DecoderConfig
 from torchmae.models.heads import Classifier
 from torchmae.models.mae import MAE
@@ -454,13 +453,13 @@ def test_the_crop_of_evaluation_goes_along(tuned, tmp_path, to):
 @pytest.mark.parametrize("to", [to for to in EXPORTS if to not in ("onnx", "torch-export")])
 def test_an_export_that_differs_leaves_nothing(runs, tmp_path, monkeypatch, to):
     """The file is spoilt on its way: what is reloaded is another model."""
-    save = export.save
+    save = libraries.save
 
     def spoil(weights, *rest):
         name = next(n for n in weights if n.endswith(("norm.bias", "layernorm.bias", "ln.bias")))
         save({**weights, name: weights[name] + 1e-3}, *rest)
 
-    monkeypatch.setattr(export, "save", spoil)
+    monkeypatch.setattr(libraries, "save", spoil)
     with pytest.raises(
         RunError, match=r"reloaded, the export differs by .*e-0\d .*: nothing written"
     ):
@@ -486,7 +485,7 @@ def test_the_tolerance_is_absolute_and_large_outputs_are_held_against_it_in_floa
         )
         assert int(words[2]) > 100 and float(words[1]) > 1e-5 > 1e-9 > float(words[3])
     if to != "torch-export":
-        save = export.save
+        save = libraries.save
 
         def spoil(
             weights, *rest
@@ -498,7 +497,7 @@ def test_the_tolerance_is_absolute_and_large_outputs_are_held_against_it_in_floa
             )
             save({**weights, name: weights[name] + 1e-3}, *rest)
 
-        monkeypatch.setattr(export, "save", spoil)
+        monkeypatch.setattr(libraries, "save", spoil)
         with pytest.raises(
             RunError, match=r"differs by 1\.0e-03 \(allowed: 1e-05\): nothing written"
         ):
@@ -506,11 +505,11 @@ def test_the_tolerance_is_absolute_and_large_outputs_are_held_against_it_in_floa
 
 
 def test_outputs_that_are_no_numbers_are_no_match(runs, tmp_path, monkeypatch):
-    made = export.ExportResult(
+    made = check.ExportResult(
         lambda images: torch.full((len(images), 3), torch.nan), [], None, batches=(1, 3, 16)
     )
     with pytest.raises(RunError, match="differs by nan"), torch.no_grad():
-        export.compare(open_run(Export(str(runs / "token"), "onnx", str(tmp_path / "out"))), made)
+        check.compare(open_run(Export(str(runs / "token"), "onnx", str(tmp_path / "out"))), made)
 
 
 def test_mask_tokens_in_the_encoder_are_known_to_no_other_library(runs, tmp_path):

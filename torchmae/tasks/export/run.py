@@ -9,7 +9,8 @@ import torch
 
 from torchmae.disk import refuse_full, whole_folder
 from torchmae.errors import UserError, choose
-from torchmae.interop.exporting import EXPORTS, ExportInput, compare
+from torchmae.interop.exporting import EXPORTS
+from torchmae.interop.exporting.check import ExportInput, compare
 from torchmae.interop.names import to_plain
 from torchmae.models.mae import MAE
 from torchmae.models.weights import load, load_classifier, load_mae, read_weights
