@@ -14,6 +14,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
+import torchmae
 from torchmae.cli import main
 from torchmae.disk import sha256
 from torchmae.errors import RunError, UserError
@@ -125,6 +126,11 @@ def lines_of(folder):
 
 
 GRAPHS = [("wide", "onnx"), ("mean", "onnx"), ("wide", "torch-export"), ("probe", "torch-export")]
+SERVED = {  # with preprocessing
+    "served-logits": ("mean", "onnx"),
+    "served-features": ("mae", "onnx", "--only", "encoder"),
+    "served-class-token": ("wide", "torch-export", "--pool", "cls"),
+}
 GOOD = [
     (kind, to)
     for kind in ("encoder", "wide", "mean", "probe", "grey", "scaled")
@@ -153,6 +159,9 @@ def graphs(runs, tmp_path_factory):
     for kind, to in [*GRAPHS, ("loud", "torch-export")]:
         arguments = ["export", str(runs / kind), "--to", to, "--out", str(folder / f"{kind}-{to}")]
         code += f"assert main({arguments}) == 0\n"
+    for name, (kind, to, *more) in SERVED.items():
+        arguments = ["export", str(runs / kind), "--to", to, "--out", str(folder / name)]
+        code += f"assert main({[*arguments, '--with-preprocessing', *more]}) == 0\n"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return folder, done.stdout
@@ -181,6 +190,72 @@ def test_the_lines_of_the_card_give_the_same(runs, tmp_path, capsys, request, ki
             expected = expected[:, 0]
         assert given.shape == expected.shape
         assert float((given - expected).abs().max()) <= (1e-4 if to == "onnx" else 1e-5)
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_a_graph_with_preprocessing_takes_pixels(runs, graphs, name):
+    """The mean, the std and the pooling are in it: compared with numpy's own arithmetic."""
+    kind, to = SERVED[name][:2]
+    out, encoder = graphs[0] / name, load(runs / kind)
+    card = (out / "README.md").read_text()
+    assert "takes uint8 pixels, 0 to 255, and normalizes them itself" in card
+    for batch in (1, 3):
+        pixels = np.random.default_rng(batch).integers(0, 256, (batch, 3, *encoder.image_size))
+        mean, std = (np.array(v).reshape(3, 1, 1) for v in (encoder.mean, encoder.std))
+        floats = torch.from_numpy(((pixels / 255 - mean) / std).astype(np.float32))
+        expected = {
+            "served-logits": lambda: load_classifier(runs / kind)(floats),
+            "served-features": lambda: encoder(floats)[:, 1:].mean(1),
+            "served-class-token": lambda: encoder(floats)[:, 0],
+        }[name]()
+        given = answer(lines_of(out), torch.from_numpy(pixels.astype(np.uint8)))
+        assert given.shape == expected.shape
+        assert float((given - expected).abs().max()) <= (1e-4 if to == "onnx" else 1e-5)
+
+
+@pytest.mark.parametrize("name", ["mean-onnx", "served-logits", "served-features"])
+def test_onnx_names_its_axes_and_says_what_it_is(runs, graphs, name):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(graphs[0] / name / "model.onnx")
+    (taken,), (given,) = session.get_inputs(), session.get_outputs()
+    assert taken.name == "images" and taken.shape == ["batch", 3, 16, 16]
+    assert taken.type == f"tensor({'float' if name == 'mean-onnx' else 'uint8'})"
+    assert given.shape == ["batch", 64 if name == "served-features" else 3]
+    about = session.get_modelmeta().custom_metadata_map
+    assert about["output"] == ("features" if name == "served-features" else "logits")
+    assert about["input"].startswith("uint8" if name != "mean-onnx" else "float32")
+    assert about["input"].endswith("[batch, 3, 16, 16]") and "crop_pct" in about["resize"]
+    read = {n: json.loads(about[n]) for n in ("image_size", "mean", "std", "crop_pct", "versions")}
+    assert read["image_size"] == [16, 16] and read["crop_pct"] == 1.0
+    assert (read["mean"], read["std"]) == ([0.4, 0.5, 0.6], [0.2, 0.2, 0.3])
+    assert read["versions"] == {"torchmae": torchmae.__version__, "torch": torch.__version__}
+    assert about["run"] == ("mae" if name == "served-features" else "mean")
+    assert about["trained_with"].startswith("torchmae 0.1.0") and about["weights"] == "last"
+    if name == "served-features":
+        assert "classes" not in about
+    else:
+        assert json.loads(about["classes"]) == ["ant", "bee", "cat"]
+
+
+def test_torch_export_holds_the_same_description(graphs):
+    more = {"torchmae.json": ""}
+    torch.export.load(graphs[0] / "served-class-token" / "model.pt2", extra_files=more)
+    assert json.loads(more["torchmae.json"])["image_size"] == "[16, 24]"
+
+
+def test_preprocessing_goes_into_graphs_only(runs, tmp_path):
+    for kind, to, options, words in [
+        ("mean", "timm", {}, "timm has no graph .* use --to onnx or torch-export"),
+        ("mae", "onnx", {}, "add --only encoder"),
+        ("mean", "onnx", {"pool": "cls"}, "a classifier returns logits; its features: --only"),
+        ("encoder", "onnx", {"pool": "max"}, "unknown pool 'max'"),
+        ("encoder", "onnx", {"pool": "cls", "with_preprocessing": False}, "--pool cls: only"),
+    ]:
+        options = {"with_preprocessing": True} | options
+        with pytest.raises(UserError, match=words):
+            send(runs / kind, to, tmp_path / "out", **options)
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("kind, to", BAD)

@@ -120,6 +120,14 @@ def collect(
     return ids, [torch.cat(made) for made in rows], bad
 
 
+def choose_pool(encoder: Backbone, pool: str) -> Callable[[Tensor, int], Tensor]:
+    """A function of `POOLS`; `UserError` where the encoder has no class token for it."""
+    pooled = choose(POOLS, pool, "pool")
+    if pool != "mean" and not encoder.num_prefix_tokens:
+        raise UserError(f"--pool {pool}: this encoder has no class token; use mean")
+    return pooled
+
+
 def features_of(encoder: Backbone, layer: int | None, pool: str, device: torch.device) -> Function:
     """The function from uint8 images to an encoder's pooled features, float32 [B, F] on the CPU.
 
@@ -132,12 +140,10 @@ def features_of(encoder: Backbone, layer: int | None, pool: str, device: torch.d
     Raises:
         UserError: the encoder has no such layer or pool.
     """
-    pooled = choose(POOLS, pool, "pool")
+    pooled = choose_pool(encoder, pool)
     depth, prefix = len(encoder.layers()), encoder.num_prefix_tokens
     if layer is not None and not 1 <= layer <= depth:
         raise UserError(f"--layer {layer}: 1 to {depth}")
-    if pool != "mean" and not prefix:
-        raise UserError(f"--pool {pool}: this encoder has no class token; use mean")
     encoder = encoder.eval().to(device)
     return lambda images: (
         pooled(encoder(encoder.normalize(images.to(device)), layer=layer), prefix).float().cpu()

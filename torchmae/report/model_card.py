@@ -46,7 +46,7 @@ def card(
 {len(encoder.layers())} blocks, {encoder.embed_dim} wide, \
 {encoder.config().get("num_heads")} heads, patches of {size_name(encoder.patch)} px.
 
-Images: {encoder.channels} x {height} x {width}, floats `(pixels / 255 - mean) / std` \
+Images: {encoder.channels} x {height} x {width}, normalized as `(pixels / 255 - mean) / std` \
 with mean {list(encoder.mean)}
 and std {list(encoder.std)}.{classes}
 

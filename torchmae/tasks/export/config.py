@@ -28,6 +28,16 @@ class Export:
         repeated=True,
     )
     only: str | None = option(None, "encoder: without the decoder or the head.", metavar="PART")
+    with_preprocessing: bool = option(
+        False,
+        "onnx and torch-export: the graph takes uint8 pixels, normalizes them, and returns logits, "
+        "or an encoder's pooled features.",
+    )
+    pool: str | None = option(
+        None,
+        "What those features are: mean (of the patch tokens), cls or cls+mean.",
+        otherwise="mean, as in mae embed",
+    )
     best: bool = option(
         False,
         "Take the weights of the epoch that was best on the validation images, not the last ones.",
