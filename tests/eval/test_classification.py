@@ -9,12 +9,22 @@ from torchmae.eval.classification import accuracy, scores
 def test_scores_by_hand() -> None:
     logits = torch.tensor([[2.0, 0, 0], [0, 2, 0], [0, 2, 0], [0, 0, 2]]).log_softmax(1)
     found = scores(logits, torch.tensor([0, 1, 0, 2]), ("a", "b", "c"))
-    assert (found.count, found.top1, found.top5) == (4, 0.75, 1.0)
+    assert (found.count, found.top1, found.top5) == (4, 0.75, None)
     assert found.per_class == {"a": 0.5, "b": 1.0, "c": 1.0}
     assert found.confusion == [[1, 1, 0], [0, 1, 0], [0, 0, 1]]
     confidence = float(logits.exp().max())
     assert found.calibration_error == pytest.approx(abs(0.75 - confidence), abs=1e-6)
     assert found.low < 0.75 < found.high
+
+
+@pytest.mark.parametrize("possible, top5", [(7, 0.75), (6, 0.75), (5, None), (2, None)])
+def test_top_5_is_of_more_than_5_classes(possible: int, top5: float | None) -> None:
+    """With fewer the true class is always among them, and 100 % says nothing."""
+    logits = torch.arange(7.0, 0, -1).repeat(4, 1)  # class 0 is the most probable
+    logits[:, possible:] = -torch.inf  # as mae evaluate --among has it
+    found = scores(logits, torch.tensor([0, 1, 4, 5]), tuple("abcdefg"))
+    assert found.top5 == top5
+    assert ("top5" in found.summary()) == (top5 is not None)
 
 
 def test_accuracy_has_its_interval() -> None:

@@ -17,7 +17,8 @@ class Scores:
     Args:
         count: the number of images.
         top1: accuracy.
-        top5: how often the true class is among the five most probable.
+        top5: how often the true class is among the five most probable; None where there are no
+            more than five to choose from.
         low: lower end of the 95 % interval of top1 (Wilson).
         high: its upper end.
         per_class: accuracy of each class that occurs, by name.
@@ -27,7 +28,7 @@ class Scores:
 
     count: int
     top1: float
-    top5: float
+    top5: float | None
     low: float
     high: float
     per_class: dict[str, float]
@@ -35,8 +36,9 @@ class Scores:
     confusion: list[list[int]]
 
     def summary(self) -> dict[str, Any]:
-        """All but the confusion matrix, for results.json."""
-        return {name: value for name, value in vars(self).items() if name != "confusion"}
+        """All but the confusion matrix, for results.json; no top5 where it says nothing."""
+        found = {name: value for name, value in vars(self).items() if name != "confusion"}
+        return {name: value for name, value in found.items() if value is not None}
 
 
 def scores(
@@ -62,12 +64,14 @@ def scores(
         )
         for b in bins.unique()
     )
+    among = int(logits.isfinite().any(0).sum())  # classes that can be predicted at all
+    in_five = (order[:, :5] == labels.unsqueeze(1)).any(1)
     pairs = labels * len(classes) + order[:, 0]
     confusion = torch.bincount(pairs, minlength=len(classes) ** 2).view(len(classes), -1)
     return Scores(
         count=count,
         top1=float(right.float().mean()),
-        top5=float((order[:, :5] == labels.unsqueeze(1)).any(1).float().mean()),
+        top5=float(in_five.float().mean()) if among > 5 else None,
         low=low,
         high=high,
         per_class={

@@ -252,7 +252,8 @@ def as_typed(setting: Option, value: Any) -> Any:
     value = os.fspath(value) if isinstance(value, os.PathLike) else value
     if isinstance(value, Number) and hasattr(value, "item"):
         value = value.item()  # of numpy
-    if setting.metadata["repeated"] and isinstance(value, str):
+    alone = setting.metadata["repeated"] or (setting.positional and setting.type == tuple[str, ...])
+    if alone and isinstance(value, str):  # one plugin, one image
         value = (value,)
     if isinstance(value, list | tuple):
         value = tuple(os.fspath(item) if isinstance(item, os.PathLike) else item for item in value)

@@ -267,6 +267,33 @@ class _Tree:
         return inside
 
 
+def open_images(paths: Sequence[str]) -> Source:
+    """Single image files, in the order given, each once; they are named as they were given.
+
+    Raises:
+        UserError: one of them is no file.
+    """
+    found = Gathered()
+    for path in dict.fromkeys(paths):
+        try:
+            facts = os.stat(os.path.expanduser(path))
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"cannot read {path}: {reason}") from error
+        if not stat.S_ISREG(facts.st_mode):
+            raise UserError(
+                f"{path} is not a file: give image files, or one folder, list, tar, ... by itself"
+            )
+        found.add(os.path.expanduser(path), facts)
+    return Files(os.getcwd(), found.all(), [])
+
+
+def is_image_file(path: str) -> bool:
+    """Whether a name that a user typed means one image: by its extension, and not a folder."""
+    known = suffix_of(path) in image_extensions() and not is_glob(path)
+    return known and not os.path.isdir(os.path.expanduser(path))
+
+
 def open_glob(spec: str) -> Source:
     """The images that a pattern names, such as "photos/**/*.jpg", and those in folders that it
     names.

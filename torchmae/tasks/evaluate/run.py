@@ -26,7 +26,7 @@ def run(config: Evaluate) -> dict[str, Any]:
     """Measures, adds the scores to results.json of the run, and draws confusion.png.
 
     Returns:
-        The settings and the scores: "top1", "top5", "low", "high", "per_class", ...
+        The settings and the scores: "top1", "top5" (of more than 5 classes), "low", "high", ...
     """
     check_ranges(config)
     model = load_classifier(config.run, config.best)
@@ -74,11 +74,12 @@ def run(config: Evaluate) -> dict[str, Any]:
 
 def describe(found: Scores, best: bool) -> str:
     """The scores as text; `best`: of the weights of the best epoch."""
+    top5 = "" if found.top5 is None else f"top 5 {found.top5:.1%}, "
     worst = sorted(found.per_class.items(), key=lambda pair: pair[1])[:3]
     return (
         f"{found.count} images{', weights of the best epoch' if best else ''}: "
         f"top 1 {found.top1:.1%} (95 % interval {found.low:.1%} to {found.high:.1%}), "
-        f"top 5 {found.top5:.1%}, calibration error {found.calibration_error:.3f}\n"
+        f"{top5}calibration error {found.calibration_error:.3f}\n"
         f"weakest classes: {', '.join(f'{name} {share:.1%}' for name, share in worst)}"
     )
 

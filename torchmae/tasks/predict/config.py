@@ -14,7 +14,9 @@ class Predict:
     GROUP: ClassVar[str] = "output"
 
     run: str = argument("a run folder that mae finetune or mae import made", "RUN")
-    data: str = argument("images, as for mae pretrain; no labels are needed", "DATA")
+    data: tuple[str, ...] = argument(
+        "images, as for mae pretrain; or one or more image files; no labels are needed", "DATA"
+    )
     out: str = option("predictions.csv", '.csv or .parquet (extra "parquet").')
     best: bool = option(
         False,
