@@ -34,5 +34,11 @@ class Reconstruct:
         "With normalised targets: take each hidden patch's true mean and std (which leaks part of "
         "the answer).",
     )
+    scale: int | None = option(
+        None,
+        "Enlarge images so many times, without smoothing.",
+        within=Range(at_least=1, at_most=100),
+        otherwise="so that a tile is at least about 150 px",
+    )
     decode: RunDecodeOptions = RunDecodeOptions()
     runtime: DeviceOptions = DeviceOptions()

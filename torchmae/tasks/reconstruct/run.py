@@ -4,7 +4,7 @@ import logging
 import os
 from dataclasses import replace
 from glob import glob
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 import torch
@@ -24,8 +24,9 @@ from torchmae.models.mae import MAE
 from torchmae.models.masking import Mask, mask_from_bool
 from torchmae.models.patches import Size
 from torchmae.models.weights import load_mae
-from torchmae.report.pictures import caption, draw, draw_mask
-from torchmae.runfolder import read_config
+from torchmae.report.pictures import About, caption, draw, draw_mask
+from torchmae.report.sheet import bands_shown
+from torchmae.runfolder import last_step, read_config
 from torchmae.settings.options import check_ranges
 from torchmae.tasks.reconstruct.config import Reconstruct
 from torchmae.train.distributed import find_device
@@ -47,27 +48,38 @@ def run(config: Reconstruct) -> Path:
     model = load_mae(config.run)
     decoding = decode_as_run(config.run, config.decode.max_megapixels, config.decode.white)
     paths = [path for word in config.images for path in expanded(word)]
-    pixels = torch.cat([read_images(path, model, decoding) for path in paths])
+    found = [read_images(path, model, decoding) for path in paths]
+    pixels = torch.cat(found)
+    name = settings["masking"] if config.masking is None else config.masking
     if config.mask is not None:
+        name = "own mask"
         mask = mask_from_image(config.mask, model.encoder.grid, len(pixels))
     else:
-        name = settings["masking"] if config.masking is None else config.masking
         ratio = settings["mask_ratio"] if config.mask_ratio is None else config.mask_ratio
         mask = draw_mask(model, name, ratio, config.seed, torch.arange(len(pixels)))
     model = model.to(find_device(config.runtime.device))
-    picture = draw(model, pixels, mask, config.true_statistics)
+    files = [file for path, images in zip(paths, found) for file in file_names(path, len(images))]
+    about = About(Path(config.run).resolve().name, last_step(Path(config.run)), name, files)
+    picture = draw(model, pixels, mask, about, config.true_statistics, config.scale)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         picture.save(out)
     except OSError as error:
         raise RunError(f"could not write {out}: {error.strerror or error}") from error
-    logger.info(f"{out}: {len(pixels)} images; {caption(model, config.true_statistics)}")
+    notes = [caption(model, config.true_statistics), bands_shown(pixels.shape[1])]
+    logger.info(f"{out}: {len(pixels)} images; {'; '.join(note for note in notes if note)}")
     return out
 
 
 def expanded(word: str) -> list[str]:
     """The files that a pattern in quotes names; anything else is itself."""
     return sorted(glob(word, recursive=True)) if is_glob(word) else [word]
+
+
+def file_names(path: str, count: int) -> list[str]:
+    """What the images of a file are called: those of an array are numbered."""
+    name = PurePath(path).name
+    return [name] if count == 1 else [f"{name}[{i}]" for i in range(count)]
 
 
 def read_images(path: str, model: MAE, options: DecodeOptions) -> UInt8[Tensor, "N C H W"]:
