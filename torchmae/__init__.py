@@ -27,6 +27,7 @@ PLACES = {
     "load": "torchmae.models.weights",
     "load_mae": "torchmae.models.weights",
     "load_classifier": "torchmae.models.weights",
+    "param_groups_weight_decay": "torchmae.train.optim",
     "MASKINGS": "torchmae.models.masking",
     "TARGETS": "torchmae.models.targets",
     "DECODERS": "torchmae.models.decoders",
