@@ -9,13 +9,14 @@ from typing import Any
 from torchmae.disk import sha256
 from torchmae.models.encoders import Backbone
 from torchmae.models.patches import size_name
+from torchmae.report.limits import limits
 from torchmae.runfolder import read_config, read_results
 
 
 def card(
     run: str, what: str, encoder: Backbone, lines: Sequence[str], note: str, folder: Path
 ) -> str:
-    """The model card: architecture, data, recipe, results, files, licence, and how to load it.
+    """The model card: architecture, data, recipe, results, limits, files, licence, how to load it.
 
     Cards are made to be published: of absolute paths only the last name is shown.
 
@@ -69,6 +70,10 @@ fingerprint of their list:
 ## Results
 
 {shown}
+
+## Limits
+
+{newline.join(f"* {line}" for line in limits(Path(run), what))}
 
 ## Files (SHA-256)
 
