@@ -76,9 +76,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def place(demo: Path, run: Path, photos: Path, tmp_path: Path) -> Path:
+def place(run: Path, photos: Path, tmp_path: Path) -> Path:
     """A folder with what the pages name: runs, photos, single pictures."""
-    shutil.copytree(demo, tmp_path / "runs" / "demo")
     shutil.copytree(run, tmp_path / "runs" / "photos")
     for name in ("photos", "labelled", "other", "other-labelled"):
         shutil.copytree(photos, tmp_path / name)
@@ -161,13 +160,16 @@ def batches() -> list[torch.Tensor]:
 def test_the_blocks_of_a_page_run(
     page: Path,
     place: Path,
+    request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(place)
+    if "runs/demo" in page.read_text():
+        shutil.copytree(request.getfixturevalue("demo"), place / "runs" / "demo")
     PLANTS.get(page.name, lambda _: None)(place)
-    pixels = noise(2, 3, 32, 32)
-    names = {"loader": batches(), "pixels": pixels, "images": torch.randn(2, 3, 32, 32)}
+    images = {"pixels": noise(2, 1, 32, 32), "images": torch.randn(2, 1, 32, 32)}  # digits
+    names = {"loader": batches(), **images}
     for block in fenced(page):
         script = re.match(r"# (\w+[.]py)\n", block.text)
         if block.not_run or block.text.startswith("#!"):
@@ -288,6 +290,12 @@ def test_flags_in_documents_exist() -> None:
         if file.name not in GONE
     }
     assert not wrong
+
+
+def test_the_raw_files_behind_a_page_are_committed() -> None:
+    for page in DOCS.glob("*.md"):
+        for name in re.findall(r"`(bench/results/[^`]+)`", page.read_text()):
+            assert list(ROOT.glob(name)), f"{page.name} names {name}"
 
 
 def test_verbs_have_a_page() -> None:
