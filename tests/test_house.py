@@ -50,7 +50,7 @@ ROOM_LINES = {
     "data": 3330,
     "train": 1020,
     "eval": 400,
-    "report": 520,
+    "report": 600,
     "interop": 1200,
     "tasks": 3260,
     "presets": 150,
