@@ -51,8 +51,8 @@ ROOM_LINES = {
     "train": 1020,
     "eval": 400,
     "report": 600,
-    "interop": 1200,
-    "tasks": 3260,
+    "interop": 1270,
+    "tasks": 3400,
     "presets": 150,
     "benchmarks": 1250,
 }
