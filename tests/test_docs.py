@@ -99,6 +99,15 @@ def plant_flowers(place: Path) -> None:
         shutil.copytree(place / "flowers" / theirs[1], place / "holiday-pictures" / theirs[0])
 
 
+def plant_table(place: Path) -> None:
+    """The table of finetune.md: pictures, their classes, four patients of each class."""
+    lines = ["picture,finding,patient"]
+    for image in sorted((place / "photos").rglob("*.jpg")):
+        kind = image.parent.name
+        lines.append(f"photos/{kind}/{image.name},{kind},{kind}-{int(image.stem) % 4}")
+    (place / "table.csv").write_text("\n".join(lines))
+
+
 def plant_scans(place: Path) -> None:
     """A CT slice, a radiograph whose low values are white, a colour clip; a photo of a phone."""
     heif = pytest.importorskip("pillow_heif")
@@ -147,6 +156,7 @@ def check_scans(place: Path) -> None:
 
 PLANTS: dict[str, Callable[[Path], None]] = {
     "evaluate.md": plant_flowers,
+    "finetune.md": plant_table,
     "dicom-heic.md": plant_scans,
 }
 CHECKS: dict[str, Callable[[Path], None]] = {"dicom-heic.md": check_scans}
