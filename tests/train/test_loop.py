@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from torchmae.data.sources import open_source
 from torchmae.data.transforms import RandomResizedCropFlip
 from torchmae.errors import RunError
 from torchmae.models import masking
-from torchmae.report.curves import panels
+from torchmae.report.curves import draw_curves, panels
 from torchmae.runfolder import last_step
 from torchmae.train.config import TrainConfig
 from torchmae.train.distributed import World
@@ -383,3 +384,10 @@ def test_a_signal_ends_an_evaluation_and_saves(tmp_path):
         run / "state/step-00000006/optimizer.safetensors" for run in (tmp_path, tmp_path / "alone")
     ]
     assert ends[0].read_bytes() == ends[1].read_bytes()
+
+
+def test_curves_that_cannot_be_drawn_are_said(whole, tmp_path, capfd):
+    shutil.copy(whole / "log.jsonl", tmp_path)
+    (tmp_path / "curves.png").mkdir()
+    assert draw_curves(tmp_path) is None
+    assert "could not draw" in capfd.readouterr().out
