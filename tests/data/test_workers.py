@@ -43,11 +43,11 @@ def test_a_read_that_never_ends_is_named_and_can_be_left(data, workers, monkeypa
     monkeypatch.setattr(loading, "STALL_SECONDS", 0.3)
     become_fifos(root)  # nobody writes into them, as if a file server were gone
     steps = iter(batches.loader(0, 9, workers))
+    named = batches.source.name(int(batches.places(0)[1][0]))
     began = time.monotonic()
     with caplog.at_level(logging.WARNING, logger="torchmae"):
-        while not caplog.messages and time.monotonic() - began < WAIT:
+        while named not in caplog.text and time.monotonic() - began < WAIT:
             assert not steps.wait(0.1)
-    named = batches.source.name(int(batches.places(0)[1][0]))
     assert "waiting for data since" in caplog.text and named in caplog.text
     children = steps.maker.children
     assert len(children) == workers
