@@ -44,11 +44,11 @@ MODELS = "sizes patches masking mixing targets vit encoders decoders mae heads p
 # Lines of code: without comments, docstrings and blank lines. "root" is the files beside the rooms.
 FILE_LINES, FUNCTION_LINES, FILES_PER_FOLDER = 600, 60, 10
 ROOM_LINES = {
-    "root": 650,
+    "root": 700,
     "settings": 790,
     "models": 1100,
-    "data": 3330,
-    "train": 1020,
+    "data": 3570,
+    "train": 1280,
     "eval": 400,
     "report": 600,
     "interop": 1270,
@@ -64,6 +64,7 @@ WHOLE_PROGRAM = {
     "test_examples",
     "test_extending",
     "test_house",
+    "test_interruptions",
     "test_listing",
     "test_mistakes",
     "test_processes",

@@ -190,3 +190,17 @@ def test_what_does_not_change_the_weights_may_change(whole, photos, capfd):
 
 def test_settings_not_given_are_those_of_the_run(whole, photos):
     assert torchmae.pretrain(str(photos), out=str(whole)).path == whole
+
+
+def test_changed_contents_of_equal_size_are_said_at_a_resume(tmp_path, capfd):
+    photos = make_photos(tmp_path / "photos")
+    command = ["pretrain", str(photos), *flags(OPTIONS | {"out": tmp_path / "run", "epochs": 1})]
+    for _ in range(2):
+        assert cli.main(command) == 0
+        assert "other times" not in capfd.readouterr().out
+    content = bytearray((photos / "1.jpg").read_bytes())
+    content[-20] ^= 1
+    (photos / "1.jpg").write_bytes(content)
+    assert cli.main(command) == 0
+    out = capfd.readouterr().out
+    assert out.count("warning: the files of the data have other times") == 1 and "--out" in out

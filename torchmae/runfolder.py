@@ -50,6 +50,8 @@ class Identifiable(Protocol):
 
     def fingerprint(self) -> str: ...
 
+    def stamp(self) -> str | None: ...
+
 
 def prepare(out: Path, data: str) -> bool:
     """Makes the run folder, on the main process only: call it through `World.on_main`.
@@ -97,6 +99,38 @@ def prepare(out: Path, data: str) -> bool:
 def identity(source: Identifiable) -> dict[str, Any]:
     """What a data set is recognised by: its number of images and its fingerprint."""
     return {"count": len(source), "fingerprint": source.fingerprint()}
+
+
+def stamped_identity(source: Identifiable) -> dict[str, Any]:
+    """Its `identity`, and a stamp that tells whether its contents may have changed."""
+    return {**identity(source), "stamp": source.stamp()}
+
+
+def without_stamps(data: dict[str, Any]) -> dict[str, Any]:
+    """An `identity`, or several in one, without their stamps."""
+    return {
+        name: without_stamps(value) if isinstance(value, dict) else value
+        for name, value in data.items()
+        if name != "stamp"
+    }
+
+
+def other_times(out: Path, data: dict[str, Any]) -> str | None:
+    """A line where files have other times than when a run began, but names and sizes as then.
+
+    Args:
+        out: the run folder.
+        data: the `identity` of the data now.
+    """
+    was = read_config(out)["data"]
+    pairs = [(was, data), (was.get("val") or {}, data.get("val") or {})]
+    if all(one.get("stamp") in (None, other.get("stamp")) for one, other in pairs):
+        return None
+    return (
+        f"the files of the data have other times, or lie elsewhere, than when {out} began; their "
+        "names and sizes are as then. If their contents have changed, what was trained on the "
+        "old ones goes on with the new ones: then use a new --out"
+    )
 
 
 def write_config(
@@ -187,7 +221,7 @@ def resume(
     was = stored["data"]
     if was["count"] != data["count"]:
         wrong.append(f"the data had {was['count']} images, has {data['count']}")
-    elif was != data:
+    elif without_stamps(was) != without_stamps(data):
         wrong.append(
             f"the data has {data['count']} images as before, but not the same ones "
             "(names, sizes or labels differ)"

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,12 +25,13 @@ from torchmae.data.sources import open_source
 from torchmae.data.transforms import RandomResizedCropFlip
 from torchmae.errors import RunError
 from torchmae.models import masking
-from torchmae.report.curves import panels
+from torchmae.report.curves import draw_curves, panels
 from torchmae.runfolder import last_step
 from torchmae.train.config import TrainConfig
 from torchmae.train.distributed import World
-from torchmae.train.loop import Agenda, Due, Meter, Stop, finished_line, fit
+from torchmae.train.loop import Agenda, Due, Meter, finished_line, fit
 from torchmae.train.optim import lr_at, peak_lr
+from torchmae.train.watch import Heard
 
 OPTIONS = dict(
     **dict(
@@ -343,15 +345,49 @@ def test_what_is_due(monkeypatch):
     clock = [0.0]
     monkeypatch.setattr("torchmae.train.loop.time.monotonic", lambda: clock[0])
     agenda = Agenda(small_plan(save_minutes=1, evaluate_minutes=2), WORLD)
-    assert agenda.due(1, Stop()) == Due(save=False, evaluate=False, stop=False)
+    assert agenda.due(1, Heard()) == Due(save=False, evaluate=False, stop=False)
     clock[0] = 61
-    assert agenda.due(1, Stop()) == Due(save=True, evaluate=False, stop=False)
+    assert agenda.due(1, Heard()) == Due(save=True, evaluate=False, stop=False)
     agenda.saved_at = 61
-    assert agenda.due(2, Stop()) == Due(save=False, evaluate=False, stop=False)
+    assert agenda.due(2, Heard()) == Due(save=False, evaluate=False, stop=False)
     clock[0] = 121
-    assert agenda.due(2, Stop()) == Due(save=False, evaluate=True, stop=False)
-    assert agenda.due(2, Stop(15)) == Due(save=True, evaluate=False, stop=True)
-    assert agenda.due(6, Stop(15)) == Due(save=True, evaluate=True, stop=False), "it is done"
+    assert agenda.due(2, Heard()) == Due(save=False, evaluate=True, stop=False)
+    assert agenda.due(2, Heard(15)) == Due(save=True, evaluate=False, stop=True)
+    assert agenda.due(6, Heard(15)) == Due(save=True, evaluate=True, stop=False), "it is done"
     by_step = Agenda(small_plan(evaluate_steps=1.5), WORLD)
-    due = [done for done in range(1, 6) if by_step.due(done, Stop()).evaluate]
+    due = [done for done in range(1, 6) if by_step.due(done, Heard()).evaluate]
     assert due == [2, 3, 5]
+
+
+def test_a_signal_ends_an_evaluation_and_saves(tmp_path):
+    """One that would take an hour, or reads from a disk that is gone."""
+
+    def forever(step):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(3600)
+        yield "never", 1.0
+
+    with pytest.raises(RunError, match="stopped at step 2 of 6 and saved") as caught:
+        fit(
+            Regression(),
+            RandomBatches(),
+            small_plan(evaluate_steps=2.0, ema=0.9),
+            tmp_path,
+            WORLD,
+            [forever],
+        )
+    assert caught.value.exit_code == 143
+    (tmp_path / "alone").mkdir()
+    fit(Regression(), RandomBatches(), small_plan(evaluate_steps=2.0, ema=0.9), tmp_path, WORLD)
+    fit(Regression(), RandomBatches(), small_plan(ema=0.9), tmp_path / "alone", WORLD)
+    ends = [
+        run / "state/step-00000006/optimizer.safetensors" for run in (tmp_path, tmp_path / "alone")
+    ]
+    assert ends[0].read_bytes() == ends[1].read_bytes()
+
+
+def test_curves_that_cannot_be_drawn_are_said(whole, tmp_path, capfd):
+    shutil.copy(whole / "log.jsonl", tmp_path)
+    (tmp_path / "curves.png").mkdir()
+    assert draw_curves(tmp_path) is None
+    assert "could not draw" in capfd.readouterr().out

@@ -3,18 +3,17 @@
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from jaxtyping import Shaped, UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from torchmae.data.decode import BadImage
-from torchmae.data.loader import read_pixels, start_worker
+from torchmae.data.loader import read_pixels
 from torchmae.data.sources.source import BadFile, Source, with_decode
 from torchmae.data.transforms import CenterCropResize
+from torchmae.data.workers import Loading
 from torchmae.errors import UserError, choose
 from torchmae.models.encoders import Backbone
 from torchmae.models.heads import Classifier
@@ -33,7 +32,7 @@ Function = Callable[[UInt8[Tensor, "B C H W"]], Shaped[Tensor, "B ..."]]
 
 
 @dataclass(frozen=True)
-class ImageBatches(Dataset[Any]):
+class ImageBatches:
     """Batches of a source's readable images, center-cropped, in order; unreadable ones are named.
 
     An item is the numbers of its images in the source, the images, and the unreadable files.
@@ -96,16 +95,11 @@ def collect(
     if len(images) > 4:
         cores = available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         workers = workers_for(cores, device.type == "cuda")
-    loader = DataLoader(
-        images,
-        batch_size=None,
-        num_workers=workers,
-        worker_init_fn=start_worker if workers else None,
-    )
+    loader = Loading(images, range(len(images)), workers)
     ids: list[int] = []
     bad: list[BadFile] = []
     rows: list[list[Tensor]] = [[] for _ in functions]
-    progress = tqdm(loader, "embed", unit=" batches", disable=None, leave=False)
+    progress = tqdm(loader, "embed", len(images), unit=" batches", disable=None, leave=False)
     for batch_ids, batch, batch_bad in progress:
         ids += batch_ids
         bad += batch_bad

@@ -267,6 +267,11 @@ class RuntimeOptions(ChangeableOptions):
         within=POSITIVE,
         otherwise="the whole batch, or what fits",
     )
+    timeout_minutes: float = option(
+        10.0,
+        "With several processes: how long a step waits for one that does not come.",
+        within=POSITIVE,
+    )
     plugin: tuple[str, ...] = option(
         (),
         "A Python file to load first, which adds maskings, targets, decoders, encoders, sources or "

@@ -10,11 +10,13 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from torchmae.data.sources.npy import ArrayFile, unmapped
 from torchmae.data.sources.source import (
     Pixels,
     Source,
     StringArray,
     digest_of,
+    has_time,
     options_of,
     sampled,
     suffix_of,
@@ -37,7 +39,7 @@ class Arrays(Source):
 
     def __init__(
         self,
-        load: Callable[[], np.ndarray],
+        load: Callable[[], np.ndarray | ArrayFile],
         prefix: str,
         labels: Iterable[str] | None,
         origin: tuple[str, ...] = (),
@@ -45,9 +47,11 @@ class Arrays(Source):
         self.load = load
         self.prefix = prefix
         self.stamped = None
+        self.time: tuple[str, int] | None = None  # of the file
         if origin:  # before it is loaded: what comes later has other times
             facts = os.stat(origin[0])
             self.stamped = digest_of(origin, facts.st_size, time_of(facts))
+            self.time = origin[0], time_of(facts)
         self.pixels = load()
         self.labels = StringArray(labels) if labels is not None else None
         self.stored_channels = int(self.pixels.shape[3])
@@ -76,6 +80,11 @@ class Arrays(Source):
     def stamp(self) -> str | None:
         return self.stamped
 
+    def is_changed(self, i: int) -> bool:
+        if self.time is None or not isinstance(self.pixels, ArrayFile):  # in memory
+            return False
+        return not has_time(*self.time)
+
 
 def open_array(spec: str) -> Source:
     """A uint8 array [N, H, W, C], [N, C, H, W] or [N, H, W].
@@ -93,11 +102,15 @@ def open_array(spec: str) -> Source:
             _choose_array(path, options.get("key")) if suffix_of(path) == ".npz" else ("", None)
         )
         origin = (path, key, options.get("layout", ""))
-        return Arrays(partial(_load_array, *origin), os.path.basename(path), labels, origin)
+        return Arrays(partial(_open_pixels, *origin), os.path.basename(path), labels, origin)
     except UserError:
         raise
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"cannot read the array '{path}': {error}") from error
+
+
+def _open_pixels(path: str, key: str, layout: str) -> np.ndarray | ArrayFile:
+    return unmapped(_load_array(path, key, layout))
 
 
 def _load_array(path: str, key: str, layout: str) -> UInt8[np.ndarray, "N H W C"]:

@@ -23,6 +23,7 @@ from torchmae.data.sources.source import (
     copied,
     digest,
     digest_of,
+    has_time,
     suffix_of,
     time_of,
 )
@@ -89,6 +90,9 @@ class Files(Source):
 
     def stamp(self) -> str | None:
         return digest_of(self.root, digest(self.names, self.sizes, self.times))
+
+    def is_changed(self, i: int) -> bool:
+        return not has_time(os.path.join(self.root, self.names[i]), int(self.times[i]))
 
 
 def open_folder(path: str) -> Source:

@@ -63,6 +63,9 @@ class Packed(Tars):
     def stamp(self) -> str | None:
         return self.header["index_sha256"]  # covers the CRCs of the images, checked at every read
 
+    def is_changed(self, i: int) -> bool:
+        return False  # what has changed is not read
+
     def scanned(self) -> tuple[np.ndarray, np.ndarray] | None:
         """What a scan would find.
 

@@ -83,6 +83,13 @@ class Source(Protocol):
         It is made of sizes and times of the files at opening.
         """
 
+    def is_changed(self, i: int) -> bool:
+        """Whether the file of image `i` was written to since opening; False if that is not known.
+
+        By its times, so that a change of its owner or of its links counts too.
+        """
+        return False
+
 
 class SourceWrapper(Source):
     """A source around a source: a subclass changes `read`, everything else is handed on."""
@@ -125,6 +132,9 @@ class SourceWrapper(Source):
     def stamp(self) -> str | None:
         return self.source.stamp()
 
+    def is_changed(self, i: int) -> bool:
+        return self.source.is_changed(i)
+
 
 class Subset(SourceWrapper):
     """Some images of a source, by their numbers there."""
@@ -154,6 +164,9 @@ class Subset(SourceWrapper):
     def stamp(self) -> str | None:
         whole = self.source.stamp()
         return whole and hashlib.sha256(whole.encode() + self.ids.tobytes()).hexdigest()
+
+    def is_changed(self, i: int) -> bool:
+        return self.source.is_changed(int(self.ids[i]))
 
 
 def with_decode(source: Source, options: DecodeOptions) -> Source:
@@ -242,6 +255,14 @@ def time_of(facts: os.stat_result) -> int:
     """The times of modification and change, added: another number after any write or
     replacement."""
     return (facts.st_mtime_ns + facts.st_ctime_ns) & (1 << 63) - 1
+
+
+def has_time(path: str, time: int) -> bool:
+    """Whether a file has this `time_of`; also where it is gone, which reading it finds out."""
+    try:
+        return time_of(os.stat(path)) == time
+    except OSError:
+        return True
 
 
 def digest_of(*facts: Any) -> str:

@@ -19,13 +19,14 @@ from torchmae.data.sources.source import (
     copied,
     digest,
     digest_of,
+    has_time,
     suffix_of,
     time_of,
 )
 from torchmae.errors import UserError
 
 
-class _Handle:
+class Handle:
     """An open file. It is closed when the last thread that reads it drops it."""
 
     def __init__(self, path: str):
@@ -49,7 +50,7 @@ class Tars(Source):
     def __init__(self, paths: Sequence[str], unusable: Sequence[BadFile] = ()):
         self.paths = [os.path.abspath(path) for path in paths]
         self.unusable = unusable
-        self.handles: dict[int, _Handle] = {}
+        self.handles: dict[int, Handle] = {}
         self.facts: list[tuple[str, int, int]] = []  # path, bytes and time of each, at opening
         root = os.path.commonpath([os.path.dirname(path) for path in self.paths])
         self.shard_names = [os.path.relpath(path, root) for path in self.paths]
@@ -109,7 +110,7 @@ class Tars(Source):
         if handle is None:
             while len(self.handles) >= self.most_open:
                 self.handles.pop(next(iter(self.handles)), None)
-            handle = self.handles[shard] = _Handle(self.paths[shard])
+            handle = self.handles[shard] = Handle(self.paths[shard])
         # pread has no file position, so that forked workers and threads may share a descriptor.
         data = os.pread(handle.descriptor, size, offset)
         if len(data) < size:
@@ -121,6 +122,10 @@ class Tars(Source):
 
     def stamp(self) -> str | None:
         return digest_of(self.facts, digest(self.names, self.places))
+
+    def is_changed(self, i: int) -> bool:
+        path, _, time = self.facts[int(self.places[i, 0])]
+        return not has_time(path, time)
 
 
 def _members(

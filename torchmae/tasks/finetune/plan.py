@@ -37,6 +37,7 @@ def train_config(config: ResolvedFinetune, images: int) -> TrainConfig:
         save_minutes=output.save_minutes,
         evaluate_steps=max(1.0, optim.validate_epochs * steps_per_epoch),
         tensorboard=output.tensorboard,
+        timeout_minutes=runtime.timeout_minutes,
         optimizer=optim.optimizer,
         layer_decay=optim.layer_decay,
         ema=optim.ema or None,

@@ -105,8 +105,8 @@ def identity_of(data: LabelledSets) -> dict[str, Any]:
     """What the labelled images are recognised by: files and labels."""
     labels = repr((data.classes, data.train_labels.tolist(), data.val_labels.tolist()))
     return {
-        **runfolder.identity(data.train),
-        "val": runfolder.identity(data.val),
+        **runfolder.stamped_identity(data.train),
+        "val": runfolder.stamped_identity(data.val),
         "labels": hashlib.sha256(labels.encode()).hexdigest(),
     }
 
@@ -136,6 +136,9 @@ def resumed(config: Finetune, data: LabelledSets, out: Path, world: World) -> Jo
         may_differ |= {"epochs"}
     identity = identity_of(data)
     settings, described = runfolder.resume(out, "finetune", requested(config), may_differ, identity)
+    changed_data = runfolder.other_times(out, identity)
+    if world.is_main and changed_data is not None:
+        logger.warning(changed_data)
     if "epochs" in may_differ:
         world.on_main(
             lambda: runfolder.write_config(out, "finetune", settings, identity, described)

@@ -43,6 +43,7 @@ def train_config(config: ResolvedPretrain, images: int) -> TrainConfig:
         save_minutes=output.save_minutes,
         evaluate_minutes=output.picture_minutes,
         tensorboard=output.tensorboard,
+        timeout_minutes=runtime.timeout_minutes,
     )
 
 

@@ -92,8 +92,11 @@ def resumed(config: Pretrain, source: Source, out: Path, world: World) -> Job:
         raise UserError(finished_line(plan, out))
     if longer and can_lengthen(plan, done):
         may_differ |= {"epochs"}
-    identity = runfolder.identity(source)
+    identity = runfolder.stamped_identity(source)
     settings, described = runfolder.resume(out, "pretrain", requested(config), may_differ, identity)
+    changed_data = runfolder.other_times(out, identity)
+    if world.is_main and changed_data is not None:
+        logger.warning(changed_data)
     if "epochs" in may_differ:
         world.on_main(
             lambda: runfolder.write_config(out, "pretrain", settings, identity, described)
@@ -131,7 +134,7 @@ def begun(config: Pretrain, source: Source, out: Path, world: World) -> Job:
             seconds = measure_seconds_per_step(job.task(), job.stream, plan, world)
         resolved, chosen = resolve(config, replace(facts, seconds_per_step=seconds))
         job = replace(job, config=resolved, chosen=chosen)
-    identity = runfolder.identity(source)
+    identity = runfolder.stamped_identity(source)
     world.on_main(  # all that can be wrong with the settings is known by now
         lambda: runfolder.write_config(out, "pretrain", flatten(resolved), identity, model.config())
     )
