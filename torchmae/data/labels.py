@@ -102,6 +102,57 @@ def labelled_sets(
     return LabelledSets(train, test, classes, train_labels, val_labels)
 
 
+MOST_CHOSEN_ON = 1000  # images on which settings are chosen: more would cost more than they tell
+
+
+def tuning_sets(
+    data: str,
+    val: str | None,
+    val_fraction: float,
+    labels_per_class: int | None,
+    seed: int,
+    avoid: Collection[int],
+) -> LabelledSets:
+    """Training images on which settings can be chosen: none is validated on with another seed.
+
+    Of each class at least a fifth (at most `MOST_CHOSEN_ON` in all) becomes the validation images
+    here, on which to choose.
+
+    Args:
+        data: as for `labelled_sets`.
+        val: as for `labelled_sets`.
+        val_fraction: as for `labelled_sets`.
+        labels_per_class: trains on so many images of each class, or as many as there are.
+        seed: of both choices.
+        avoid: the seeds whose validation images are left out, where they draw their own.
+
+    Raises:
+        UserError: fewer than two images of a class are left.
+    """
+    source, val_source = open_pair(data, val)
+    images, names = labelled(source, data)
+    free = np.ones(len(names), dtype=bool)
+    for other in avoid if val_source is None else ():
+        free &= ~hold_out(names, val_fraction, other)
+    classes = tuple(sorted(set(names)))
+    train: list[int] = []
+    held: list[int] = []
+    for name, members in by_class(names, seed):
+        left = [i for i in members if free[i]]
+        if len(left) < 2:
+            raise UserError(
+                f"{len(left)} training images of class '{name}' are left to choose settings on: "
+                "give images to validate on (--val), fewer --seeds, or --trials 0"
+            )
+        count = min(labels_per_class or len(left), max(1, len(left) * 4 // 5))
+        train += left[:count]
+        held += left[count:][: max(1, MOST_CHOSEN_ON // len(classes))]
+    number = {name: i for i, name in enumerate(classes)}
+    parts = [sorted(part) for part in (train, held)]
+    labels = [torch.tensor([number[names[i]] for i in part]) for part in parts]
+    return LabelledSets(Subset(images, parts[0]), Subset(images, parts[1]), classes, *labels)
+
+
 def _first(names: Sequence[str]) -> str:
     return f"'{names[0]}'" + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")
 

@@ -9,7 +9,7 @@ Z = 1.959964  # the 97.5 % quantile of the normal distribution
 
 
 class Difference(NamedTuple):
-    """The mean of paired differences and its 95 % interval."""
+    """A mean, such as that of paired differences, and its 95 % interval."""
 
     mean: float
     low: float
@@ -23,9 +23,13 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Differe
         ours: at least two values.
         theirs: the partner of each, in the same order.
     """
-    pairs = [a - b for a, b in zip(ours, theirs, strict=True)]
-    mean = statistics.mean(pairs)
-    half = t_quantile(len(pairs) - 1) * statistics.stdev(pairs) / math.sqrt(len(pairs))
+    return mean_interval([a - b for a, b in zip(ours, theirs, strict=True)])
+
+
+def mean_interval(values: Sequence[float]) -> Difference:
+    """The mean of at least two values with its 95 % interval by Student's t."""
+    mean = statistics.mean(values)
+    half = t_quantile(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
     return Difference(mean, mean - half, mean + half)
 
 

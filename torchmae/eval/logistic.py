@@ -1,7 +1,7 @@
 """Multinomial logistic regression on stored features, its penalty chosen by cross-validation."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -40,14 +40,33 @@ def linear_probe(
         "accuracy", "low", "high" (see `accuracy`), "strength", and "cross_validated": the accuracy
         of each of `STRENGTHS`.
     """
+    found = fit_logits(train, labels, test, seed)
+    score = accuracy(found.logits.argmax(1), truth)
+    return {**score, "strength": found.strength, "cross_validated": found.cross_validated}
+
+
+class Fitted(NamedTuple):
+    """A regression with its best strength: the logits of the test rows, and how it was chosen."""
+
+    logits: Float64[Tensor, "B classes"]
+    strength: float
+    cross_validated: list[float]
+
+
+def fit_logits(
+    train: Float[Tensor, "A F"],
+    labels: Int64[Tensor, " A"],
+    test: Float[Tensor, "B F"],
+    seed: int,
+) -> Fitted:
+    """The regression of `linear_probe`, without a look at what the test rows are."""
     rows, test_rows = standardize(train, test)
     validated = cross_validate(rows, labels, seed)
     middle = len(STRENGTHS) // 2
     best = max(range(len(validated)), key=validated.__getitem__) if validated else middle
     equal = torch.full((len(rows), 1), 1 / len(rows), dtype=rows.dtype)
     *_, weights = logistic_regression(rows, labels, equal, STRENGTHS[: best + 1])
-    score = accuracy((test_rows @ weights[:, 0]).argmax(1), truth)
-    return {**score, "strength": STRENGTHS[best], "cross_validated": validated}
+    return Fitted(test_rows @ weights[:, 0], STRENGTHS[best], validated)
 
 
 def standardize(

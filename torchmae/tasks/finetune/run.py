@@ -14,7 +14,7 @@ from torchmae import runfolder
 from torchmae.data.augment import StrongAugment
 from torchmae.data.cache.choose import with_cache
 from torchmae.data.config import DecodeOptions, decode_as_run
-from torchmae.data.labels import LabelledSets, labelled_sets
+from torchmae.data.labels import LabelledSets, labelled_sets, tuning_sets
 from torchmae.data.loader import Batches
 from torchmae.data.scan import scan_and_report
 from torchmae.data.sources import with_decode
@@ -79,10 +79,10 @@ def open_sets(config: Finetune, out: Path) -> LabelledSets:
     A fine-tuning that is resumed knows by itself; the run may be gone.
     """
     run = str(out) if runfolder.checkpoints(out) else config.run
-    source, split = config.source, config.split
-    sets = labelled_sets(
-        source.data, source.val, split.val_fraction, split.labels_per_class, config.optim.seed
-    )
+    source, split, seed = config.source, config.split, config.optim.seed
+    which = (source.data, source.val, split.val_fraction, split.labels_per_class, seed)
+    avoid = split.avoid_seeds
+    sets = tuning_sets(*which, avoid) if avoid else labelled_sets(*which)
     decode = config.decode
     return sets.with_decode(decode_as_run(run, decode.max_megapixels, decode.white))
 
@@ -159,6 +159,7 @@ def begun(config: Finetune, data: LabelledSets, out: Path, world: World) -> Job:
         height=found.height,
         width=found.width,
         channels=channels,
+        grey=found.grey,
         run_size=known,
         **machine_facts(world),
     )
