@@ -15,6 +15,11 @@ class Difference(NamedTuple):
     low: float
     high: float
 
+    @property
+    def sign(self) -> str:
+        """Where the interval is: "above" zero, "below" it, or "unclear"."""
+        return "above" if self.low > 0 else "below" if self.high < 0 else "unclear"
+
 
 def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
     """The mean of `ours - theirs`, pair by pair, with its 95 % interval by Student's t.

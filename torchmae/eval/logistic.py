@@ -1,7 +1,7 @@
 """Multinomial logistic regression on stored features, its penalty chosen by cross-validation."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,6 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from torchmae.data.labels import by_class
-from torchmae.eval.classification import accuracy
 
 # Of the L2 penalty in mean cross-entropy + strength / 2 |weights|^2, strongest first. In a mean it
 # means the same for any number of images; features are standardised, so that it means much the
@@ -17,14 +16,24 @@ from torchmae.eval.classification import accuracy
 STRENGTHS = tuple(10.0**power for power in range(1, -8, -1))
 
 
+class LinearProbe(NamedTuple):
+    """What a regression says of the test rows, and how its strength was chosen.
+
+    `cross_validated` is the accuracy of each of `STRENGTHS`.
+    """
+
+    logits: Float64[Tensor, "B classes"]
+    strength: float
+    cross_validated: list[float]
+
+
 def linear_probe(
     train: Float[Tensor, "A F"],
     labels: Int64[Tensor, " A"],
     test: Float[Tensor, "B F"],
-    truth: Int64[Tensor, " B"],
     seed: int,
-) -> dict[str, Any]:
-    """Accuracy on the test rows, which are used once, of a regression on all training rows.
+) -> LinearProbe:
+    """A regression on all training rows, applied to the test rows.
 
     Its strength is the one with the best cross-validation on the training rows alone; the middle
     one where a class has a single training row.
@@ -33,40 +42,15 @@ def linear_probe(
         train: training features.
         labels: their classes, from 0.
         test: test features.
-        truth: their classes.
         seed: of the folds.
-
-    Returns:
-        "accuracy", "low", "high" (see `accuracy`), "strength", and "cross_validated": the accuracy
-        of each of `STRENGTHS`.
     """
-    found = fit_logits(train, labels, test, seed)
-    score = accuracy(found.logits.argmax(1), truth)
-    return {**score, "strength": found.strength, "cross_validated": found.cross_validated}
-
-
-class Fitted(NamedTuple):
-    """A regression with its best strength: the logits of the test rows, and how it was chosen."""
-
-    logits: Float64[Tensor, "B classes"]
-    strength: float
-    cross_validated: list[float]
-
-
-def fit_logits(
-    train: Float[Tensor, "A F"],
-    labels: Int64[Tensor, " A"],
-    test: Float[Tensor, "B F"],
-    seed: int,
-) -> Fitted:
-    """The regression of `linear_probe`, without a look at what the test rows are."""
     rows, test_rows = standardize(train, test)
     validated = cross_validate(rows, labels, seed)
     middle = len(STRENGTHS) // 2
     best = max(range(len(validated)), key=validated.__getitem__) if validated else middle
     equal = torch.full((len(rows), 1), 1 / len(rows), dtype=rows.dtype)
     *_, weights = logistic_regression(rows, labels, equal, STRENGTHS[: best + 1])
-    return Fitted(test_rows @ weights[:, 0], STRENGTHS[best], validated)
+    return LinearProbe(test_rows @ weights[:, 0], STRENGTHS[best], validated)
 
 
 def standardize(

@@ -91,7 +91,8 @@ def draw_comparison(rows: Sequence[Mapping[str, Any]], row_title: str, path: Pat
         idle = any(arm.get("learned_nothing") for arm in arms)
         label = f"{name} (has learned nothing)" if idle else name
         made = axis.bar(places, means, width, yerr=error, capsize=3, label=label)
-        axis.bar_label(made, fmt="%.0f", label_type="center", fontsize=8)
+        for bar, mean in zip(made, means):  # at the foot, where no interval crosses it
+            axis.text(bar.get_x() + width / 2, 1, f"{mean:.0f}", ha="center", fontsize=8)
     for place, row in enumerate(rows):
         level = 100 * row["arms"]["commonest class"]["mean"]
         label = "" if place else "always the commonest class"

@@ -6,12 +6,14 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from torchmae.data.labels import labelled_sets
+from torchmae.eval.baselines import FEATURES, baseline_logits
+from torchmae.eval.classification import scores
 from torchmae.report.comparison import comparison_table, draw_comparison
 from torchmae.report.sweep import draw_sweep, sweep_table
 from torchmae.runfolder import add_result, last_validation
 from torchmae.settings.options import flatten
 from torchmae.tasks.finetune.run import run as finetune
-from torchmae.tasks.sweep.baselines import baseline_scores, sets_of
 from torchmae.tasks.sweep.config import Compare, Partial
 from torchmae.tasks.sweep.grids import (
     FIGURE_9,
@@ -23,8 +25,8 @@ from torchmae.tasks.sweep.grids import (
     partial_grid,
 )
 from torchmae.tasks.sweep.search import plan_search, search_row
-from torchmae.tasks.sweep.verdict import summarize_comparison, training_losses
-from torchmae.train.distributed import is_main
+from torchmae.tasks.sweep.verdict import FROZEN, summarize_comparison, training_losses
+from torchmae.train.distributed import find_device, is_main
 
 logger = logging.getLogger(__name__)
 
@@ -48,16 +50,14 @@ def compare(config: Compare) -> Path:
         searched = search_row(grid, row, search)
         runs = train_row(grid, row, {arm: found["chosen"] for arm, found in searched.items()})
         if is_main():
-            scores: dict[str, list[Mapping[str, Any]]] = {}
+            measured: dict[str, list[Mapping[str, Any]]] = {}
             for place, seed in enumerate(grid.seeds):
-                sets = sets_of(config, changes["labels_per_class"], seed)
-                for arm, found in runs.items():
-                    losses = training_losses(found[place], sets.train_labels)
-                    scores.setdefault(arm, []).append({**last_validation(found[place]), **losses})
-                measured = baseline_scores(config, sets, seed, runs[SCRATCH][place])
-                for name, one in measured.items():
-                    scores.setdefault(name, []).append(one)
-            rows.append(summarize_comparison(row, changes, scores, searched))
+                ended = {arm: found[place] for arm, found in runs.items()}
+                for name, one in scores_of(
+                    config, changes["labels_per_class"], seed, ended
+                ).items():
+                    measured.setdefault(name, []).append(one)
+            rows.append(summarize_comparison(row, changes, measured, searched))
     if is_main():
         results = {"search": search.words, "rows": rows}
         picture = grid.out / "compare.png"
@@ -81,6 +81,27 @@ def partial(config: Partial) -> Path:
         logger.info(sweep_table(rows, grid.row_title))
         say_where(add_result(grid.out, "partial", flatten(config), {"rows": rows}), picture)
     return grid.out
+
+
+def scores_of(
+    config: Compare, labels_per_class: int | None, seed: int, runs: Mapping[str, Path]
+) -> dict[str, Mapping[str, Any]]:
+    """The scores of the trainings of a row and seed, by arm, and of the baselines beside them."""
+    source, split = config.source, config.split
+    sets = labelled_sets(source.data, source.val, split.val_fraction, labels_per_class, seed)
+    device = find_device(config.runtime.device)
+    ids, logits = baseline_logits(config.run, sets, seed, runs[SCRATCH], device)
+    measured = {
+        FROZEN if name == FEATURES else name: scores(
+            found, sets.val_labels[ids], sets.classes
+        ).summary()
+        for name, found in logits.items()
+    }
+    trained = {
+        arm: {**last_validation(run), **training_losses(run, sets.train_labels)}
+        for arm, run in runs.items()
+    }
+    return {**trained, **measured}
 
 
 def say_where(path: Path, picture: Path) -> None:

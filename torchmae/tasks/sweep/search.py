@@ -82,7 +82,7 @@ def plan_search(config: Compare, grid: Grid) -> Search:
         UserError: trials are asked for, and too few images are left to choose on.
     """
     lr, level = config.optim.base_lr, config.regularization.augment
-    fixed = [Trial(1.0 if lr else t.lr_scale, level or t.augment) for t in TRIALS]
+    fixed = [Trial(t.lr_scale if lr is None else 1.0, level or t.augment) for t in TRIALS]
     wanted = DEFAULT if config.optim.trials is None else config.optim.trials
     trials = tuple(dict.fromkeys(fixed))[:wanted]
     seed = next(n for n in count(SEED) if n not in grid.seeds)

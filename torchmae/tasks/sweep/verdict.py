@@ -9,11 +9,12 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from torchmae.eval.intervals import mean_interval, paired_difference
+from torchmae.eval.intervals import Difference, mean_interval, paired_difference
+from torchmae.eval.verdict import by_sign, in_words
 from torchmae.runfolder import read_config, read_log
-from torchmae.tasks.sweep.baselines import FROZEN
 from torchmae.tasks.sweep.grids import PRETRAINED, SCRATCH
 
+FROZEN = "frozen features"  # the row of the run's features, which are pre-trained too
 METRICS = ("top1", "balanced_accuracy", "macro_f1", "auc")
 NOTHING_LEARNED = 0.98  # of the loss of knowing nothing: a training that ends above learned nothing
 LAST_RECORDS = 3  # of log.jsonl, whose mean is the loss at the end
@@ -63,9 +64,7 @@ def summarize_comparison(
     arms = {arm: summarize_arm(found) for arm, found in scores.items()}
     ours = arms[PRETRAINED]["top1"]
     differences = {
-        f"{PRETRAINED} - {arm}": paired_difference(ours, arms[arm]["top1"])._asdict()
-        for arm in arms
-        if arm != PRETRAINED
+        arm: paired_difference(ours, arms[arm]["top1"]) for arm in arms if arm != PRETRAINED
     }
     word, reasons = judge(arms, differences)
     return {
@@ -74,7 +73,9 @@ def summarize_comparison(
         "images": scores[PRETRAINED][0]["count"],
         "seeds": len(ours),
         "arms": arms,
-        "differences": differences,
+        "differences": {
+            f"{PRETRAINED} - {arm}": found._asdict() for arm, found in differences.items()
+        },
         "search": {arm: dict(found) for arm, found in searched.items()},
         "verdict": word,
         "reasons": reasons,
@@ -94,7 +95,7 @@ def summarize_arm(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def judge(
-    arms: Mapping[str, Mapping[str, Any]], differences: Mapping[str, Mapping[str, float]]
+    arms: Mapping[str, Mapping[str, Any]], differences: Mapping[str, Difference]
 ) -> tuple[str, list[str]]:
     """The verdict on pre-training: a word and its reasons.
 
@@ -102,16 +103,9 @@ def judge(
     that has learned something, and to every baseline; one that is below zero makes it "worse".
     """
     idle = [arm for arm in (PRETRAINED, SCRATCH) if arms[arm]["learned_nothing"]]
-    against = [arm for arm in arms if arm not in (PRETRAINED, FROZEN)]
-    compared = [arm for arm in against if arm not in idle]
-    found = {arm: differences[f"{PRETRAINED} - {arm}"] for arm in compared}
-    below = [arm for arm in compared if found[arm]["high"] < 0]
-    unclear = [arm for arm in compared if found[arm]["low"] <= 0 <= found[arm]["high"]]
-    reasons = []
-    if below:
-        reasons.append(f"clearly below {', '.join(below)}")
-    if unclear:
-        reasons.append(f"not clearly above {', '.join(unclear)}")
+    compared = [arm for arm in arms if arm not in (PRETRAINED, FROZEN, *idle)]
+    signs = by_sign({arm: differences[arm] for arm in compared})
+    reasons = [in_words(signs)]
     for arm in idle:
         loss, chance = arms[arm]["training_loss"], arms[arm]["chance_loss"]
         consequence = ", so the difference to it is no gain" if arm == SCRATCH else ""
@@ -119,7 +113,5 @@ def judge(
             f"{arm} has learned nothing (training loss {loss:.2f}, that of knowing nothing "
             f"{chance:.2f}){consequence}"
         )
-    if not reasons:
-        reasons.append(f"clearly above {', '.join(against)}")
-    word = "worse" if below else "not shown" if reasons and (unclear or idle) else "shown"
-    return word, reasons
+    failed = bool(idle or signs["unclear"])
+    return "worse" if signs["below"] else "not shown" if failed else "shown", reasons
