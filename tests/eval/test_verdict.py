@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from torchmae.eval.verdict import accuracy_line, judge
+from torchmae.eval.verdict import accuracy_line, in_words, judge
 
 
 def guesses(right: int, count: int = 100) -> Tensor:
@@ -16,7 +16,7 @@ def test_what_is_better_worse_and_unclear_is_said_so() -> None:
     named = {"features": guesses(80), "a": guesses(50), "b": guesses(79), "c": guesses(95)}
     found = judge(named, truth, "the features are")
     assert found.words.startswith(
-        "the features are better than a, not clearly better than b, worse "
+        "the features are better than a; not clearly better than b; worse "
     )
     assert found.accuracies["features"]["accuracy"] == 0.8
     assert found.differences["a"].mean == 0.3
@@ -24,6 +24,11 @@ def test_what_is_better_worse_and_unclear_is_said_so() -> None:
     text = found.text({"a": ", a remark"}).splitlines()
     assert text[1].endswith("; features +30.0 (+20.9 to +39.1), a remark")
     assert text[-1] == f"Verdict: {found.words}."
+
+
+def test_several_names_are_listed() -> None:
+    signs = {"above": ["a", "b", "c"], "unclear": [], "below": ["d"]}
+    assert in_words(signs) == "better than a, b and c; worse than d"
 
 
 def test_the_interval_is_that_of_pairs() -> None:

@@ -9,7 +9,13 @@ from torchmae.verbs import VERBS, load
 
 ROOT = Path(__file__).parent.parent.parent
 DOCS = ROOT / "docs"
-QUICK = {"--epochs": "1", "--labels-per-class": "4", "--workers": "0", "--device": "cpu"}
+QUICK = {
+    "--epochs": "1",
+    "--labels-per-class": "4",
+    "--workers": "0",
+    "--device": "cpu",
+    "--trials": "2",
+}
 
 
 def blocks(file: Path, language: str) -> list[str]:

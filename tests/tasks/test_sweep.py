@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from helpers.small import QUICK, make_photos
 
 import torchmae
@@ -17,7 +18,12 @@ from torchmae.tasks.finetune.run import identity_of
 from torchmae.tasks.sweep.config import Compare, Partial
 from torchmae.tasks.sweep.grids import PRETRAINED, SCRATCH, compare_grid, partial_grid
 from torchmae.tasks.sweep.search import Search, plan_search
-from torchmae.tasks.sweep.verdict import FROZEN
+from torchmae.tasks.sweep.verdict import (
+    FROZEN,
+    METRICS,
+    summarize_comparison,
+    training_losses,
+)
 
 ONE = {**QUICK, "epochs": 1}
 
@@ -119,7 +125,7 @@ def test_both_sides_are_searched_alike_and_measured_beside_baselines(
     assert f"Gain of pre-training {row['verdict']}: " in printed
 
 
-def test_a_planted_gain_is_shown_and_a_baseline_that_learned_nothing_is_none(
+def test_a_baseline_that_learned_nothing_is_named_and_the_difference_is_no_gain(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """From scratch at a learning rate of nearly nothing: whatever the difference, it is no gain."""
@@ -137,6 +143,53 @@ def test_a_planted_gain_is_shown_and_a_baseline_that_learned_nothing_is_none(
     assert "from scratch has learned nothing" in printed
     assert "the difference to it is no gain" in printed
     assert "learning rate and augmentation are given" in printed  # nothing is left to search
+
+
+def judged(scratch: float, pixels: float, loss: float = 0.3) -> dict[str, Any]:
+    """The row of a run with 70, 71, 72 % of fine-tuning, beside others with these accuracies."""
+
+    def found(mean: float, **more: float) -> list[dict[str, Any]]:
+        scores = [mean - 0.01, mean, mean + 0.01]
+        return [{**dict.fromkeys(METRICS, one), "count": 50, **more} for one in scores]
+
+    trained = {"training_loss": 0.2, "chance_loss": math.log(3)}
+    measured = {
+        PRETRAINED: found(0.71, **trained),
+        SCRATCH: found(scratch, **{**trained, "training_loss": loss}),
+        FROZEN: found(0.9),  # pre-trained too: it is no baseline
+        "raw pixels": found(pixels),
+    }
+    return summarize_comparison("10", {}, measured, {})
+
+
+@pytest.mark.parametrize(
+    "row, word, reason",
+    [
+        (judged(0.5, 0.5), "shown", ["better than from scratch and raw pixels"]),
+        (judged(0.9, 0.5), "worse", ["better than raw pixels; worse than from scratch"]),
+        (judged(0.5, 0.9), "worse", ["better than from scratch; worse than raw pixels"]),
+        (judged(0.71, 0.5), "not shown", ["better than raw pixels; not clearly better than from "]),
+        (judged(0.5, 0.5, 1.08), "not shown", ["better than raw", "from scratch has learned noth"]),
+        (judged(0.5, 0.5, 1.05), "shown", ["better than from scratch and raw pixels"]),
+    ],
+)
+def test_verdicts(row: dict[str, Any], word: str, reason: list[str]) -> None:
+    assert row["verdict"] == word
+    assert len(row["reasons"]) == len(reason)
+    assert all(said.startswith(start) for said, start in zip(row["reasons"], reason))
+
+
+def test_the_loss_of_knowing_nothing_is_that_of_the_class_shares(tmp_path: Path) -> None:
+    lines = [{"step": 20 * i, "loss": loss} for i, loss in enumerate((9.0, 1.0, 2.0, 3.0), 1)]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    model = {"encoder": {}, "classes": ["a", "b", "c"]}
+    content = {"model": model, "config": {"label_smoothing": 0.3}}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    even = training_losses(tmp_path, torch.tensor([0, 1, 2, 0, 1, 2]))
+    assert even == {"training_loss": 2.0, "chance_loss": pytest.approx(math.log(3))}
+    uneven = training_losses(tmp_path, torch.tensor([0, 0, 0, 1]))
+    shares = [0.75 * 0.7 + 0.1, 0.25 * 0.7 + 0.1, 0.1]
+    assert uneven["chance_loss"] == pytest.approx(-sum(p * math.log(p) for p in shares))
 
 
 def test_what_is_searched_follows_flags_and_images(run: Path, photos: Path, tmp_path: Path) -> None:

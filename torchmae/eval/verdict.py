@@ -84,7 +84,9 @@ def by_sign(differences: Mapping[str, Difference]) -> dict[str, list[str]]:
 
 
 def in_words(signs: Mapping[str, list[str]]) -> str:
-    """What `by_sign` found: "better than A and B, not clearly better than C"."""
-    return ", ".join(
-        f"{WORDS[sign]} {' and '.join(names)}" for sign, names in signs.items() if names
+    """What `by_sign` found: "better than A, B and C; not clearly better than D"."""
+    return "; ".join(
+        f"{WORDS[sign]} {' and '.join(filter(None, (', '.join(names[:-1]), names[-1])))}"
+        for sign, names in signs.items()
+        if names
     )
