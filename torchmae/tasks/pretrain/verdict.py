@@ -136,6 +136,10 @@ def unstable_words(records: Sequence[Mapping[str, Any]]) -> str:
     skipped = sum(record["skipped"] for record in records)
     if skipped:
         return f"{skipped} steps had a loss or gradient that was not finite"
+    highest = max(record["loss"] for record in records if record["loss"] is not None)
+    trivial = max(value for r in records for name, value in r.items() if name.startswith(BASELINE))
+    if highest > 3 * trivial:  # untrained weights are not as bad: they predict nearly nothing
+        return f"the loss went up to {highest:.4g}"
     losses = quarters(records)
     if losses[-1] > 1.03 * min(losses):
         return f"the loss has risen again, from {min(losses):.4f} to {losses[-1]:.4f}"
