@@ -45,14 +45,14 @@ MODELS = "sizes patches masking mixing targets vit encoders decoders mae heads p
 FILE_LINES, FUNCTION_LINES, FILES_PER_FOLDER = 600, 60, 10
 ROOM_LINES = {
     "root": 650,
-    "settings": 680,
+    "settings": 700,
     "models": 1050,
     "data": 2750,
     "train": 1000,
-    "eval": 400,
-    "report": 400,
+    "eval": 500,
+    "report": 420,
     "interop": 1100,
-    "tasks": 3150,
+    "tasks": 3540,
     "presets": 150,
     "benchmarks": 1250,
 }
