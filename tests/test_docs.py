@@ -24,6 +24,8 @@ TEXTS = [*ROOT.glob("*.md"), *DOCS.glob("*.md"), *(ROOT / "examples").glob("*.md
 NOT_OURS = {  # flags of other programs in the documents, and of the command line itself
     *(
         "--nproc-per-node",
+        "--onnx",
+        "--save",
         "--help",
         "--debug",
         "--quick",

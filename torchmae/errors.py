@@ -1,7 +1,7 @@
 """Errors for people: a mistake in the input (`UserError`) or a run that failed (`RunError`)."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -39,9 +39,15 @@ def choose(options: Mapping[str, T], name: str, what: str) -> T:
     """
     if name in options:
         return options[name]
-    near = difflib.get_close_matches(name, options, n=1)
-    hint = f". Did you mean {near[0]}?" if near else ""
+    near = nearest(name, options)
+    hint = f". Did you mean {near}?" if near else ""
     raise UserError(f"unknown {what} '{name}'; one of: {', '.join(options)}{hint}")
+
+
+def nearest(name: str, options: Iterable[str]) -> str | None:
+    """The option that a name is a slip of the keyboard away from; None where none is that close
+    ("tensorrt" is no way of writing "safetensors")."""
+    return next(iter(difflib.get_close_matches(name, list(options), n=1, cutoff=0.75)), None)
 
 
 def missing_extra(package: str, extra: str) -> UserError:

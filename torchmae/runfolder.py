@@ -219,6 +219,8 @@ def stored_settings(run: str | os.PathLike[str], verb: str | None = None) -> dic
 
 def name_of(data: str) -> str:
     """A short name of the data for the run folder: the last part of its path without suffix."""
+    if "*" in data:  # a pattern: the folder before it
+        data = os.path.dirname(data.partition("*")[0]) or "."
     name = Path(data.partition("?")[0].rstrip("/")).name or Path(data).resolve().name
     stem = name if Path(data).is_dir() else name.rpartition(":")[2].split(".")[0]
     return re.sub(r"[^\w.]+", "-", stem or Path(data).resolve().name).strip("-.") or "run"

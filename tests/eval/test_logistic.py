@@ -9,6 +9,7 @@ from torchmae.eval.logistic import (
     STRENGTHS,
     LinearProbe,
     cross_validate,
+    group_folds,
     linear_probe,
     logistic_regression,
     standardize,
@@ -141,3 +142,17 @@ def test_one_image_of_a_class_takes_the_middle_strength() -> None:
     found = linear_probe(train[one], labels[one], train, 0)
     assert found.strength == STRENGTHS[len(STRENGTHS) // 2] and found.cross_validated == []
     assert right(found, labels) > 0.5
+
+
+def test_folds_by_group_divide_no_patient_and_share_the_classes():
+    labels = torch.arange(60) % 3
+    groups = [f"p{i // 4}" for i in range(60)]
+    folds = group_folds(labels, 0, groups)
+    assert {*folds.tolist()} == set(range(5))
+    for group in set(groups):
+        assert len({f for f, g in zip(folds.tolist(), groups) if g == group}) == 1
+    shares = [labels[folds == k].bincount(minlength=3).tolist() for k in range(5)]
+    assert all(count >= 2 for share in shares for count in share)
+    few = group_folds(torch.tensor([0, 0, 1, 1]), 0, ["a", "b", "c", "d"])
+    assert {*few.tolist()} == {0, 1}
+    assert cross_validate(torch.eye(4).double(), torch.tensor([0, 0, 1, 1]), 0, list("aabc")) == []

@@ -99,7 +99,7 @@ def test_mistakes(run: Path, photos: Path, tmp_path: Path) -> None:
         ({"pool": "max"}, "unknown pool 'max'"),
         ({"layer": 7}, "--layer 7: 1 to 6"),
         ({"batch_size": 0}, "--batch-size 0"),
-        ({"device": "tpu"}, "device 'tpu' is not available"),
+        ({"device": "tpu"}, "device 'tpu' is not known"),
     ]:
         with pytest.raises(UserError, match=message):
             torchmae.embed(run, photos, **{"out": tmp_path / "f.npz", **options})  # type: ignore[dict-item]

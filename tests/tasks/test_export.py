@@ -57,11 +57,14 @@ def runs(tmp_path_factory):
     models = {
         "mae": MAE(vit(), DecoderConfig("transformer", 32, 1, 2)),
         "pixels": MAE(vit(), DecoderConfig("transformer", 32, 1, 2), target="pixels"),
+        "sparse": MAE(vit((80, 80)), DecoderConfig("transformer", 32, 1, 2)),
         "linear": MAE(vit(), DecoderConfig("linear", 32, 0, 0)),
         "pca": MAE(vit(), DecoderConfig("transformer", 32, 1, 2), target="pca"),
         "registers": vit(registers=4),
         "registered": Classifier(vit(registers=4), ("ant", "bee", "cat")),
         "oblong": vit(patch_size=(4, 8)),
+        "scaled": vit(init_values=0.1),
+        "scaled mae": MAE(vit(init_values=0.1), DecoderConfig("transformer", 32, 1, 2)),
         "wide": vit((16, 24)),
         "grey": vit(channels=1),
         "encoder": vit(),
@@ -88,7 +91,7 @@ def runs(tmp_path_factory):
             "torchmae": "0.1.0",
             "commit": None,
             "verb": "pretrain",
-            "config": {"mask_ratio": 0.5, "epochs": 7},
+            "config": {"mask_ratio": 0.9 if name == "sparse" else 0.5, "epochs": 7},
         }
         about |= {"data": {"count": 123, "fingerprint": "f00d"}}  # type: ignore[dict-item]
         about |= {"model": {"encoder": model.config()} if prefix else model.config()}
@@ -125,7 +128,7 @@ def lines_of(folder):
 GRAPHS = [("wide", "onnx"), ("mean", "onnx"), ("wide", "torch-export"), ("probe", "torch-export")]
 GOOD = [
     (kind, to)
-    for kind in ("encoder", "wide", "mean", "probe", "grey")
+    for kind in ("encoder", "wide", "mean", "probe", "grey", "scaled")
     for to in ("timm", "transformers", "torchvision")
 ] + [("registers", "timm"), ("registered", "timm"), ("oblong", "timm")]
 BAD = {
@@ -175,7 +178,7 @@ def test_the_lines_of_the_card_give_the_same(runs, tmp_path, capsys, request, ki
         size = (batch, load(runs / kind).channels, *load(runs / kind).image_size)
         images = torch.randn(size, generator=torch.Generator().manual_seed(batch))
         expected, given = model(images), answer(lines, images)
-        if to == "torchvision" and kind == "encoder":
+        if to == "torchvision" and kind in ("encoder", "scaled"):
             expected = expected[:, 0]
         assert given.shape == expected.shape
         assert float((given - expected).abs().max()) <= (1e-4 if to == "onnx" else 1e-5)
@@ -218,6 +221,16 @@ def test_the_whole_mae_in_transformers(runs, tmp_path, kind):
     assert answer(lines_of(out), images).shape == (3, 4, 192)
 
 
+def test_layer_scale_is_folded_where_there_is_none(runs, tmp_path):
+    """transformers' ViTMAE and torchvision's ViT get the same function, without its tensors."""
+    out = send(runs / "scaled mae", "transformers", tmp_path / "out")
+    assert not [n for n in load_file(out / "model.safetensors") if "scale" in n or ".ls" in n]
+    folded = load_mae(bring(Import(str(out), str(tmp_path / "back"))))
+    scaled, images = load_mae(runs / "scaled mae"), torch.randn(2, 3, 16, 16)
+    assert scaled.encoder.init_values == 0.1 and folded.encoder.init_values is None
+    torch.testing.assert_close(folded.encoder(images), scaled.encoder(images), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["mae", "mean", "probe"])
 def test_only_the_encoder(runs, tmp_path, kind):
     out = send(runs / kind, "timm", tmp_path / "out", only="encoder")
@@ -239,9 +252,11 @@ ROUNDS = [
     ("token", "transformers"),
     ("encoder", "transformers"),
 ]
+ROUNDS += [("sparse", "transformers")]  # 9 of 100 patches at 0.9, where decimals say 10
 ROUNDS += [("mean", "timm"), ("token", "timm"), ("wide", "timm"), ("grey", "timm")]
 ROUNDS += [(kind, "safetensors") for kind in ("mae", "pixels", "wide", "mean", "probe", "grey")]
-ROUNDS += [("registers", "timm"), ("registered", "timm"), ("oblong", "timm")]
+ROUNDS += [("registers", "timm"), ("registered", "timm"), ("oblong", "timm"), ("scaled", "timm")]
+ROUNDS += [("scaled mae", "safetensors")]
 ROUNDS += [(kind, "safetensors") for kind in ("linear", "pca", "registers", "registered", "oblong")]
 
 

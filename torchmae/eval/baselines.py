@@ -10,11 +10,12 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from torchmae.data.config import DecodeOptions
-from torchmae.data.labels import LabelledSets
+from torchmae.data.labels import LabelledSets, groups_of
 from torchmae.data.sources.source import BadFile, Source
 from torchmae.eval.extract import Function, collect, features_of
 from torchmae.eval.logistic import linear_probe
 from torchmae.models.encoders import Backbone, build_encoder
+from torchmae.models.vit import ViT
 from torchmae.models.weights import load, seeded
 from torchmae.runfolder import read_config
 from torchmae.settings.options import parse_size
@@ -97,6 +98,8 @@ def baseline_logits(
     encoder = load(run)
     encoder.adapt(shape["channels"], tuple(shape["mean"]), tuple(shape["std"]))
     size = parse_size(settings["image_size"])
+    if isinstance(encoder, ViT) and settings.get("position_resizing") is not None:
+        encoder.position_resizing = settings["position_resizing"]
     if encoder.image_size != size:
         encoder.resize(size)
     with seeded(seed):
@@ -114,8 +117,9 @@ def baseline_logits(
         for part in (decoded.train, decoded.val)
     )
     labels, count = sets.train_labels[train[0]], len(sets.classes)
+    groups = groups_of(sets.train, train[0])
     found = {
-        name: linear_probe(ours, labels, theirs, seed).logits.float()
+        name: linear_probe(ours, labels, theirs, seed, groups).logits.float()
         for name, ours, theirs in zip(functions, train[1], test[1])
     }
     # the last class may have no image that can be read

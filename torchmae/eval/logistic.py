@@ -9,6 +9,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from torchmae.data.labels import by_class
+from torchmae.hashing import SPLIT, hash32
 
 # Of the L2 penalty in mean cross-entropy + strength / 2 |weights|^2, strongest first. In a mean it
 # means the same for any number of images; features are standardised, so that it means much the
@@ -32,6 +33,7 @@ def linear_probe(
     labels: Int64[Tensor, " A"],
     test: Float[Tensor, "B F"],
     seed: int,
+    groups: Sequence[str] | None = None,
 ) -> LinearProbe:
     """A regression on all training rows, applied to the test rows.
 
@@ -43,9 +45,10 @@ def linear_probe(
         labels: their classes, from 0.
         test: test features.
         seed: of the folds.
+        groups: of the training rows, such as patients: no fold divides one.
     """
     rows, test_rows = standardize(train, test)
-    validated = cross_validate(rows, labels, seed)
+    validated = cross_validate(rows, labels, seed, groups)
     middle = len(STRENGTHS) // 2
     best = max(range(len(validated)), key=validated.__getitem__) if validated else middle
     equal = torch.full((len(rows), 1), 1 / len(rows), dtype=rows.dtype)
@@ -70,13 +73,16 @@ def standardize(
 
 
 def cross_validate(
-    rows: Float64[Tensor, "N D"], labels: Int64[Tensor, " N"], seed: int
+    rows: Float64[Tensor, "N D"],
+    labels: Int64[Tensor, " N"],
+    seed: int,
+    groups: Sequence[str] | None = None,
 ) -> list[float]:
     """The accuracy of each of `STRENGTHS` on the rows of each fold, fitted without that fold.
 
     Empty where a class has a single row, which leaves nothing to divide.
     """
-    fold = stratified_folds(labels, seed)
+    fold = stratified_folds(labels, seed) if groups is None else group_folds(labels, seed, groups)
     count = int(fold.max()) + 1
     if count < 2:
         return []
@@ -99,6 +105,31 @@ def stratified_folds(labels: Int64[Tensor, " N"], seed: int) -> Int64[Tensor, " 
     fold = torch.empty_like(labels)
     for _, members in by_class([str(label) for label in labels.tolist()], seed):
         fold[members] = torch.arange(len(members)) % count
+    return fold
+
+
+def group_folds(
+    labels: Int64[Tensor, " N"], seed: int, groups: Sequence[str]
+) -> Int64[Tensor, " N"]:
+    """As `stratified_folds`, with whole groups, largest first: each goes to the fold that has
+    fewest rows of its classes."""
+    members: dict[str, list[int]] = {}
+    for i, group in enumerate(groups):
+        members.setdefault(group, []).append(i)
+    owners: dict[int, set[str]] = {}
+    for label, group in zip(labels.tolist(), groups):
+        owners.setdefault(label, set()).add(group)
+    count = min(5, *map(len, owners.values()))
+    have = torch.zeros(count, int(labels.max()) + 1)
+    fold = torch.zeros_like(labels)
+    order = sorted(
+        members, key=lambda group: (-len(members[group]), hash32(seed, SPLIT, members[group][0]))
+    )
+    for group in order:
+        inside = labels[members[group]].bincount(minlength=have.shape[1]).float()
+        best = int((have @ inside + 1e-6 * have.sum(1)).argmin())
+        fold[members[group]] = best
+        have[best] += inside
     return fold
 
 

@@ -18,6 +18,7 @@ from torchmae.interop.names import (
     Weights,
     fold_bn,
     fold_class_position,
+    fold_layer_scale,
     to_ours,
     to_plain,
     to_torchvision,
@@ -172,6 +173,8 @@ def to_timm(subject: ExportInput, folder: Path) -> ExportResult:
     arguments = {name: getattr(encoder, name) for name in names}
     arguments |= {"img_size": encoder.image_size, "in_chans": encoder.channels}
     arguments |= {"global_pool": "avg" if subject.pool == "mean" else "token"}
+    if encoder.init_values is not None:
+        arguments |= {"init_values": encoder.init_values}
     if encoder.registers:
         arguments |= {"class_token": True, "reg_tokens": encoder.registers, "no_embed_class": True}
     pretrained_cfg = {
@@ -222,7 +225,8 @@ def to_hugging_face(subject: ExportInput, folder: Path) -> ExportResult:
     # Not save_pretrained for the weights: 5.23 writes names of the decoder that no other version
     # knows.
     bare = kind is transformers.ViTModel
-    save(to_transformers(fold_bn(subject.weights), "" if bare else "vit."), folder)
+    weights = fold_layer_scale(fold_bn(subject.weights))
+    save(to_transformers(weights, "" if bare else "vit."), folder)
     write_preprocessor(subject.encoder, folder)
     again = kind.from_pretrained(folder, **({"add_pooling_layer": False} if bare else {})).eval()
 
@@ -326,7 +330,7 @@ def to_vision(subject: ExportInput, folder: Path) -> ExportResult:
     }
     if classes:
         arguments["num_classes"] = len(classes)
-    save(to_torchvision(fold_bn(subject.weights)), folder)
+    save(to_torchvision(fold_layer_scale(fold_bn(subject.weights))), folder)
     again = models.VisionTransformer(**arguments)
     if not classes:
         again.heads = nn.Identity()

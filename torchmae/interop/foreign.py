@@ -22,6 +22,14 @@ from torchmae.errors import UserError, missing_extra
 from torchmae.interop.names import Weights, to_plain
 from torchmae.settings.options import parse_size
 
+# Types of models of transformers that are imported, and their classes without a head.
+TRANSFORMERS_MODELS = {
+    "vit": "ViTModel",
+    "vit_mae": "ViTMAEModel",
+    "dinov2": "Dinov2Model",
+    "dinov2_with_registers": "Dinov2WithRegistersModel",
+}
+
 
 class Source(NamedTuple):
     """Weights as found.
@@ -76,15 +84,16 @@ def read_file(path: Path) -> tuple[Weights, dict[str, Any]]:
             raise UserError(f"{path} cannot be read as safetensors: {error}") from error
     value = read_pickle(path)
     arguments = value.get("args") if isinstance(value, dict) else None
-    for name in ("model", "state_dict", "module"):
+    # DINO keeps teacher and student, and evaluates the teacher.
+    for name in ("model", "state_dict", "module", "teacher", "student"):
         if isinstance(value, dict) and isinstance(value.get(name), dict):
             value = value[name]
             break
     tensors = isinstance(value, dict) and all(isinstance(v, Tensor) for v in value.values())
     if not tensors or not value:
         raise UserError(
-            f"{path} holds no state dict (names and tensors), also not under model, state_dict or "
-            "module"
+            f"{path} holds no state dict (names and tensors), also not under model, state_dict, "
+            "module, teacher or student"
         )
     facts: dict[str, Any] = {}
     if isinstance(arguments, argparse.Namespace) and hasattr(arguments, "norm_pix_loss"):
@@ -92,6 +101,9 @@ def read_file(path: Path) -> tuple[Weights, dict[str, Any]]:
         facts["mask_ratio"] = getattr(arguments, "mask_ratio", 0.75)
     elif "visualize" in path.name:
         facts["guess"] = "pixels"
+    small = value.get("module.base_encoder.cls_token")
+    if small is not None and small.shape[-1] == 384:
+        facts["heads"] = 12  # of MoCo v3's ViT-S; timm's has 6
     return {str(n): w for n, w in value.items()}, facts
 
 
@@ -120,6 +132,8 @@ def facts_of_model(model: dict[str, Any]) -> dict[str, Any]:
     facts = {name: encoder[name] for name in ("image_size", "mean", "std")} | {
         "heads": encoder["num_heads"]
     }
+    more = ("position_resizing", "init_values")
+    facts |= {name: encoder[name] for name in more if encoder.get(name) is not None}
     if "decoder" in model:
         facts["decoder_heads"] = model["decoder"]["heads"]
     others = ("target", "loss_on", "classes", "mask_ratio", "crop_pct")
@@ -154,14 +168,15 @@ def from_folder(folder: Path) -> Source:
             "heads": args.get("num_heads"),
             "image_size": args.get("img_size"),
             "crop_pct": cfg.get("crop_pct"),
+            "init_values": args.get("init_values"),
         }
         return Source(
             weights, stated | {n: v for n, v in facts.items() if v is not None}, sha256(file)
         )
-    if config.get("model_type") not in ("vit", "vit_mae"):
+    if config.get("model_type") not in TRANSFORMERS_MODELS:
         raise UserError(
-            f"{folder} holds a model of type {config.get('model_type')}; torchmae imports vit and "
-            "vit_mae"
+            f"{folder} holds a model of type {config.get('model_type')}; torchmae imports "
+            f"{', '.join(TRANSFORMERS_MODELS)}"
         )
     return Source(
         weights,
@@ -197,10 +212,7 @@ def transformers_model(folder: Path, config: dict[str, Any]) -> Any:
     except UserError:
         return None
     transformers.utils.logging.disable_progress_bar()
-    name = (
-        config.get("architectures")
-        or [{"vit": "ViTModel", "vit_mae": "ViTMAEModel"}[config["model_type"]]]
-    )[0]
+    name = (config.get("architectures") or [TRANSFORMERS_MODELS[config["model_type"]]])[0]
     try:
         return getattr(transformers, name).from_pretrained(folder, local_files_only=True).eval()
     except Exception as error:

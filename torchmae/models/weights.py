@@ -65,7 +65,7 @@ def load_weights(
     if wrong:
         raise UserError(
             f"the weights of {source} do not fit its model: {'; '.join(wrong[:3])} "
-            f"({len(wrong)} differences)"
+            f"({len(wrong)} difference{'s' * (len(wrong) > 1)})"
         )
     module.load_state_dict(weights)
 

@@ -127,6 +127,19 @@ def patch_side(size: tuple[int, ...]) -> int:
     return patch
 
 
+def patch_choice(size: tuple[int, ...]) -> Choice:
+    """`patch_side`, with a word where the image size leaves only an unusual one."""
+    side, reason = patch_side(size), "at most 144 patches an image, or 16 px"
+    near = tuple(-(-length // 8) * 8 for length in size)
+    usual = patch_side(near) if size != near else side
+    if side % 2 and side != 7 and usual != side:  # 7: of 28 px
+        reason = (
+            f"unusual: {size_text(size)} px cannot be cut into patches of {usual} px; "
+            f"--image-size {size_text(near)} can"
+        )
+    return Choice(side, reason)
+
+
 def batch_of(images: int, on_gpu: bool, processes: int) -> int:
     """A power of two, at most 32 on a CPU (short runs need many steps) and 1024 on a GPU, that
     leaves at least 8 steps an epoch where there is data for it; never more than the data set."""

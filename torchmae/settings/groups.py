@@ -32,9 +32,64 @@ class SourceOptions(ChangeableOptions):
     GROUP: ClassVar[str] = "data"
 
     data: str = argument(
-        "folder (nested or flat), .txt/.csv list, .tar shards, packed set, .npy/.npz array, "
+        "folder (nested or flat), pattern in quotes ('photos/**/*.jpg'), .txt/.csv/.tsv list, .tar "
+        "shards, packed set, .npy/.npz array, "
         "torchvision:NAME?root=DIR, hf:NAME or digits",
         "DATA",
+    )
+
+
+@dataclass(frozen=True)
+class ListingOptions(ChangeableOptions):
+    """Which images of DATA are taken. A run recognises its data by the images that are."""
+
+    GROUP: ClassVar[str] = "data"
+
+    include: tuple[str, ...] | None = option(
+        None,
+        "Take only images whose name, path below DATA or folder matches a pattern, such as "
+        "'*.png' (in quotes); none: no pattern.",
+        metavar="PATTERN",
+        otherwise="all; what a run took of the same DATA",
+        several=True,
+    )
+    exclude: tuple[str, ...] | None = option(
+        None,
+        "Leave out images whose name, path below DATA or folder matches a pattern, such as "
+        "'*_mask*' (in quotes); none: no pattern.",
+        metavar="PATTERN",
+        otherwise="none; what a run left out of the same DATA",
+        several=True,
+    )
+    path_column: str | None = option(
+        None,
+        "Column of a .csv or .tsv that has the paths: its name, or its number from 1.",
+        metavar="COLUMN",
+        otherwise="path, file, filename, image, ...; else the one with files",
+    )
+
+
+@dataclass(frozen=True)
+class LabelledListingOptions(ListingOptions):
+    """Which labelled images of DATA are taken, and what a table says of them."""
+
+    label_column: str | None = option(
+        None,
+        "Column of a .csv or .tsv that has the classes.",
+        metavar="COLUMN",
+        otherwise="label, class, ...; without a header the second",
+    )
+
+
+@dataclass(frozen=True)
+class SplitListingOptions(LabelledListingOptions):
+    """Of labelled images that are split into training and validation images."""
+
+    group_column: str | None = option(
+        None,
+        "Column of a .csv or .tsv with what no split may divide, such as patients.",
+        metavar="COLUMN",
+        otherwise="each image by itself",
     )
 
 

@@ -89,6 +89,7 @@ def option(  # noqa: PLR0913 - a declaration, whose arguments are given by name
     otherwise: str | None = None,
     instead_of: str | None = None,
     repeated: bool = False,
+    several: bool = False,
 ) -> Any:
     """A setting.
 
@@ -103,10 +104,14 @@ def option(  # noqa: PLR0913 - a declaration, whose arguments are given by name
             no rule.
         instead_of: another setting that it takes the place of, also of a preset's.
         repeated: several values are given by repeating the flag, one each.
+        several: several values are given by one flag or by repeating it.
     """
     metadata = dict(help=help, within=within, metavar=metavar, flag=flag, otherwise=otherwise)
-    more = dict(instead_of=instead_of, repeated=repeated, positional=False, hidden=False)
-    return field(default=default, metadata={**metadata, **more})
+    more = dict(instead_of=instead_of, positional=False, hidden=False)
+    return field(
+        default=default,
+        metadata={**metadata, **more, "repeated": repeated or several, "several": several},
+    )
 
 
 def argument(help: str, metavar: str, default: Any = MISSING) -> Any:
@@ -118,6 +123,7 @@ def argument(help: str, metavar: str, default: Any = MISSING) -> Any:
             **metadata,
             "instead_of": None,
             "repeated": False,
+            "several": False,
             "positional": True,
             "hidden": False,
         },
@@ -133,6 +139,7 @@ def hidden(default: Any) -> Any:
             **metadata,
             "instead_of": None,
             "repeated": False,
+            "several": False,
             "positional": False,
             "hidden": True,
         },

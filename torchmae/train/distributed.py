@@ -174,10 +174,31 @@ def find_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(
-            f"device '{name}' is not available here: use auto, cpu, cuda or cuda:N"
-        ) from error
+        raise UserError(without_device(name)) from error
     return device
+
+
+def without_device(name: str) -> str:
+    """Why a device is not there, and what to do."""
+    kind = name.partition(":")[0]
+    otherwise = "--device cpu, or leave --device out (auto)"
+    if kind == "mps":
+        return f"device '{name}' is not there: it is the GPU of Apple's computers. Use {otherwise}"
+    if kind != "cuda":
+        hint = "; cuda is the GPU" if kind == "gpu" else ""
+        return f"device '{name}' is not known: auto, cpu, cuda or cuda:N{hint}"
+    count = torch.cuda.device_count()
+    if count:
+        there = "cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
+        return f"device '{name}' is not there: this machine has {there}"
+    why = (
+        f"this PyTorch ({torch.__version__}) is built without CUDA: install one that has it "
+        "(https://pytorch.org/get-started)"
+        if torch.version.cuda is None
+        else f"PyTorch (for CUDA {torch.version.cuda}) finds no GPU: nvidia-smi shows whether "
+        "there is a GPU with a driver, and CUDA_VISIBLE_DEVICES can hide it"
+    )
+    return f"device '{name}' is not there; {why}. On a CPU: {otherwise}"
 
 
 @contextmanager

@@ -247,6 +247,7 @@ UNSET = {
     "model",
     "labels_per_class",
     "patch_size",
+    "position_resizing",
     "channels",
     "clip_grad",
     "micro_batch_size",

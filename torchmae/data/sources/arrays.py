@@ -33,6 +33,8 @@ class Arrays(Source):
         origin: what `load` reads: a file, and which part of it.
     """
 
+    named = False
+
     def __init__(
         self,
         load: Callable[[], np.ndarray],

@@ -18,6 +18,8 @@ from torchmae.errors import UserError, choose, missing_extra
 class TorchVision(Source):
     """A torchvision data set, whose items are (image, class) pairs."""
 
+    named = False
+
     def __init__(self, data: Any, prefix: str):
         self.data = data
         self.prefix = prefix
@@ -99,6 +101,8 @@ def open_torchvision(spec: str) -> Source:
 
 class HuggingFace(Source):
     """A Hugging Face data set: encoded bytes of an image column, names of a class column."""
+
+    named = False
 
     def __init__(self, data: Any, prefix: str, image: str, label: str | None):
         import datasets

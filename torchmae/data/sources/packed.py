@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from torchmae.data.decode import BadImage
-from torchmae.data.sources.source import Source, StringArray
+from torchmae.data.sources.source import Source, StringArray, copied, digest_of
 from torchmae.data.sources.tars import Tars
 from torchmae.disk import publish, sha256, write_whole
 from torchmae.errors import UserError
@@ -78,6 +78,21 @@ class Packed(Tars):
         if not same or self.sizes is None or self.moments is None:
             return None
         return self.sizes, self.moments
+
+    def select(self, ids: Sequence[int] | np.ndarray) -> "Packed":
+        part = super().select(ids)
+        known = digest_of(self.header["index_sha256"], part.fingerprint())
+        return copied(
+            self,
+            header={**self.header, "index_sha256": known},
+            handles={},
+            names=part.names,
+            labels=part.labels,
+            places=part.places,
+            sums=self.sums[ids],
+            sizes=None if self.sizes is None else self.sizes[ids],
+            moments=None,  # they are those of all
+        )
 
     def read(self, i: int) -> bytes:
         data = super().read(i)

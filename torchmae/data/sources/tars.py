@@ -16,6 +16,7 @@ from torchmae.data.sources.source import (
     BadFile,
     Source,
     StringArray,
+    copied,
     digest,
     digest_of,
     suffix_of,
@@ -91,6 +92,16 @@ class Tars(Source):
 
     def label(self, i: int) -> str | None:
         return self.labels[i] or None
+
+    def select(self, ids: Sequence[int] | np.ndarray) -> "Tars":
+        ids = np.array(ids, dtype=np.int64)
+        return copied(
+            self,
+            handles={},
+            names=self.names.take(ids),
+            labels=self.labels.take(ids),
+            places=self.places[ids],
+        )
 
     def read(self, i: int) -> bytes:
         shard, offset, size = self.places[i].tolist()

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torchmae.settings.groups import DeviceOptions, RunDecodeOptions
+from torchmae.settings.groups import DeviceOptions, ListingOptions, RunDecodeOptions
 from torchmae.settings.options import POSITIVE, argument, option
 
 
@@ -26,5 +26,6 @@ class Embed:
     )
     pool: str = option("mean", "mean (of the patch tokens), cls (the class token) or cls+mean.")
     batch_size: int = option(64, "Images at a time.", within=POSITIVE)
+    listing: ListingOptions = ListingOptions()
     decode: RunDecodeOptions = RunDecodeOptions()
     runtime: DeviceOptions = DeviceOptions()

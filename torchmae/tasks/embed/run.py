@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from torchmae.data.config import decode_as_run
+from torchmae.data.config import decode_as_run, listing_as_run
 from torchmae.data.sources import open_source
 from torchmae.eval.extract import collect, features_of
 from torchmae.models.weights import load
@@ -23,8 +23,12 @@ def run(config: Embed) -> Path:
     encoder = load(config.run)
     decode = config.decode
     source = open_source(
-        config.data, decode_as_run(config.run, decode.max_megapixels, decode.white)
+        config.data,
+        decode_as_run(config.run, decode.max_megapixels, decode.white),
+        listing_as_run(config.listing, config.data, config.run),
     )
+    if source.left_out:
+        logger.info(source.left_out)
     device = find_device(config.runtime.device)
     function = features_of(encoder, config.layer, config.pool, device)
     ids, (features,), bad = collect(

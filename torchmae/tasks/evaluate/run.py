@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from torchmae.data.config import decode_as_run
+from torchmae.data.config import decode_as_run, listing_as_run
 from torchmae.data.labels import labelled, open_pair
 from torchmae.errors import UserError
 from torchmae.eval.classification import Scores, scores
@@ -32,7 +32,8 @@ def run(config: Evaluate) -> dict[str, Any]:
     model = load_classifier(config.run, config.best)
     device = find_device(config.runtime.device)
     decode = decode_as_run(config.run, config.decode.max_megapixels, config.decode.white)
-    everything, held_out = open_pair(config.data, None, decode)
+    listing = listing_as_run(config.listing, config.data, config.run)
+    everything, held_out = open_pair(config.data, None, decode, listing)
     if held_out is not None:
         logger.info(f"{config.data} brings its own split: measured on its validation part")
     elif read_config(config.run)["config"].get("data") == config.data:
@@ -41,6 +42,8 @@ def run(config: Evaluate) -> dict[str, Any]:
             "its own training images are among these"
         )
     images, names = labelled(held_out or everything, config.data)
+    if images.left_out:
+        logger.info(images.left_out)
     names = rename_classes(names, config.class_map)
     number = {name: i for i, name in enumerate(model.classes)}
     unknown = sorted(set(names) - set(number))

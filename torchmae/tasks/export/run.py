@@ -20,8 +20,25 @@ from torchmae.tasks.export.config import Export
 logger = logging.getLogger(__name__)
 
 
+# Forms that other programs make of ours, by the names that users try.
+ONNX = "export with --to onnx"
+BY_OTHERS = {
+    "tensorrt": f"{ONNX}, then, on the GPU that will run it, trtexec --onnx=FOLDER/model.onnx "
+    "--saveEngine=model.plan",
+    "openvino": f"{ONNX}, then: ovc FOLDER/model.onnx",
+    "tflite": f"{ONNX}, then convert model.onnx with onnx2tf",
+    "coreml": "export with --to torch-export, then convert it with coremltools",
+    **dict.fromkeys(("torchscript", "jit", "pt2"), "--to torch-export has taken its place"),
+    **dict.fromkeys(("pytorch", "pth", "pt"), "--to safetensors has the weights by name"),
+    **dict.fromkeys(("huggingface", "hf"), "--to transformers, or --to timm"),
+    "onnxruntime": f"{ONNX}, which it loads",
+}
+
+
 def run(config: Export) -> Path:
     """Exports, reloads, compares and writes the model card; returns the folder."""
+    if config.to.lower() in BY_OTHERS:
+        raise UserError(f"--to {config.to}: {BY_OTHERS[config.to.lower()]}")
     write, out = choose(EXPORTS, config.to, "form"), Path(config.out)
     if config.only not in (None, "encoder"):
         raise UserError(f"--only {config.only}: encoder is the only part that can be exported")

@@ -17,6 +17,7 @@ from torchmae.settings.groups import (
     OutputOptions,
     RunDecodeOptions,
     RuntimeOptions,
+    SplitListingOptions,
     SplitOptions,
 )
 from torchmae.settings.options import (
@@ -53,6 +54,11 @@ class FinetuneDecodeOptions(RunDecodeOptions):
 class FinetuneCropOptions(LabelledCropOptions):
     """Random crops to train on, the middle to evaluate on."""
 
+    clamp_crops: bool = option(
+        False,
+        "A random crop that is higher or wider than the image is cut to it, as in the reference's "
+        "linear probe, in place of up to ten draws.",
+    )
     crop_pct: float = option(
         1.0,
         "Share of the side that validation, evaluate and predict see (the paper's recipes at 224 "
@@ -85,6 +91,13 @@ class ClassifierOptions:
     )
     image_size: str | int | None = option(
         None, "Side in pixels, or HEIGHTxWIDTH; positions are resized.", metavar="SIZE"
+    )
+    position_resizing: str | None = option(
+        None,
+        "How positions are resized: timm (antialiased bicubic) or reference (plain bicubic, as in "
+        "facebookresearch/mae).",
+        metavar="RULE",
+        otherwise="the run's, which is timm unless it was set before",
     )
     patch_size: int | None = option(
         None, "From scratch: side of a patch in pixels.", within=POSITIVE
@@ -241,9 +254,7 @@ def patch_size(facts: Facts, values: Mapping[str, Any]) -> Choice:
     named = architecture(values["model"]).get("patch_size")
     if named is not None:
         return Choice(named, "that of --model")
-    return Choice(
-        defaults.patch_side(parse_size(values["image_size"])), "at most 144 patches, or 16 px"
-    )
+    return defaults.patch_choice(parse_size(values["image_size"]))
 
 
 def batch_size(facts: Facts, values: Mapping[str, Any]) -> Choice:
@@ -421,6 +432,7 @@ class Finetune:
         "RUN",
     )
     source: LabelledSourceOptions
+    listing: SplitListingOptions = SplitListingOptions()
     split: SplitOptions = SplitOptions()
     model: ClassifierOptions = ClassifierOptions()
     optim: FinetuneOptimOptions = FinetuneOptimOptions()
@@ -522,6 +534,9 @@ def check(config: Finetune) -> None:
         )
     if model.pool not in (None, "mean", "cls"):
         raise UserError(f"--pool {model.pool}: mean or cls")
+    if model.position_resizing is not None:
+        rules = dict.fromkeys(("timm", "reference"))
+        choose(rules, model.position_resizing, "--position-resizing")
     if config.run == "none":
         named = architecture(model.model).get("patch_size")
         if model.patch_size and named not in (None, model.patch_size):

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from torchmae import runfolder
+from torchmae.data.suspicious import suspicious_labels
 from torchmae.settings.defaults import reasons
 from torchmae.settings.options import size_text
 from torchmae.tasks.finetune.config import ResolvedFinetune
@@ -48,11 +49,11 @@ def describe(job: Job, task: ClassifyTask, plan: TrainConfig, where: str) -> str
     config, data, model = job.config, job.data, job.model
     encoder, optim = model.encoder, config.optim
     trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
-    few = config.split.labels_per_class
+    few, left_out = config.split.labels_per_class, data.train.left_out
     rows = {
         "data": f"{config.source.data}: {len(data.train)} training images"
         f"{f' ({few} a class)' if few else ''} and {len(data.val)} validation images, "
-        f"{len(model.classes)} classes",
+        f"{len(model.classes)} classes{f', {left_out}' if left_out else ''}",
         "model": f"{encoder.embed_dim} wide, {len(encoder.layers())} blocks, "
         f"{size_text(encoder.image_size)} px, {encoder.channels} "
         f"channel{'s' * (encoder.channels > 1)}; "
@@ -62,6 +63,10 @@ def describe(job: Job, task: ClassifyTask, plan: TrainConfig, where: str) -> str
         "cache": f"{job.cache.name} ({job.cache.reason})",
     }
     lines = [f"{name:>17}  {value}" for name, value in rows.items()]
+    if job.chosen:  # not where a fine-tuning is resumed, whose data has been looked at
+        labels = [model.classes[i] for i in data.train_labels]
+        found = suspicious_labels(data.train, data.val, labels)
+        lines += [f"{'suspicious':>17}  {line}" for line in found]
     return "\n".join([*lines, *reasons(job.chosen)])
 
 

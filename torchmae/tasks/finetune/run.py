@@ -13,7 +13,7 @@ import torch
 from torchmae import runfolder
 from torchmae.data.augment import StrongAugment
 from torchmae.data.cache.choose import with_cache
-from torchmae.data.config import DecodeOptions, decode_as_run
+from torchmae.data.config import DecodeOptions, Listing, decode_as_run, listing_as_run
 from torchmae.data.labels import LabelledSets, labelled_sets, tuning_sets
 from torchmae.data.loader import Batches
 from torchmae.data.scan import scan_and_report
@@ -60,20 +60,29 @@ def run(config: Finetune, quiet: bool = False) -> Path:
         config = changed(config, train="head")
     check(config)
     out = Path(config.output.out or default_out(config))
+    listing = listing_of(config, out)
+    config = changed(config, **listing.settings(config.listing))
     if config.run != "none" and not runfolder.checkpoints(out):
         # An encoder of another kind need not have this name; its task checks it later.
         depth = runfolder.read_config(config.run)["model"]["encoder"].get("depth")
         if depth is not None:
             blocks_of(config.model.train, depth)
     with start(config.runtime.device) as world, ExitStack() as stack:
-        data = open_sets(config, out)
+        data = open_sets(config, out, listing)
         resuming = world.on_main(lambda: runfolder.prepare(out, config.source.data))
         world.on_main(lambda: stack.enter_context(lock(out)))
         prepare = resumed if resuming else begun
         return train(prepare(config, data, out, world), out, world, quiet)
 
 
-def open_sets(config: Finetune, out: Path) -> LabelledSets:
+def listing_of(config: Finetune, out: Path) -> Listing:
+    """Which images are taken: those of the fine-tuning that is resumed, or of the run."""
+    resuming = bool(runfolder.checkpoints(out))
+    run = str(out) if resuming else config.run
+    return listing_as_run(config.listing, config.source.data, run, resuming)
+
+
+def open_sets(config: Finetune, out: Path, listing: Listing) -> LabelledSets:
     """The labelled images, decoded as the run's were unless told otherwise.
 
     A fine-tuning that is resumed knows by itself; the run may be gone.
@@ -81,8 +90,10 @@ def open_sets(config: Finetune, out: Path) -> LabelledSets:
     run = str(out) if runfolder.checkpoints(out) else config.run
     source, split, seed = config.source, config.split, config.optim.seed
     which = (source.data, source.val, split.val_fraction, split.labels_per_class, seed)
-    avoid = split.avoid_seeds
-    sets = tuning_sets(*which, avoid) if avoid else labelled_sets(*which)
+    if split.avoid_seeds:
+        sets = tuning_sets(*which, split.avoid_seeds, listing)
+    else:
+        sets = labelled_sets(*which, listing=listing)
     decode = config.decode
     return sets.with_decode(decode_as_run(run, decode.max_megapixels, decode.white))
 
@@ -199,7 +210,8 @@ def make_batches(
 ) -> Batches:
     """The augmented training images of this process, with their labels."""
     encoder, seed, strong = model.encoder, config.optim.seed, config.regularization
-    crop = RandomResizedCropFlip(encoder.image_size, seed, config.crop.crop_scale, config.crop.flip)
+    size, crops = encoder.image_size, config.crop
+    crop = RandomResizedCropFlip(size, seed, crops.crop_scale, crops.flip, crops.clamp_crops)
     augment = StrongAugment(
         crop, strong.randaug_magnitude, strong.random_erasing, encoder.mean, encoder.std
     )

@@ -1,6 +1,7 @@
 """`mae import`: weights of other libraries as a run folder, compared with their source."""
 
 import logging
+from collections import Counter
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -15,6 +16,18 @@ from torchmae.settings.options import check_ranges
 from torchmae.tasks.import_weights.config import Import
 
 logger = logging.getLogger(__name__)
+
+
+def shortened(names: list[str]) -> str:
+    """Names of tensors; where there are many, the parts they belong to."""
+    if len(names) <= 4:
+        return ", ".join(names)
+    counts: Counter[str] = Counter()
+    for name in names:
+        stem, head, _ = name.partition("head.")
+        counts[f"{stem}head" if head else name.partition(".")[0]] += 1
+    parts = [f"{part} ({count} tensor{'s' * (count > 1)})" for part, count in counts.items()]
+    return ", ".join(parts)
 
 
 def run(config: Import) -> Path:
@@ -36,7 +49,7 @@ def run(config: Import) -> Path:
     own = {n.removeprefix(prefix): w for n, w in weights.items()}
     load_weights(made, own, config.source)
     if unused:
-        report.note("skipped", ", ".join(unused))
+        report.note("skipped", shortened(unused))
     if len(weights) > len(plain):
         report.note(
             "added", f"{len(weights) - len(plain)} tensors of zeros, which the source does not have"

@@ -4,12 +4,12 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from torchmae.data.config import decode_as_run
-from torchmae.data.labels import hold_out, labelled, open_pair
+from torchmae.data.config import decode_as_run, listing_as_run
+from torchmae.data.labels import labelled, open_pair, refuse_shared_groups, split_off
 from torchmae.data.sources.source import Subset
+from torchmae.data.suspicious import notes
 from torchmae.errors import UserError
 from torchmae.eval.baselines import COMMONEST, baseline_features, commonest
 from torchmae.eval.knn import knn
@@ -38,6 +38,8 @@ def run(config: Knn) -> dict[str, Any]:
         config.run, config.layer, config.pool, RAW_SIDE, config.seed, device
     )
     train_images, train_names, test_images, test_names = split(config)
+    for line in notes(train_images, test_images, train_names):
+        logger.info(f"note: {line}")
     classes = {name: i for i, name in enumerate(sorted(set(train_names)))}
     if len(classes) < 2:
         raise UserError(
@@ -73,16 +75,11 @@ def split(config: Knn) -> tuple[Subset, list[str], Subset, list[str]]:
     """Training images and their classes, test images and theirs."""
     data, val = config.source.data, config.source.val
     decode = decode_as_run(config.run, config.decode.max_megapixels, config.decode.white)
-    source, test_source = open_pair(data, val, decode)
+    listing = listing_as_run(config.listing, data, config.run)
+    source, test_source = open_pair(data, val, decode, listing)
     images, names = labelled(source, data)
-    if test_source is not None:
-        return images, names, *labelled(test_source, val or data)
-    out = hold_out(names, config.val_fraction, config.seed)
-    kept = np.flatnonzero(~out)
-    held_out = np.flatnonzero(out)
-    return (
-        Subset(images, kept),
-        [names[i] for i in kept],
-        Subset(images, held_out),
-        [names[i] for i in held_out],
-    )
+    if test_source is None:
+        return split_off(images, names, config.val_fraction, config.seed, data)
+    test, test_names = labelled(test_source, val or data)
+    refuse_shared_groups(images, test)
+    return images, names, test, test_names

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from torchmae.data.config import DecodeOptions
 from torchmae.errors import UserError
+from torchmae.settings.groups import LabelledListingOptions
 from torchmae.settings.options import POSITIVE, Range, argument, check_ranges, hidden, option
 
 
@@ -53,6 +54,7 @@ class Pack:
         otherwise="one a core",
     )
     verify: bool = option(False, "Pack nothing; compare the shards of DATA with their SHA-256.")
+    listing: LabelledListingOptions = LabelledListingOptions()
     decode: PackDecodeOptions = PackDecodeOptions()
 
 

@@ -23,6 +23,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from torchmae import disk
+from torchmae.data.config import listing_as_run
 from torchmae.data.decode import BadImage, decode, extension, image_extensions
 from torchmae.data.labels import PARTS, divided
 from torchmae.data.scan import measure
@@ -69,7 +70,10 @@ def run(config: Pack) -> Path:
     check(config)
     if not config.lossless:
         config = replace(config, size=config.size or 320, quality=config.quality or 90)
-    source = open_source(config.data, replace(config.decode, channels=3))
+    listing = listing_as_run(config.listing, config.data, "none")
+    source = open_source(config.data, replace(config.decode, channels=3), listing)
+    if source.left_out:
+        logger.info(source.left_out)
     out = Path(config.out)
     with suppress(OSError, BadImage):
         if not isinstance(source.read(0), bytes):
@@ -146,7 +150,7 @@ def settings_of(config: Pack) -> dict[str, Any]:
     return {
         name: value
         for name, value in flatten(config).items()
-        if name not in ("data", "out", "workers", "verify", "channels")
+        if name not in {"data", "out", "workers", "verify", "channels", *flatten(config.listing)}
     }
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torchmae.settings.groups import DeviceOptions, RunDecodeOptions
+from torchmae.settings.groups import DeviceOptions, ListingOptions, RunDecodeOptions
 from torchmae.settings.options import argument, option
 
 
@@ -20,5 +20,6 @@ class Predict:
         False,
         "Take the weights of the epoch that was best on the validation images, not the last ones.",
     )
+    listing: ListingOptions = ListingOptions()
     decode: RunDecodeOptions = RunDecodeOptions()
     runtime: DeviceOptions = DeviceOptions()

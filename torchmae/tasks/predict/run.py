@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from torchmae.data.config import decode_as_run
+from torchmae.data.config import decode_as_run, listing_as_run
 from torchmae.data.sources import open_source
 from torchmae.data.sources.source import distinct
 from torchmae.eval.extract import collect, logits_of
@@ -28,8 +28,12 @@ def run(config: Predict) -> Path:
     device = find_device(config.runtime.device)
     decode = config.decode
     source = open_source(
-        config.data, decode_as_run(config.run, decode.max_megapixels, decode.white)
+        config.data,
+        decode_as_run(config.run, decode.max_megapixels, decode.white),
+        listing_as_run(config.listing, config.data, config.run),
     )
+    if source.left_out:
+        logger.info(source.left_out)
     ids, (logits,), bad = collect(
         source, model.encoder, config.run, [logits_of(model, device)], device
     )

@@ -11,6 +11,7 @@ from torchmae.settings import defaults
 from torchmae.settings.defaults import Choice, Facts, Rule
 from torchmae.settings.groups import (
     CropOptions,
+    ListingOptions,
     OptimOptions,
     OutputOptions,
     RuntimeOptions,
@@ -169,10 +170,7 @@ RULES: dict[str, Rule] = {
     "image_size": Rule("the largest usual side that the median image has", defaults.largest_side),
     "patch_size": Rule(
         "at most 144 patches, or 16 px",
-        lambda facts, values: Choice(
-            defaults.patch_side(parse_size(values["image_size"])),
-            "at most 144 patches an image, or 16 px",
-        ),
+        lambda facts, values: defaults.patch_choice(parse_size(values["image_size"])),
     ),
     "channels": Rule(
         "what the data has; 3 for image files",
@@ -206,6 +204,7 @@ class Pretrain:
     RULES: ClassVar[Mapping[str, Rule]] = RULES
 
     source: SourceOptions
+    listing: ListingOptions = ListingOptions()
     optim: PretrainOptimOptions = PretrainOptimOptions()
     output: PretrainOutputOptions = PretrainOutputOptions()
     model: ModelOptions = ModelOptions()

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from torchmae import runfolder
+from torchmae.data.suspicious import suspicious
 from torchmae.models.mae import MAE
 from torchmae.models.vit import attention
 from torchmae.settings.defaults import reasons
@@ -56,6 +57,8 @@ def describe(job: Job, plan: TrainConfig, out: Path, world: World) -> str:
     bad = len(runfolder.read_bad_files(out))
     if bad:
         seen += f", {bad} unreadable (see {out / runfolder.BAD_FILES})"
+    if job.batches.source.left_out:
+        seen += f", {job.batches.source.left_out}"
     size, patch = config.model.image_size, config.model.patch_size
     grid, channels = "x".join(map(str, model.encoder.grid)), config.decode.channels
     loading = f"images {CACHES[cache.name]} ({cache.reason})"
@@ -76,6 +79,8 @@ def describe(job: Job, plan: TrainConfig, out: Path, world: World) -> str:
         "run folder": str(out),
     }
     lines = [f"{name:>17}  {value}" for name, value in rows.items()]
+    if job.found is not None:  # else it is resumed, and the data has been looked at
+        lines += [f"{'suspicious':>17}  {line}" for line in suspicious(job.batches.source)]
     return "\n".join([*lines, *reasons(job.chosen)])
 
 

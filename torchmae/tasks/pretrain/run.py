@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torchmae import runfolder
 from torchmae.data.cache.choose import with_cache
+from torchmae.data.config import listing_as_run
 from torchmae.data.loader import Batches
 from torchmae.data.scan import scan_and_report
 from torchmae.data.sources import open_source, with_decode
@@ -18,7 +19,7 @@ from torchmae.models.mae import MAE
 from torchmae.models.masking import num_visible
 from torchmae.report.curves import draw_curves
 from torchmae.settings.defaults import Facts
-from torchmae.settings.options import build, changeable, flatten, parse_size, requested
+from torchmae.settings.options import build, changeable, changed, flatten, parse_size, requested
 from torchmae.tasks.pretrain.config import Pretrain, ResolvedPretrain, check, resolve
 from torchmae.tasks.pretrain.job import Job
 from torchmae.tasks.pretrain.pictures import Pictures
@@ -45,11 +46,21 @@ def run(config: Pretrain) -> Path:
     with start(config.runtime.device) as world, ExitStack() as stack:
         out = Path(config.output.out or Path("runs") / runfolder.name_of(data))
         refuse_runs(config, out)
-        source = open_source(data, config.decode)
+        config, source = open_data(config, out)
         resuming = world.on_main(lambda: runfolder.prepare(out, data))
         world.on_main(lambda: stack.enter_context(lock(out)))
         prepare = resumed if resuming else begun
         return train(prepare(config, source, out, world), out, world)
+
+
+def open_data(config: Pretrain, out: Path) -> tuple[Pretrain, Source]:
+    """The images, and the settings with which of them are taken: those of the run that is
+    resumed, or of --from, unless told otherwise."""
+    resuming = bool(runfolder.checkpoints(out))
+    run = str(out) if resuming else config.model.from_run or "none"
+    listing = listing_as_run(config.listing, config.source.data, run, resuming)
+    source = open_source(config.source.data, config.decode, listing)
+    return changed(config, **listing.settings(config.listing)), source
 
 
 def refuse_runs(config: Pretrain, out: Path) -> None:

@@ -11,6 +11,7 @@ from torchmae.settings.groups import (
     LabelledCropOptions,
     LabelledSourceOptions,
     RunDecodeOptions,
+    SplitListingOptions,
     SplitOptions,
 )
 from torchmae.settings.options import (
@@ -66,8 +67,8 @@ class TrainedProbeOptions(LabelledCropOptions):
 class Probe:
     """How well does a linear map tell the classes apart, from the features of the frozen encoder?
 
-    By default the paper's linear probe: the head alone, behind a BatchNorm, is trained by SGD or
-    LARS on weakly augmented images. With --fast, logistic regression on the stored features of
+    By default a linear probe as the paper's: the head alone, behind a BatchNorm, is trained by SGD
+    or LARS on weakly augmented images. With --fast, logistic regression on the stored features of
     whole images, beside the same on an untrained encoder and on raw pixels.
     """
 
@@ -77,6 +78,7 @@ class Probe:
 
     run: str = argument("a run folder", "RUN")
     source: LabelledSourceOptions
+    listing: SplitListingOptions = SplitListingOptions()
     split: SplitOptions = SplitOptions()
     decode: RunDecodeOptions = RunDecodeOptions()
     fast: bool = option(

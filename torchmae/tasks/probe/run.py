@@ -4,8 +4,9 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from torchmae.data.config import DecodeOptions, decode_as_run
-from torchmae.data.labels import LabelledSets, labelled_sets
+from torchmae.data.config import DecodeOptions, decode_as_run, listing_as_run
+from torchmae.data.labels import LabelledSets, groups_of, labelled_sets
+from torchmae.data.suspicious import notes
 from torchmae.errors import UserError
 from torchmae.eval.baselines import (
     COMMONEST,
@@ -75,6 +76,7 @@ def opened(config: Probe) -> LabelledSets:
         split.labels_per_class,
         config.seed,
         decode_as_run(config.run, decode.max_megapixels, decode.white),
+        listing_as_run(config.listing, source.data, config.run),
     )
 
 
@@ -90,6 +92,8 @@ def regress(config: Probe) -> dict[str, Any]:
     pool = config.pool or "mean"
     extract = baseline_features(config.run, config.layer, pool, RAW_SIDE, config.seed, device)
     sets = opened(config)
+    for line in notes(sets.train, sets.val, [sets.classes[i] for i in sets.train_labels]):
+        logger.info(f"note: {line}")
     train_ids, train, train_bad = extract(sets.train)
     for name, reason in train_bad:
         logger.info(f"skipped: {name}: {reason}")
@@ -110,7 +114,10 @@ def regress(config: Probe) -> dict[str, Any]:
             f"  class '{sets.classes[counts.index(1)]}' has one training image, too few for "
             f"cross-validation: the strength is the middle one, {STRENGTHS[len(STRENGTHS) // 2]:g}"
         )
-    found = {name: linear_probe(train[name], labels, test[name], config.seed) for name in train}
+    groups = groups_of(sets.train, train_ids)
+    found = {
+        name: linear_probe(train[name], labels, test[name], config.seed, groups) for name in train
+    }
     guesses = {name: one.logits.argmax(1) for name, one in found.items()}
     verdict = judge({**guesses, COMMONEST: commonest(truth)}, truth, "the features are")
     strengths = {name: f", strength {one.strength:g}{remark(one)}" for name, one in found.items()}

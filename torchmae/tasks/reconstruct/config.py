@@ -14,7 +14,9 @@ class Reconstruct:
     GROUP: ClassVar[str] = "picture"
 
     run: str = argument("a run folder", "RUN")
-    images: tuple[str, ...] = argument("image files", "IMAGE...")
+    images: tuple[str, ...] = argument(
+        "image files, or arrays (.npy, .npz: the first 8 images)", "IMAGE..."
+    )
     out: str = option("reconstruction.png", "The picture to write (.png or .jpg).")
     mask_ratio: float | None = option(
         None, "Share of hidden patches.", within=Range(above=0, below=1), otherwise="the run's"

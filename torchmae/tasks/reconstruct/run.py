@@ -1,7 +1,9 @@
 """`mae reconstruct`: the hidden patches of images as a model predicts them, in a picture."""
 
 import logging
+import os
 from dataclasses import replace
+from glob import glob
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,10 @@ from torch import Tensor
 
 from torchmae.data.config import DecodeOptions, decode_as_run
 from torchmae.data.decode import BadImage, decode
+from torchmae.data.loader import read_pixels
+from torchmae.data.sources import open_source
+from torchmae.data.sources.files import is_glob
+from torchmae.data.sources.source import suffix_of
 from torchmae.data.transforms import CenterCropResize
 from torchmae.errors import RunError, UserError
 from torchmae.models.mae import MAE
@@ -26,6 +32,8 @@ from torchmae.train.distributed import find_device
 
 logger = logging.getLogger(__name__)
 
+MOST = 8  # of the images of an array
+
 
 def run(config: Reconstruct) -> Path:
     """Draws the picture, and returns its path."""
@@ -38,7 +46,8 @@ def run(config: Reconstruct) -> Path:
     settings = read_config(config.run)["config"]
     model = load_mae(config.run)
     decoding = decode_as_run(config.run, config.decode.max_megapixels, config.decode.white)
-    pixels = torch.stack([read_image(path, model, decoding) for path in config.images])
+    paths = [path for word in config.images for path in expanded(word)]
+    pixels = torch.cat([read_images(path, model, decoding) for path in paths])
     if config.mask is not None:
         mask = mask_from_image(config.mask, model.encoder.grid, len(pixels))
     else:
@@ -54,6 +63,58 @@ def run(config: Reconstruct) -> Path:
         raise RunError(f"could not write {out}: {error.strerror or error}") from error
     logger.info(f"{out}: {len(pixels)} images; {caption(model, config.true_statistics)}")
     return out
+
+
+def expanded(word: str) -> list[str]:
+    """The files that a pattern in quotes names; anything else is itself."""
+    return sorted(glob(word, recursive=True)) if is_glob(word) else [word]
+
+
+def read_images(path: str, model: MAE, options: DecodeOptions) -> UInt8[Tensor, "N C H W"]:
+    """The image of a file, or the first ones of an array (.npy, .npz).
+
+    Args:
+        path: what the user named; an array of one image, [H, W, C] or [C, H, W], is one image.
+        model: the images get its size and number of channels.
+        options: how they are decoded.
+    """
+    if suffix_of(path.partition("?")[0]) not in (".npy", ".npz"):
+        return read_image(path, model, options)[None]
+    channels = model.encoder.channels
+    one = single_image(path, channels)
+    images = [one] if one is not None else first_images(path, replace(options, channels=channels))
+    crop = CenterCropResize(model.encoder.image_size)
+    return torch.stack([crop(image)[0] for image in images])
+
+
+def single_image(path: str, channels: int) -> UInt8[np.ndarray, "H W C"] | None:
+    """A .npy file that is one image of so many channels; None for anything else."""
+    if suffix_of(path) != ".npy" or not os.path.isfile(path):
+        return None
+    try:
+        pixels = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"cannot read the array '{path}': {error}") from error
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or 0 in pixels.shape:
+        return None
+    if pixels.shape[2] == channels:
+        return np.array(pixels)
+    if pixels.shape[0] == channels:
+        return np.array(pixels.transpose(1, 2, 0))
+    if pixels.shape[2] <= 16 < pixels.shape[1]:  # no grey images are so narrow
+        raise UserError(
+            f"'{path}' has {pixels.shape[2]} channels, the run takes {channels} (grey images in an "
+            "array are [N, H, W])"
+        )
+    return None
+
+
+def first_images(path: str, options: DecodeOptions) -> list[UInt8[np.ndarray, "H W C"]]:
+    """The first images of an array of several."""
+    source = open_source(path, options)
+    if len(source) > MOST:
+        logger.info(f"{path}: the first {MOST} of {len(source)} images")
+    return [read_pixels(source, i) for i in range(min(MOST, len(source)))]
 
 
 def read_image(path: str, model: MAE, options: DecodeOptions) -> UInt8[Tensor, "C H W"]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torchmae.data.config import decode_as_run
+from torchmae.data.config import decode_as_run, listing_as_run
 from torchmae.errors import UserError
 from torchmae.models.heads import blocks_of
 from torchmae.models.weights import load
@@ -83,6 +83,7 @@ def compare_grid(config: Compare) -> Grid:
         "max_megapixels": decode.max_megapixels,
         "white": decode.white,
         "channels": config.decode.channels or channels,
+        **listing_as_run(config.listing, config.source.data, config.run).settings(config.listing),
     }
     few = config.split.labels_per_class or (None,)
     return Grid(

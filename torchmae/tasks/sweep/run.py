@@ -6,6 +6,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from torchmae.data.config import listing_as_run
 from torchmae.data.labels import labelled_sets
 from torchmae.eval.baselines import FEATURES, baseline_logits
 from torchmae.eval.classification import scores
@@ -88,7 +89,9 @@ def scores_of(
 ) -> dict[str, Mapping[str, Any]]:
     """The scores of the trainings of a row and seed, by arm, and of the baselines beside them."""
     source, split = config.source, config.split
-    sets = labelled_sets(source.data, source.val, split.val_fraction, labels_per_class, seed)
+    which = (source.data, source.val, split.val_fraction, labels_per_class, seed)
+    listing = listing_as_run(config.listing, source.data, config.run)
+    sets = labelled_sets(*which, listing=listing)
     device = find_device(config.runtime.device)
     ids, logits = baseline_logits(config.run, sets, seed, runs[SCRATCH], device)
     measured = {

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any, NamedTuple
 
+from torchmae.data.config import listing_as_run
 from torchmae.data.labels import tuning_sets
 from torchmae.errors import UserError
 from torchmae.runfolder import last_validation
@@ -92,8 +93,9 @@ def plan_search(config: Compare, grid: Grid) -> Search:
     source, split = config.source, config.split
     data = (source.data, source.val, split.val_fraction)
     few = split.labels_per_class or (None,)
+    listing = listing_as_run(config.listing, source.data, config.run)
     try:
-        chosen_on = [len(tuning_sets(*data, n, seed, grid.seeds).val) for n in few]
+        chosen_on = [len(tuning_sets(*data, n, seed, grid.seeds, listing).val) for n in few]
     except UserError as error:
         if config.optim.trials is not None:
             raise
