@@ -139,24 +139,30 @@ def tuning_sets(  # noqa: PLR0913 - as `labelled_sets`
     for other in avoid if val_source is None else ():
         free &= ~hold_out(names, val_fraction, other, groups)
     classes = tuple(sorted(set(names)))
-    order = {name: [i for i in ids if free[i]] for name, ids in by_class(names, seed)}
+    ids = np.flatnonzero(free).tolist()
+    inside = groups and [groups[i] for i in ids]
+    held = hold_out([names[i] for i in ids], 0.2, seed, inside)
+    learnable = set(ids) - {i for i, out in zip(ids, held) if out}
+    order = {name: [i for i in members if free[i]] for name, members in by_class(names, seed)}
     train = [
         i
-        for ids in order.values()
-        for i in ids[: min(labels_per_class or len(ids), max(1, len(ids) * 4 // 5))]
+        for members in order.values()
+        for i in [i for i in members if i in learnable][:labels_per_class]
     ]
     of = groups or [str(i) for i in range(len(names))]
     used = {of[i] for i in train}
     most = max(1, MOST_CHOSEN_ON // len(classes))
-    chosen_on = {name: [i for i in ids if of[i] not in used][:most] for name, ids in order.items()}
-    for name, ids in chosen_on.items():
-        if not ids:
+    chosen_on = {
+        name: [i for i in members if of[i] not in used][:most] for name, members in order.items()
+    }
+    for name, members in order.items():
+        if not chosen_on[name] or not learnable & set(members):
             raise UserError(
                 f"too few training images of class '{name}' are left to choose settings on: give "
                 "images to validate on (--val), fewer --seeds, or --trials 0"
             )
     number = {name: i for i, name in enumerate(classes)}
-    parts = [sorted(train), sorted(i for ids in chosen_on.values() for i in ids)]
+    parts = [sorted(train), sorted(i for members in chosen_on.values() for i in members)]
     labels = [torch.tensor([number[names[i]] for i in part]) for part in parts]
     return LabelledSets(Subset(images, parts[0]), Subset(images, parts[1]), classes, *labels)
 
