@@ -45,14 +45,14 @@ MODELS = "sizes patches masking mixing targets vit encoders decoders mae heads p
 FILE_LINES, FUNCTION_LINES, FILES_PER_FOLDER = 600, 60, 10
 ROOM_LINES = {
     "root": 700,
-    "settings": 790,
-    "models": 1100,
-    "data": 3570,
-    "train": 1280,
-    "eval": 400,
-    "report": 600,
+    "settings": 860,
+    "models": 1150,
+    "data": 3700,
+    "train": 1330,
+    "eval": 600,
+    "report": 680,
     "interop": 1270,
-    "tasks": 3400,
+    "tasks": 3900,
     "presets": 150,
     "benchmarks": 1250,
 }

@@ -20,6 +20,7 @@ from torchmae.data.labels import (
     labelled,
     labelled_sets,
     open_pair,
+    tuning_sets,
 )
 from torchmae.data.loader import read_pixels
 from torchmae.data.sources import open_source
@@ -450,6 +451,31 @@ def test_patients_stay_on_one_side_of_every_split(tmp_path, seed):
     assert [without.val.name(i) for i in range(len(without.val))] != [
         sets.val.name(i) for i in range(len(sets.val))
     ]
+
+
+@pytest.mark.parametrize("few", [2, None])
+@pytest.mark.parametrize("listing", [GROUPED, Listing()])
+def test_settings_are_chosen_on_images_that_no_seed_validates_on(tmp_path, few, listing):
+    which = (str(patients(tmp_path)), None, 0.2)
+    sets = tuning_sets(*which, few, 100, (0, 1, 2), listing)
+    counts = sets.train_labels.bincount().tolist()
+    assert counts == [2, 2] if few else min(counts) > 2
+    assert set(sets.val_labels.tolist()) == {0, 1}
+    names = [{s.name(i) for i in range(len(s))} for s in (sets.train, sets.val)]
+    assert not names[0] & names[1]
+    for seed in (0, 1, 2):
+        val = labelled_sets(*which, None, seed, listing=listing).val
+        assert not {val.name(i) for i in range(len(val))} & (names[0] | names[1])
+    if listing == GROUPED:
+        assert not groups_in(sets.train) & groups_in(sets.val)
+    again = tuning_sets(*which, few, 100, (0, 1, 2), listing)
+    assert [again.train.name(i) for i in range(len(again.train))] == [
+        sets.train.name(i) for i in range(len(sets.train))
+    ]
+    with pytest.raises(UserError, match="left to choose settings on: give images to validate"):
+        tuning_sets(*which, few, 100, range(100), listing)
+    given = tuning_sets(which[0], which[0], 0.2, few, 100, range(100))  # a validation set is given
+    assert len(given.val) > 0
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 8)), min_size=2), st.integers(0, 9))

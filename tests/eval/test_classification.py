@@ -27,6 +27,33 @@ def test_top_5_is_of_more_than_5_classes(possible: int, top5: float | None) -> N
     assert ("top5" in found.summary()) == (top5 is not None)
 
 
+def test_balanced_accuracy_f1_and_auc_are_scikit_learn_s() -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 4, (60,), generator=generator).clamp(max=2)  # 2 is the commonest
+    # a fourth class that never occurs; ties of probabilities, as all logits are whole numbers
+    logits = (2 * torch.randn(60, 4, generator=generator)).round()
+    logits[:, 3] = -torch.inf
+    logits[torch.arange(60), labels] += 1.0
+    found = scores(logits, labels, ("a", "b", "c", "d"))
+    truth, said = labels.numpy(), logits.argsort(dim=1, descending=True, stable=True)[:, 0].numpy()
+    assert found.balanced_accuracy == pytest.approx(metrics.balanced_accuracy_score(truth, said))
+    f1 = metrics.f1_score(truth, said, average="macro", labels=[0, 1, 2])
+    assert found.macro_f1 == pytest.approx(f1)
+    probabilities = logits.double().softmax(1)[:, :3].numpy()
+    areas = [metrics.roc_auc_score(truth == i, probabilities[:, i]) for i in range(3)]
+    assert found.auc == pytest.approx(sum(areas) / 3)
+    assert scores(logits[:2], torch.zeros(2, dtype=torch.long), ("a", "b", "c", "d")).auc is None
+
+
+def test_a_constant_answer_has_the_balanced_accuracy_of_chance() -> None:
+    logits = torch.tensor([[1.0, 0, 0]]).expand(10, -1)
+    found = scores(logits, torch.tensor([0] * 8 + [1, 2]), ("a", "b", "c"))
+    assert found.top1 == pytest.approx(0.8)
+    assert found.balanced_accuracy == pytest.approx(1 / 3)
+    assert found.auc == 0.5
+
+
 def test_accuracy_has_its_interval() -> None:
     found = accuracy(torch.tensor([0, 1, 1, 2]), torch.tensor([0, 1, 0, -1]))
     assert found["accuracy"] == 0.5

@@ -10,7 +10,13 @@ from torchmae.verbs import VERBS, load
 
 ROOT = Path(__file__).parent.parent.parent
 DOCS = ROOT / "docs"
-QUICK = {"--epochs": "1", "--labels-per-class": "4", "--workers": "0", "--device": "cpu"}
+QUICK = {
+    "--epochs": "1",
+    "--labels-per-class": "4",
+    "--workers": "0",
+    "--device": "cpu",
+    "--trials": "2",
+}
 SIZE = {"--model": "vit_micro", "--image-size": "32", "--patch-size": "8", "--batch-size": "2"}
 BENCH = {  # of each WHAT
     "step": {**SIZE, "--vs": "none"},

@@ -103,6 +103,70 @@ def labelled_sets(  # noqa: PLR0913 - the settings of every labelled verb
     return LabelledSets(train, test, classes, train_labels, val_labels)
 
 
+MOST_CHOSEN_ON = 1000  # images on which settings are chosen: more would cost more than they tell
+
+
+def tuning_sets(  # noqa: PLR0913 - as `labelled_sets`
+    data: str,
+    val: str | None,
+    val_fraction: float,
+    labels_per_class: int | None,
+    seed: int,
+    avoid: Collection[int],
+    listing: Listing = Listing(),
+) -> LabelledSets:
+    """Training images on which settings can be chosen: none is validated on with another seed.
+
+    Of each class at least a fifth (at most `MOST_CHOSEN_ON` in all) becomes the validation images
+    here, on which to choose; a group that is trained on is not among them.
+
+    Args:
+        data: as for `labelled_sets`.
+        val: as for `labelled_sets`.
+        val_fraction: as for `labelled_sets`.
+        labels_per_class: trains on so many images of each class, or as many as there are.
+        seed: of both choices.
+        avoid: the seeds whose validation images are left out, where they draw their own.
+        listing: as for `labelled_sets`.
+
+    Raises:
+        UserError: nothing of a class is left to train on or to choose on.
+    """
+    source, val_source = open_pair(data, val, listing=listing)
+    images, names = labelled(source, data)
+    groups = groups_of(images)
+    free = np.ones(len(names), dtype=bool)
+    for other in avoid if val_source is None else ():
+        free &= ~hold_out(names, val_fraction, other, groups)
+    classes = tuple(sorted(set(names)))
+    ids = np.flatnonzero(free).tolist()
+    inside = groups and [groups[i] for i in ids]
+    held = hold_out([names[i] for i in ids], 0.2, seed, inside)
+    learnable = set(ids) - {i for i, out in zip(ids, held) if out}
+    order = {name: [i for i in members if free[i]] for name, members in by_class(names, seed)}
+    train = [
+        i
+        for members in order.values()
+        for i in [i for i in members if i in learnable][:labels_per_class]
+    ]
+    of = groups or [str(i) for i in range(len(names))]
+    used = {of[i] for i in train}
+    most = max(1, MOST_CHOSEN_ON // len(classes))
+    chosen_on = {
+        name: [i for i in members if of[i] not in used][:most] for name, members in order.items()
+    }
+    for name, members in order.items():
+        if not chosen_on[name] or not learnable & set(members):
+            raise UserError(
+                f"too few training images of class '{name}' are left to choose settings on: give "
+                "images to validate on (--val), fewer --seeds, or --trials 0"
+            )
+    number = {name: i for i, name in enumerate(classes)}
+    parts = [sorted(train), sorted(i for members in chosen_on.values() for i in members)]
+    labels = [torch.tensor([number[names[i]] for i in part]) for part in parts]
+    return LabelledSets(Subset(images, parts[0]), Subset(images, parts[1]), classes, *labels)
+
+
 def _first(names: Sequence[str]) -> str:
     return f"'{names[0]}'" + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")
 

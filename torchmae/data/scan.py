@@ -61,6 +61,13 @@ class Scan(NamedTuple):
     complete: bool
     sizes: Sizes = np.zeros((0, 2), dtype=np.int32)
 
+    @property
+    def grey(self) -> bool:
+        """Whether the images have no colour: one channel, or three that are equal throughout."""
+        return len(self.mean) == 1 or (
+            len(self.mean) == 3 and len(set(self.mean)) == len(set(self.std)) == 1
+        )
+
 
 class Found(NamedTuple):
     """Bad images, sizes, and mean and mean square of the pixels of the images that were

@@ -1,7 +1,7 @@
 """Multinomial logistic regression on stored features, its penalty chosen by cross-validation."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,6 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from torchmae.data.labels import by_class
-from torchmae.eval.classification import accuracy
 from torchmae.hashing import SPLIT, hash32
 
 # Of the L2 penalty in mean cross-entropy + strength / 2 |weights|^2, strongest first. In a mean it
@@ -18,15 +17,25 @@ from torchmae.hashing import SPLIT, hash32
 STRENGTHS = tuple(10.0**power for power in range(1, -8, -1))
 
 
+class LinearProbe(NamedTuple):
+    """What a regression says of the test rows, and how its strength was chosen.
+
+    `cross_validated` is the accuracy of each of `STRENGTHS`.
+    """
+
+    logits: Float64[Tensor, "B classes"]
+    strength: float
+    cross_validated: list[float]
+
+
 def linear_probe(
     train: Float[Tensor, "A F"],
     labels: Int64[Tensor, " A"],
     test: Float[Tensor, "B F"],
-    truth: Int64[Tensor, " B"],
     seed: int,
     groups: Sequence[str] | None = None,
-) -> dict[str, Any]:
-    """Accuracy on the test rows, which are used once, of a regression on all training rows.
+) -> LinearProbe:
+    """A regression on all training rows, applied to the test rows.
 
     Its strength is the one with the best cross-validation on the training rows alone; the middle
     one where a class has a single training row.
@@ -35,13 +44,8 @@ def linear_probe(
         train: training features.
         labels: their classes, from 0.
         test: test features.
-        truth: their classes.
         seed: of the folds.
         groups: of the training rows, such as patients: no fold divides one.
-
-    Returns:
-        "accuracy", "low", "high" (see `accuracy`), "strength", and "cross_validated": the accuracy
-        of each of `STRENGTHS`.
     """
     rows, test_rows = standardize(train, test)
     validated = cross_validate(rows, labels, seed, groups)
@@ -49,8 +53,7 @@ def linear_probe(
     best = max(range(len(validated)), key=validated.__getitem__) if validated else middle
     equal = torch.full((len(rows), 1), 1 / len(rows), dtype=rows.dtype)
     *_, weights = logistic_regression(rows, labels, equal, STRENGTHS[: best + 1])
-    score = accuracy((test_rows @ weights[:, 0]).argmax(1), truth)
-    return {**score, "strength": STRENGTHS[best], "cross_validated": validated}
+    return LinearProbe(test_rows @ weights[:, 0], STRENGTHS[best], validated)
 
 
 def standardize(

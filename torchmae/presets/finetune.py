@@ -25,6 +25,7 @@ def finetune_base() -> dict[str, Any]:
         weight_decay=0.05,
         layer_decay=0.75,
         drop_path=0.1,
+        augment="strong",
         randaug_magnitude=9,
         random_erasing=0.0,
         mixup=0.8,

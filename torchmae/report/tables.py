@@ -1,4 +1,4 @@
-"""Tables: columns of rows in .npz, .csv or .parquet files; accuracies as lines of text."""
+"""Tables: columns of rows in .npz, .csv or .parquet files."""
 
 import csv
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -118,9 +118,3 @@ WRITERS: dict[str, Callable[[Path, Mapping[str, Column], int], None]] = {
     ".csv": write_csv,
     ".parquet": write_parquet,
 }
-
-
-def accuracy_line(name: str, found: Mapping[str, float]) -> str:
-    """A line of text for an accuracy with its interval (see `torchmae.eval.classification`)."""
-    interval = f"95 % interval {found['low']:.1%} to {found['high']:.1%}"
-    return f"  {name:<18} {found['accuracy']:6.1%}  ({interval})"

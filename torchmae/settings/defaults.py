@@ -23,6 +23,7 @@ class Facts:
         height, width: of the images, in pixels: the median, or what the starting weights were
             trained at.
         channels: what the data has.
+        grey: whether the images have no colour, also where they are stored as colour images.
         device: "cpu", "cuda" or "mps".
         precision: the lowest that the device is fast at.
         cores: CPU cores that this process may use, shared by `local_processes` on this machine.
@@ -36,6 +37,7 @@ class Facts:
     height: int
     width: int
     channels: int
+    grey: bool = False
     device: str = "cpu"
     precision: str = "fp32"
     cores: int = 1

@@ -11,6 +11,7 @@ from torchmae.settings.options import (
     ChangeableOptions,
     Range,
     argument,
+    hidden,
     option,
 )
 
@@ -142,6 +143,8 @@ class SplitOptions:
         within=POSITIVE,
         otherwise="all",
     )
+    # Of a trial of mae compare: the seeds whose validation images it neither trains nor chooses on.
+    avoid_seeds: tuple[int, ...] = hidden(())
 
 
 @dataclass(frozen=True)
@@ -185,6 +188,26 @@ class CropOptions:
                 f"--crop-scale {low:g} {high:g}: two shares of the area, 0 < smallest <= largest "
                 "<= 1"
             )
+
+
+@dataclass(frozen=True)
+class LabelledCropOptions(CropOptions):
+    """Random crops and flips of labelled images, chosen where they are left open."""
+
+    crop_scale: tuple[float, float] | None = option(  # type: ignore[assignment]
+        None,
+        "Smallest and largest share of the image's area that a random crop takes.",
+        metavar="S",
+        otherwise="the paper's probe: 0.08 1",
+    )
+    flip: bool | None = option(  # type: ignore[assignment]
+        None, "Mirror half of the crops (not for text or digits).", otherwise="on"
+    )
+
+    def check(self) -> None:
+        """Raises UserError for shares that are none."""
+        if self.crop_scale is not None:
+            super().check()
 
 
 @dataclass(frozen=True)

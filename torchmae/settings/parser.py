@@ -152,7 +152,9 @@ def add(group: Any, setting: Option, rule: str | None) -> None:
     text = help_text(setting, rule).replace("%", "%%")
     arguments: dict[str, Any] = {"help": text, "default": setting.default}
     if kind is bool:
-        action = argparse.BooleanOptionalAction if setting.default else "store_true"
+        # None is left to a rule: both ways can be said
+        two_ways = setting.default is not False
+        action = argparse.BooleanOptionalAction if two_ways else "store_true"
         group.add_argument(setting.flag, dest=setting.name, action=action, **arguments)
         return
     arguments |= {

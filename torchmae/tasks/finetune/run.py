@@ -14,7 +14,7 @@ from torchmae import runfolder
 from torchmae.data.augment import StrongAugment
 from torchmae.data.cache.choose import with_cache
 from torchmae.data.config import DecodeOptions, Listing, decode_as_run, listing_as_run
-from torchmae.data.labels import LabelledSets, labelled_sets
+from torchmae.data.labels import LabelledSets, labelled_sets, tuning_sets
 from torchmae.data.loader import Batches
 from torchmae.data.scan import scan_and_report
 from torchmae.data.sources import with_decode
@@ -88,15 +88,12 @@ def open_sets(config: Finetune, out: Path, listing: Listing) -> LabelledSets:
     A fine-tuning that is resumed knows by itself; the run may be gone.
     """
     run = str(out) if runfolder.checkpoints(out) else config.run
-    source, split = config.source, config.split
-    sets = labelled_sets(
-        source.data,
-        source.val,
-        split.val_fraction,
-        split.labels_per_class,
-        config.optim.seed,
-        listing=listing,
-    )
+    source, split, seed = config.source, config.split, config.optim.seed
+    which = (source.data, source.val, split.val_fraction, split.labels_per_class, seed)
+    if split.avoid_seeds:
+        sets = tuning_sets(*which, split.avoid_seeds, listing)
+    else:
+        sets = labelled_sets(*which, listing=listing)
     decode = config.decode
     return sets.with_decode(decode_as_run(run, decode.max_megapixels, decode.white))
 
@@ -176,6 +173,7 @@ def begun(config: Finetune, data: LabelledSets, out: Path, world: World) -> Job:
         height=found.height,
         width=found.width,
         channels=channels,
+        grey=found.grey,
         run_size=known,
         **machine_facts(world),
     )

@@ -11,10 +11,9 @@ from torchmae.data.labels import labelled, open_pair, refuse_shared_groups, spli
 from torchmae.data.sources.source import Subset
 from torchmae.data.suspicious import notes
 from torchmae.errors import UserError
-from torchmae.eval.baselines import baseline_features
-from torchmae.eval.classification import accuracy
+from torchmae.eval.baselines import COMMONEST, baseline_features, commonest
 from torchmae.eval.knn import knn
-from torchmae.report.tables import accuracy_line
+from torchmae.eval.verdict import judge
 from torchmae.runfolder import add_result
 from torchmae.settings.options import check_ranges, flatten
 from torchmae.tasks.knn.config import Knn
@@ -30,7 +29,8 @@ def run(config: Knn) -> dict[str, Any]:
 
     Returns:
         The settings and the results; "knn" has "accuracy", "low" and "high" of "features",
-        "untrained encoder" and "raw pixels".
+        "untrained encoder", "raw pixels" and "commonest class"; "differences" of the first to each
+        other; "verdict" in words.
     """
     check_ranges(config)
     device = find_device(config.runtime.device)
@@ -52,22 +52,20 @@ def run(config: Knn) -> dict[str, Any]:
     labels = torch.tensor([classes[train_names[i]] for i in train_ids])
     # -1: a class of the test images alone, which no neighbour can name
     truth = torch.tensor([classes.get(test_names[i], -1) for i in test_ids])
-    found = {
-        name: accuracy(knn(train[name], test[name], labels, len(classes), config.k), truth)
-        for name in train
-    }
+    guesses = {name: knn(train[name], test[name], labels, len(classes), config.k) for name in train}
+    verdict = judge({**guesses, COMMONEST: commonest(truth)}, truth, "the features are")
     results = {
         "train_images": len(labels),
         "test_images": len(truth),
         "classes": len(classes),
-        "knn": found,
+        "knn": verdict.accuracies,
+        **verdict.results(),
     }
     logger.info(
         f"k-NN accuracy (k = {config.k}), {len(truth)} test and {len(labels)} training images, "
         f"{len(classes)} classes"
     )
-    for name, score in found.items():
-        logger.info(accuracy_line(name, score))
+    logger.info(verdict.text({}))
     settings = flatten(config)
     logger.info(f"Written to {add_result(Path(config.run), 'knn', settings, results)}")
     return {**settings, **results}

@@ -16,6 +16,7 @@ from torchmae.settings.defaults import reasons
 from torchmae.settings.groups import CACHES
 from torchmae.tasks.pretrain.config import ResolvedPretrain
 from torchmae.tasks.pretrain.job import Job
+from torchmae.tasks.pretrain.verdict import end_of, look_at, verdict
 from torchmae.train.config import TrainConfig
 from torchmae.train.distributed import World
 from torchmae.train.loop import Outcome, finished_line
@@ -113,11 +114,12 @@ def describe_device(config: ResolvedPretrain, world: World) -> str:
     return ", ".join(words)
 
 
-def summary(out: Path, outcome: Outcome, plan: TrainConfig, config: ResolvedPretrain) -> str:
+def summary(job: Job, outcome: Outcome, plan: TrainConfig, out: Path) -> str:
     """What was made, where, and what to type next."""
+    config = job.config
     pictures = sorted((out / runfolder.PICTURES).glob("step-*.png"))
     bad = len(runfolder.read_bad_files(out))
-    lines = [*head(out, outcome.last, plan), "", "Made:"]
+    lines = [*head(job, outcome.last, plan, out), "", "Made:"]
     lines.append(f"  {out / runfolder.MODEL}  encoder and decoder")
     if pictures:
         lines.append(f"  {pictures[-1]}  reconstructions")
@@ -140,21 +142,17 @@ def summary(out: Path, outcome: Outcome, plan: TrainConfig, config: ResolvedPret
     )
 
 
-def head(out: Path, last: dict[str, Any] | None, plan: TrainConfig) -> list[str]:
-    """How the training ended: its last loss beside those of two predictors that have learned
-    nothing."""
+def head(job: Job, last: dict[str, Any] | None, plan: TrainConfig, out: Path) -> list[str]:
+    """How the training ended: its loss beside those of two predictors that have learned nothing,
+    and what that means."""
     if last is None:
         return [finished_line(plan, out)]
-    loss = "not finite" if last["loss"] is None else f"{last['loss']:.4f}"
-    trivial = {
-        name.removeprefix("loss of "): last[name] for name in last if name.startswith("loss of ")
-    }
-    beside = ", ".join(f"{name}: {value:.4f}" for name, value in trivial.items())
+    records = [record for record in runfolder.read_log(out) if "loss" in record]
+    end = end_of(records)
+    loss = "not finite" if end.loss is None else f"{end.loss:.4f}"
+    beside = ", ".join(f"{name}: {value:.4f}" for name, value in end.baselines.items())
     lines = [f"Done: {plan.steps} steps, loss {loss} (predicting the {beside})"]
-    if last["loss"] is None or last["loss"] >= min(trivial.values()):
-        lines.append(
-            "It is not better than these trivial baselines yet: train longer (--epochs, new --out)."
-        )
+    lines += verdict(records, job.config.optim.base_lr, look_at(job.batches.source))
     if last.get("peak_memory_mb"):
         lines.append(f"Peak memory: {last['peak_memory_mb']:.0f} MB.")
     return lines

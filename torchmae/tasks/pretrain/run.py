@@ -174,5 +174,5 @@ def train(job: Job, out: Path, world: World) -> Path:
     outcome = fit(job.task(), job.stream, plan, out, world, [pictures])
     if world.is_main:
         draw_curves(out)
-        logger.info(summary(out, outcome, plan, job.config))
+        logger.info(summary(job, outcome, plan, out))
     return out

@@ -7,8 +7,8 @@ from typing import ClassVar
 from torchmae.errors import UserError
 from torchmae.settings.defaults import Rule
 from torchmae.settings.groups import (
-    CropOptions,
     DeviceOptions,
+    LabelledCropOptions,
     LabelledSourceOptions,
     RunDecodeOptions,
     SplitListingOptions,
@@ -26,7 +26,7 @@ from torchmae.settings.options import (
 
 
 @dataclass(frozen=True)
-class TrainedProbeOptions(CropOptions):
+class TrainedProbeOptions(LabelledCropOptions):
     """Of the probe that is trained."""
 
     GROUP: ClassVar[str] = "training (not with --fast)"
@@ -104,7 +104,7 @@ class Probe:
         "encoder.",
         within=Range(at_least=0, below=1 << 62),
     )
-    training: TrainedProbeOptions = TrainedProbeOptions(crop_scale=(0.08, 1.0))
+    training: TrainedProbeOptions = TrainedProbeOptions()
     runtime: DeviceOptions = DeviceOptions()
 
 

@@ -46,6 +46,14 @@ class CompareOptimOptions(FinetuneOptimOptions):
     )
     seed: int = hidden(0)
     minutes: float | None = hidden(None)  # each training would be timed, and have its own length
+    trials: int | None = option(
+        None,
+        "Trainings of each side, and of each number of labels, from which learning rate (x1/3, x1, "
+        "x3) and --augment level of that side are chosen, on training images that no seed "
+        "validates on; 0: no search.",
+        within=Range(at_least=0, at_most=9),
+        otherwise="6; none where too few images are left to choose on",
+    )
 
 
 @dataclass(frozen=True)
