@@ -105,6 +105,7 @@ def test_the_run_folder_is_whole(whole):
             "config.json",
             "model.safetensors",
             "state",
+            "manifest.json",
             "log.jsonl",
             "pictures",
             "curves.png",

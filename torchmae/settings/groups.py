@@ -21,6 +21,7 @@ CACHES = {
     "disk": "decoded once, kept in a file",
     "device": "all decoded on the device, no loader",
 }
+VERIFY = "Refuse runs whose weights or config.json are not what was written (manifest.json)."
 MOST_EPOCHS = 100_000  # more is a slip of the keyboard: 60 times the longest training of the paper
 
 
@@ -275,6 +276,7 @@ class RuntimeOptions(ChangeableOptions):
         otherwise="those of the run that training starts from; may be repeated",
         repeated=True,
     )
+    verify: bool = option(True, VERIFY)
 
     def check(self) -> None:
         """Raises UserError for a cache that there is not."""
@@ -296,6 +298,7 @@ class DeviceOptions(ChangeableOptions):
         otherwise="those of the run; may be repeated",
         repeated=True,
     )
+    verify: bool = option(True, VERIFY)
 
 
 @dataclass(frozen=True)
