@@ -15,7 +15,6 @@
 Light: neither torch nor numpy is imported here.
 """
 
-import importlib.metadata
 import json
 import os
 import re
@@ -28,7 +27,7 @@ from typing import Any, Protocol, runtime_checkable
 from torchmae import manifest
 from torchmae.disk import write_text
 from torchmae.errors import UserError
-from torchmae.version import __version__, commit
+from torchmae.version import __version__, commit, versions
 
 CONFIG = "config.json"
 MODEL = "model.safetensors"
@@ -128,11 +127,6 @@ def write_config(
     partial = out / f".{CONFIG}.partial"
     partial.write_text(json.dumps(content, indent=1))
     manifest.publish(out, {CONFIG: partial}, adopt=LISTED)
-
-
-def versions() -> dict[str, str]:
-    """Versions that the last bits of weights may depend on."""
-    return {"torchmae": __version__, "torch": importlib.metadata.version("torch")}
 
 
 def other_versions(run: Path) -> str | None:
