@@ -93,6 +93,20 @@ def test_a_large_file_is_read_once_and_again_when_it_changes(
     assert len(read) == 2
 
 
+def test_a_file_that_is_replaced_between_two_looks_is_looked_at_again(tmp_path: Path) -> None:
+    put(tmp_path, a="0")
+    looks = 0
+
+    def look(path: Path) -> tuple[manifest.Content, str]:
+        nonlocal looks
+        looks += 1
+        if looks < 4:  # behind the manifest that was read, a training goes on
+            put(tmp_path, a=str(looks))
+        return manifest.content_of(path), path.read_text()
+
+    assert manifest.compare(tmp_path, "a", look) == "3"
+
+
 PUBLISH = """
 import itertools, sys
 from pathlib import Path
