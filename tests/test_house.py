@@ -44,15 +44,15 @@ MODELS = "sizes patches masking mixing targets vit encoders decoders mae heads p
 # Lines of code: without comments, docstrings and blank lines. "root" is the files beside the rooms.
 FILE_LINES, FUNCTION_LINES, FILES_PER_FOLDER = 600, 60, 10
 ROOM_LINES = {
-    "root": 650,
-    "settings": 790,
-    "models": 1100,
+    "root": 820,
+    "settings": 830,
+    "models": 1140,
     "data": 3330,
-    "train": 1020,
+    "train": 1100,
     "eval": 400,
     "report": 600,
     "interop": 1270,
-    "tasks": 3400,
+    "tasks": 3540,
     "presets": 150,
     "benchmarks": 1250,
 }
