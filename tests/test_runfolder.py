@@ -129,3 +129,11 @@ def test_bad_files_are_noted_once_and_truncated_lines_skipped(tmp_path: Path) ->
     with (tmp_path / "bad-files.jsonl").open("a") as file:
         file.write('{"file": "d", "rea')
     assert [entry["file"] for entry in runfolder.read_bad_files(tmp_path)] == ["a", "b", "c"]
+
+
+def test_a_line_that_a_kill_truncated_does_not_swallow_the_next(tmp_path: Path) -> None:
+    (tmp_path / "bad-files.jsonl").write_bytes(b'\xff{"file": "a", "rea')
+    assert runfolder.note_bad_files(tmp_path, [("a", "cut"), ("b", "cut")]) == ["a", "b"]
+    assert [entry["file"] for entry in runfolder.read_bad_files(tmp_path)] == ["a", "b"]
+    (tmp_path / "log.jsonl").write_bytes(b'\xff\n[]\n{"loss": 1}\n{"step": 3}\n\x00\x00\n{"st')
+    assert runfolder.read_log(tmp_path) == [{"step": 3}]
