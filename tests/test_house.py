@@ -47,7 +47,7 @@ ROOM_LINES = {
     "root": 820,
     "settings": 830,
     "models": 1140,
-    "data": 3330,
+    "data": 3350,
     "train": 1100,
     "eval": 400,
     "report": 600,
