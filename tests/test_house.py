@@ -44,15 +44,15 @@ MODELS = "sizes patches masking mixing targets vit encoders decoders mae heads p
 # Lines of code: without comments, docstrings and blank lines. "root" is the files beside the rooms.
 FILE_LINES, FUNCTION_LINES, FILES_PER_FOLDER = 600, 60, 10
 ROOM_LINES = {
-    "root": 700,
-    "settings": 860,
-    "models": 1150,
+    "root": 880,
+    "settings": 900,
+    "models": 1180,
     "data": 3700,
-    "train": 1330,
+    "train": 1450,
     "eval": 600,
     "report": 680,
     "interop": 1270,
-    "tasks": 3900,
+    "tasks": 4050,
     "presets": 150,
     "benchmarks": 1250,
 }

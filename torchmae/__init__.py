@@ -39,7 +39,7 @@ PLACES = {
 }
 FUNCTIONS = (
     *("pretrain", "finetune", "probe", "knn", "partial", "compare", "evaluate", "predict"),
-    *("reconstruct", "embed", "pack", "import_", "export", "bench"),
+    *("reconstruct", "embed", "verify", "pack", "import_", "export", "bench"),
 )
 __all__ = ["RunError", "UserError", "__version__", "presets", *FUNCTIONS, *PLACES]
 

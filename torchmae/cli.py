@@ -13,7 +13,7 @@ from itertools import pairwise
 from torchmae.errors import RunError, UserError, choose
 from torchmae.settings.options import options_of
 from torchmae.settings.parser import parse
-from torchmae.verbs import VERBS, load
+from torchmae.verbs import VERBS, load, start
 from torchmae.version import __version__
 
 EXAMPLES = """examples:
@@ -139,10 +139,8 @@ def run_verb(verb: str, words: Sequence[str]) -> None:
     if plugins and "plugin" not in options_of(settings):
         words = without_plugin(words)  # a plugin's own verb need not have the flag
     config = parse(settings, verb, words, PRESETS.get(verb, {}))
-    from torchmae.plugins import prepare
-
     show_messages()
-    load(entry.run)(prepare(config))
+    start(entry, config)
 
 
 def plugins_in(words: Sequence[str]) -> list[str]:

@@ -82,6 +82,22 @@ def publish(partial: Path, path: Path) -> None:
     sync(path.parent)
 
 
+def copy(source: Path, target: Path) -> None:
+    """Copies a file into one of its own: a write into one never changes the other.
+
+    File systems that can (btrfs, XFS, ...) share the blocks until then, at no cost in space.
+    """
+    with source.open("rb") as old, target.open("wb") as new:
+        left = os.fstat(old.fileno()).st_size
+        try:
+            while left and (count := os.copy_file_range(old.fileno(), new.fileno(), left)):
+                left -= count
+        except (AttributeError, OSError):  # not Linux; another file system; or a full disk
+            left = max(left, 1)
+    if left:
+        shutil.copyfile(source, target)
+
+
 def sync(path: Path) -> None:
     """Waits until a file, or a folder's list of names, is on the disk."""
     handle = os.open(path, os.O_RDONLY)

@@ -6,6 +6,8 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+NOT_FINITE = 65  # exit code of a training whose loss or weights are not finite
+
 
 class UserError(ValueError):
     """The input is wrong. The message says what is wrong, what is allowed and what to do."""

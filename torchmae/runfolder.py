@@ -3,6 +3,7 @@
     config.json            the settings, the identity of the data, how to build the model
     model.safetensors      the newest weights
     best.safetensors       mae finetune: the weights of the epoch with the best validation
+    manifest.json          size and SHA-256 of these three, which every later verb compares
     last.json, best.json   mae finetune: the scores of the last and of the best validation
     state/step-00001200/   a checkpoint (train/checkpoint.py owns what is in it)
     log.jsonl, curves.png  how training went
@@ -23,9 +24,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from torchmae import manifest
 from torchmae.disk import write_text
 from torchmae.errors import UserError
-from torchmae.version import __version__, commit
+from torchmae.version import __version__, commit, versions
 
 CONFIG = "config.json"
 MODEL = "model.safetensors"
@@ -40,6 +42,7 @@ PICTURES = "pictures"
 RESULTS = "results.json"
 CONFUSION = "confusion.png"
 LOCK = ".lock"
+LISTED = (CONFIG, MODEL, BEST_MODEL)  # in the manifest: what the models of later verbs depend on
 
 
 @runtime_checkable
@@ -60,7 +63,7 @@ def prepare(out: Path, data: str) -> bool:
     pictures would be trained on next time.
 
     Returns:
-        Whether there is a checkpoint to resume from.
+        Whether there are checkpoints to resume from, good or damaged.
 
     Raises:
         UserError: `out` is inside the data, is a file, holds other things, cannot be made, or has
@@ -76,7 +79,9 @@ def prepare(out: Path, data: str) -> bool:
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file: name a folder")
     if out.is_dir() and not (out / CONFIG).exists():
-        ours = (LOCK, BAD_FILES, f".{CONFIG}.partial")  # left by a start that failed early
+        # Left by a start that failed early.
+        ours = {LOCK, BAD_FILES, manifest.MANIFEST}
+        ours |= {f".{name}.partial" for name in (CONFIG, manifest.MANIFEST)}
         foreign = [p.name for p in out.iterdir() if p.name not in ours]
         if foreign:
             raise UserError(
@@ -146,18 +151,35 @@ def write_config(
         model: what the model's own `config()` returns; its `build` takes it.
     """
     content = {
-        "torchmae": __version__,
+        **versions(),
         "commit": commit(),
         "verb": verb,
         "config": config,
         "data": data,
         "model": model,
     }
-    write_text(out / CONFIG, json.dumps(content, indent=1))
+    partial = out / f".{CONFIG}.partial"
+    partial.write_text(json.dumps(content, indent=1))
+    manifest.publish(out, {CONFIG: partial}, adopt=LISTED)
+
+
+def other_versions(run: Path) -> str | None:
+    """A line where a run began with other versions than these; None where it did not."""
+    began, now = read_config(run), versions()
+    if all(began.get(name, version) == version for name, version in now.items()):
+        return None
+    one, other = (
+        " and ".join(f"{name} {of.get(name, '(unknown)')}" for name in now) for of in (began, now)
+    )
+    return f"{run} began with {one}; now {other}: weights may differ in their last bits"
 
 
 def read_config(run: str | os.PathLike[str]) -> dict[str, Any]:
-    """config.json of a run folder; `UserError` if it is not one."""
+    """config.json of a run folder.
+
+    Raises:
+        UserError: it is no run folder, or config.json is not what was written (see `manifest`).
+    """
     path = Path(run) / CONFIG
     if not path.is_file():
         raise UserError(
@@ -165,7 +187,11 @@ def read_config(run: str | os.PathLike[str]) -> dict[str, Any]:
             "name a folder that mae pretrain, finetune or import made"
         )
     try:
-        config = json.loads(path.read_text())
+        text = manifest.read(Path(run), CONFIG)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    try:
+        config = json.loads(text)
         assert isinstance(config["model"]["encoder"], dict)
     except (ValueError, KeyError, TypeError, AssertionError, OSError) as error:
         raise UserError(
@@ -266,31 +292,41 @@ def checkpoint_folder(run: Path, step: int) -> Path:
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """The folders of finished checkpoints, newest first."""
-    return sorted((run / STATE).glob("step-*"), reverse=True)
+    """The folders of finished checkpoints, newest first; other names beside them are ignored."""
+    found = (run / STATE).glob("step-*")
+    own = [path for path in found if re.fullmatch(r"step-\d{8,}", path.name) and path.is_dir()]
+    return sorted(own, key=step_of, reverse=True)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step of a checkpoint's folder."""
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def last_step(run: Path) -> int:
     """The step of the newest checkpoint, 0 where there is none."""
-    return max((int(folder.name.removeprefix("step-")) for folder in checkpoints(run)), default=0)
+    return max(map(step_of, checkpoints(run)), default=0)
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
     """The lines of log.jsonl."""
-    return read_lines(run / LOG)
+    return [record for record in read_lines(run / LOG) if isinstance(record.get("step"), int)]
 
 
 def read_bad_files(run: Path) -> list[dict[str, str]]:
     """The lines of bad-files.jsonl: "file" and "reason"; none where there is no such file."""
-    return read_lines(run / BAD_FILES)
+    lines = read_lines(run / BAD_FILES)
+    return [line for line in lines if {"file", "reason"} <= line.keys()]
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a .jsonl file; one that a kill truncated is skipped."""
+    """The lines of a .jsonl file; what a kill truncated or a disk damaged is skipped."""
     records = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        with suppress(json.JSONDecodeError):
-            records.append(json.loads(line))
+    for line in path.read_bytes().split(b"\n") if path.exists() else []:
+        with suppress(ValueError, RecursionError):  # JSON's and UTF-8's errors are ValueErrors
+            record = json.loads(line.decode())
+            if isinstance(record, dict):
+                records.append(record)
     return records
 
 
@@ -305,13 +341,14 @@ def note_bad_files(run: Path, files: Iterable[tuple[str, str]]) -> list[str]:
         The names that were not in it before.
     """
     path = run / BAD_FILES
-    known = {entry["file"] for entry in read_lines(path)}
+    known = {entry["file"] for entry in read_bad_files(run)}
     new = {name: reason for name, reason in files if name not in known}
     if new or not path.exists():
-        with path.open("a") as out:
-            out.writelines(
-                json.dumps({"file": name, "reason": reason}) + "\n" for name, reason in new.items()
-            )
+        with path.open("a+b") as out:
+            if out.tell() and (path.read_bytes()[-1:] != b"\n"):
+                out.write(b"\n")  # after a line that a kill truncated
+            for name, reason in new.items():
+                out.write(f"{json.dumps({'file': name, 'reason': reason})}\n".encode())
     return list(new)
 
 

@@ -54,6 +54,30 @@ def test_a_constant_answer_has_the_balanced_accuracy_of_chance() -> None:
     assert found.auc == 0.5
 
 
+def test_calibration_has_15_bins_of_confidence_by_hand() -> None:
+    """Confidences at both sides of edges of 15 bins, in which 10 or 20 bins give another error."""
+    confidence = torch.tensor([0.52, 0.54, 0.58, 0.62, 0.66, 0.68, 0.79, 0.81, 0.99, 1.0])
+    right = torch.tensor([1, 0, 1, 0, 1, 0, 0, 1, 1, 1]).bool()
+    logits = torch.stack([confidence, 1 - confidence], dim=1).clamp(min=1e-30).log()
+    found = scores(logits, (~right).long(), ("a", "b"))
+
+    def error(bins: int) -> float:
+        total = 0.0
+        for low in range(bins):
+            inside = [
+                i for i, c in enumerate(confidence.tolist()) if low == min(int(c * bins), bins - 1)
+            ]
+            if inside:
+                accuracy = sum(bool(right[i]) for i in inside) / len(inside)
+                mean = sum(float(confidence[i]) for i in inside) / len(inside)
+                total += abs(accuracy - mean) * len(inside) / len(confidence)
+        return total
+
+    assert found.calibration_error == pytest.approx(error(15), abs=1e-6)
+    for bins in (10, 14, 16, 20):
+        assert abs(error(bins) - error(15)) > 0.01, bins
+
+
 def test_accuracy_has_its_interval() -> None:
     found = accuracy(torch.tensor([0, 1, 1, 2]), torch.tensor([0, 1, 0, -1]))
     assert found["accuracy"] == 0.5

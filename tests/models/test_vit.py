@@ -428,3 +428,11 @@ def test_named_sizes_build(name):
     with torch.device("meta"):
         encoder = vit.ViT((32, 32), 8, **size_of(name))
         assert encoder(torch.empty(2, 3, 32, 32)).shape == (2, 17, SIZES[name]["embed_dim"])
+
+
+@pytest.mark.parametrize("std", [(0.0, 1.0), (math.nan, 1.0), (math.inf, 1.0), (-1.0, 1.0)])
+def test_statistics_that_cannot_normalise_are_refused(std):
+    with pytest.raises(UserError, match="finite numbers, and std above 0"):
+        ViT((8, 8), 4, 2, embed_dim=16, depth=1, num_heads=2, mean=(0.1, 0.2), std=std)
+    with pytest.raises(UserError, match="finite numbers, and std above 0"):
+        ViT((8, 8), 4, 1, embed_dim=16, depth=1, num_heads=2, mean=(math.nan,), std=(1.0,))

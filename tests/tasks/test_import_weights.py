@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import Block
 from torch import nn
 
+import torchmae
 from torchmae.cli import main
 from torchmae.errors import UserError
 from torchmae.models.heads import trainable
@@ -635,7 +636,8 @@ def test_the_run_folder(tmp_path):
         main(["import", source, "--out", str(out), "--mean", "0", "0", "0", "--std", "1", "1", "1"])
         == 0
     )
-    assert sorted(os.listdir(out)) == ["config.json", "model.safetensors"]
+    assert sorted(os.listdir(out)) == ["config.json", "manifest.json", "model.safetensors"]
+    assert {record["state"] for record in torchmae.verify(out)} == {"OK"}
     assert os.listdir(tmp_path / "deep") == ["run"]
     about = json.loads((out / "config.json").read_text())
     assert (
@@ -746,7 +748,7 @@ def test_weights_that_are_not_numbers(tmp_path):
     weights = vit().state_dict()
     weights["norm.bias"] = torch.full((128,), torch.nan)
     save_file(weights, tmp_path / "w.safetensors")
-    with pytest.raises(UserError, match="tokens of random images are not finite"):
+    with pytest.raises(UserError, match=r"weights of .* are not finite \(norm.bias, 1 of 30"):
         bring(tmp_path / "w.safetensors", tmp_path / "run")
 
 

@@ -265,6 +265,7 @@ def test_grids_without_numbers_of_one_s_own(run: Path) -> None:
 def test_from_scratch_decodes_as_the_run_does(own: Path) -> None:
     config = (own / "config.json").read_text()
     (own / "config.json").write_text(config.replace('"white": 65535', '"white": 4095'))
+    (own / "manifest.json").unlink()
     grid = compare_grid(build(Compare, {"run": str(own), "data": "photos"}))
     assert grid.training("all", "from scratch", 0).decode.white == 4095
 

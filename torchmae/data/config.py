@@ -9,7 +9,14 @@ from typing import ClassVar
 from torchmae.errors import UserError
 from torchmae.runfolder import CONFIG, read_config
 from torchmae.settings.groups import ListingOptions
-from torchmae.settings.options import POSITIVE, check_ranges, flatten, option
+from torchmae.settings.options import (
+    CHANNELS,
+    MEGAPIXELS,
+    WHITE,
+    check_ranges,
+    flatten,
+    option,
+)
 
 
 @dataclass(frozen=True)
@@ -25,17 +32,17 @@ class DecodeOptions:
     GROUP: ClassVar[str] = "data"
 
     max_megapixels: float = option(
-        100.0, "Larger images are refused before they are decoded.", within=POSITIVE
+        100.0, "Larger images are refused before they are decoded.", within=MEGAPIXELS
     )
     white: int = option(
         65535,
         "The value of white in images of more than 8 bits (4095 for 12-bit data).",
-        within=POSITIVE,
+        within=WHITE,
     )
     channels: int | None = option(
         None,
         "3 for colour, 1 for grey.",
-        within=POSITIVE,
+        within=CHANNELS,
         otherwise="what the data has; 3 for image files",
     )
 

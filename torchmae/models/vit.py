@@ -4,6 +4,7 @@
 (paper section 3).
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -274,11 +275,14 @@ class ViT(nn.Module):
     def set_pixel_statistics(
         self, channels: int, mean: tuple[float, ...], std: tuple[float, ...]
     ) -> None:
-        """Sets what `normalize` uses; `UserError` unless there is one value for each channel."""
+        """Sets what `normalize` uses; `UserError` unless there is one value for each channel that
+        pixels can be normalised with."""
         if len(mean) != channels or len(std) != channels:
             raise UserError(
                 f"mean {mean} and std {std} need one value for each of {channels} channels"
             )
+        if not all(math.isfinite(value) for value in (*mean, *std)) or min(std) <= 0:
+            raise UserError(f"mean {mean} and std {std}: finite numbers, and std above 0")
         self.channels = channels
         self.mean = mean
         self.std = std

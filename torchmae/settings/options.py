@@ -38,17 +38,17 @@ class Range(NamedTuple):
         if not math.isfinite(value):
             return "must be a finite number"
         if self.above is not None and not value > self.above:
-            return f"must be more than {self.above:g}"
+            return f"must be more than {self.above:.12g}"
         if self.at_least is not None and not value >= self.at_least:
             return (
                 "must not be negative"
                 if not self.at_least
-                else f"must be at least {self.at_least:g}"
+                else f"must be at least {self.at_least:.12g}"
             )
         if self.below is not None and not value < self.below:
-            return f"must be below {self.below:g}"
+            return f"must be below {self.below:.12g}"
         if self.at_most is not None and not value <= self.at_most:
-            return f"must be at most {self.at_most:g}"
+            return f"must be at most {self.at_most:.12g}"
         return None
 
 
@@ -58,6 +58,20 @@ POSITIVE = Range(above=0)
 NOT_NEGATIVE = Range(at_least=0)
 SHARE = Range(at_least=0, at_most=1)  # 0 and 1 included
 BELOW_ONE = Range(at_least=0, below=1)
+
+# Upper ends: far above what anybody trains with, so that a slip of the keyboard is an answer at
+# once and not a training that ends badly, never logs, or asks for terabytes.
+MINUTES = Range(at_least=0, at_most=525_600)  # a year
+DECAY = Range(at_least=0, at_most=10)
+ALPHA = Range(at_least=0, at_most=100)  # of the beta distribution that mixing draws from
+STEPS = Range(above=0, at_most=100_000)  # between two records, which are kept in memory until then
+EPOCHS = Range(above=0, at_most=100_000)  # 60 times the longest training of the paper
+WIDTH = Range(above=0, at_most=65_536)
+BLOCKS = Range(above=0, at_most=1000)
+CHANNELS = Range(above=0, at_most=4096)
+MEGAPIXELS = Range(above=0, at_most=10_000)  # 30 GB of RGB pixels
+WHITE = Range(above=0, at_most=(1 << 32) - 1)  # integers of 32 bits
+BATCH = Range(above=0, at_most=1 << 20)
 
 
 class Option(NamedTuple):

@@ -14,9 +14,9 @@ from typing import Any, Generic, NamedTuple
 import torch
 from torch import Tensor
 
-from torchmae.errors import RunError
+from torchmae.errors import NOT_FINITE, RunError
 from torchmae.train import optim
-from torchmae.train.checkpoint import Checkpoint, newest, save
+from torchmae.train.checkpoint import COOLER, Checkpoint, newest, save
 from torchmae.train.config import B, BatchStream, Evaluator, Task, TrainConfig, Waitable
 from torchmae.train.distributed import World, gathered
 from torchmae.train.log import Log, peak_memory_mb
@@ -26,7 +26,6 @@ from torchmae.train.watch import LOOK_SECONDS, Heard, Interrupted, watching
 logger = logging.getLogger(__name__)
 
 MAX_BAD_STEPS = 5  # steps in a row with a loss that is not finite, after which a run stops
-BROKEN_LOSS = 65  # its exit code then
 STALL_SECONDS = 30.0  # without a batch in some process, after which all save
 SLOW_READINGS = 3  # log records in a row with much waiting for data, before advice is logged
 
@@ -52,6 +51,7 @@ def fit(
     Raises:
         RunError: with exit code 65 when the loss stays not finite, 1 when memory or disk do not
             suffice, 128 + its number when a signal came (the step is finished and saved first).
+        UserError: there are checkpoints, and all are damaged.
     """
     task.to(world.device)
     saved = world.on_main(lambda: newest(run))
@@ -62,7 +62,7 @@ def fit(
     trainer = Trainer(task, world, plan)
     if saved:
         trainer.load(saved.model, saved.optimizer, saved.metadata)
-    meter = Meter(start, batches.batch_size)
+    meter = Meter(start, batches.batch_size, saved.metadata.get("meter") if saved else None)
     agenda = Agenda(plan, world)
     task.train()
     with (
@@ -123,7 +123,7 @@ class Session(Generic[B]):
         if done == self.saved:
             return
         self.heard.doing = f"saving at step {done}"
-        save_checkpoint(self.trainer, done, self.log.run)
+        save_checkpoint(self.trainer, done, self.log.run, self.meter)
         self.saved = done
         self.agenda.saved_at = self.meter.restart()
         if self.heard.save:
@@ -209,9 +209,11 @@ class Session(Generic[B]):
         return []
 
 
-def save_checkpoint(trainer: Trainer[B], done: int, run: Path) -> None:
+def save_checkpoint(trainer: Trainer[B], done: int, run: Path, meter: "Meter") -> None:
     """Gathers the state from all processes; the main one writes it."""
-    checkpoint = Checkpoint(done, *trainer.state())
+    weights, optimizer_state, metadata = trainer.state()
+    metadata["meter"] = meter.state()
+    checkpoint = Checkpoint(done, weights, optimizer_state, metadata)
     trainer.world.on_main(lambda: save(run, checkpoint))
 
 
@@ -221,7 +223,8 @@ def log_progress(
     """Logs the steps since the last record, and what is wrong with them.
 
     Raises:
-        RunError: the loss was not finite for `MAX_BAD_STEPS` steps in a row.
+        RunError: the loss was not finite for `MAX_BAD_STEPS` steps in a row, or at the end of the
+            training in the last step, or no step since the last record was.
     """
     world = trainer.world
     with torch.no_grad():
@@ -237,12 +240,15 @@ def log_progress(
         )
     if bad:
         log.say(f"loss or gradient not finite, step not applied: {', '.join(map(str, bad))}")
-    if meter.bad_in_a_row >= MAX_BAD_STEPS:
+    ends_badly = meter.step == log.plan.steps and (
+        record["loss"] is None or not math.isfinite(meter.last_loss)
+    )
+    if meter.bad_in_a_row >= MAX_BAD_STEPS or ends_badly:
         raise RunError(
             f"the loss was not finite for {meter.bad_in_a_row} steps in a row, up to step "
-            f"{meter.step}. None was applied; the last checkpoint in {log.run} is good. "
-            "With a new --out, try a lower --base-lr, --clip-grad 1 or --precision fp32.",
-            BROKEN_LOSS,
+            f"{meter.step}. None was applied; checkpoints in {log.run}, if there are any, are "
+            f"good. {COOLER}",
+            NOT_FINITE,
         )
     return record
 
@@ -326,15 +332,26 @@ class Meter:
     Attributes:
         step: up to which step records were read.
         bad_in_a_row: the last steps that were not finite, without a good one between them.
+        last_loss: of the last step that was read.
+
+    Args:
+        step: steps done before.
+        batch_size: images of a step.
+        saved: what `state` returned at that step, so that the next record is as if nothing had
+            been interrupted.
     """
 
-    def __init__(self, step: int, batch_size: int):
-        self.step = step
+    def __init__(self, step: int, batch_size: int, saved: dict[str, Any] | None = None):
+        saved = saved or {"unlogged": [], "bad_in_a_row": 0}
+        unlogged = saved["unlogged"]
+        self.step = step - len(unlogged)
         self.batch_size = batch_size
-        self.bad_in_a_row = 0
+        self.bad_in_a_row = saved["bad_in_a_row"]
         self.slow_in_a_row = 0
         self.advised = False
-        self.values: list[Tensor] = []
+        self.last_loss = 0.0
+        nan = math.nan
+        self.values = [torch.tensor([nan if x is None else x for x in pair]) for pair in unlogged]
         self.restart()
 
     def restart(self) -> float:
@@ -360,11 +377,12 @@ class Meter:
 
         Steps are 1-based here, as in the log. The loss is the mean over the finite steps.
         """
-        values = torch.stack(self.values).tolist()  # the only place where the host waits
+        values = self.pairs()
         seconds = time.monotonic() - self.began
         finite = [math.isfinite(sum(pair)) for pair in values]
         for good in finite:
             self.bad_in_a_row = 0 if good else self.bad_in_a_row + 1
+        self.last_loss = values[-1][0]
         bad = [self.step + 1 + i for i, good in enumerate(finite) if not good]
         losses = [loss for (loss, _), good in zip(values, finite) if good]
         self.step += len(values)
@@ -381,6 +399,19 @@ class Meter:
         self.values = []
         self.restart()
         return record, bad
+
+    def pairs(self) -> list[list[float]]:
+        """Loss and gradient norm of the steps since the last record; the host waits for them."""
+        if not self.values:
+            return []
+        device = self.values[-1].device
+        pairs: list[list[float]] = torch.stack([v.to(device) for v in self.values]).tolist()
+        return pairs
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint: the steps that no record holds yet (None: not finite), and a streak."""
+        pairs = [[x if math.isfinite(x) else None for x in pair] for pair in self.pairs()]
+        return {"unlogged": pairs, "bad_in_a_row": self.bad_in_a_row}
 
     def is_slow(self) -> bool:
         """True once: after three records in a row with over 10 % of the time spent waiting."""

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from torchmae.settings.groups import VERIFY
 from torchmae.settings.options import REQUIRED, argument, option
 
 
@@ -27,6 +28,7 @@ class Export:
         otherwise="those of the run; may be repeated",
         repeated=True,
     )
+    verify: bool = option(True, VERIFY)
     only: str | None = option(None, "encoder: without the decoder or the head.", metavar="PART")
     with_preprocessing: bool = option(
         False,

@@ -21,10 +21,14 @@ from torchmae.settings.groups import (
     SplitOptions,
 )
 from torchmae.settings.options import (
+    ALPHA,
     BELOW_ONE,
+    CHANNELS,
+    DECAY,
+    EPOCHS,
     NOT_NEGATIVE,
-    POSITIVE,
     SHARE,
+    WIDTH,
     Range,
     argument,
     check_ranges,
@@ -45,7 +49,7 @@ class FinetuneDecodeOptions(RunDecodeOptions):
         "What the classifier takes, where run and data differ: grey and colour images are "
         "converted to it, the "
         "run's patch weights adapted.",
-        within=POSITIVE,
+        within=CHANNELS,
         otherwise="the run's; from scratch the data's",
     )
 
@@ -99,9 +103,7 @@ class ClassifierOptions:
         metavar="RULE",
         otherwise="the run's, which is timm unless it was set before",
     )
-    patch_size: int | None = option(
-        None, "From scratch: side of a patch in pixels.", within=POSITIVE
-    )
+    patch_size: int | None = option(None, "From scratch: side of a patch in pixels.", within=WIDTH)
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ class FinetuneOptimOptions(OptimOptions):
     optimizer: str | None = option(None, "adamw, sgd or lars.")
     lr_scale: float = hidden(1.0)  # times the learning rate that is chosen: a trial of mae compare
     min_lr: float = option(1e-6, "Learning rate at the end.", within=NOT_NEGATIVE)
-    weight_decay: float | None = option(None, "On all but 1-D parameters.", within=NOT_NEGATIVE)
+    weight_decay: float | None = option(None, "On all but 1-D parameters.", within=DECAY)
     layer_decay: float | None = option(
         None,
         "Each layer's learning rate is this times the next one's.",
@@ -124,7 +126,7 @@ class FinetuneOptimOptions(OptimOptions):
         "kept; 0: off.",
         within=BELOW_ONE,
     )
-    validate_epochs: float | None = option(None, "Epochs between two validations.", within=POSITIVE)
+    validate_epochs: float | None = option(None, "Epochs between two validations.", within=EPOCHS)
 
 
 @dataclass(frozen=True)
@@ -160,8 +162,8 @@ class RegularizationOptions:
         None, "Magnitude of RandAugment, 0 (off) to 10.", within=Range(at_least=0, at_most=10)
     )
     random_erasing: float | None = option(None, "Probability of random erasing.", within=SHARE)
-    mixup: float | None = option(None, "Mixup's alpha; 0: off.", within=NOT_NEGATIVE)
-    cutmix: float | None = option(None, "CutMix's alpha; 0: off.", within=NOT_NEGATIVE)
+    mixup: float | None = option(None, "Mixup's alpha; 0: off.", within=ALPHA)
+    cutmix: float | None = option(None, "CutMix's alpha; 0: off.", within=ALPHA)
     label_smoothing: float | None = option(None, "Label smoothing.", within=BELOW_ONE)
 
 

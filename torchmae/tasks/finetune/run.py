@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from torchmae import runfolder
+from torchmae import manifest, runfolder
 from torchmae.data.augment import StrongAugment
 from torchmae.data.cache.choose import with_cache
 from torchmae.data.config import DecodeOptions, Listing, decode_as_run, listing_as_run
@@ -37,7 +37,7 @@ from torchmae.tasks.finetune.plan import describe, summary, train_config
 from torchmae.tasks.finetune.start import build_classifier, channels_of, untrained
 from torchmae.tasks.finetune.task import ClassifyTask
 from torchmae.tasks.finetune.validation import MEASURED, Validation
-from torchmae.train.checkpoint import lock
+from torchmae.train.checkpoint import lock, verified
 from torchmae.train.distributed import World, machine_facts, start
 from torchmae.train.loop import finished_line, fit
 from torchmae.train.optim import can_lengthen
@@ -71,6 +71,8 @@ def run(config: Finetune, quiet: bool = False) -> Path:
         data = open_sets(config, out, listing)
         resuming = world.on_main(lambda: runfolder.prepare(out, config.source.data))
         world.on_main(lambda: stack.enter_context(lock(out)))
+        if resuming:  # before a model is built: one of the checkpoints has to be good
+            world.on_main(lambda: verified(out))
         prepare = resumed if resuming else begun
         return train(prepare(config, data, out, world), out, world, quiet)
 
@@ -140,6 +142,9 @@ def resumed(config: Finetune, data: LabelledSets, out: Path, world: World) -> Jo
         world.on_main(
             lambda: runfolder.write_config(out, "finetune", settings, identity, described)
         )
+    other = runfolder.other_versions(out)
+    if other is not None and done < plan.steps and world.is_main:
+        logger.warning(other)
     settings["cache"] = config.runtime.cache  # machines differ, and it decides nothing
     resolved = build(ResolvedFinetune, settings)
     data = data.with_decode(decode_options(resolved))
@@ -204,8 +209,7 @@ def begun(config: Finetune, data: LabelledSets, out: Path, world: World) -> Job:
 def forget(out: Path) -> None:
     """Removes what an earlier start of other settings, which reached no checkpoint, may have
     measured."""
-    for name in MEASURED:
-        (out / name).unlink(missing_ok=True)
+    manifest.forget(out, MEASURED)
 
 
 def make_batches(

@@ -19,8 +19,10 @@ from torchmae.settings.groups import (
     SourceOptions,
 )
 from torchmae.settings.options import (
-    NOT_NEGATIVE,
-    POSITIVE,
+    BLOCKS,
+    DECAY,
+    MINUTES,
+    WIDTH,
     Range,
     check_ranges,
     option,
@@ -39,26 +41,28 @@ class ModelOptions:
         None, "Side in pixels, or HEIGHTxWIDTH such as 192x256.", metavar="SIZE"
     )
     patch_size: int | None = option(
-        None, "Side of a patch in pixels; divides the image size.", within=POSITIVE
+        None, "Side of a patch in pixels; divides the image size.", within=WIDTH
     )
-    registers: int = option(0, "Register tokens of the encoder.", within=NOT_NEGATIVE)
+    registers: int = option(
+        0, "Register tokens of the encoder.", within=Range(at_least=0, at_most=1024)
+    )
     decoder: str = option(
         "transformer", "transformer, or linear (no block: a lower bound).", metavar="KIND"
     )
     decoder_dim: int | None = option(
         None,
         "Width of the decoder.",
-        within=POSITIVE,
+        within=WIDTH,
         otherwise="512 from vit_base on, 256 and 128 below",
     )
     decoder_depth: int | None = option(
         None,
         "Blocks of the decoder.",
-        within=POSITIVE,
+        within=BLOCKS,
         otherwise="8 from vit_base on, 4 and 2 below",
     )
     decoder_heads: int | None = option(
-        None, "Heads of the decoder.", within=POSITIVE, otherwise="of 32 dimensions each"
+        None, "Heads of the decoder.", within=WIDTH, otherwise="of 32 dimensions each"
     )
     normalize: str | None = option(
         None,
@@ -104,7 +108,7 @@ class MaskingOptions:
 class PretrainOptimOptions(OptimOptions):
     """Of AdamW with betas 0.9 and 0.95 (paper, appendix Table 8)."""
 
-    weight_decay: float = option(0.05, "AdamW's, on all but 1-D parameters.", within=NOT_NEGATIVE)
+    weight_decay: float = option(0.05, "AdamW's, on all but 1-D parameters.", within=DECAY)
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,7 @@ class PretrainOutputOptions(OutputOptions):
         metavar="FOLDER",
         otherwise="runs/NAME-OF-DATA",
     )
-    picture_minutes: float = option(3.0, "Minutes between two pictures.", within=NOT_NEGATIVE)
+    picture_minutes: float = option(3.0, "Minutes between two pictures.", within=MINUTES)
 
 
 def model_size(facts: Facts, values: Mapping[str, Any]) -> Choice:

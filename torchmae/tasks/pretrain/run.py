@@ -25,7 +25,7 @@ from torchmae.tasks.pretrain.job import Job
 from torchmae.tasks.pretrain.pictures import Pictures
 from torchmae.tasks.pretrain.plan import describe, summary, train_config
 from torchmae.tasks.pretrain.start import build_model, check_names, fit_target, init_from_run
-from torchmae.train.checkpoint import lock
+from torchmae.train.checkpoint import lock, verified
 from torchmae.train.distributed import World, machine_facts, start
 from torchmae.train.loop import finished_line, fit
 from torchmae.train.optim import can_lengthen
@@ -49,6 +49,8 @@ def run(config: Pretrain) -> Path:
         config, source = open_data(config, out)
         resuming = world.on_main(lambda: runfolder.prepare(out, data))
         world.on_main(lambda: stack.enter_context(lock(out)))
+        if resuming:  # before a model is built: one of the checkpoints has to be good
+            world.on_main(lambda: verified(out))
         prepare = resumed if resuming else begun
         return train(prepare(config, source, out, world), out, world)
 
@@ -101,6 +103,9 @@ def resumed(config: Pretrain, source: Source, out: Path, world: World) -> Job:
         world.on_main(
             lambda: runfolder.write_config(out, "pretrain", settings, identity, described)
         )
+    other = runfolder.other_versions(out)
+    if other is not None and done < plan.steps and world.is_main:
+        logger.warning(other)
     settings["cache"] = config.runtime.cache  # machines differ, and it decides nothing
     resolved = build(ResolvedPretrain, settings)
     batches = make_batches(resolved, with_decode(source, resolved.decode), world)

@@ -15,6 +15,9 @@ from torchmae.settings.groups import (
     SplitOptions,
 )
 from torchmae.settings.options import (
+    BATCH,
+    EPOCHS,
+    NOT_NEGATIVE,
     POSITIVE,
     Range,
     argument,
@@ -37,19 +40,19 @@ class TrainedProbeOptions(LabelledCropOptions):
     epochs: float | None = option(
         None,
         "Passes over the labelled images.",
-        within=POSITIVE,
+        within=EPOCHS,
         otherwise="as mae finetune --train head",
     )
     batch_size: int | None = option(
         None,
         "Images per optimizer step, over all processes.",
-        within=POSITIVE,
+        within=BATCH,
         otherwise="by the number of images",
     )
     base_lr: float | None = option(
         None,
         "Learning rate for 256 images a step.",
-        within=Range(at_least=0),
+        within=NOT_NEGATIVE,
         otherwise="1 for sgd, the paper's 0.1 for lars",
     )
     optimizer: str | None = option(

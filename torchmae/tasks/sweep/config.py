@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from torchmae.errors import UserError
-from torchmae.settings.groups import MOST_EPOCHS, SplitOptions
-from torchmae.settings.options import POSITIVE, Range, argument, hidden, option
+from torchmae.settings.groups import SplitOptions
+from torchmae.settings.options import EPOCHS, POSITIVE, Range, argument, hidden, option
 from torchmae.tasks.finetune.config import (
     ClassifierOptions,
     Finetune,
@@ -107,7 +107,7 @@ class PartialOptimOptions(FinetuneOptimOptions):
         "Passes over the labelled images. Several: each is tried, and the best of each part is "
         "shown (the paper: "
         "50 100 200).",
-        within=Range(above=0, at_most=MOST_EPOCHS),
+        within=EPOCHS,
         otherwise="as mae finetune",
     )
     minutes: float | None = hidden(None)
