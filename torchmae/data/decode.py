@@ -12,6 +12,7 @@
 | animated or with several pages   | the first frame                                              |
 | EXIF orientation 1 to 8          | applied; damaged EXIF counts as none                         |
 | empty, truncated, damaged, large | refused; too large is known from the header, before decoding |
+| a file of many bytes             | refused before it is read: see `max_bytes`                   |
 """
 
 import io
@@ -85,6 +86,26 @@ def _formats() -> list[str]:
     return [
         name for name in SAFE_FORMATS if name in Image.OPEN
     ]  # MPO is opened as JPEG; AVIF may not be built in
+
+
+# A pixel of any format has at most 8 bytes (four channels of 16 bits); the rest of a file is
+# metadata, thumbnails and further pages.
+PIXEL_BYTES, OTHER_BYTES = 8, 64 * 10**6
+
+
+def max_bytes(options: DecodeOptions) -> int:
+    """The size in bytes of the largest file that is read."""
+    return int(options.max_megapixels * 1e6) * PIXEL_BYTES + OTHER_BYTES
+
+
+def check_bytes(size: int, options: DecodeOptions) -> None:
+    """Raises `BadImage` for a file of more than `max_bytes`, before it is read."""
+    most = max_bytes(options)
+    if size > most:
+        raise BadImage(
+            f"{size / 1e6:,.0f} MB, more than the {most / 1e6:,.0f} MB that an image of "
+            f"{options.max_megapixels:g} megapixels can need (--max-megapixels)"
+        )
 
 
 def image_extensions() -> frozenset[str]:

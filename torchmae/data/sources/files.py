@@ -23,6 +23,7 @@ from torchmae.data.sources.source import (
     copied,
     digest,
     digest_of,
+    read_file,
     suffix_of,
     time_of,
 )
@@ -81,8 +82,7 @@ class Files(Source):
         )
 
     def read(self, i: int) -> bytes:
-        with open(os.path.join(self.root, self.names[i]), "rb") as file:
-            return file.read()
+        return read_file(os.path.join(self.root, self.names[i]), self.decode)
 
     def fingerprint(self) -> str:
         return digest(self.names, self.sizes)

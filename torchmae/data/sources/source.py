@@ -7,12 +7,13 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple, Protocol, TypeVar, overload, runtime_checkable
+from typing import IO, Any, NamedTuple, Protocol, TypeVar, overload, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
 
 from torchmae.data.config import DecodeOptions
+from torchmae.data.decode import BadImage, check_bytes
 from torchmae.errors import choose
 
 Pixels = UInt8[np.ndarray, "H W C"]
@@ -68,7 +69,7 @@ class Source(Protocol):
 
         Raises:
             OSError: it cannot be read.
-            BadImage: it is damaged.
+            BadImage: it is damaged, or larger than any image of `max_megapixels` needs to be.
         """
 
     def fingerprint(self) -> str:
@@ -82,6 +83,23 @@ class Source(Protocol):
 
         It is made of sizes and times of the files at opening.
         """
+
+
+def read_file(path: str | bytes | os.PathLike[str], options: DecodeOptions) -> bytes:
+    """The bytes of an image file.
+
+    Raises:
+        OSError: it cannot be read.
+        BadImage: it is larger than any image of `max_megapixels` needs to be; nothing is read then.
+    """
+    with open(path, "rb") as file:
+        return read_whole(file, os.fstat(file.fileno()).st_size, options)
+
+
+def read_whole(file: IO[bytes], size: int, options: DecodeOptions) -> bytes:
+    """What is left of an open image file of `size` bytes; `BadImage` as for `read_file`."""
+    check_bytes(size, options)
+    return file.read()
 
 
 class SourceWrapper(Source):
@@ -253,7 +271,11 @@ def sampled(source: Source, *facts: Any, count: int = 64) -> str:
     """A digest of `facts`, the length, and the content of `count` evenly spaced images."""
     sums = []
     for i in np.unique(np.linspace(0, len(source) - 1, count).astype(int)):
-        item = source.read(int(i))
+        try:
+            item = source.read(int(i))
+        except (BadImage, OSError):  # it counts as it is: the scan will name it
+            sums.append((None, -1))
+            continue
         sums.append(
             (
                 getattr(item, "shape", None),

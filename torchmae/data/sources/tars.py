@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from torchmae.data.decode import BadImage, image_extensions
+from torchmae.data.decode import BadImage, check_bytes, image_extensions
 from torchmae.data.sources.source import (
     BadFile,
     Source,
@@ -105,6 +105,7 @@ class Tars(Source):
 
     def read(self, i: int) -> bytes:
         shard, offset, size = self.places[i].tolist()
+        check_bytes(size, self.decode)
         handle = self.handles.get(shard)
         if handle is None:
             while len(self.handles) >= self.most_open:
