@@ -227,6 +227,11 @@ def read_pixels(source: Source, index: int) -> Pixels:
         data = source.read(index)
     except OSError as error:
         raise BadImage(error.strerror or str(error)) from error
+    return to_pixels(source, data)
+
+
+def to_pixels(source: Source, data: bytes | UInt8[np.ndarray, "H W K"]) -> Pixels:
+    """What a source has read, as `read_pixels` returns it."""
     if isinstance(data, bytes) or not data.size or data.shape[2] != source.channels:
         return decode(data, replace(source.decode, channels=source.channels))
     pixels = data.view()  # the crop is a copy

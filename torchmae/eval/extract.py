@@ -1,5 +1,6 @@
 """Features and logits of all readable images of a source."""
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,12 +16,15 @@ from torchmae.data.decode import BadImage
 from torchmae.data.loader import read_pixels, start_worker
 from torchmae.data.sources.source import BadFile, Source, with_decode
 from torchmae.data.transforms import CenterCropResize
+from torchmae.data.view import glance, view_notes
 from torchmae.errors import UserError, choose
 from torchmae.models.encoders import Backbone
 from torchmae.models.heads import Classifier
 from torchmae.runfolder import read_config
 from torchmae.settings.defaults import workers_for
 from torchmae.train.distributed import available_cores
+
+logger = logging.getLogger(__name__)
 
 # Tokens [B, prefix + N, D], behind `prefix` tokens that are no patches, to features.
 POOLS: dict[str, Callable[[Tensor, int], Tensor]] = {
@@ -118,6 +122,14 @@ def collect(
             f"the first: {bad[0].name}: {bad[0].reason}"
         )
     return ids, [torch.cat(made) for made in rows], bad
+
+
+def say_view(source: Source, run: str | os.PathLike[str]) -> None:
+    """Says, before anything is computed, what of the images the centre crop of `collect` loses."""
+    stored = read_config(run)
+    size = tuple(stored["model"]["encoder"]["image_size"])
+    for note in view_notes(glance(source), size, stored["config"].get("crop_pct", 1.0)):
+        logger.info(f"note: {note}")
 
 
 def features_of(encoder: Backbone, layer: int | None, pool: str, device: torch.device) -> Function:

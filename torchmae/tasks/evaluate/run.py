@@ -11,7 +11,7 @@ from torchmae.data.config import decode_as_run, listing_as_run
 from torchmae.data.labels import labelled, open_pair
 from torchmae.errors import UserError
 from torchmae.eval.classification import Scores, scores
-from torchmae.eval.extract import collect, logits_of
+from torchmae.eval.extract import collect, logits_of, say_view
 from torchmae.models.weights import load_classifier
 from torchmae.report.confusion import draw_confusion
 from torchmae.runfolder import CONFUSION, add_result, read_config
@@ -53,6 +53,7 @@ def run(config: Evaluate) -> dict[str, Any]:
             f"{len(number)}: {', '.join(model.classes[:5])}, ...; "
             "name the pairs in a JSON file for --class-map"
         )
+    say_view(images, config.run)
     ids, (logits,), bad = collect(
         images, model.encoder, config.run, [logits_of(model, device)], device
     )

@@ -13,6 +13,7 @@ from torchmae.data.suspicious import notes
 from torchmae.errors import UserError
 from torchmae.eval.baselines import baseline_features
 from torchmae.eval.classification import accuracy
+from torchmae.eval.extract import say_view
 from torchmae.eval.knn import knn
 from torchmae.report.tables import accuracy_line
 from torchmae.runfolder import add_result
@@ -45,6 +46,7 @@ def run(config: Knn) -> dict[str, Any]:
         raise UserError(
             f"k-NN needs at least two classes with labels, {config.source.data} has {len(classes)}"
         )
+    say_view(train_images, config.run)
     train_ids, train, train_bad = extract(train_images)
     test_ids, test, test_bad = extract(test_images)
     for name, reason in [*train_bad, *test_bad]:

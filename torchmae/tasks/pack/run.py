@@ -48,6 +48,7 @@ from torchmae.data.sources.packed import (
 from torchmae.data.sources.source import Source, suffix_of
 from torchmae.data.sources.tars import Tars
 from torchmae.data.transforms import Crop, Pixels, resized_crop
+from torchmae.data.view import glance, pages_note
 from torchmae.disk import write_text
 from torchmae.errors import RunError, UserError
 from torchmae.runfolder import identity
@@ -100,6 +101,9 @@ def run(config: Pack) -> Path:
     try:
         with only_process(out):
             begin(out, header)
+            seen = glance(source)
+            if seen.stacks:
+                logger.info(f"note: {pages_note(seen)}")
             done, fresh = write_shards(source, config, out)
             text = finish(source, config, out, done, header)
             shutil.rmtree(out / PROGRESS, ignore_errors=True)

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torchmae.data.config import decode_as_run, listing_as_run
 from torchmae.data.sources import open_source
 from torchmae.data.sources.source import distinct
-from torchmae.eval.extract import collect, logits_of
+from torchmae.eval.extract import collect, logits_of, say_view
 from torchmae.models.weights import load_classifier
 from torchmae.report.tables import Column, check_table, write_table
 from torchmae.settings.options import check_ranges
@@ -34,6 +34,7 @@ def run(config: Predict) -> Path:
     )
     if source.left_out:
         logger.info(source.left_out)
+    say_view(source, config.run)
     ids, (logits,), bad = collect(
         source, model.encoder, config.run, [logits_of(model, device)], device
     )

@@ -9,6 +9,7 @@ from torchmae.data.labels import groups_of, labelled_sets
 from torchmae.data.suspicious import notes
 from torchmae.errors import UserError
 from torchmae.eval.baselines import baseline_features
+from torchmae.eval.extract import say_view
 from torchmae.eval.logistic import STRENGTHS, linear_probe
 from torchmae.report.tables import accuracy_line
 from torchmae.runfolder import add_result
@@ -53,6 +54,7 @@ def regress(config: Probe) -> dict[str, Any]:
     )
     for line in notes(sets.train, sets.val, [sets.classes[i] for i in sets.train_labels]):
         logger.info(f"note: {line}")
+    say_view(sets.train, config.run)
     train_ids, train, train_bad = extract(sets.train)
     for name, reason in train_bad:
         logger.info(f"skipped: {name}: {reason}")
