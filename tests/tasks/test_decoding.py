@@ -2,6 +2,8 @@
 otherwise."""
 
 import json
+import logging
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -76,3 +78,33 @@ def test_a_run_that_was_fine_tuned_is_resumed_with_what_it_was_decoded_with(plac
     assert torchmae.finetune(place / "run", place / "scans", **options).path == first.path
     with pytest.raises(UserError, match="white was 4095, is 65535"):
         torchmae.finetune(place / "run", place / "scans", white=65535, **options)
+
+
+def test_what_a_model_does_not_see_is_said_before_it_computes(run, classifier, tmp_path, caplog):
+    """Of an image of 96 x 400 a centre crop saw 24 %, of a stack one page, without a word."""
+    draw = np.random.default_rng(0)
+    for name in "ab":
+        (tmp_path / "wide" / name).mkdir(parents=True)
+        for i in range(6):
+            pages = [Image.fromarray(x) for x in draw.integers(0, 255, (2, 96, 400), np.uint8)]
+            pages[0].save(tmp_path / f"wide/{name}/{i}.tif", save_all=i == 0, append_images=pages)
+    wide = tmp_path / "wide"
+    val = shutil.copytree(wide, tmp_path / "val")
+    places = dict(device="cpu")
+    verbs = {
+        "embed": lambda: torchmae.embed(run, wide, out=tmp_path / "f.npz", **places),
+        "knn": lambda: torchmae.knn(run, wide, k=1, val=val, **places),
+        "probe": lambda: torchmae.probe(run, wide, fast=True, val=val, **places),
+        "predict": lambda: torchmae.predict(classifier, wide, out=tmp_path / "p.csv", **places),
+        "finetune": lambda: torchmae.finetune(run, wide, val=val, out=tmp_path / "t", **QUICK),
+        "pretrain": lambda: torchmae.pretrain(wide, out=tmp_path / "r", epochs=1, **SMALL),
+        "pack": lambda: torchmae.pack(wide, out=tmp_path / "p", size=32),
+    }
+    for verb, call in verbs.items():
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "torchmae"):
+            call()
+        text = caplog.text
+        assert text.count("2 of 12 files have more than one page") == 1, verb
+        crops = verb not in ("pretrain", "pack")
+        assert text.count("the centre crop shows little of 12 of 12 images: 24%") == crops, verb
