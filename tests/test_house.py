@@ -44,15 +44,15 @@ MODELS = "sizes patches masking mixing targets vit encoders decoders mae heads p
 # Lines of code: without comments, docstrings and blank lines. "root" is the files beside the rooms.
 FILE_LINES, FUNCTION_LINES, FILES_PER_FOLDER = 600, 60, 10
 ROOM_LINES = {
-    "root": 650,
+    "root": 730,
     "settings": 790,
     "models": 1100,
-    "data": 3330,
+    "data": 3620,
     "train": 1020,
     "eval": 400,
-    "report": 400,
+    "report": 430,
     "interop": 1170,
-    "tasks": 3260,
+    "tasks": 3340,
     "presets": 150,
     "benchmarks": 1250,
 }
