@@ -63,6 +63,7 @@ WHOLE_PROGRAM = {
     "test_docs",
     "test_examples",
     "test_extending",
+    "test_hostile",
     "test_house",
     "test_listing",
     "test_mistakes",

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from itertools import pairwise
 
-from torchmae.errors import RunError, UserError, choose
+from torchmae.errors import RunError, UserError, choose, printable
 from torchmae.settings.options import options_of
 from torchmae.settings.parser import parse
 from torchmae.verbs import VERBS, load
@@ -32,7 +32,7 @@ class ConsoleHandler(logging.Handler):
         from tqdm import tqdm
 
         prefix = "warning: " if record.levelno >= logging.WARNING else ""
-        tqdm.write(prefix + record.getMessage(), file=sys.stdout)
+        tqdm.write(prefix + printable(record.getMessage(), keep="\n"), file=sys.stdout)
         sys.stdout.flush()
 
 
@@ -140,13 +140,13 @@ def report(error: Exception) -> int:
     A user's mistake is the same in every process, so the first one alone prints it.
     """
     if not isinstance(error, UserError | RunError):
-        print(
-            f"mae: failed: {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr
-        )
+        failed = printable(f"{type(error).__name__}: {error}")
+        print(f"mae: failed: {failed} (--debug shows where)", file=sys.stderr)
         return 1
     rank = int(os.environ.get("RANK", "0"))
     if rank == 0 or isinstance(error, RunError):
         text = str(error).strip()  # a loading process hands its error on with a traceback around it
         text = text.splitlines()[-1] if "DataLoader worker" in text else text
+        text = printable(text)
         print(f"mae: {f'process {rank}: ' if rank else ''}{text}", file=sys.stderr)
     return error.exit_code

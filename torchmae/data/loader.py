@@ -176,10 +176,7 @@ class Batches(Dataset[Batch]):
                 # 100 draws, then one after the other: a set that is nearly all bad still trains.
                 drawn = hash32(self.seed, REPLACE, sample, attempt)
                 index = (drawn if attempt < 100 else index + 1) % len(self.source)
-        raise RunError(
-            f"none of the {len(self.source)} files can be read; the last: {bad[-1].name}: "
-            f"{bad[-1].reason}"
-        )
+        raise RunError(f"none of the {len(self.source)} files can be read; the last: {bad[-1]}")
 
     def loader(
         self, start: int, stop: int, workers: int, pin_memory: bool = False

@@ -254,12 +254,11 @@ def scan_and_report(source: Source, out: Path, max_bad_percent: float = 1.0) -> 
     note_bad_files(out, found.bad)
     listed = f"All are listed in {out / 'bad-files.jsonl'}"
     if found.height == 0:  # no image had a size
-        name, reason = found.bad[0]
         raise UserError(
-            f"none of {found.images} images can be read; the first: {name}: {reason}. {listed}"
+            f"none of {found.images} images can be read; the first: {found.bad[0]}. {listed}"
         )
     if len(found.bad) > max_bad_files(found.images, max_bad_percent):
-        examples = "; ".join(f"{name}: {reason}" for name, reason in found.bad[:3])
+        examples = "; ".join(map(str, found.bad[:3]))
         raise UserError(
             f"{len(found.bad)} of {found.images} images cannot be read, more than "
             f"--max-bad-percent {max_bad_percent:g} and 20 files allow. {examples}. {listed}"

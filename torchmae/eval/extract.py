@@ -117,10 +117,7 @@ def collect(
             for made, function in zip(rows, functions):
                 made.append(function(batch))
     if not ids:
-        raise UserError(
-            f"none of the {len(source)} images can be read; "
-            f"the first: {bad[0].name}: {bad[0].reason}"
-        )
+        raise UserError(f"none of the {len(source)} images can be read; the first: {bad[0]}")
     return ids, [torch.cat(made) for made in rows], bad
 
 

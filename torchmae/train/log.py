@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from torchmae.disk import write_text
-from torchmae.errors import missing_extra
+from torchmae.errors import missing_extra, printable
 from torchmae.runfolder import BAD_FILES, LOG, note_bad_files, read_log
 from torchmae.train.config import TrainConfig
 from torchmae.train.distributed import World, synchronize
@@ -119,7 +119,8 @@ class Log:
         if not files:
             return
         for name in note_bad_files(self.run, files):
-            self.say(f"bad file, replaced by another image: {name} (see {self.run / BAD_FILES})")
+            where = self.run / BAD_FILES
+            self.say(f"bad file, replaced by another image: {printable(name)} (see {where})")
 
     def say(self, message: str) -> None:
         """A message of the main process."""

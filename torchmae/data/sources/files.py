@@ -107,7 +107,7 @@ def open_folder(path: str) -> Source:
         return Tars([os.path.join(root, name) for name in shards.names], unusable)
     more = ""
     if unusable:
-        more = f", {len(unusable)} unusable ({unusable[0].name}: {unusable[0].reason})"
+        more = f", {len(unusable)} unusable ({unusable[0]})"
     seen = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(5))
     raise UserError(
         f"no images in '{path}': {others.total()} other files ({seen or 'none at all'})"

@@ -14,15 +14,20 @@ from jaxtyping import UInt8
 
 from torchmae.data.config import DecodeOptions
 from torchmae.data.decode import BadImage, check_bytes
-from torchmae.errors import choose
+from torchmae.errors import choose, printable
 
 Pixels = UInt8[np.ndarray, "H W C"]
 S = TypeVar("S", bound="Source")
 
 
 class BadFile(NamedTuple):
+    """An image that cannot be read; as text, "name: reason" in one printable line."""
+
     name: str
     reason: str
+
+    def __str__(self) -> str:
+        return f"{printable(self.name)}: {printable(self.reason)}"
 
 
 @runtime_checkable

@@ -36,8 +36,8 @@ def run(config: Embed) -> Path:
         source, encoder, config.run, [function], device, config.batch_size
     )
     write_table(out, {"path": [source.name(i) for i in ids], "features": features.numpy()})
-    for name, reason in [*source.unusable, *bad]:
-        logger.info(f"skipped: {name}: {reason}")
+    for file in [*source.unusable, *bad]:
+        logger.info(f"skipped: {file}")
     logger.info(
         f"{out}: {len(features)} images, {features.shape[1]} features each "
         f"({config.pool} of layer {config.layer or 'last'})"

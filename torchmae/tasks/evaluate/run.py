@@ -9,7 +9,7 @@ import torch
 
 from torchmae.data.config import decode_as_run, listing_as_run
 from torchmae.data.labels import labelled, open_pair
-from torchmae.errors import UserError
+from torchmae.errors import UserError, printable
 from torchmae.eval.classification import Scores, scores
 from torchmae.eval.extract import collect, logits_of, say_view
 from torchmae.models.weights import load_classifier
@@ -57,8 +57,8 @@ def run(config: Evaluate) -> dict[str, Any]:
     ids, (logits,), bad = collect(
         images, model.encoder, config.run, [logits_of(model, device)], device
     )
-    for name, reason in bad:
-        logger.info(f"skipped: {name}: {reason}")
+    for file in bad:
+        logger.info(f"skipped: {file}")
     labels = torch.tensor([number[names[i]] for i in ids])
     if config.among:
         absent = torch.tensor([name not in set(names) for name in model.classes])
@@ -80,7 +80,7 @@ def describe(found: Scores, best: bool) -> str:
         f"{found.count} images{', weights of the best epoch' if best else ''}: "
         f"top 1 {found.top1:.1%} (95 % interval {found.low:.1%} to {found.high:.1%}), "
         f"top 5 {found.top5:.1%}, calibration error {found.calibration_error:.3f}\n"
-        f"weakest classes: {', '.join(f'{name} {share:.1%}' for name, share in worst)}"
+        f"weakest classes: {', '.join(f'{printable(name)} {share:.1%}' for name, share in worst)}"
     )
 
 

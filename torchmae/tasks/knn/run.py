@@ -49,8 +49,8 @@ def run(config: Knn) -> dict[str, Any]:
     say_view(train_images, config.run)
     train_ids, train, train_bad = extract(train_images)
     test_ids, test, test_bad = extract(test_images)
-    for name, reason in [*train_bad, *test_bad]:
-        logger.info(f"skipped: {name}: {reason}")
+    for file in [*train_bad, *test_bad]:
+        logger.info(f"skipped: {file}")
     labels = torch.tensor([classes[train_names[i]] for i in train_ids])
     # -1: a class of the test images alone, which no neighbour can name
     truth = torch.tensor([classes.get(test_names[i], -1) for i in test_ids])

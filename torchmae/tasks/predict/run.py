@@ -38,8 +38,8 @@ def run(config: Predict) -> Path:
     ids, (logits,), bad = collect(
         source, model.encoder, config.run, [logits_of(model, device)], device
     )
-    for name, reason in [*source.unusable, *bad]:
-        logger.info(f"skipped: {name}: {reason}")
+    for file in [*source.unusable, *bad]:
+        logger.info(f"skipped: {file}")
     replaced = " (in place of an earlier one)" if out.exists() else ""
     names = [source.name(i) for i in ids]
     columns = prediction_columns(names, logits.softmax(1).numpy(), distinct(model.classes))
