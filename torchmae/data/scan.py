@@ -222,7 +222,9 @@ def save_cached(file: Path, found: Found) -> None:
     """Writes a scan into the cache, if that is possible."""
     bad = np.frombuffer(json.dumps(found.bad).encode(), dtype=np.uint8)
     stacks = np.array(found.stacks, dtype=np.int64)
-    arrays = dict(zip(CACHED, (bad, found.sizes, found.moments, stacks)))
+    arrays: dict[str, np.ndarray] = dict(
+        zip(CACHED, (bad, found.sizes, found.moments, stacks), strict=True)
+    )
     arrays["sum"] = np.array(checksum(*arrays.values()), dtype=np.uint32)
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)

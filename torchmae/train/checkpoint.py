@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from torchmae.disk import sha256, sync, write_text
+from torchmae.disk import parse_json, sha256, sync, write_text
 from torchmae.errors import RunError, UserError
 from torchmae.runfolder import LOCK, MODEL, checkpoint_folder, checkpoints
 
@@ -105,13 +105,13 @@ def newest(run: Path) -> Checkpoint | None:
 
 def read_checkpoint(folder: Path) -> Checkpoint:
     """Loads a checkpoint's folder; OSError, ValueError, KeyError or SafetensorError if damaged."""
-    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest = parse_json((folder / MANIFEST).read_text())
     if not isinstance(manifest, dict) or set(manifest) != {MODEL, OPTIMIZER, METADATA}:
         raise ValueError(f"{MANIFEST} does not list its files")
     wrong = [name for name, digest in manifest.items() if sha256(folder / name) != digest]
     if wrong:
         raise ValueError(f"{', '.join(wrong)} changed after saving")
-    metadata = json.loads((folder / METADATA).read_text())
+    metadata = parse_json((folder / METADATA).read_text())
     step = metadata.pop("step")
     return Checkpoint(step, load_file(folder / MODEL), load_file(folder / OPTIMIZER), metadata)
 
@@ -140,7 +140,14 @@ def lock(run: Path) -> Iterator[None]:
     except ImportError:  # Windows
         yield
         return
-    with (run / LOCK).open("w") as file:
+    try:
+        file = (run / LOCK).open("w")
+    except OSError as error:
+        raise UserError(
+            f"{run / LOCK} cannot be opened ({error.strerror or error}), so that two trainings in "
+            "one folder would not be noticed: is it another user's run? Choose another --out"
+        ) from error
+    with file:
         try:
             # lockf's locks belong to this process: unlike flock's, workers do not inherit them.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -2,6 +2,7 @@
 
 import math
 import os
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable
@@ -95,6 +96,8 @@ def open_array(spec: str) -> Source:
         else options_of(os.path.expanduser(spec), ("key", "layout"))
     )
     path = os.path.abspath(path)
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UserError(f"'{path}' is not a file, so no array can be read from it")
     try:
         key, labels = (
             _choose_array(path, options.get("key")) if suffix_of(path) == ".npz" else ("", None)
@@ -111,6 +114,7 @@ def open_array(spec: str) -> Source:
 # What numpy and zipfile raise for damaged files, besides their own errors.
 ARRAY_ERRORS = (
     *(OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, MemoryError),
+    tokenize.TokenError,
     *(SyntaxError, TypeError, OverflowError, NotImplementedError, RuntimeError, RecursionError),
 )
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import stat
 import zlib
 from array import array
 from collections import Counter
@@ -98,7 +99,10 @@ def read_file(path: str | bytes | os.PathLike[str], options: DecodeOptions) -> b
         BadImage: it is larger than any image of `max_megapixels` needs to be; nothing is read then.
     """
     with open(path, "rb") as file:
-        return read_whole(file, os.fstat(file.fileno()).st_size, options)
+        facts = os.fstat(file.fileno())
+        if not stat.S_ISREG(facts.st_mode):  # such as /dev/zero, which has no end
+            raise BadImage("not a regular file")
+        return read_whole(file, facts.st_size, options)
 
 
 def read_whole(file: IO[bytes], size: int, options: DecodeOptions) -> bytes:

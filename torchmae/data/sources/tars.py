@@ -24,6 +24,8 @@ from torchmae.data.sources.source import (
 )
 from torchmae.errors import UserError
 
+MOST_SHARDS = 10**6  # that a range of numbers may name
+
 
 class _Handle:
     """An open file. It is closed when the last thread that reads it drops it."""
@@ -182,5 +184,7 @@ def _braces(spec: str) -> list[str]:
     if not match:
         return [spec]
     numbers = range(int(match[1]), int(match[2]) + 1)
+    if len(numbers) > MOST_SHARDS:
+        raise UserError(f"'{spec}' is {len(numbers):,} tar files: at most {MOST_SHARDS:,}")
     head, tail, width = spec[: match.start()], spec[match.end() :], len(match[1])
     return [path for number in numbers for path in _braces(f"{head}{number:0{width}}{tail}")]

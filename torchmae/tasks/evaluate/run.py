@@ -1,6 +1,5 @@
 """`mae evaluate`: how good a fine-tuned classifier is on labelled images."""
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import torch
 
 from torchmae.data.config import decode_as_run, listing_as_run
 from torchmae.data.labels import labelled, open_pair
+from torchmae.disk import parse_json
 from torchmae.errors import UserError, printable
 from torchmae.eval.classification import Scores, scores
 from torchmae.eval.extract import collect, logits_of, say_view
@@ -89,7 +89,7 @@ def rename_classes(names: list[str], path: str | None) -> list[str]:
     if path is None:
         return names
     try:
-        pairs = json.loads(Path(path).read_text())
+        pairs = parse_json(Path(path).read_text())
         return [str(pairs.get(name, name)) for name in names]
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(
