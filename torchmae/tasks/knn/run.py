@@ -10,7 +10,7 @@ from torchmae.data.config import decode_as_run, listing_as_run
 from torchmae.data.labels import labelled, open_pair, refuse_shared_groups, split_off
 from torchmae.data.sources.source import Subset
 from torchmae.data.suspicious import notes
-from torchmae.errors import UserError
+from torchmae.errors import UserError, printable
 from torchmae.eval.baselines import baseline_features
 from torchmae.eval.classification import accuracy
 from torchmae.eval.extract import say_view
@@ -40,7 +40,7 @@ def run(config: Knn) -> dict[str, Any]:
     )
     train_images, train_names, test_images, test_names = split(config)
     for line in notes(train_images, test_images, train_names):
-        logger.info(f"note: {line}")
+        logger.info(f"note: {printable(line)}")
     classes = {name: i for i, name in enumerate(sorted(set(train_names)))}
     if len(classes) < 2:
         raise UserError(
