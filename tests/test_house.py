@@ -44,15 +44,15 @@ MODELS = "sizes patches masking mixing targets vit encoders decoders mae heads p
 # Lines of code: without comments, docstrings and blank lines. "root" is the files beside the rooms.
 FILE_LINES, FUNCTION_LINES, FILES_PER_FOLDER = 600, 60, 10
 ROOM_LINES = {
-    "root": 880,
+    "root": 1000,
     "settings": 900,
-    "models": 1180,
-    "data": 3700,
+    "models": 1200,
+    "data": 4000,
     "train": 1450,
-    "eval": 600,
-    "report": 680,
-    "interop": 1270,
-    "tasks": 4050,
+    "eval": 620,
+    "report": 700,
+    "interop": 1300,
+    "tasks": 4150,
     "presets": 150,
     "benchmarks": 1250,
 }
@@ -63,6 +63,7 @@ WHOLE_PROGRAM = {
     "test_docs",
     "test_examples",
     "test_extending",
+    "test_hostile",
     "test_house",
     "test_interruptions",
     "test_listing",

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from itertools import pairwise
 
-from torchmae.errors import RunError, UserError, choose
+from torchmae.errors import RunError, UserError, choose, printable
 from torchmae.settings.options import options_of
 from torchmae.settings.parser import parse
 from torchmae.verbs import VERBS, load, start
@@ -43,8 +43,9 @@ class ConsoleHandler(logging.Handler):
         from tqdm import tqdm
 
         prefix = "warning: " if record.levelno >= logging.WARNING else ""
+        text = printable(record.getMessage(), keep="\n")
         try:
-            tqdm.write(prefix + record.getMessage(), file=sys.stdout)
+            tqdm.write(prefix + text, file=sys.stdout)
             sys.stdout.flush()
         except OSError as error:
             self.lost = error
@@ -166,13 +167,14 @@ def report(error: Exception) -> int:
     A user's mistake is the same in every process, so the first one alone prints it.
     """
     if not isinstance(error, UserError | RunError):
-        complain(f"failed: {type(error).__name__}: {error} (--debug shows where)")
+        failed = printable(f"{type(error).__name__}: {error}")
+        complain(f"failed: {failed} (--debug shows where)")
         return 1
     rank = int(os.environ.get("RANK", "0"))
     if rank == 0 or isinstance(error, RunError):
         text = str(error).strip()  # a loading process hands its error on with a traceback around it
         text = text.splitlines()[-1] if "DataLoader worker" in text else text
-        complain(f"{f'process {rank}: ' if rank else ''}{text}")
+        complain(f"{f'process {rank}: ' if rank else ''}{printable(text)}")
     return error.exit_code
 
 

@@ -9,6 +9,24 @@ T = TypeVar("T")
 NOT_FINITE = 65  # exit code of a training whose loss or weights are not finite
 
 
+def printable(text: object, keep: str = "") -> str:
+    r"""Text in which nothing can move the cursor, forge a line or turn the direction of writing.
+
+    For what comes from outside: names of files and classes, texts in files, other libraries'
+    errors. What is not printable becomes its escape, such as \x1b.
+
+    Args:
+        text: anything.
+        keep: characters that stay: "\n" for messages of our own, which have lines.
+    """
+    return "".join(
+        sign
+        if sign.isprintable() or sign in keep
+        else sign.encode("unicode_escape", "surrogatepass").decode()
+        for sign in str(text)
+    )
+
+
 class UserError(ValueError):
     """The input is wrong. The message says what is wrong, what is allowed and what to do."""
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from torchmae import manifest
-from torchmae.disk import write_text
+from torchmae.disk import parse_json, write_text
 from torchmae.errors import UserError
 from torchmae.version import __version__, commit, versions
 
@@ -91,6 +91,12 @@ def prepare(out: Path, data: str) -> bool:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {out} cannot be made: {error.strerror or error}") from error
+    state = out / STATE
+    if os.path.lexists(state) and not (state.is_dir() and os.access(state, os.W_OK | os.X_OK)):
+        raise UserError(
+            f"{state} cannot be written (it is no folder, or another user's), and checkpoints go "
+            "there: choose another --out"
+        )
     if checkpoints(out):
         return True
     if (out / MODEL).exists():
@@ -191,13 +197,32 @@ def read_config(run: str | os.PathLike[str]) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     try:
-        config = json.loads(text)
+        config = parse_json(text)
         assert isinstance(config["model"]["encoder"], dict)
+        check_settings(config)
     except (ValueError, KeyError, TypeError, AssertionError, OSError) as error:
         raise UserError(
             f"{path} does not describe a torchmae model ({type(error).__name__}: {error})"
         ) from error
     return config
+
+
+def check_settings(config: dict[str, Any]) -> None:
+    """Adds missing settings (a folder may only describe a model), and raises ValueError for types
+    that no run has: what later verbs read of them must not fail deep inside."""
+    settings = config.setdefault("config", {})
+    if not isinstance(settings, dict):
+        raise ValueError("its settings are none")
+    for name in ("white", "max_megapixels", "crop_pct", "mask_ratio"):
+        value = settings.get(name, 1)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+            raise ValueError(f"{name} {value!r} is no number")
+    for name, texts in (
+        ("plugin", settings.get("plugin")),
+        ("classes", config["model"].get("classes")),
+    ):
+        if not all(isinstance(text, str) for text in texts or ()):
+            raise ValueError(f"{name}: names are needed")
 
 
 def kind_of(config: dict[str, Any]) -> str:
@@ -209,7 +234,7 @@ def kind_of(config: dict[str, Any]) -> str:
 def is_run(folder: Path) -> bool:
     """Whether training or importing made a folder: it has our config.json, or checkpoints."""
     try:
-        config = json.loads((folder / CONFIG).read_text())
+        config = parse_json((folder / CONFIG).read_text())
     except (OSError, ValueError):
         config = None
     return (isinstance(config, dict) and "torchmae" in config) or any(
@@ -393,9 +418,9 @@ def read_results(run: Path, verb: str | None = None) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        records = json.loads(path.read_text())["results"]
+        records = parse_json(path.read_text())["results"]
         return [record for record in records if record["verb"] == verb or verb is None]
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} is not a file of results ({type(error).__name__}: {error}): fix or remove it"
         ) from error

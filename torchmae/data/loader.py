@@ -177,10 +177,7 @@ class Batches:
                 # 100 draws, then one after the other: a set that is nearly all bad still trains.
                 drawn = hash32(self.seed, REPLACE, sample, attempt)
                 index = (drawn if attempt < 100 else index + 1) % len(self.source)
-        raise RunError(
-            f"none of the {len(self.source)} files can be read; the last: {bad[-1].name}: "
-            f"{bad[-1].reason}"
-        )
+        raise RunError(f"none of the {len(self.source)} files can be read; the last: {bad[-1]}")
 
     def loader(
         self, start: int, stop: int, workers: int, pin_memory: bool = False
@@ -203,8 +200,13 @@ def read_pixels(source: Source, index: int) -> Pixels:
             data = source.read(index)
         except OSError as error:
             raise BadImage(error.strerror or str(error)) from error
-        if isinstance(data, bytes) or not data.size or data.shape[2] != source.channels:
-            return decode(data, replace(source.decode, channels=source.channels))
+        return to_pixels(source, data)
+
+
+def to_pixels(source: Source, data: bytes | UInt8[np.ndarray, "H W K"]) -> Pixels:
+    """What a source has read, as `read_pixels` returns it."""
+    if isinstance(data, bytes) or not data.size or data.shape[2] != source.channels:
+        return decode(data, replace(source.decode, channels=source.channels))
     pixels = data.view()  # the crop is a copy
     pixels.flags.writeable = False
     return pixels

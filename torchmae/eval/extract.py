@@ -1,5 +1,6 @@
 """Features and logits of all readable images of a source."""
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from torchmae.data.decode import BadImage
 from torchmae.data.loader import read_pixels
 from torchmae.data.sources.source import BadFile, Source, with_decode
 from torchmae.data.transforms import CenterCropResize
+from torchmae.data.view import glance, view_notes
 from torchmae.data.workers import Loading
 from torchmae.errors import UserError, choose
 from torchmae.models.encoders import Backbone
@@ -20,6 +22,8 @@ from torchmae.models.heads import Classifier
 from torchmae.runfolder import read_config
 from torchmae.settings.defaults import workers_for
 from torchmae.train.distributed import available_cores
+
+logger = logging.getLogger(__name__)
 
 # Tokens [B, prefix + N, D], behind `prefix` tokens that are no patches, to features.
 POOLS: dict[str, Callable[[Tensor, int], Tensor]] = {
@@ -107,10 +111,7 @@ def collect(
             for made, function in zip(rows, functions):
                 made.append(function(batch))
     if not ids:
-        raise UserError(
-            f"none of the {len(source)} images can be read; "
-            f"the first: {bad[0].name}: {bad[0].reason}"
-        )
+        raise UserError(f"none of the {len(source)} images can be read; the first: {bad[0]}")
     return ids, [torch.cat(made) for made in rows], bad
 
 
@@ -120,6 +121,14 @@ def choose_pool(encoder: Backbone, pool: str) -> Callable[[Tensor, int], Tensor]
     if pool != "mean" and not encoder.num_prefix_tokens:
         raise UserError(f"--pool {pool}: this encoder has no class token; use mean")
     return pooled
+
+
+def say_view(source: Source, run: str | os.PathLike[str]) -> None:
+    """Says, before anything is computed, what of the images the centre crop of `collect` loses."""
+    stored = read_config(run)
+    size = tuple(stored["model"]["encoder"]["image_size"])
+    for note in view_notes(glance(source), size, stored["config"].get("crop_pct", 1.0)):
+        logger.info(f"note: {note}")
 
 
 def features_of(encoder: Backbone, layer: int | None, pool: str, device: torch.device) -> Function:

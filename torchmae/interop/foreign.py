@@ -7,7 +7,6 @@ ever run.
 
 import argparse
 import importlib
-import json
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from torchmae.disk import sha256
+from torchmae.disk import parse_json, sha256
 from torchmae.errors import UserError, missing_extra
 from torchmae.interop.names import Weights, to_plain
 from torchmae.settings.options import parse_size
@@ -78,7 +77,7 @@ def read_file(path: Path) -> tuple[Weights, dict[str, Any]]:
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, "pt") as file:
-                stated = json.loads((file.metadata() or {}).get("torchmae", "null"))
+                stated = parse_json((file.metadata() or {}).get("torchmae", "null"))
             return load_file(path), facts_of_model(stated) if stated else {}
         except (SafetensorError, ValueError, OSError) as error:
             raise UserError(f"{path} cannot be read as safetensors: {error}") from error
@@ -143,7 +142,7 @@ def facts_of_model(model: dict[str, Any]) -> dict[str, Any]:
 def from_folder(folder: Path) -> Source:
     """A folder of transformers or timm: config.json and model.safetensors or pytorch_model.bin."""
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = parse_json((folder / "config.json").read_text())
         assert isinstance(config, dict)
     except (OSError, ValueError, AssertionError) as error:
         raise UserError(
@@ -200,7 +199,7 @@ def facts_of_transformers(folder: Path, config: dict[str, Any]) -> dict[str, Any
         facts["target"] = "norm-pixels" if config.get("norm_pix_loss") else "pixels"
         facts["mask_ratio"] = config.get("mask_ratio", 0.75)
     if (folder / "preprocessor_config.json").is_file():
-        pixels = json.loads((folder / "preprocessor_config.json").read_text())
+        pixels = parse_json((folder / "preprocessor_config.json").read_text())
         facts |= {"mean": pixels.get("image_mean"), "std": pixels.get("image_std")}
     return {name: value for name, value in facts.items() if value is not None}
 

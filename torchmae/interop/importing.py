@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from torchmae.errors import UserError
+from torchmae.errors import UserError, printable
 from torchmae.interop.foreign import Source
 from torchmae.interop.names import Weights, decoder_from_shapes, encoder_config
 from torchmae.models.heads import Classifier
@@ -32,7 +32,7 @@ class Report:
     lines: list[str] = field(default_factory=list)
 
     def note(self, what: str, line: str) -> None:
-        self.lines.append(f"  {what:<10}{line}")
+        self.lines.append(f"  {what:<10}{printable(line)}")
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,9 @@ def size_name(size: int | Size) -> str:
     return str(size[0]) if len(set(size)) == 1 else "x".join(map(str, size))
 
 
+MOST_PATCHES = 2**18  # of an image: 8192 x 8192 px in patches of 16
+
+
 def grid_of(image_size: Size, patch: Size) -> Size:
     """The grid `(h, w)` of an image of `(H, W)` pixels; `UserError` if the patch does not divide
     it."""
@@ -53,7 +56,14 @@ def grid_of(image_size: Size, patch: Size) -> Size:
             f"image size {'x'.join(map(str, image_size))} is not divisible by patch size "
             f"{size_name(patch)}: use image size {near} or another patch size"
         )
-    return tuple(side // p for side, p in zip(image_size, patch))
+    grid = tuple(side // p for side, p in zip(image_size, patch))
+    if math.prod(grid) > MOST_PATCHES:
+        raise UserError(
+            f"image size {'x'.join(map(str, image_size))} in patches of {size_name(patch)} px is "
+            f"{math.prod(grid):,} patches: use at most {MOST_PATCHES:,} (smaller images, or cut "
+            "them into tiles)"
+        )
+    return grid
 
 
 def patchify(

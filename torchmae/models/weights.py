@@ -92,8 +92,16 @@ def build(
     know."""
     try:
         return maker(config)
+    except UserError as error:
+        raise UserError(f"{run} describes no model: {error}") from error
     except TypeError as error:
         raise UserError(f"{run} was made by another version of torchmae: {error}") from error
+    except (ValueError, LookupError, ArithmeticError, AttributeError, RuntimeError) as error:
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise UserError(
+            f"{run} describes no model that can be built ({type(error).__name__}: {reason}): its "
+            "config.json is damaged, or was changed"
+        ) from error
 
 
 def build_any(model: dict[str, Any]) -> nn.Module:

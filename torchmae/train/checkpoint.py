@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from torchmae import manifest
-from torchmae.disk import copy, sha256, sync, write_text
+from torchmae.disk import copy, parse_json, sha256, sync, write_text
 from torchmae.errors import NOT_FINITE, RunError, UserError
 from torchmae.manifest import MANIFEST, Content
 from torchmae.runfolder import LISTED, LOCK, MODEL, STATE, checkpoint_folder, checkpoints
@@ -166,7 +166,7 @@ def newest(run: Path) -> Checkpoint | None:
 
 def check(folder: Path) -> None:
     """Raises one of `DAMAGE` unless the files of a checkpoint match its hashes."""
-    hashes = json.loads((folder / MANIFEST).read_text())
+    hashes = parse_json((folder / MANIFEST).read_text())
     if not isinstance(hashes, dict) or set(hashes) != {MODEL, OPTIMIZER, METADATA}:
         raise ValueError(f"{MANIFEST} does not list its files")
     wrong = [n for n, digest in hashes.items() if manifest.content_of(folder / n).sha256 != digest]
@@ -177,7 +177,7 @@ def check(folder: Path) -> None:
 def read_checkpoint(folder: Path) -> Checkpoint:
     """Loads a checkpoint's folder; raises one of `DAMAGE` if it is damaged."""
     check(folder)
-    metadata = json.loads((folder / METADATA).read_text())
+    metadata = parse_json((folder / METADATA).read_text())
     step = metadata.pop("step")
     return Checkpoint(step, load_file(folder / MODEL), load_file(folder / OPTIMIZER), metadata)
 
@@ -186,7 +186,7 @@ def publish(folder: Path, run: Path) -> None:
     """Copies the weights of a checkpoint to the run's `model.safetensors`, atomically."""
     partial = run / f".{MODEL}.partial"
     copy(folder / MODEL, partial)
-    digest = json.loads((folder / MANIFEST).read_text())[MODEL]
+    digest = parse_json((folder / MANIFEST).read_text())[MODEL]
     known = {MODEL: Content(partial.stat().st_size, digest)}
     manifest.publish(run, {MODEL: partial}, LISTED, known)
 
@@ -202,7 +202,14 @@ def lock(run: Path) -> Iterator[None]:
     except ImportError:  # Windows
         yield
         return
-    with (run / LOCK).open("w") as file:
+    try:
+        file = (run / LOCK).open("w")
+    except OSError as error:
+        raise UserError(
+            f"{run / LOCK} cannot be opened ({error.strerror or error}), so that two trainings in "
+            "one folder would not be noticed: is it another user's run? Choose another --out"
+        ) from error
+    with file:
         try:
             # lockf's locks belong to this process: unlike flock's, workers do not inherit them.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from torchmae.disk import write_text
-from torchmae.errors import missing_extra
+from torchmae.errors import missing_extra, printable
 from torchmae.runfolder import BAD_FILES, LOG, note_bad_files, read_log
 from torchmae.train.config import TrainConfig
 from torchmae.train.distributed import World, synchronize
@@ -136,7 +136,7 @@ class Log:
             if name not in self.replaced:
                 self.replaced.add(name)
                 where = self.run / BAD_FILES
-                self.say(f"bad file, replaced by another image: {name} (see {where})")
+                self.say(f"bad file, replaced by another image: {printable(name)} (see {where})")
 
     def changed_files(self, names: Sequence[str]) -> None:
         """Names the first files that were written to meanwhile, then counts them."""

@@ -24,6 +24,7 @@ from torchmae.data.sources.source import (
     digest,
     digest_of,
     has_time,
+    read_file,
     suffix_of,
     time_of,
 )
@@ -82,8 +83,7 @@ class Files(Source):
         )
 
     def read(self, i: int) -> bytes:
-        with open(os.path.join(self.root, self.names[i]), "rb") as file:
-            return file.read()
+        return read_file(os.path.join(self.root, self.names[i]), self.decode)
 
     def fingerprint(self) -> str:
         return digest(self.names, self.sizes)
@@ -111,7 +111,7 @@ def open_folder(path: str) -> Source:
         return Tars([os.path.join(root, name) for name in shards.names], unusable)
     more = ""
     if unusable:
-        more = f", {len(unusable)} unusable ({unusable[0].name}: {unusable[0].reason})"
+        more = f", {len(unusable)} unusable ({unusable[0]})"
     seen = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(5))
     raise UserError(
         f"no images in '{path}': {others.total()} other files ({seen or 'none at all'})"

@@ -2,26 +2,33 @@
 
 import hashlib
 import os
+import stat
 import zlib
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple, Protocol, TypeVar, overload, runtime_checkable
+from typing import IO, Any, NamedTuple, Protocol, TypeVar, overload, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
 
 from torchmae.data.config import DecodeOptions
-from torchmae.errors import choose
+from torchmae.data.decode import BadImage, check_bytes
+from torchmae.errors import choose, printable
 
 Pixels = UInt8[np.ndarray, "H W C"]
 S = TypeVar("S", bound="Source")
 
 
 class BadFile(NamedTuple):
+    """An image that cannot be read; as text, "name: reason" in one printable line."""
+
     name: str
     reason: str
+
+    def __str__(self) -> str:
+        return f"{printable(self.name)}: {printable(self.reason)}"
 
 
 @runtime_checkable
@@ -68,7 +75,7 @@ class Source(Protocol):
 
         Raises:
             OSError: it cannot be read.
-            BadImage: it is damaged.
+            BadImage: it is damaged, or larger than any image of `max_megapixels` needs to be.
         """
 
     def fingerprint(self) -> str:
@@ -89,6 +96,26 @@ class Source(Protocol):
         By its times, so that a change of its owner or of its links counts too.
         """
         return False
+
+
+def read_file(path: str | bytes | os.PathLike[str], options: DecodeOptions) -> bytes:
+    """The bytes of an image file.
+
+    Raises:
+        OSError: it cannot be read.
+        BadImage: it is larger than any image of `max_megapixels` needs to be; nothing is read then.
+    """
+    with open(path, "rb") as file:
+        facts = os.fstat(file.fileno())
+        if not stat.S_ISREG(facts.st_mode):  # such as /dev/zero, which has no end
+            raise BadImage("not a regular file")
+        return read_whole(file, facts.st_size, options)
+
+
+def read_whole(file: IO[bytes], size: int, options: DecodeOptions) -> bytes:
+    """What is left of an open image file of `size` bytes; `BadImage` as for `read_file`."""
+    check_bytes(size, options)
+    return file.read()
 
 
 class SourceWrapper(Source):
@@ -274,7 +301,11 @@ def sampled(source: Source, *facts: Any, count: int = 64) -> str:
     """A digest of `facts`, the length, and the content of `count` evenly spaced images."""
     sums = []
     for i in np.unique(np.linspace(0, len(source) - 1, count).astype(int)):
-        item = source.read(int(i))
+        try:
+            item = source.read(int(i))
+        except (BadImage, OSError):  # it counts as it is: the scan will name it
+            sums.append((None, -1))
+            continue
         sums.append(
             (
                 getattr(item, "shape", None),

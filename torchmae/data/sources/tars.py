@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from torchmae.data.decode import BadImage, image_extensions
+from torchmae.data.decode import BadImage, check_bytes, image_extensions
 from torchmae.data.sources.source import (
     BadFile,
     Source,
@@ -24,6 +24,8 @@ from torchmae.data.sources.source import (
     time_of,
 )
 from torchmae.errors import UserError
+
+MOST_SHARDS = 10**6  # that a range of numbers may name
 
 
 class Handle:
@@ -106,6 +108,7 @@ class Tars(Source):
 
     def read(self, i: int) -> bytes:
         shard, offset, size = self.places[i].tolist()
+        check_bytes(size, self.decode)
         handle = self.handles.get(shard)
         if handle is None:
             while len(self.handles) >= self.most_open:
@@ -186,5 +189,7 @@ def _braces(spec: str) -> list[str]:
     if not match:
         return [spec]
     numbers = range(int(match[1]), int(match[2]) + 1)
+    if len(numbers) > MOST_SHARDS:
+        raise UserError(f"'{spec}' is {len(numbers):,} tar files: at most {MOST_SHARDS:,}")
     head, tail, width = spec[: match.start()], spec[match.end() :], len(match[1])
     return [path for number in numbers for path in _braces(f"{head}{number:0{width}}{tail}")]

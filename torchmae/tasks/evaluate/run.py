@@ -1,6 +1,5 @@
 """`mae evaluate`: how good a fine-tuned classifier is on labelled images."""
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -9,9 +8,10 @@ import torch
 
 from torchmae.data.config import decode_as_run, listing_as_run
 from torchmae.data.labels import labelled, open_pair
-from torchmae.errors import UserError
+from torchmae.disk import parse_json
+from torchmae.errors import UserError, printable
 from torchmae.eval.classification import Scores, scores
-from torchmae.eval.extract import collect, logits_of
+from torchmae.eval.extract import collect, logits_of, say_view
 from torchmae.models.weights import load_classifier
 from torchmae.report.confusion import draw_confusion
 from torchmae.runfolder import CONFUSION, add_result, read_config
@@ -53,11 +53,12 @@ def run(config: Evaluate) -> dict[str, Any]:
             f"{len(number)}: {', '.join(model.classes[:5])}, ...; "
             "name the pairs in a JSON file for --class-map"
         )
+    say_view(images, config.run)
     ids, (logits,), bad = collect(
         images, model.encoder, config.run, [logits_of(model, device)], device
     )
-    for name, reason in bad:
-        logger.info(f"skipped: {name}: {reason}")
+    for file in bad:
+        logger.info(f"skipped: {file}")
     labels = torch.tensor([number[names[i]] for i in ids])
     if config.among:
         absent = torch.tensor([name not in set(names) for name in model.classes])
@@ -80,7 +81,7 @@ def describe(found: Scores, best: bool) -> str:
         f"{found.count} images{', weights of the best epoch' if best else ''}: "
         f"top 1 {found.top1:.1%} (95 % interval {found.low:.1%} to {found.high:.1%}), "
         f"{top5}calibration error {found.calibration_error:.3f}\n"
-        f"weakest classes: {', '.join(f'{name} {share:.1%}' for name, share in worst)}"
+        f"weakest classes: {', '.join(f'{printable(name)} {share:.1%}' for name, share in worst)}"
     )
 
 
@@ -89,7 +90,7 @@ def rename_classes(names: list[str], path: str | None) -> list[str]:
     if path is None:
         return names
     try:
-        pairs = json.loads(Path(path).read_text())
+        pairs = parse_json(Path(path).read_text())
         return [str(pairs.get(name, name)) for name in names]
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from torchmae import runfolder
 from torchmae.data.suspicious import suspicious_labels
+from torchmae.data.view import Glance, view_notes
+from torchmae.errors import printable
 from torchmae.settings.defaults import reasons
 from torchmae.settings.options import size_text
 from torchmae.tasks.finetune.config import ResolvedFinetune
@@ -67,7 +69,11 @@ def describe(job: Job, task: ClassifyTask, plan: TrainConfig, where: str) -> str
     if job.chosen:  # not where a fine-tuning is resumed, whose data has been looked at
         labels = [model.classes[i] for i in data.train_labels]
         found = suspicious_labels(data.train, data.val, labels)
-        lines += [f"{'suspicious':>17}  {line}" for line in found]
+        lines += [f"{'suspicious':>17}  {printable(line)}" for line in found]
+    if job.found is not None:
+        seen = Glance(job.found.sizes, job.found.stacks)
+        notes = view_notes(seen, encoder.image_size, config.crop.crop_pct)
+        lines += [f"{'note':>17}  {note}" for note in notes]
     return "\n".join([*lines, *reasons(job.chosen)])
 
 

@@ -189,7 +189,7 @@ def begun(config: Finetune, data: LabelledSets, out: Path, world: World) -> Job:
             encoder.adapt(channels, found.mean, found.std)
         model = build_classifier(resolved, encoder, data.classes)
     batches = make_batches(resolved, data, model, world)
-    job = Job(resolved, data, model, chosen, batches, batches)
+    job = Job(resolved, data, model, chosen, batches, batches, found)
     if config.optim.minutes is not None:
         job = with_stream(job, world)
         plan = train_config(resolved, len(data.train))

@@ -4,9 +4,11 @@ import logging
 from collections import Counter
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from torchmae.disk import refuse_full, whole_folder
+from torchmae.errors import RunError, UserError
 from torchmae.interop.foreign import open_weights
 from torchmae.interop.importing import Facts, Report, compare, crop_of, describe
 from torchmae.interop.names import to_ours, to_plain
@@ -35,6 +37,27 @@ def run(config: Import) -> Path:
     check_ranges(config)
     out = Path(config.out)
     refuse_full(out)
+    try:
+        return import_to(out, config)
+    except (UserError, RunError):
+        raise
+    # A file from elsewhere can say anything about its model: sizes that are words, lists of lists.
+    except DAMAGED as error:
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise UserError(
+            f"what {config.source} says of its model does not fit together "
+            f"({type(error).__name__}: {reason}): it is damaged, or no model that torchmae knows"
+        ) from error
+
+
+DAMAGED: tuple[type[Exception], ...] = (
+    *(TypeError, ValueError, LookupError, ArithmeticError, AttributeError, AssertionError),
+    *(RuntimeError, SafetensorError),  # RecursionError is a RuntimeError
+)
+
+
+def import_to(out: Path, config: Import) -> Path:
+    """Imports into the folder `out`, which it makes."""
     report = Report()
     found = open_weights(config.source, config.image_size)
     layout, plain, unused = to_plain(found.weights)

@@ -10,8 +10,9 @@ from torchmae.data.config import decode_as_run, listing_as_run
 from torchmae.data.labels import labelled, open_pair, refuse_shared_groups, split_off
 from torchmae.data.sources.source import Subset
 from torchmae.data.suspicious import notes
-from torchmae.errors import UserError
+from torchmae.errors import UserError, printable
 from torchmae.eval.baselines import COMMONEST, baseline_features, commonest
+from torchmae.eval.extract import say_view
 from torchmae.eval.knn import knn
 from torchmae.eval.verdict import judge
 from torchmae.runfolder import add_result
@@ -39,16 +40,17 @@ def run(config: Knn) -> dict[str, Any]:
     )
     train_images, train_names, test_images, test_names = split(config)
     for line in notes(train_images, test_images, train_names):
-        logger.info(f"note: {line}")
+        logger.info(f"note: {printable(line)}")
     classes = {name: i for i, name in enumerate(sorted(set(train_names)))}
     if len(classes) < 2:
         raise UserError(
             f"k-NN needs at least two classes with labels, {config.source.data} has {len(classes)}"
         )
+    say_view(train_images, config.run)
     train_ids, train, train_bad = extract(train_images)
     test_ids, test, test_bad = extract(test_images)
-    for name, reason in [*train_bad, *test_bad]:
-        logger.info(f"skipped: {name}: {reason}")
+    for file in [*train_bad, *test_bad]:
+        logger.info(f"skipped: {file}")
     labels = torch.tensor([classes[train_names[i]] for i in train_ids])
     # -1: a class of the test images alone, which no neighbour can name
     truth = torch.tensor([classes.get(test_names[i], -1) for i in test_ids])

@@ -12,7 +12,8 @@ from torchmae.data.sources import Source, open_source, with_decode
 from torchmae.data.sources.files import is_image_file, open_images
 from torchmae.data.sources.select import select_all
 from torchmae.data.sources.source import distinct
-from torchmae.eval.extract import collect, logits_of
+from torchmae.errors import printable
+from torchmae.eval.extract import collect, logits_of, say_view
 from torchmae.models.weights import load_classifier
 from torchmae.report.tables import Column, check_table, write_table
 from torchmae.settings.options import check_ranges
@@ -34,11 +35,12 @@ def run(config: Predict) -> Path:
     source = open_data(config)
     if source.left_out:
         logger.info(source.left_out)
+    say_view(source, config.run)
     ids, (logits,), bad = collect(
         source, model.encoder, config.run, [logits_of(model, device)], device
     )
-    for name, reason in [*source.unusable, *bad]:
-        logger.info(f"skipped: {name}: {reason}")
+    for file in [*source.unusable, *bad]:
+        logger.info(f"skipped: {file}")
     replaced = " (in place of an earlier one)" if out.exists() else ""
     names = [source.name(i) for i in ids]
     columns = prediction_columns(names, logits.softmax(1).numpy(), distinct(model.classes))
@@ -67,7 +69,8 @@ def shown(
     """A line for each image: the most probable classes, up to three, in percent."""
     best = probabilities.topk(min(3, len(classes)), dim=1)
     return [
-        f"{name}: " + ", ".join(f"{classes[i]} {share:.1%}" for share, i in zip(shares, ids))
+        f"{printable(name)}: "
+        + ", ".join(f"{printable(classes[i])} {share:.1%}" for share, i in zip(shares, ids))
         for name, shares, ids in zip(names, best.values.tolist(), best.indices.tolist())
     ]
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torchmae.data.config import DecodeOptions
+from torchmae.data.config import decode_as_run
 from torchmae.errors import UserError
 from torchmae.models.sizes import SIZES, size_of
 from torchmae.settings import defaults
@@ -14,16 +14,21 @@ from torchmae.settings.groups import (
     ListingOptions,
     OptimOptions,
     OutputOptions,
+    RunDecodeOptions,
     RuntimeOptions,
     ScanOptions,
     SourceOptions,
 )
 from torchmae.settings.options import (
     BLOCKS,
+    CHANNELS,
     DECAY,
+    MEGAPIXELS,
     MINUTES,
+    WHITE,
     WIDTH,
     Range,
+    changed,
     check_ranges,
     option,
     parse_size,
@@ -199,6 +204,30 @@ RULES: dict[str, Rule] = {
 
 
 @dataclass(frozen=True)
+class PretrainDecodeOptions(RunDecodeOptions):
+    """How images are decoded: as the run of --from was decoded, unless told otherwise."""
+
+    max_megapixels: float | None = option(
+        None,
+        "Larger images are refused before they are decoded.",
+        within=MEGAPIXELS,
+        otherwise="100, or that of the run of --from",
+    )
+    white: int | None = option(
+        None,
+        "The value of white in images of more than 8 bits (4095 for 12-bit data).",
+        within=WHITE,
+        otherwise="65535, or that of the run of --from",
+    )
+    channels: int | None = option(
+        None,
+        "3 for colour, 1 for grey.",
+        within=CHANNELS,
+        otherwise="what the data has; 3 for image files",
+    )
+
+
+@dataclass(frozen=True)
 class Pretrain:
     """Pre-train a Masked Autoencoder on images.
 
@@ -214,15 +243,17 @@ class Pretrain:
     model: ModelOptions = ModelOptions()
     masking: MaskingOptions = MaskingOptions()
     crop: CropOptions = CropOptions()
-    decode: DecodeOptions = DecodeOptions()
+    decode: PretrainDecodeOptions = PretrainDecodeOptions()
     scan: ScanOptions = ScanOptions()
     runtime: RuntimeOptions = RuntimeOptions()
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResolvedDecode(DecodeOptions):
+class ResolvedDecode(PretrainDecodeOptions):
     """With nothing left to choose."""
 
+    max_megapixels: float
+    white: int
     channels: int
 
 
@@ -290,6 +321,11 @@ def resolve(config: Pretrain, facts: Facts) -> tuple[ResolvedPretrain, dict[str,
     Raises:
         UserError: a batch larger than the data set.
     """
+    requested = config.decode
+    decode = decode_as_run(
+        config.model.from_run or "none", requested.max_megapixels, requested.white
+    )
+    config = changed(config, max_megapixels=decode.max_megapixels, white=decode.white)
     resolved, chosen = defaults.resolve(config, ResolvedPretrain, RULES, facts)
     batch = resolved.optim.batch_size
     if batch > facts.images:

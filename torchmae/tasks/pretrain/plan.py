@@ -10,6 +10,8 @@ import torch
 
 from torchmae import runfolder
 from torchmae.data.suspicious import suspicious
+from torchmae.data.view import Glance, view_notes
+from torchmae.errors import printable
 from torchmae.models.mae import MAE
 from torchmae.models.vit import attention
 from torchmae.settings.defaults import reasons
@@ -81,7 +83,12 @@ def describe(job: Job, plan: TrainConfig, out: Path, world: World) -> str:
     }
     lines = [f"{name:>17}  {value}" for name, value in rows.items()]
     if job.found is not None:  # else it is resumed, and the data has been looked at
-        lines += [f"{'suspicious':>17}  {line}" for line in suspicious(job.batches.source)]
+        lines += [
+            f"{'suspicious':>17}  {printable(line)}" for line in suspicious(job.batches.source)
+        ]
+    if job.found is not None:
+        notes = view_notes(Glance(job.found.sizes, job.found.stacks), model.encoder.image_size)
+        lines += [f"{'note':>17}  {note}" for note in notes]
     return "\n".join([*lines, *reasons(job.chosen)])
 
 

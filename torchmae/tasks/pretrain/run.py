@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torchmae import runfolder
 from torchmae.data.cache.choose import with_cache
-from torchmae.data.config import listing_as_run
+from torchmae.data.config import DecodeOptions, decode_as_run, listing_as_run
 from torchmae.data.loader import Batches
 from torchmae.data.scan import scan_and_report
 from torchmae.data.sources import open_source, with_decode
@@ -20,7 +20,13 @@ from torchmae.models.masking import num_visible
 from torchmae.report.curves import draw_curves
 from torchmae.settings.defaults import Facts
 from torchmae.settings.options import build, changeable, changed, flatten, parse_size, requested
-from torchmae.tasks.pretrain.config import Pretrain, ResolvedPretrain, check, resolve
+from torchmae.tasks.pretrain.config import (
+    Pretrain,
+    PretrainDecodeOptions,
+    ResolvedPretrain,
+    check,
+    resolve,
+)
 from torchmae.tasks.pretrain.job import Job
 from torchmae.tasks.pretrain.pictures import Pictures
 from torchmae.tasks.pretrain.plan import describe, summary, train_config
@@ -61,8 +67,17 @@ def open_data(config: Pretrain, out: Path) -> tuple[Pretrain, Source]:
     resuming = bool(runfolder.checkpoints(out))
     run = str(out) if resuming else config.model.from_run or "none"
     listing = listing_as_run(config.listing, config.source.data, run, resuming)
-    source = open_source(config.source.data, config.decode, listing)
+    decode = decode_options(config.model.from_run, config.decode)
+    source = open_source(config.source.data, decode, listing)
     return changed(config, **listing.settings(config.listing)), source
+
+
+def decode_options(parent: str | None, requested: PretrainDecodeOptions) -> DecodeOptions:
+    """How the images are decoded: what was not requested is as in the run of --from, which may be
+    gone when a run is resumed."""
+    known = parent if parent is not None and runfolder.is_run(Path(parent)) else "none"
+    decode = decode_as_run(known, requested.max_megapixels, requested.white)
+    return replace(decode, channels=requested.channels)
 
 
 def refuse_runs(config: Pretrain, out: Path) -> None:
@@ -108,7 +123,8 @@ def resumed(config: Pretrain, source: Source, out: Path, world: World) -> Job:
         logger.warning(other)
     settings["cache"] = config.runtime.cache  # machines differ, and it decides nothing
     resolved = build(ResolvedPretrain, settings)
-    batches = make_batches(resolved, with_decode(source, resolved.decode), world)
+    source = with_decode(source, decode_options(None, resolved.decode))
+    batches = make_batches(resolved, source, world)
     origin = resolved.model.from_run or "from scratch"
     return Job(resolved, batches, MAE.build(described), origin, None, {}, batches)
 

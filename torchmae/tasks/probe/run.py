@@ -7,7 +7,7 @@ from typing import Any
 from torchmae.data.config import DecodeOptions, decode_as_run, listing_as_run
 from torchmae.data.labels import LabelledSets, groups_of, labelled_sets
 from torchmae.data.suspicious import notes
-from torchmae.errors import UserError
+from torchmae.errors import UserError, printable
 from torchmae.eval.baselines import (
     COMMONEST,
     FEATURES,
@@ -16,7 +16,7 @@ from torchmae.eval.baselines import (
     baseline_logits,
     commonest,
 )
-from torchmae.eval.extract import collect, logits_of
+from torchmae.eval.extract import collect, logits_of, say_view
 from torchmae.eval.logistic import STRENGTHS, LinearProbe, linear_probe
 from torchmae.eval.verdict import judge
 from torchmae.models.weights import load_classifier
@@ -93,25 +93,27 @@ def regress(config: Probe) -> dict[str, Any]:
     extract = baseline_features(config.run, config.layer, pool, RAW_SIDE, config.seed, device)
     sets = opened(config)
     for line in notes(sets.train, sets.val, [sets.classes[i] for i in sets.train_labels]):
-        logger.info(f"note: {line}")
+        logger.info(f"note: {printable(line)}")
+    say_view(sets.train, config.run)
     train_ids, train, train_bad = extract(sets.train)
-    for name, reason in train_bad:
-        logger.info(f"skipped: {name}: {reason}")
+    for file in train_bad:
+        logger.info(f"skipped: {file}")
     labels = sets.train_labels[train_ids]
     counts = labels.bincount(minlength=len(sets.classes)).tolist()
     if min(counts) == 0:
         raise UserError(f"no training image of class '{sets.classes[counts.index(0)]}' can be read")
     test_ids, test, test_bad = extract(sets.val)
-    for name, reason in test_bad:
-        logger.info(f"skipped: {name}: {reason}")
+    for file in test_bad:
+        logger.info(f"skipped: {file}")
     truth = sets.val_labels[test_ids]
     logger.info(
         f"Linear probe (logistic regression on frozen features, {pool} pooling), "
         f"{len(truth)} test and {len(labels)} training images, {len(sets.classes)} classes"
     )
     if min(counts) == 1:
+        single = printable(sets.classes[counts.index(1)])
         logger.info(
-            f"  class '{sets.classes[counts.index(1)]}' has one training image, too few for "
+            f"  class '{single}' has one training image, too few for "
             f"cross-validation: the strength is the middle one, {STRENGTHS[len(STRENGTHS) // 2]:g}"
         )
     groups = groups_of(sets.train, train_ids)

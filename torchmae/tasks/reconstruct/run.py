@@ -16,8 +16,9 @@ from torchmae.data.config import DecodeOptions, decode_as_run
 from torchmae.data.decode import BadImage, decode
 from torchmae.data.loader import read_pixels
 from torchmae.data.sources import open_source
+from torchmae.data.sources.arrays import ARRAY_ERRORS
 from torchmae.data.sources.files import is_glob
-from torchmae.data.sources.source import suffix_of
+from torchmae.data.sources.source import read_file, suffix_of
 from torchmae.data.transforms import CenterCropResize
 from torchmae.errors import RunError, UserError
 from torchmae.models.mae import MAE
@@ -105,9 +106,14 @@ def single_image(path: str, channels: int) -> UInt8[np.ndarray, "H W C"] | None:
         return None
     try:
         pixels = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"cannot read the array '{path}': {error}") from error
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or 0 in pixels.shape:
+    except ARRAY_ERRORS:
+        return None  # `open_source` says why
+    if (
+        not isinstance(pixels, np.ndarray)
+        or pixels.dtype != np.uint8
+        or pixels.ndim != 3
+        or 0 in pixels.shape
+    ):
         return None
     if pixels.shape[2] == channels:
         return np.array(pixels)
@@ -138,7 +144,7 @@ def read_image(path: str, model: MAE, options: DecodeOptions) -> UInt8[Tensor, "
         options: how it is decoded.
     """
     try:
-        pixels = decode(Path(path).read_bytes(), replace(options, channels=model.encoder.channels))
+        pixels = decode(read_file(path, options), replace(options, channels=model.encoder.channels))
         return CenterCropResize(model.encoder.image_size)(pixels)[0]
     except IsADirectoryError as error:
         raise UserError(
@@ -160,7 +166,7 @@ def mask_from_image(path: str, grid: Size, count: int) -> Mask:
     """
     try:
         picture = Image.fromarray(
-            decode(Path(path).read_bytes(), DecodeOptions(channels=1))[:, :, 0]
+            decode(read_file(path, DecodeOptions()), DecodeOptions(channels=1))[:, :, 0]
         )
     except (OSError, BadImage) as error:
         raise UserError(f"cannot read the mask {path}: {error}") from error
