@@ -157,6 +157,7 @@ def check_scans(place: Path) -> None:
 PLANTS: dict[str, Callable[[Path], None]] = {
     "evaluate.md": plant_flowers,
     "finetune.md": plant_table,
+    "quickstart.md": lambda place: shutil.rmtree(place / "runs" / "photos"),  # it makes its own
     "dicom-heic.md": plant_scans,
 }
 CHECKS: dict[str, Callable[[Path], None]] = {"dicom-heic.md": check_scans}
