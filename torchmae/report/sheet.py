@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from torchmae.errors import UserError
+from torchmae.errors import UserError, printable
 
 Font = ImageFont.FreeTypeFont
 
@@ -32,14 +32,6 @@ def bands_shown(channels: int) -> str | None:
     if channels == 2:
         return "band 1 of 2 is shown, as gray"
     return f"bands 1, 2 and 3 of {channels} are shown, as red, green and blue"
-
-
-def printable(text: str) -> str:
-    """A text in one line: what is not printable (or turns the direction of writing) as \\x.."""
-    escaped = (
-        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
-    )
-    return "".join(escaped)
 
 
 def shorten(text: str, font: Font, width: float) -> str:
