@@ -25,7 +25,7 @@ demo: .venv/demo
 few-labels: .venv/demo
 	OMP_NUM_THREADS=1 $(BIN)/mae pretrain 'digits?part=train' --preset demo --epochs 100 --out runs/digits-train
 	OMP_NUM_THREADS=1 $(BIN)/mae compare runs/digits-train 'digits?part=train' --val 'digits?part=test' \
-	  --labels-per-class 10 --no-flip --crop-scale 0.6 1 --randaug-magnitude 0 --workers 0
+	  --labels-per-class 10 --workers 0
 
 # Pure functions, models, settings, the optimizer and the architecture: under a minute.
 QUICK := tests/test_house.py tests/test_hashing.py tests/models tests/train/test_optim.py \

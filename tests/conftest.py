@@ -47,3 +47,19 @@ def console() -> None:
     from torchmae.cli import show_messages
 
     show_messages()
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is written on pictures from here on."""
+    from PIL import ImageDraw
+
+    words: list[str] = []
+    text = ImageDraw.ImageDraw.text
+
+    def record(self, at, string, *rest, **options):
+        words.append(string)
+        return text(self, at, string, *rest, **options)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", record)
+    return words

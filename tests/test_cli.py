@@ -156,6 +156,39 @@ def test_too_many_bad_files_stop_the_run_before_training_and_are_listed(mae, pla
     assert "25 unreadable" in out and "25 files that could not be read" in out
 
 
+ABSURD = {  # values that once were taken: gradients times 0, no log line ever, terabytes
+    "--clip-grad 0": "at least 1e-06, such as 1; without clipping leave it out",
+    "--clip-grad 1e-30": "at least 1e-06",
+    "--clip-grad nan": "must be a finite number",
+    "--save-minutes -1": "must not be negative",
+    "--save-minutes 1e9": "must be at most 525600",
+    "--minutes 1e9": "must be at most 525600",
+    "--workers 100000": "must be at most 1024",
+    "--log-every 1000000000": "must be at most 100000",
+    "--registers 1000000": "must be at most 1024",
+    "--patch-size 1000000": "must be at most 65536",
+    "--decoder-dim 1000000": "must be at most 65536",
+    "--decoder-depth 10000000": "must be at most 1000",
+    "--decoder-heads 10000000": "must be at most 65536",
+    "--batch-size 10000000": "must be at most 1048576",
+    "--micro-batch-size 10000000": "must be at most 1048576",
+    "--weight-decay 1e9": "must be at most 10",
+    "--warmup-epochs 1e9": "must be at most 100000",
+    "--max-megapixels 1e9": "must be at most 10000",
+    "--max-bad-percent 101": "must be at most 100",
+    "--white 1000000000000": "must be at most 4294967295",
+    "--channels 1000000": "must be at most 4096",
+}
+
+
+@pytest.mark.parametrize("flags", ABSURD)
+def test_absurd_values_are_refused_before_anything_is_read(mae, flags):
+    code, out, err = mae(f"pretrain photos --out absurd {flags}")
+    assert code == 2, out + err
+    assert f"mae: {flags.split()[0]} " in err and ABSURD[flags] in err
+    assert not out
+
+
 @pytest.fixture(scope="module")
 def run(place):
     options = dict(
@@ -184,6 +217,7 @@ LATER = {
     "embed run photos --layer 9": ["--layer 9", "1 to"],
     "embed run photos --pool max": ["unknown pool 'max'", "mean"],
     "embed run photos --batch-size 0": ["--batch-size 0"],
+    "embed run photos --batch-size 100000000": ["must be at most 1048576"],
 }
 
 

@@ -134,6 +134,7 @@ def test_a_plugin_that_moved_is_named_and_can_be_given_again(place, tmp_path):
     config = json.loads((moved / "run/config.json").read_text())
     config["config"]["plugin"] = [str(tmp_path / "gone/my_masks.py")]
     (moved / "run/config.json").write_text(json.dumps(config))
+    (moved / "run/manifest.json").unlink()
     done = mae(moved, "embed", "run", "photos", "--device", "cpu")
     assert done.returncode == 2
     assert "was made with the plugin" in done.stderr
@@ -147,6 +148,7 @@ def test_a_run_from_somebody_else_brings_no_code_along(place, tmp_path):
     shutil.copytree(place / "run", tmp_path / "run")
     evil = tmp_path / "run/evil_plugin.py"
     evil.write_text("raise SystemExit('loaded')")
+    (tmp_path / "run/manifest.json").unlink()  # whoever edits a run can write another one
     config = json.loads((tmp_path / "run/config.json").read_text())
     for path in (str(evil), os.path.relpath(evil), f"/proc/self/cwd/{os.path.relpath(evil)}"):
         config["config"]["plugin"] = [path]

@@ -117,6 +117,73 @@ def test_two_killed_processes_resume_to_the_weights_of_one(one, photos, tmp_path
     assert_same_run(run, one)
 
 
+def test_a_process_that_does_not_come_is_named(photos, tmp_path):
+    """It is stopped, as on a machine that hangs."""
+    run, said = tmp_path / "run", tmp_path / "said.txt"
+    options = OPTIONS | {"out": run, "epochs": 3000, "workers": 1, "cache": "none"}
+    command = [*TORCHRUN, "pretrain", str(photos), *flags(options), "--timeout-minutes", "0.05"]
+    with said.open("wb") as out:
+        process = subprocess.Popen(
+            command, env=ENV, stdout=out, stderr=out, stdin=subprocess.DEVNULL
+        )
+        try:
+            wait_until(lambda: (run / "log.jsonl").exists() and step_logged(run) > 4, process)
+            os.kill(of_rank(process, 1), signal.SIGSTOP)
+            wait_until(lambda: "gives no sign of life" in said.read_text(), process)
+        finally:
+            kill_all(process)
+    (line,) = (line for line in said.read_text().splitlines() if line.startswith("mae:"))
+    assert "another process did not come within 0.05 minutes" in line
+    assert "process 1 gives no sign of life (last seen " in line and "--timeout-minutes" in line
+
+
+def test_two_processes_that_cannot_read_wait_longer_than_a_step_may_and_hear_sigterm(
+    photos, tmp_path
+):
+    data, run, said = tmp_path / "photos", tmp_path / "run", tmp_path / "said.txt"
+    shutil.copytree(photos, data)
+    options = OPTIONS | {"out": run, "epochs": 3000, "cache": "none", "workers": 0}
+    command = [*TORCHRUN, "pretrain", str(data), *flags(options), "--timeout-minutes", "0.05"]
+    with said.open("wb") as out:
+        process = subprocess.Popen(command, env=ENV, stdout=out, stderr=out)
+        try:
+            wait_until(lambda: (run / "log.jsonl").exists() and step_logged(run) > 4, process)
+            for file in (*data.glob("*.jpg"), *data.glob("nested/*.png")):
+                file.unlink()
+                os.mkfifo(file)
+            wait_until(lambda: steps_saved(run), process)  # as nothing comes
+            time.sleep(6)  # twice the limit
+            os.kill(of_rank(process, 1), signal.SIGTERM)  # only one of them hears it
+            wait_until(
+                lambda: "and saved; the same command resumes it" in said.read_text(), process
+            )
+        finally:
+            kill_all(process)
+    assert "did not come" not in said.read_text() and steps_saved(run) == step_logged(run)
+
+
+def step_logged(run):
+    return (run / "log.jsonl").read_bytes().count(b"\n")
+
+
+def wait_until(ready, process):
+    end = time.monotonic() + 90
+    while not ready():
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.05)
+
+
+def of_rank(process, rank):
+    """The pid of a training process that torchrun started."""
+    listed = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True
+    )
+    for pid in listed.stdout.split():
+        if f"RANK={rank}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+            return int(pid)
+    raise AssertionError(listed.stdout)
+
+
 def kill_all(process):
     """SIGKILL to torchrun and to the processes it started, which are in sessions of their own."""
     listed = subprocess.run(

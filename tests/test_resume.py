@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -69,6 +70,8 @@ def test_killed_again_and_again_the_run_ends_with_the_same_weights(whole, photos
         assert process.returncode == -signal.SIGKILL, output
         assert "Traceback" not in output
         kills.append(steps_saved(run))
+        if (run / "model.safetensors").exists():  # what is published can be used, whenever
+            torchmae.load(run)
     assert kills == sorted(kills) and 0 < kills[-1] < STEPS, kills
     done = subprocess.run(command, env=ENV, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -76,8 +79,7 @@ def test_killed_again_and_again_the_run_ends_with_the_same_weights(whole, photos
     assert weights(run) == weights(whole)
     states = {p.name for p in (run / "state").iterdir()}
     assert states == {f"step-{STEPS:08d}", f"step-{STEPS - 1:08d}"}
-    # The loss is the mean of the steps since the line before, or since the start.
-    drop = ("images_per_s", "wait", "peak_memory_mb", "loss")
+    drop = ("images_per_s", "wait", "peak_memory_mb")
     ours, theirs = (
         [{k: v for k, v in json.loads(line).items() if k not in drop} for line in text.splitlines()]
         for text in ((run / "log.jsonl").read_text(), (whole / "log.jsonl").read_text())
@@ -117,6 +119,97 @@ def test_resuming_takes_the_older_checkpoint_when_the_newest_is_damaged(
     torchmae.pretrain(str(photos), **options)
     assert capfd.readouterr().out.count("is damaged") == 1
     assert weights(run) == weights(whole)
+
+
+def damage(run):
+    for folder in (run / "state").glob("step-*"):
+        os.truncate(folder / "model.safetensors", 1000)
+
+
+def empty(run):
+    for file in (run / "state").rglob("*.*"):
+        file.unlink()
+
+
+@pytest.mark.parametrize("harm", [damage, empty])
+def test_when_every_checkpoint_is_damaged_nothing_is_trained(whole, photos, tmp_path, capfd, harm):
+    run = shutil.copytree(whole, tmp_path / "run")
+    harm(run)
+    before = contents(run)
+    for more in ({}, {"workers": 1}):
+        assert cli.main(["pretrain", str(photos), *flags(OPTIONS | {"out": run} | more)]) == 2
+        out, err = capfd.readouterr()
+        assert "no checkpoint that is not damaged" in err and "choose a new --out" in err
+        assert "resuming" not in out and contents(run) == before
+    shutil.rmtree(run / "state")  # the ways out: start again, ...
+    (run / "model.safetensors").unlink()
+    torchmae.pretrain(str(photos), **(OPTIONS | {"out": str(run)}))
+    assert weights(run) == weights(whole)
+
+
+def test_a_classifier_whose_checkpoints_are_damaged_is_not_trained_on(
+    whole, photos, tmp_path, capfd
+):
+    table = tmp_path / "labels.csv"
+    files = sorted(photos.rglob("*.*g"))
+    rows = [f"{file},{'ab'[i % 2]}" for i, file in enumerate(files)]
+    table.write_text("\n".join(["path,label", *rows]))
+    run = tmp_path / "run"
+    command = ["finetune", str(whole), str(table), "--out", str(run), "--device", "cpu"]
+    command += ["--epochs", "2", "--batch-size", "6", "--workers", "0"]
+    assert cli.main(command) == 0
+    damage(run)
+    before = contents(run)
+    assert cli.main(command) == 2
+    assert "no checkpoint that is not damaged" in capfd.readouterr().err
+    assert contents(run) == before
+
+
+def test_an_empty_checkpoint_folder_does_not_make_a_random_run(whole, photos, tmp_path, capfd):
+    """Before any checkpoint was saved, beside the run's config: once it was 'resumed'."""
+    run = tmp_path / "run"
+    (run / f"state/step-{STEPS - 1:08d}").mkdir(parents=True)
+    for name in ("config.json", "bad-files.jsonl"):
+        (run / name).write_bytes((whole / name).read_bytes())
+    command = ["pretrain", str(photos), *flags(OPTIONS | {"out": run})]
+    assert cli.main(command) == 2
+    assert f"delete {run}/state" in capfd.readouterr().err
+    shutil.rmtree(run / "state")
+    assert cli.main(command) == 0
+    assert weights(run) == weights(whole)
+
+
+def test_strange_bytes_and_names_do_not_block_a_resume(whole, photos, tmp_path):
+    options = OPTIONS | {"save_minutes": 1e-6, "out": str(tmp_path / "run")}
+    run = torchmae.pretrain(str(photos), **options).path
+    shutil.rmtree(run / f"state/step-{STEPS:08d}")
+    shutil.copytree(run / f"state/step-{STEPS - 1:08d}", run / f"state/step-{STEPS - 1:08d}.bak")
+    (run / "state/step-x").mkdir()
+    lines = (run / "log.jsonl").read_bytes().splitlines()
+    strange = [b"\xff\xfe", b"\0" * 8, b"[]", b'{"loss": 1}', b"[" * 100_000, b'{"step": ']
+    (run / "log.jsonl").write_bytes(b"\n".join([*strange, *lines]) + b"\n")
+    (run / "bad-files.jsonl").write_bytes(b'\xff\n{"file": "a", "rea')
+    torchmae.pretrain(str(photos), **options)
+    assert weights(run) == weights(whole)
+    kept = [json.loads(line)["step"] for line in (run / "log.jsonl").read_text().splitlines()]
+    assert kept == [4, 8, 12, 16, 20, 24, 27]
+
+
+def test_a_resume_under_another_torch_says_so_in_one_line(whole, photos, tmp_path, capfd):
+    options = OPTIONS | {"save_minutes": 1e-6, "out": str(tmp_path / "run")}
+    run = torchmae.pretrain(str(photos), **options).path
+    config = json.loads((run / "config.json").read_text())
+    assert config["torch"] == torch.__version__ and config["torchmae"] == torchmae.__version__
+    shutil.rmtree(run / f"state/step-{STEPS:08d}")
+    (run / "config.json").write_text(json.dumps(config | {"torch": "2.0.1"}))
+    capfd.readouterr()
+    torchmae.pretrain(str(photos), verify=False, **options)
+    said = f"{run} began with torchmae {torchmae.__version__} and torch 2.0.1; now "
+    out = capfd.readouterr().out
+    assert out.count("weights may differ in their last bits") == 1 and said in out
+    assert weights(run) == weights(whole)
+    torchmae.pretrain(str(photos), verify=False, **options)  # finished: nothing is computed
+    assert "weights may differ" not in capfd.readouterr().out
 
 
 def test_a_finished_run_says_so_and_changes_nothing(whole, photos, capfd):
@@ -190,3 +283,17 @@ def test_what_does_not_change_the_weights_may_change(whole, photos, capfd):
 
 def test_settings_not_given_are_those_of_the_run(whole, photos):
     assert torchmae.pretrain(str(photos), out=str(whole)).path == whole
+
+
+def test_changed_contents_of_equal_size_are_said_at_a_resume(tmp_path, capfd):
+    photos = make_photos(tmp_path / "photos")
+    command = ["pretrain", str(photos), *flags(OPTIONS | {"out": tmp_path / "run", "epochs": 1})]
+    for _ in range(2):
+        assert cli.main(command) == 0
+        assert "other times" not in capfd.readouterr().out
+    content = bytearray((photos / "1.jpg").read_bytes())
+    content[-20] ^= 1
+    (photos / "1.jpg").write_bytes(content)
+    assert cli.main(command) == 0
+    out = capfd.readouterr().out
+    assert out.count("warning: the files of the data have other times") == 1 and "--out" in out

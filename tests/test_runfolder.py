@@ -18,6 +18,9 @@ class Data:
     def fingerprint(self) -> str:
         return "abc"
 
+    def stamp(self) -> str | None:
+        return "then"
+
 
 def write(out: Path, **config: object) -> None:
     model = {"encoder": {"depth": 2}, "decoder": {"dim": 8}}
@@ -129,3 +132,23 @@ def test_bad_files_are_noted_once_and_truncated_lines_skipped(tmp_path: Path) ->
     with (tmp_path / "bad-files.jsonl").open("a") as file:
         file.write('{"file": "d", "rea')
     assert [entry["file"] for entry in runfolder.read_bad_files(tmp_path)] == ["a", "b", "c"]
+
+
+def test_other_times_of_the_files_are_no_difference_but_are_said(tmp_path: Path) -> None:
+    then = runfolder.stamped_identity(Data())
+    both = {**then, "val": then}
+    runfolder.write_config(tmp_path, "finetune", {}, both, {"encoder": {}})
+    assert runfolder.other_times(tmp_path, both) is None
+    for now in ({**both, "stamp": "now"}, {**both, "val": {**then, "stamp": "now"}}):
+        assert "names and sizes are as then" in str(runfolder.other_times(tmp_path, now))
+        runfolder.resume(tmp_path, "finetune", {}, set(), now)
+    runfolder.write_config(tmp_path, "finetune", {}, runfolder.identity(Data()), {"encoder": {}})
+    assert runfolder.other_times(tmp_path, both) is None, "an older version wrote no stamps"
+
+
+def test_a_line_that_a_kill_truncated_does_not_swallow_the_next(tmp_path: Path) -> None:
+    (tmp_path / "bad-files.jsonl").write_bytes(b'\xff{"file": "a", "rea')
+    assert runfolder.note_bad_files(tmp_path, [("a", "cut"), ("b", "cut")]) == ["a", "b"]
+    assert [entry["file"] for entry in runfolder.read_bad_files(tmp_path)] == ["a", "b"]
+    (tmp_path / "log.jsonl").write_bytes(b'\xff\n[]\n{"loss": 1}\n{"step": 3}\n\x00\x00\n{"st')
+    assert runfolder.read_log(tmp_path) == [{"step": 3}]

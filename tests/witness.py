@@ -26,7 +26,7 @@ ROOT = Path(__file__).parent.parent
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 MODEL = "--model vit_micro --image-size 32 --patch-size 8 --decoder-dim 32 --decoder-depth 2"
 CPU = "--device cpu --precision fp32 --workers 0"
-TUNE = f"{CPU} --epochs 2 --batch-size 8"
+TUNE = f"{CPU} --epochs 2 --batch-size 8 --crop-scale 0.08 1 --randaug-magnitude 5"
 
 
 def photos(folder: Path) -> None:
@@ -111,7 +111,9 @@ def witness(place: Path) -> dict[str, object]:
     mae(f"pretrain shards --epochs 2 --batch-size 8 --out packed-run {MODEL} {CPU}", place)
     found["packed"] = weights(place / "packed-run")
     mae(
-        "compare photos-run photos --labels-per-class 4 --seeds 0 1 --out comparison " + TUNE, place
+        "compare photos-run photos --labels-per-class 4 --seeds 0 1 --trials 0 --out comparison "
+        + TUNE,
+        place,
     )
     mae("partial photos-run photos --train 0 1 --out parts " + TUNE, place)
     for folder in ("comparison", "parts"):

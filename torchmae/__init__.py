@@ -27,6 +27,7 @@ PLACES = {
     "load": "torchmae.models.weights",
     "load_mae": "torchmae.models.weights",
     "load_classifier": "torchmae.models.weights",
+    "param_groups_weight_decay": "torchmae.train.optim",
     "MASKINGS": "torchmae.models.masking",
     "TARGETS": "torchmae.models.targets",
     "DECODERS": "torchmae.models.decoders",
@@ -38,7 +39,7 @@ PLACES = {
 }
 FUNCTIONS = (
     *("pretrain", "finetune", "probe", "knn", "partial", "compare", "evaluate", "predict"),
-    *("reconstruct", "embed", "pack", "import_", "export", "bench"),
+    *("reconstruct", "embed", "verify", "pack", "import_", "export", "bench"),
 )
 __all__ = ["RunError", "UserError", "__version__", "presets", *FUNCTIONS, *PLACES]
 

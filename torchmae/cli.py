@@ -1,17 +1,19 @@
 """The command `mae`: a verb and its flags to the function that does it; mistakes in a line or two,
 no traceback."""
 
+import errno
 import io
 import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import pairwise
 
-from torchmae.errors import RunError, UserError, choose
+from torchmae.errors import RunError, UserError, choose, printable
 from torchmae.settings.options import options_of
 from torchmae.settings.parser import parse
-from torchmae.verbs import VERBS, load
+from torchmae.verbs import VERBS, load, start
 from torchmae.version import __version__
 
 EXAMPLES = """examples:
@@ -26,23 +28,44 @@ mae VERB --help lists the flags of a verb; --debug shows the traceback of an err
 
 class ConsoleHandler(logging.Handler):
     """Writes what the logger "torchmae" says to stdout, above any progress bar; warnings begin with
-    "warning: "."""
+    "warning: ".
+
+    No work ends because nobody can read of it: the reader of a pipe, a terminal or room on a disk
+    may be gone.
+
+    Attributes:
+        lost: why something could not be written.
+    """
+
+    lost: OSError | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm
 
         prefix = "warning: " if record.levelno >= logging.WARNING else ""
-        tqdm.write(prefix + record.getMessage(), file=sys.stdout)
-        sys.stdout.flush()
+        text = printable(record.getMessage(), keep="\n")
+        try:
+            tqdm.write(prefix + text, file=sys.stdout)
+            sys.stdout.flush()
+        except OSError as error:
+            self.lost = error
+        except (ValueError, RuntimeError):  # it is closed; this thread is writing already
+            pass
 
 
 def show_messages() -> None:
     """Installs the handler once. A user of the library who does not call this sees warnings only,
     Python's default."""
     logger = logging.getLogger("torchmae")
-    if not any(isinstance(handler, ConsoleHandler) for handler in logger.handlers):
+    if not console_handlers():
         logger.addHandler(ConsoleHandler())
     logger.setLevel(logging.INFO)
+
+
+def console_handlers() -> list[ConsoleHandler]:
+    """The handler, if it is installed."""
+    handlers = logging.getLogger("torchmae").handlers
+    return [handler for handler in handlers if isinstance(handler, ConsoleHandler)]
 
 
 def usage() -> str:
@@ -58,8 +81,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0; 2 for a mistake of the user; 1 for a failed run, 65 for a loss that is not
-        finite; 130 and 143 after a signal.
+        finite; 129, 130 and 143 after SIGHUP, SIGINT (Ctrl-C) and SIGTERM.
     """
+    try:
+        return answer(list(sys.argv[1:] if arguments is None else arguments))
+    finally:
+        settle_output()
+
+
+def answer(words: list[str]) -> int:
+    """Runs one verb, as `main` does."""
     # Before torch is loaded: threads that wait for work must not burn the cores that loading images
     # needs.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -69,7 +100,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ):  # file names can be anything: what cannot be printed is shown as \\x..
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     if words[0:1] == ["help"] and words[1:]:
@@ -84,10 +114,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run_verb(words[0], words[1:])
         return 0
     except KeyboardInterrupt:
-        print("mae: interrupted", file=sys.stderr)
+        complain("interrupted")
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
         if debug:
@@ -111,10 +140,8 @@ def run_verb(verb: str, words: Sequence[str]) -> None:
     if plugins and "plugin" not in options_of(settings):
         words = without_plugin(words)  # a plugin's own verb need not have the flag
     config = parse(settings, verb, words, PRESETS.get(verb, {}))
-    from torchmae.plugins import prepare
-
     show_messages()
-    load(entry.run)(prepare(config))
+    start(entry, config)
 
 
 def plugins_in(words: Sequence[str]) -> list[str]:
@@ -140,13 +167,31 @@ def report(error: Exception) -> int:
     A user's mistake is the same in every process, so the first one alone prints it.
     """
     if not isinstance(error, UserError | RunError):
-        print(
-            f"mae: failed: {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr
-        )
+        failed = printable(f"{type(error).__name__}: {error}")
+        complain(f"failed: {failed} (--debug shows where)")
         return 1
     rank = int(os.environ.get("RANK", "0"))
     if rank == 0 or isinstance(error, RunError):
         text = str(error).strip()  # a loading process hands its error on with a traceback around it
         text = text.splitlines()[-1] if "DataLoader worker" in text else text
-        print(f"mae: {f'process {rank}: ' if rank else ''}{text}", file=sys.stderr)
+        complain(f"{f'process {rank}: ' if rank else ''}{printable(text)}")
     return error.exit_code
+
+
+def complain(text: str) -> None:
+    """Prints to stderr; the exit code is right even where nobody reads that."""
+    with suppress(OSError, ValueError):
+        print(f"mae: {text}", file=sys.stderr, flush=True)
+
+
+def settle_output() -> None:
+    """Flushes what was printed. What cannot be written is dropped, or Python would end with 120."""
+    lost = [handler.lost for handler in console_handlers() if handler.lost]
+    if lost and lost[0].errno not in (errno.EPIPE, errno.EIO):
+        complain(f"messages could not be written to stdout: {lost[0].strerror}")
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -1,10 +1,30 @@
 """Errors for people: a mistake in the input (`UserError`) or a run that failed (`RunError`)."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 T = TypeVar("T")
+
+NOT_FINITE = 65  # exit code of a training whose loss or weights are not finite
+
+
+def printable(text: object, keep: str = "") -> str:
+    r"""Text in which nothing can move the cursor, forge a line or turn the direction of writing.
+
+    For what comes from outside: names of files and classes, texts in files, other libraries'
+    errors. What is not printable becomes its escape, such as \x1b.
+
+    Args:
+        text: anything.
+        keep: characters that stay: "\n" for messages of our own, which have lines.
+    """
+    return "".join(
+        sign
+        if sign.isprintable() or sign in keep
+        else sign.encode("unicode_escape", "surrogatepass").decode()
+        for sign in str(text)
+    )
 
 
 class UserError(ValueError):
@@ -39,9 +59,15 @@ def choose(options: Mapping[str, T], name: str, what: str) -> T:
     """
     if name in options:
         return options[name]
-    near = difflib.get_close_matches(name, options, n=1)
-    hint = f". Did you mean {near[0]}?" if near else ""
+    near = nearest(name, options)
+    hint = f". Did you mean {near}?" if near else ""
     raise UserError(f"unknown {what} '{name}'; one of: {', '.join(options)}{hint}")
+
+
+def nearest(name: str, options: Iterable[str]) -> str | None:
+    """The option that a name is a slip of the keyboard away from; None where none is that close
+    ("tensorrt" is no way of writing "safetensors")."""
+    return next(iter(difflib.get_close_matches(name, list(options), n=1, cutoff=0.75)), None)
 
 
 def missing_extra(package: str, extra: str) -> UserError:

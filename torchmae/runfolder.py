@@ -3,6 +3,7 @@
     config.json            the settings, the identity of the data, how to build the model
     model.safetensors      the newest weights
     best.safetensors       mae finetune: the weights of the epoch with the best validation
+    manifest.json          size and SHA-256 of these three, which every later verb compares
     last.json, best.json   mae finetune: the scores of the last and of the best validation
     state/step-00001200/   a checkpoint (train/checkpoint.py owns what is in it)
     log.jsonl, curves.png  how training went
@@ -23,9 +24,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from torchmae.disk import write_text
+from torchmae import manifest
+from torchmae.disk import parse_json, write_text
 from torchmae.errors import UserError
-from torchmae.version import __version__, commit
+from torchmae.version import __version__, commit, versions
 
 CONFIG = "config.json"
 MODEL = "model.safetensors"
@@ -40,6 +42,7 @@ PICTURES = "pictures"
 RESULTS = "results.json"
 CONFUSION = "confusion.png"
 LOCK = ".lock"
+LISTED = (CONFIG, MODEL, BEST_MODEL)  # in the manifest: what the models of later verbs depend on
 
 
 @runtime_checkable
@@ -50,6 +53,8 @@ class Identifiable(Protocol):
 
     def fingerprint(self) -> str: ...
 
+    def stamp(self) -> str | None: ...
+
 
 def prepare(out: Path, data: str) -> bool:
     """Makes the run folder, on the main process only: call it through `World.on_main`.
@@ -58,7 +63,7 @@ def prepare(out: Path, data: str) -> bool:
     pictures would be trained on next time.
 
     Returns:
-        Whether there is a checkpoint to resume from.
+        Whether there are checkpoints to resume from, good or damaged.
 
     Raises:
         UserError: `out` is inside the data, is a file, holds other things, cannot be made, or has
@@ -74,7 +79,9 @@ def prepare(out: Path, data: str) -> bool:
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file: name a folder")
     if out.is_dir() and not (out / CONFIG).exists():
-        ours = (LOCK, BAD_FILES, f".{CONFIG}.partial")  # left by a start that failed early
+        # Left by a start that failed early.
+        ours = {LOCK, BAD_FILES, manifest.MANIFEST}
+        ours |= {f".{name}.partial" for name in (CONFIG, manifest.MANIFEST)}
         foreign = [p.name for p in out.iterdir() if p.name not in ours]
         if foreign:
             raise UserError(
@@ -84,6 +91,12 @@ def prepare(out: Path, data: str) -> bool:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {out} cannot be made: {error.strerror or error}") from error
+    state = out / STATE
+    if os.path.lexists(state) and not (state.is_dir() and os.access(state, os.W_OK | os.X_OK)):
+        raise UserError(
+            f"{state} cannot be written (it is no folder, or another user's), and checkpoints go "
+            "there: choose another --out"
+        )
     if checkpoints(out):
         return True
     if (out / MODEL).exists():
@@ -99,6 +112,38 @@ def identity(source: Identifiable) -> dict[str, Any]:
     return {"count": len(source), "fingerprint": source.fingerprint()}
 
 
+def stamped_identity(source: Identifiable) -> dict[str, Any]:
+    """Its `identity`, and a stamp that tells whether its contents may have changed."""
+    return {**identity(source), "stamp": source.stamp()}
+
+
+def without_stamps(data: dict[str, Any]) -> dict[str, Any]:
+    """An `identity`, or several in one, without their stamps."""
+    return {
+        name: without_stamps(value) if isinstance(value, dict) else value
+        for name, value in data.items()
+        if name != "stamp"
+    }
+
+
+def other_times(out: Path, data: dict[str, Any]) -> str | None:
+    """A line where files have other times than when a run began, but names and sizes as then.
+
+    Args:
+        out: the run folder.
+        data: the `identity` of the data now.
+    """
+    was = read_config(out)["data"]
+    pairs = [(was, data), (was.get("val") or {}, data.get("val") or {})]
+    if all(one.get("stamp") in (None, other.get("stamp")) for one, other in pairs):
+        return None
+    return (
+        f"the files of the data have other times, or lie elsewhere, than when {out} began; their "
+        "names and sizes are as then. If their contents have changed, what was trained on the "
+        "old ones goes on with the new ones: then use a new --out"
+    )
+
+
 def write_config(
     out: Path, verb: str, config: dict[str, Any], data: dict[str, Any] | None, model: dict[str, Any]
 ) -> None:
@@ -112,18 +157,35 @@ def write_config(
         model: what the model's own `config()` returns; its `build` takes it.
     """
     content = {
-        "torchmae": __version__,
+        **versions(),
         "commit": commit(),
         "verb": verb,
         "config": config,
         "data": data,
         "model": model,
     }
-    write_text(out / CONFIG, json.dumps(content, indent=1))
+    partial = out / f".{CONFIG}.partial"
+    partial.write_text(json.dumps(content, indent=1))
+    manifest.publish(out, {CONFIG: partial}, adopt=LISTED)
+
+
+def other_versions(run: Path) -> str | None:
+    """A line where a run began with other versions than these; None where it did not."""
+    began, now = read_config(run), versions()
+    if all(began.get(name, version) == version for name, version in now.items()):
+        return None
+    one, other = (
+        " and ".join(f"{name} {of.get(name, '(unknown)')}" for name in now) for of in (began, now)
+    )
+    return f"{run} began with {one}; now {other}: weights may differ in their last bits"
 
 
 def read_config(run: str | os.PathLike[str]) -> dict[str, Any]:
-    """config.json of a run folder; `UserError` if it is not one."""
+    """config.json of a run folder.
+
+    Raises:
+        UserError: it is no run folder, or config.json is not what was written (see `manifest`).
+    """
     path = Path(run) / CONFIG
     if not path.is_file():
         raise UserError(
@@ -131,13 +193,36 @@ def read_config(run: str | os.PathLike[str]) -> dict[str, Any]:
             "name a folder that mae pretrain, finetune or import made"
         )
     try:
-        config = json.loads(path.read_text())
+        text = manifest.read(Path(run), CONFIG)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    try:
+        config = parse_json(text)
         assert isinstance(config["model"]["encoder"], dict)
+        check_settings(config)
     except (ValueError, KeyError, TypeError, AssertionError, OSError) as error:
         raise UserError(
             f"{path} does not describe a torchmae model ({type(error).__name__}: {error})"
         ) from error
     return config
+
+
+def check_settings(config: dict[str, Any]) -> None:
+    """Adds missing settings (a folder may only describe a model), and raises ValueError for types
+    that no run has: what later verbs read of them must not fail deep inside."""
+    settings = config.setdefault("config", {})
+    if not isinstance(settings, dict):
+        raise ValueError("its settings are none")
+    for name in ("white", "max_megapixels", "crop_pct", "mask_ratio"):
+        value = settings.get(name, 1)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+            raise ValueError(f"{name} {value!r} is no number")
+    for name, texts in (
+        ("plugin", settings.get("plugin")),
+        ("classes", config["model"].get("classes")),
+    ):
+        if not all(isinstance(text, str) for text in texts or ()):
+            raise ValueError(f"{name}: names are needed")
 
 
 def kind_of(config: dict[str, Any]) -> str:
@@ -149,7 +234,7 @@ def kind_of(config: dict[str, Any]) -> str:
 def is_run(folder: Path) -> bool:
     """Whether training or importing made a folder: it has our config.json, or checkpoints."""
     try:
-        config = json.loads((folder / CONFIG).read_text())
+        config = parse_json((folder / CONFIG).read_text())
     except (OSError, ValueError):
         config = None
     return (isinstance(config, dict) and "torchmae" in config) or any(
@@ -187,7 +272,7 @@ def resume(
     was = stored["data"]
     if was["count"] != data["count"]:
         wrong.append(f"the data had {was['count']} images, has {data['count']}")
-    elif was != data:
+    elif without_stamps(was) != without_stamps(data):
         wrong.append(
             f"the data has {data['count']} images as before, but not the same ones "
             "(names, sizes or labels differ)"
@@ -219,6 +304,8 @@ def stored_settings(run: str | os.PathLike[str], verb: str | None = None) -> dic
 
 def name_of(data: str) -> str:
     """A short name of the data for the run folder: the last part of its path without suffix."""
+    if "*" in data:  # a pattern: the folder before it
+        data = os.path.dirname(data.partition("*")[0]) or "."
     name = Path(data.partition("?")[0].rstrip("/")).name or Path(data).resolve().name
     stem = name if Path(data).is_dir() else name.rpartition(":")[2].split(".")[0]
     return re.sub(r"[^\w.]+", "-", stem or Path(data).resolve().name).strip("-.") or "run"
@@ -230,31 +317,41 @@ def checkpoint_folder(run: Path, step: int) -> Path:
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """The folders of finished checkpoints, newest first."""
-    return sorted((run / STATE).glob("step-*"), reverse=True)
+    """The folders of finished checkpoints, newest first; other names beside them are ignored."""
+    found = (run / STATE).glob("step-*")
+    own = [path for path in found if re.fullmatch(r"step-\d{8,}", path.name) and path.is_dir()]
+    return sorted(own, key=step_of, reverse=True)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step of a checkpoint's folder."""
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def last_step(run: Path) -> int:
     """The step of the newest checkpoint, 0 where there is none."""
-    return max((int(folder.name.removeprefix("step-")) for folder in checkpoints(run)), default=0)
+    return max(map(step_of, checkpoints(run)), default=0)
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
     """The lines of log.jsonl."""
-    return read_lines(run / LOG)
+    return [record for record in read_lines(run / LOG) if isinstance(record.get("step"), int)]
 
 
 def read_bad_files(run: Path) -> list[dict[str, str]]:
     """The lines of bad-files.jsonl: "file" and "reason"; none where there is no such file."""
-    return read_lines(run / BAD_FILES)
+    lines = read_lines(run / BAD_FILES)
+    return [line for line in lines if {"file", "reason"} <= line.keys()]
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a .jsonl file; one that a kill truncated is skipped."""
+    """The lines of a .jsonl file; what a kill truncated or a disk damaged is skipped."""
     records = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        with suppress(json.JSONDecodeError):
-            records.append(json.loads(line))
+    for line in path.read_bytes().split(b"\n") if path.exists() else []:
+        with suppress(ValueError, RecursionError):  # JSON's and UTF-8's errors are ValueErrors
+            record = json.loads(line.decode())
+            if isinstance(record, dict):
+                records.append(record)
     return records
 
 
@@ -269,13 +366,14 @@ def note_bad_files(run: Path, files: Iterable[tuple[str, str]]) -> list[str]:
         The names that were not in it before.
     """
     path = run / BAD_FILES
-    known = {entry["file"] for entry in read_lines(path)}
+    known = {entry["file"] for entry in read_bad_files(run)}
     new = {name: reason for name, reason in files if name not in known}
     if new or not path.exists():
-        with path.open("a") as out:
-            out.writelines(
-                json.dumps({"file": name, "reason": reason}) + "\n" for name, reason in new.items()
-            )
+        with path.open("a+b") as out:
+            if out.tell() and (path.read_bytes()[-1:] != b"\n"):
+                out.write(b"\n")  # after a line that a kill truncated
+            for name, reason in new.items():
+                out.write(f"{json.dumps({'file': name, 'reason': reason})}\n".encode())
     return list(new)
 
 
@@ -320,9 +418,9 @@ def read_results(run: Path, verb: str | None = None) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        records = json.loads(path.read_text())["results"]
+        records = parse_json(path.read_text())["results"]
         return [record for record in records if record["verb"] == verb or verb is None]
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} is not a file of results ({type(error).__name__}: {error}): fix or remove it"
         ) from error

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from torchmae import runfolder
+from torchmae import manifest, runfolder
 from torchmae.plugins import prepare
-from torchmae.settings.options import REQUIRED, from_python, options_of
+from torchmae.settings.options import REQUIRED, flatten, from_python, options_of
 
 if TYPE_CHECKING:
     from torchmae.models.encoders import Backbone
@@ -51,6 +51,9 @@ VERBS: dict[str, Verb] = {
     "predict": task("predict", "Predict", "write the classes of images to a file"),
     "reconstruct": task("reconstruct", "Reconstruct", "draw what a model makes of hidden patches"),
     "embed": task("embed", "Embed", "write the features of images to a file"),
+    "verify": task(
+        "verify", "Verify", "compare every file of a run with what was written: damaged disks"
+    ),
     "pack": task(
         "pack", "Pack", "put image files into tar shards with an index, which open at once"
     ),
@@ -72,6 +75,12 @@ def load(place: Any) -> Any:
         return place
     module, _, name = place.partition(":")
     return getattr(importlib.import_module(module), name)
+
+
+def start(entry: Verb, config: Any) -> Any:
+    """Calls a verb's function; files of runs are verified unless its config says otherwise."""
+    with manifest.verification(flatten(config).get("verify", True)):
+        return load(entry.run)(prepare(config))
 
 
 class Run:
@@ -105,11 +114,11 @@ class Run:
         """What was measured on this run, in order: the records of results.json."""
         return runfolder.read_results(self.path)
 
-    def encoder(self) -> "Backbone":
+    def encoder(self, verify: bool = True) -> "Backbone":
         """The encoder in eval mode on the CPU, as `torchmae.load` gives it."""
         from torchmae.models.weights import load as load_encoder
 
-        return load_encoder(self.path)
+        return load_encoder(self.path, verify)
 
 
 def function(verb: str) -> Callable[..., Any]:
@@ -124,7 +133,7 @@ def function(verb: str) -> Callable[..., Any]:
 
     def call(*arguments: Any, **options: Any) -> Any:
         config = from_python(load(entry.config), f"torchmae.{name}", arguments, options)
-        result = load(entry.run)(prepare(config))
+        result = start(entry, config)
         made_run = isinstance(result, Path) and (
             runfolder.is_run(result) or runfolder.has_results(result)
         )

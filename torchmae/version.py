@@ -20,6 +20,13 @@ def commit() -> str | None:
     return None
 
 
+def versions() -> dict[str, str]:
+    """Versions that the last bits of weights may depend on."""
+    import torch  # whoever asks has it loaded; --version does not ask
+
+    return {"torchmae": __version__, "torch": str(torch.__version__)}
+
+
 def command() -> str:
     """The words that call `mae` again from the same shell, for messages.
 

@@ -1,13 +1,15 @@
 """How images are decoded, as a value."""
 
+import json
 import math
 import subprocess
 import sys
 
 import pytest
 
-from torchmae.data.config import DecodeOptions
+from torchmae.data.config import DecodeOptions, Listing, listing_as_run
 from torchmae.errors import UserError
+from torchmae.settings.groups import LabelledListingOptions, ListingOptions
 
 
 @pytest.mark.parametrize(
@@ -36,3 +38,39 @@ def test_it_is_imported_without_torch_and_numpy():
     code = "import sys, torchmae.data.config; print({'torch', 'numpy'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+def test_what_a_later_verb_takes_of_the_data(tmp_path):
+    """Patterns of a run hold for its own data, whatever its spelling; elsewhere, none."""
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "others").mkdir()
+    run = tmp_path / "run"
+    run.mkdir()
+    stored = {"data": str(tmp_path / "photos"), "exclude": ["*_mask*"], "include": []}
+    text = json.dumps({"torchmae": "0.1.0", "config": stored, "model": {"encoder": {}}})
+    (run / "config.json").write_text(text)
+    here, own = ListingOptions(), ListingOptions(exclude=("*_seg*",))
+    same, other = f"{tmp_path}/others/../photos/", str(tmp_path / "others")
+    assert listing_as_run(here, same, run) == Listing(exclude=("*_mask*",), inherited=True)
+    assert listing_as_run(here, other, run).exclude == ()
+    assert listing_as_run(here, other, run, resuming=True).exclude == ("*_mask*",)
+    assert listing_as_run(own, same, run) == Listing(exclude=("*_seg*",))
+    assert listing_as_run(ListingOptions(exclude=("none",)), same, run).exclude == ()
+    assert listing_as_run(here, same, "none") == Listing(inherited=True)
+    with pytest.raises(UserError, match="none is no pattern"):
+        listing_as_run(ListingOptions(exclude=("none", "*.png")), same, run)
+
+
+def test_columns_belong_to_the_same_data_too(tmp_path):
+    (tmp_path / "config.json").write_text(
+        json.dumps(
+            {
+                "config": {"data": "x.csv", "label_column": "dx", "val": "y.csv"},
+                "model": {"encoder": {}},
+            }
+        )
+    )
+    for data, want in (("x.csv", "dx"), ("y.csv", "dx"), ("z.csv", None)):
+        found = listing_as_run(LabelledListingOptions(), data, tmp_path)
+        assert found.label_column == want
+        assert found.columns == ({"label_column": "dx"} if want else {})

@@ -1,4 +1,5 @@
 import io
+import struct
 import threading
 import time
 import tracemalloc
@@ -12,7 +13,13 @@ from PIL import Image, ImageFile, features
 
 from torchmae.data import decode as module
 from torchmae.data.config import DecodeOptions
-from torchmae.data.decode import SAFE_FORMATS, BadImage, image_extensions, inspect
+from torchmae.data.decode import (
+    SAFE_FORMATS,
+    BadImage,
+    has_more_pages,
+    image_extensions,
+    inspect,
+)
 from torchmae.errors import UserError
 
 
@@ -435,3 +442,38 @@ def test_corruption_decodes_or_is_a_bad_image(format, changes, cut, channels):
         assert pixels.shape[:2] == inspect(whole, DecodeOptions(max_megapixels=1.0))
         reason = "decoded"
     assert reason and "\n" not in reason
+
+
+def tiff(bands: int, bits: int = 8, kind: int = 1) -> bytes:
+    """A TIFF of 4 x 4 pixels as other programs write it, with bands that Pillow cannot store."""
+    rows = bytes(16 * bands * bits // 8)
+    depths = struct.pack(f"<{bands}H", *[bits] * bands)
+    kinds = struct.pack(f"<{bands}H", *[kind] * bands)
+    body = rows + depths + kinds
+    at = 8 + len(rows)
+    tags = [(256, 3, 1, 4), (257, 3, 1, 4), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 8)]
+    tags += [(277, 3, 1, bands), (278, 3, 1, 4), (279, 4, 1, len(rows))]
+    tags += [(258, 3, bands, at), (339, 3, bands, at + len(depths))]
+    entries = b"".join(struct.pack("<HHII", *tag) for tag in sorted(tags))
+    table = struct.pack("<H", len(tags)) + entries + bytes(4)
+    return struct.pack("<2sHI", b"II", 42, 8 + len(body)) + body + table
+
+
+def test_a_tiff_of_many_bands_is_called_what_it_is():
+    """It was called "not an image"."""
+    remedy = "not read yet; convert the images to one array of uint8 [N, H, W, C] in a .npy file"
+    assert refused(tiff(5)) == f"a TIFF of 5 bands of unsigned 8 bits: {remedy}"
+    assert refused(tiff(12, 16)) == f"a TIFF of 12 bands of unsigned 16 bits: {remedy}"
+    assert refused(tiff(5, 32, 3)) == f"a TIFF of 5 bands of float 32 bits: {remedy}"
+    assert "a TIFF whose tags are damaged" in refused(tiff(5)[:20])
+    with pytest.raises(BadImage, match="a TIFF of 5 bands"):
+        inspect(tiff(5))
+
+
+def test_stacks_and_animations_are_told_apart():
+    frames = [Image.new("RGB", (5, 3), colour) for colour in ("red", "blue", "green")]
+    for format in ("GIF", "PNG", "WEBP", "TIFF"):
+        several = encoded(frames[0], format, save_all=True, append_images=frames[1:])
+        assert has_more_pages(several) and not has_more_pages(encoded(frames[0], format)), format
+    preview = encoded(frames[0], "MPO", save_all=True, append_images=frames[1:2])
+    assert not has_more_pages(preview) and not has_more_pages(encoded(frames[0], "JPEG"))

@@ -8,9 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.sources import pack, picture, plant, png
+from hypothesis import given
+from hypothesis import strategies as st
 
+from torchmae.data.config import Listing
 from torchmae.data.decode import decode
-from torchmae.data.labels import LabelledSets, labelled, labelled_sets, open_pair
+from torchmae.data.labels import (
+    LabelledSets,
+    groups_of,
+    hold_out,
+    labelled,
+    labelled_sets,
+    open_pair,
+    tuning_sets,
+)
 from torchmae.data.loader import read_pixels
 from torchmae.data.sources import open_source
 from torchmae.errors import UserError
@@ -404,3 +415,132 @@ def test_unlabelled_images_beside_labelled_ones_are_left_out(tmp_path):
         )
         == 15
     )
+
+
+# Groups, such as patients: no split divides one
+
+
+def patients(at: Path, count: int = 30, each: int = 4) -> Path:
+    """A table of `count` patients with `each` images, and two classes."""
+    (at / "im").mkdir(parents=True)
+    rows = ["path;label;patient"]
+    for i in range(count * each):
+        (at / f"im/{i}.png").write_bytes(painted(CLASSES[i % count % 2], i % 200))
+        rows.append(f"im\\{i}.png;{CLASSES[i % count % 2]};p{i % count}")
+    (at / "x.csv").write_text("\n".join(rows))
+    return at / "x.csv"
+
+
+GROUPED = Listing(group_column="patient")
+
+
+def groups_in(source):
+    return {source.group(i) for i in range(len(source))}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_patients_stay_on_one_side_of_every_split(tmp_path, seed):
+    sets = labelled_sets(str(patients(tmp_path)), None, 0.2, None, seed, listing=GROUPED)
+    train, val = groups_in(sets.train), groups_in(sets.val)
+    assert not train & val and len(train | val) == 30
+    assert 0.15 <= len(val) / 30 <= 0.25
+    assert min(sets.val_labels.bincount().tolist()) >= 8  # of both classes a share
+    again = labelled_sets(str(tmp_path / "x.csv"), None, 0.2, None, seed, listing=GROUPED)
+    assert groups_in(again.val) == val
+    without = labelled_sets(str(tmp_path / "x.csv"), None, 0.2, None, seed)
+    assert [without.val.name(i) for i in range(len(without.val))] != [
+        sets.val.name(i) for i in range(len(sets.val))
+    ]
+
+
+@pytest.mark.parametrize("few", [2, None])
+@pytest.mark.parametrize("listing", [GROUPED, Listing()])
+def test_settings_are_chosen_on_images_that_no_seed_validates_on(tmp_path, few, listing):
+    which = (str(patients(tmp_path)), None, 0.2)
+    sets = tuning_sets(*which, few, 100, (0, 1, 2), listing)
+    counts = sets.train_labels.bincount().tolist()
+    assert counts == [2, 2] if few else min(counts) > 2
+    assert set(sets.val_labels.tolist()) == {0, 1}
+    names = [{s.name(i) for i in range(len(s))} for s in (sets.train, sets.val)]
+    assert not names[0] & names[1]
+    for seed in (0, 1, 2):
+        val = labelled_sets(*which, None, seed, listing=listing).val
+        assert not {val.name(i) for i in range(len(val))} & (names[0] | names[1])
+    if listing == GROUPED:
+        assert not groups_in(sets.train) & groups_in(sets.val)
+    again = tuning_sets(*which, few, 100, (0, 1, 2), listing)
+    assert [again.train.name(i) for i in range(len(again.train))] == [
+        sets.train.name(i) for i in range(len(sets.train))
+    ]
+    with pytest.raises(UserError, match="left to choose settings on: give images to validate"):
+        tuning_sets(*which, few, 100, range(100), listing)
+    given = tuning_sets(which[0], which[0], 0.2, few, 100, range(100))  # a validation set is given
+    assert len(given.val) > 0
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 8)), min_size=2), st.integers(0, 9))
+def test_holding_out_groups(rows, seed):
+    names = [f"c{label}" for label, _ in rows]
+    groups = [f"g{group}" for _, group in rows]
+    out = hold_out(names, 0.3, seed, groups)
+    inside, outside = ({g for g, o in zip(groups, out) if o == side} for side in (True, False))
+    assert not inside & outside
+    assert {name for name, o in zip(names, out) if not o} == set(names), "a class is left to train"
+
+
+def test_each_image_by_itself_is_no_group(tmp_path):
+    assert groups_of(open_source(table(tmp_path))) is None
+
+
+def test_a_class_of_one_patient(tmp_path):
+    path = patients(tmp_path)
+    rows = path.read_text().splitlines()
+    path.write_text(
+        "\n".join([rows[0], *(r for r in rows[1:] if "bee" not in r or r[-2:] == "p1")])
+    )
+    with pytest.raises(UserError, match=r"'bee' has only one group \(patient\)"):
+        labelled_sets(str(path), None, 0.2, None, 0, listing=GROUPED)
+
+
+def test_patients_on_both_sides_of_a_given_split_are_refused(tmp_path):
+    train, val = str(patients(tmp_path / "a")), str(patients(tmp_path / "b", 3))
+    with pytest.raises(UserError, match="3 of 3 groups of the validation images are in"):
+        labelled_sets(train, val, 0.2, None, 0, listing=GROUPED)
+
+
+# What is no class
+
+
+def test_captions_are_no_classes(tmp_path):
+    """Neither taken for classes, nor does the advice lead there."""
+    folder(tmp_path)
+    rows = [f"{kind}/{i}.png;A {kind} on plate {i}, from above" for kind, i in LIST]
+    for head in ("image;caption", "image;label"):
+        (tmp_path / "x.csv").write_text("\n".join([head, *rows]))
+        with pytest.raises(UserError) as caught:
+            labelled_sets(str(tmp_path / "x.csv"), None, 0.2, None, 0)
+        assert "no classes" in str(caught.value) and "--label-column" in str(caught.value)
+        assert "path,label" not in str(caught.value)
+
+
+def test_parts_of_a_set_are_no_classes(tmp_path):
+    for names_of_parts in (("train2017", "val2017"), ("Testing", "Training")):
+        at = tmp_path / names_of_parts[0]
+        for part in names_of_parts:
+            folder(at / part)
+        with pytest.raises(UserError, match=r"parts of a data set, no classes.*Train.* --val|2017"):
+            labelled_sets(str(at), None, 0.2, None, 0)
+        train, val = sorted(names_of_parts, key=lambda part: "rain" not in part)
+        sets = labelled_sets(str(at / train), str(at / val), 0.2, None, 0)  # what it says to do
+        assert sets.classes == CLASSES
+
+
+def test_one_image_in_each_folder(tmp_path):
+    plant(tmp_path, *(f"{i}/x.png" for i in range(7)))
+    with pytest.raises(UserError, match="as if each of the 7 were a class"):
+        labelled_sets(str(tmp_path), None, 0.2, None, 0)
+
+
+def test_images_without_a_label_are_counted(tmp_path):
+    plant(folder(tmp_path), "loose.png", "looser.png")
+    assert labelled(open_source(tmp_path), "")[0].left_out == "2 without a label"

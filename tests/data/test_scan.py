@@ -1,6 +1,7 @@
 """The look at a whole data set: numbers equal brute force, and every bad file is named."""
 
 import os
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 from torchmae import disk
 from torchmae.data import scan as module
 from torchmae.data.config import DecodeOptions
+from torchmae.data.decode import max_bytes
 from torchmae.data.scan import Scan, max_bad_files
 from torchmae.data.sources import open_source, with_decode
 from torchmae.data.sources.files import Files
@@ -372,6 +374,10 @@ class TestCache:
         scan(open_source(root))
         assert not list(cache.iterdir())
 
+    def test_every_file_is_read_once(self, root, cache, reads):
+        scan(open_source(root))
+        assert len(reads) == len(set(reads)) == len(open_source(root))
+
     @pytest.mark.parametrize("kind", ["array", "digits", "torchvision"])
     def test_pixels_are_not_remembered(self, tmp_path, cache, kind):
         source = open_source(BUILDERS[kind](tmp_path / "set", 7))
@@ -411,3 +417,36 @@ def test_a_scan_during_which_the_system_said_no_is_not_kept(tmp_path, monkeypatc
     assert [name for name, _ in scan(source).bad] == ["b.png"]
     (tmp_path / "c.txt").rename(tmp_path / "b.png")
     assert scan(source).bad == []
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/io"), reason="Linux counts what is read")
+@pytest.mark.parametrize("kind", ["folder", "tar"])
+def test_a_file_larger_than_any_image_is_not_read(tmp_path, kind):
+    """Once 3 GB were taken for it, twice."""
+    (tmp_path / "set").mkdir()
+    for i in range(3):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"set/{i}.png")
+    with (tmp_path / "set/0.png").open("ab") as file:
+        file.truncate(3 * 10**9)  # sparse: it takes no room
+    if kind == "tar":
+        with tarfile.open(tmp_path / "set/s.tar", "w") as tar:
+            for i in (1, 2):
+                tar.add(tmp_path / f"set/{i}.png", f"{i}.png")
+            info = tarfile.TarInfo("0.png")
+            info.size = 3 * 10**9
+            tar.addfile(info, None)
+        with (tmp_path / "set/s.tar").open("ab") as file:
+            file.truncate(file.tell() + info.size + 10240)
+    source = open_source(tmp_path / "set" / ("s.tar" if kind == "tar" else ""))
+    before = bytes_read()
+    found = scan(source)
+    assert bytes_read() - before < 10**6
+    ((name, reason),) = found.bad
+    assert name.endswith("0.png") and reason == (
+        "3,000 MB, more than the 864 MB that an image of 100 megapixels can need (--max-megapixels)"
+    )
+    assert max_bytes(DecodeOptions(max_megapixels=400)) > 3 * 10**9  # the way out that it names
+
+
+def bytes_read() -> int:
+    return int(Path("/proc/self/io").read_text().split()[1])

@@ -1,5 +1,6 @@
 """Crops and flips: the paper's distribution, pure in (seed, epoch, sample), PIL's pixels."""
 
+import math
 from functools import cache
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from torchmae.data.transforms import CenterCropResize, Crop, RandomResizedCropFlip, resized_crop
+from torchmae.hashing import CROP, uniform
 
 SHAPES = [
     (1, 1),
@@ -117,6 +119,31 @@ def test_windows_are_distributed_as_those_of_torchvision():
     # The measure can fail: another range of areas is noticed.
     other = crops(RandomResizedCropFlip((224, 224), scale=(0.3, 1.0)), 375, 500, 800)
     assert distance(other[:, 2] * other[:, 3], b[:, 2] * b[:, 3]) > 1
+
+
+def test_clamped_windows_are_one_draw_cut_to_the_image():
+    """As in the reference's linear probe: what does not fit is cut, so it can have any aspect."""
+    free = RandomResizedCropFlip((64, 64), scale=(0.5, 1.0))
+    clamped = RandomResizedCropFlip((64, 64), scale=(0.5, 1.0), clamp=True)
+    kinds = set()
+    for sample in range(300):
+        plain, cut = (crop.crop(100, 120, 0, sample) for crop in (free, clamped))
+        first = [uniform(0, CROP, 0, sample, counter) for counter in range(5)]
+        area = 100 * 120 * (0.5 + 0.5 * first[1])
+        aspect = math.exp((2 * first[2] - 1) * math.log(4 / 3))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        fits = w <= 120 and h <= 100
+        kinds.add(fits)
+        assert (cut.width, cut.height) == (min(w, 120), min(h, 100)) and cut.flip == plain.flip
+        assert not fits or cut == plain
+    assert kinds == {True, False}
+    for height, width in SHAPES:
+        for sample in range(25):
+            crop = RandomResizedCropFlip((32, 8), scale=(0.01, 1.0), clamp=True).crop(
+                height, width, 3, sample
+            )
+            assert 0 <= crop.top < crop.top + crop.height <= height
+            assert 0 <= crop.left < crop.left + crop.width <= width
 
 
 def test_area_is_uniform_and_aspect_log_uniform_where_every_throw_fits():

@@ -7,7 +7,9 @@ from torch import Tensor
 
 from torchmae.eval.logistic import (
     STRENGTHS,
+    LinearProbe,
     cross_validate,
+    group_folds,
     linear_probe,
     logistic_regression,
     standardize,
@@ -23,6 +25,10 @@ def clouds(each: int, apart: float, seed: int = 0) -> tuple[Tensor, Tensor]:
     rows[:, :3] += apart * torch.nn.functional.one_hot(labels, 3)
     rows[:, 3] += rows[:, 0]
     return rows * torch.logspace(-3, 3, 12) * torch.tensor([1.0] * 11 + [0.0]) + 7.7, labels
+
+
+def right(found: LinearProbe, truth: Tensor) -> float:
+    return float((found.logits.argmax(1) == truth).float().mean())
 
 
 def test_the_regressions_are_scikit_learn_s() -> None:
@@ -117,26 +123,36 @@ def test_noise_is_punished_and_cross_validation_does_not_look_at_what_it_tests()
 
 def test_separable_classes_are_told_apart() -> None:
     (train, labels), (test, truth) = clouds(30, 60.0), clouds(10, 60.0, seed=1)
-    found = linear_probe(train, labels, test, truth, 0)
-    assert found["accuracy"] == 1.0 and max(found["cross_validated"]) == 1.0
-    first = found["cross_validated"].index(1.0)
-    assert found["strength"] == STRENGTHS[first]  # the strongest of those that are equally good
+    found = linear_probe(train, labels, test, 0)
+    assert right(found, truth) == 1.0 and max(found.cross_validated) == 1.0
+    first = found.cross_validated.index(1.0)
+    assert found.strength == STRENGTHS[first]  # the strongest of those that are equally good
 
 
-def test_the_test_labels_change_the_score_only() -> None:
+def test_the_test_features_do_not_change_the_strength() -> None:
     (train, labels), (test, truth) = clouds(30, 1.5), clouds(30, 1.5, seed=1)
-    found = linear_probe(train, labels, test, truth, 0)
-    turned = linear_probe(train, labels, test, (truth + 1) % 3, 0)
-    assert turned["accuracy"] < 0.4 < found["accuracy"]
-    kept = ("strength", "cross_validated")
-    assert [turned[name] for name in kept] == [found[name] for name in kept]
-    other = linear_probe(train, labels, test * 100, truth, 0)  # nor do the test features
-    assert [other[name] for name in kept] == [found[name] for name in kept]
+    found, other = (linear_probe(train, labels, rows, 0) for rows in (test, test * 100))
+    assert right(found, truth) > 0.4
+    assert found[1:] == other[1:]
 
 
 def test_one_image_of_a_class_takes_the_middle_strength() -> None:
     train, labels = clouds(30, 60.0)
     one = torch.tensor([0, 30, 60])
-    found = linear_probe(train[one], labels[one], train, labels, 0)
-    assert found["strength"] == STRENGTHS[len(STRENGTHS) // 2] and found["cross_validated"] == []
-    assert found["accuracy"] > 0.5
+    found = linear_probe(train[one], labels[one], train, 0)
+    assert found.strength == STRENGTHS[len(STRENGTHS) // 2] and found.cross_validated == []
+    assert right(found, labels) > 0.5
+
+
+def test_folds_by_group_divide_no_patient_and_share_the_classes():
+    labels = torch.arange(60) % 3
+    groups = [f"p{i // 4}" for i in range(60)]
+    folds = group_folds(labels, 0, groups)
+    assert {*folds.tolist()} == set(range(5))
+    for group in set(groups):
+        assert len({f for f, g in zip(folds.tolist(), groups) if g == group}) == 1
+    shares = [labels[folds == k].bincount(minlength=3).tolist() for k in range(5)]
+    assert all(count >= 2 for share in shares for count in share)
+    few = group_folds(torch.tensor([0, 0, 1, 1]), 0, ["a", "b", "c", "d"])
+    assert {*few.tolist()} == {0, 1}
+    assert cross_validate(torch.eye(4).double(), torch.tensor([0, 0, 1, 1]), 0, list("aabc")) == []

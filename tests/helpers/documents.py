@@ -3,13 +3,29 @@
 import re
 import shlex
 from pathlib import Path
+from typing import NamedTuple
 
 from torchmae.settings.options import options_of
 from torchmae.verbs import VERBS, load
 
 ROOT = Path(__file__).parent.parent.parent
 DOCS = ROOT / "docs"
-QUICK = {"--epochs": "1", "--labels-per-class": "4", "--workers": "0", "--device": "cpu"}
+QUICK = {
+    "--epochs": "1",
+    "--labels-per-class": "4",
+    "--workers": "0",
+    "--device": "cpu",
+    "--trials": "2",
+}
+SIZE = {"--model": "vit_micro", "--image-size": "32", "--patch-size": "8", "--batch-size": "2"}
+BENCH = {  # of each WHAT
+    "step": {**SIZE, "--vs": "none"},
+    "wall-clock": SIZE,
+    "data": {"--image-size": "32", "--step-images-per-s": "100"},
+    "resume": {"--model": "vit_micro"},
+    "startup": {},
+}
+SHORTER = {"--epochs", *SIZE}  # replaced where they are given
 
 
 def blocks(file: Path, language: str) -> list[str]:
@@ -17,10 +33,32 @@ def blocks(file: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", file.read_text(), re.DOTALL | re.MULTILINE)
 
 
-def command_lines(page: Path) -> list[str]:
-    """The commands of a page's ```sh blocks; a backslash at the end of a line continues it."""
-    lines = "".join(blocks(page, "sh")).replace("\\\n", " ").splitlines()
-    return [line for line in lines if shlex.split(line, comments=True)]
+class Block(NamedTuple):
+    """A fenced block of a document."""
+
+    language: str
+    text: str
+
+    @property
+    def not_run(self) -> str | None:
+        """The reason why the tests do not run it, which its first line gives; else None."""
+        first, _, _ = self.text.partition("\n")
+        return first.removeprefix(NOT_RUN) if first.startswith(NOT_RUN) else None
+
+    @property
+    def lines(self) -> list[str]:
+        """Its commands; a backslash at the end of a line continues it."""
+        lines = self.text.replace("\\\n", " ").splitlines()
+        return [line for line in lines if shlex.split(line, comments=True)]
+
+
+NOT_RUN = "# not run by the tests: "
+
+
+def fenced(page: Path) -> list[Block]:
+    """The fenced blocks of a document, in order."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    return [Block(*pair) for pair in found]
 
 
 def flags_of(verb: str) -> set[str]:
@@ -32,11 +70,21 @@ def flags_of(verb: str) -> set[str]:
 
 
 def quick(words: list[str]) -> list[str]:
-    """The same command made short: with flags that its verb has and that are not given."""
+    """The same command made short: fewer epochs, smaller models, with the flags its verb has."""
+    wanted = QUICK
+    if words[0] == "bench":
+        wanted = {**BENCH[words[1]], "--rounds": "1", "--device": "cpu"}
+    elif words[0] == "pack":
+        wanted = {}  # it has one worker or more
+    elif "--fast" in words:
+        wanted = {"--device": "cpu"}  # a fast probe makes no steps: all labels cost nothing
     known = flags_of(words[0])
-    given = {word.partition("=")[0] for word in words}
-    # a fast probe makes no steps: all labels cost nothing
-    wanted = {"--device": "cpu"} if "--fast" in given else QUICK
-    return words + [
-        part for flag, value in wanted.items() if flag in known - given for part in (flag, value)
+    words = [
+        part for word in words for part in (word.split("=", 1) if word[:2] == "--" else [word])
     ]
+    for flag, value in wanted.items():
+        if flag not in words and flag in known:
+            words = [*words, flag, value]
+        elif flag in words and flag in SHORTER:
+            words[words.index(flag) + 1] = value
+    return words

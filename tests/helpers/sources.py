@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 
 from torchmae.data.sources import packed
 from torchmae.data.sources.source import Source
+from torchmae.errors import UserError
 
 
 def picture(colour: tuple[int, int, int], size: int = 6) -> bytes:
@@ -55,6 +57,14 @@ def names(source: Source) -> list[str]:
     return [source.name(i) for i in range(len(source))]
 
 
+def outcome(opened: Callable[[], Source]) -> list[str] | str:
+    """The names of a set, or the message that refuses it."""
+    try:
+        return names(opened())
+    except UserError as error:
+        return str(error)
+
+
 def labels(source: Source) -> list[str | None]:
     return [source.label(i) for i in range(len(source))]
 
@@ -84,6 +94,7 @@ def saved_dataset(path: Path, count: int) -> Path:
 # One for each kind of `SOURCES`: (folder, number of images) to what `open_source` takes.
 BUILDERS = {
     "folder": lambda at, n: plant(at, *(f"c{i % 2}/{i}.png" for i in range(n))),
+    "glob": lambda at, n: f"{plant(at, *(f'c{i % 2}/{i}.png' for i in range(n)))}/**/*.png",
     "list": lambda at, n: write_list(plant(at, *(f"c/{i}.png" for i in range(n))), n),
     "tar": lambda at, n: pack(at / "s.tar", {f"c/{i}.png": png(i) for i in range(n)}),
     "packed": lambda at, n: pack_shards(at, {f"c/{i}.png": png(i) for i in range(n)}),

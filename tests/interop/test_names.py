@@ -13,6 +13,8 @@ from torchmae.models.mae import MAE
 from torchmae.models.sizes import SIZES
 from torchmae.models.vit import ViT
 
+OPEN = ("mean", "std", "position_resizing")  # what shapes do not tell
+
 
 def tensors(model):
     return {name: torch.randn_like(value.float()) for name, value in model.state_dict().items()}
@@ -124,7 +126,7 @@ def test_prefix_of_distributed_training(plain):
 def test_architecture_of_all_sizes(name):
     vit = ViT((32, 32), 16, **{**SIZES[name], "depth": 1})
     found = convert.encoder_config(vit.state_dict(), None, None)
-    assert found == {k: v for k, v in vit.config().items() if k not in ("mean", "std")}
+    assert found == {k: v for k, v in vit.config().items() if k not in OPEN}
 
 
 @pytest.mark.parametrize("ratio", [4.0, 2.0, 8 / 3, 1.1, 0.3])
@@ -180,9 +182,7 @@ def test_half_precision_becomes_float(vit, plain):
 @pytest.mark.parametrize(
     "name, words",
     [
-        ("blocks.0.ls1.gamma", "layer scale"),
-        ("blocks.0.gamma_1", "layer scale"),
-        ("register_tokens", "register tokens"),
+        ("decoder_blocks.0.ls1.gamma", "layer scale outside the encoder's blocks"),
         ("blocks.1.attn.q_norm.weight", "normalised queries and keys"),
         ("blocks.0.attn.relative_position_bias_table", "relative positions"),
         ("rel_pos_bias.relative_position_bias_table", "relative positions"),
@@ -194,12 +194,27 @@ def test_half_precision_becomes_float(vit, plain):
         ("attn_pool.latent", "attention pooling"),
         ("pre_logits.fc.weight", "a layer before the head"),
         ("blocks.0.mlp.norm.weight", "a norm inside a block"),
-        ("something.else", "such tensors"),
     ],
 )
 def test_what_our_vit_has_not(plain, name, words):
-    with pytest.raises(UserError, match=rf"torchmae's ViT has no .*{words}.*: {name} \(1 in all\)"):
+    says = rf"the source has {words}.*, which torchmae's ViT does not have: {name} \(1 in all\)"
+    with pytest.raises(UserError, match=says):
         convert.to_plain({**plain, name: torch.zeros(2)})
+
+
+def test_refusals_are_sentences(plain):
+    names = ("dist_token", "blocks.0.attn.q_norm.weight", "blocks.0.mlp.norm.weight")
+    for some, words in (
+        (names[:2], "normalised queries and keys and a distillation token, which torchmae's"),
+        (
+            names,
+            "normalised queries and keys, a distillation token and a norm inside a block, which",
+        ),
+        (("something.else",), "tensors that torchmae's ViT does not have: something.else (1 in"),
+    ):
+        with pytest.raises(UserError) as caught:
+            convert.to_plain(plain | {name: torch.zeros(2) for name in some})
+        assert str(caught.value).startswith(f"the source has {words}")
 
 
 @pytest.mark.parametrize(
@@ -207,7 +222,7 @@ def test_what_our_vit_has_not(plain, name, words):
 )
 def test_what_our_vit_needs(plain, name, words):
     del plain[name]
-    with pytest.raises(UserError, match=rf"it has {words} \({name} is missing\)"):
+    with pytest.raises(UserError, match=rf"the source has {words} \({name} is missing\)"):
         convert.to_plain(plain)
 
 

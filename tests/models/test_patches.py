@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from timm.layers import resample_abs_pos_embed
@@ -159,6 +160,21 @@ def test_resizing_equals_timm(old, new, dtype):
     assert torch.equal(resized[:, 0], positions[:, 0])
     if old == new:
         assert torch.equal(resized, positions)
+
+
+def test_resizing_by_the_references_rule():
+    """`interpolate_pos_embed`: bicubic without antialiasing; timm's differs when enlarging too."""
+    positions = sincos_positions((14, 14), 64)
+    table = positions[:, 1:].reshape(1, 14, 14, 64).permute(0, 3, 1, 2)
+    for new in ((28, 28), (24, 24), (7, 10)):
+        plain = F.interpolate(table, size=new, mode="bicubic", align_corners=False)
+        resized = resize_positions(positions, (14, 14), new, "reference")
+        assert torch.equal(resized[:, 1:], plain.flatten(2).transpose(1, 2))
+        assert torch.equal(resized[:, :1], positions[:, :1])
+        apart = (resized - resize_positions(positions, (14, 14), new)).abs().max()
+        assert 0.03 < apart < (0.06 if min(new) > 14 else 0.2)
+    with pytest.raises(UserError, match="unknown position resizing 'bilinear'; one of: timm, ref"):
+        resize_positions(positions, (14, 14), (7, 7), "bilinear")
 
 
 @pytest.mark.parametrize("rows, old", [(1 + 256, (14, 14)), (16, (4, 4)), (1, (1, 1))])

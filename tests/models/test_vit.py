@@ -52,6 +52,7 @@ def timm_model(encoder, drop_path=0.0):
         drop_path_rate=drop_path,
         num_classes=0,
         global_pool="",
+        init_values=encoder.init_values,
     )
 
 
@@ -68,6 +69,34 @@ def test_equals_timm(channels, size, mlp_ratio):
     ours.double(), theirs.double()
     difference = (ours(images.double()) - theirs.forward_features(images.double())).abs().max()
     assert difference < 1e-12
+
+
+def test_layer_scale_equals_timms():
+    encoder = ViT((8, 16), init_values=0.1, **TINY)
+    assert all(
+        (block.ls1.gamma == 0.1).all() and (block.ls2.gamma == 0.1).all()
+        for block in encoder.blocks
+    )
+    assert build_encoder(encoder.config()).config()["init_values"] == 0.1
+    ours = shaken(encoder)
+    theirs = timm_model(ours)
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    images = torch.randn(3, 3, 8, 16)
+    assert torch.equal(ours.eval()(images), theirs.eval().forward_features(images))
+    weight = torch.randn(3, 9, 32)
+    (ours(images) * weight).sum().backward()
+    (theirs.forward_features(images) * weight).sum().backward()
+    gradients = {name: p.grad for name, p in theirs.named_parameters()}
+    for name, parameter in ours.named_parameters():
+        if name != "pos_embed":
+            torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-4, atol=1e-5)
+    # Drop path is after it, as in timm: a dropped branch is zero whatever its scale.
+    dropped = ViT((8, 16), init_values=0.1, drop_path=0.5, **TINY)
+    dropped.load_state_dict(ours.state_dict())
+    plain = dropped(images, draws=torch.ones(3, 3, 2))  # nothing is dropped, branches are scaled up
+    assert not torch.equal(plain, ours(images))
+    # Without, the names and the function are those of a plain ViT.
+    assert not [n for n in ViT((8, 8), **TINY).state_dict() if "ls" in n.split(".")]
 
 
 def test_loads_from_timm():
@@ -366,7 +395,11 @@ def test_initial_values():
         bound = (6 / (inputs + outputs)) ** 0.5
         assert 0.99 * bound < layer.weight.abs().max() <= bound
         assert layer.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.02)
-        assert (layer.bias == 0).all()
+        if isinstance(layer, nn.Linear):
+            assert (layer.bias == 0).all()
+    bias, bound = encoder.patch_embed.proj.bias, (8 * 8 * 3) ** -0.5
+    assert 0.95 * bound < bias.abs().max() <= bound
+    assert bias.std().item() == pytest.approx(bound / 3**0.5, rel=0.1)
     for layer in (m for m in encoder.modules() if isinstance(m, nn.LayerNorm)):  # type: ignore[assignment]
         assert (layer.weight == 1).all() and (layer.bias == 0).all() and layer.eps == 1e-6
     assert encoder.cls_token.std().item() == pytest.approx(0.02, rel=0.2)
@@ -395,3 +428,11 @@ def test_named_sizes_build(name):
     with torch.device("meta"):
         encoder = vit.ViT((32, 32), 8, **size_of(name))
         assert encoder(torch.empty(2, 3, 32, 32)).shape == (2, 17, SIZES[name]["embed_dim"])
+
+
+@pytest.mark.parametrize("std", [(0.0, 1.0), (math.nan, 1.0), (math.inf, 1.0), (-1.0, 1.0)])
+def test_statistics_that_cannot_normalise_are_refused(std):
+    with pytest.raises(UserError, match="finite numbers, and std above 0"):
+        ViT((8, 8), 4, 2, embed_dim=16, depth=1, num_heads=2, mean=(0.1, 0.2), std=std)
+    with pytest.raises(UserError, match="finite numbers, and std above 0"):
+        ViT((8, 8), 4, 1, embed_dim=16, depth=1, num_heads=2, mean=(math.nan,), std=(1.0,))

@@ -158,7 +158,7 @@ def test_a_pickle_is_never_loaded(run):
 def test_wrong_shapes(loader, run):
     change(run, lambda weights: weights.update({"encoder.norm.weight": torch.zeros(17)}))
     with pytest.raises(
-        UserError, match=r"do not fit.*norm.weight is \[17\], not \[16\] \(1 differences\)"
+        UserError, match=r"do not fit.*norm.weight is \[17\], not \[16\] \(1 difference\)"
     ):
         loader(run)
 

@@ -46,6 +46,7 @@ def test_the_paper_s_rows_in_numbers() -> None:
         assert (recipe["drop_path"], recipe["random_erasing"]) == (drop_path, random_erasing), name
         assert (recipe["mixup"], recipe["cutmix"], recipe["label_smoothing"]) == (0.8, 1.0, 0.1)
         assert recipe["randaug_magnitude"] == 9
+        assert recipe["position_resizing"] == "reference"
         assert plan.steps == round(epochs * IMAGES / recipe["batch_size"])
         assert plan.ema == (0.9999 if "scratch" in name else None)
         assert plan.betas == ((0.9, 0.95) if "scratch" in name else (0.9, 0.999))
@@ -53,6 +54,7 @@ def test_the_paper_s_rows_in_numbers() -> None:
     assert plan_of("probe_base").lr == 6.4
     assert (probe["optimizer"], probe["train"], probe["epochs"]) == ("lars", "head", 90)
     assert probe["weight_decay"] == 0
+    assert probe["clamp_crops"] and "clamp_crops" not in PRESETS["finetune"]["finetune_base"]()
     assert PRESETS["finetune"]["probe_large"]()["epochs"] == 50
 
 

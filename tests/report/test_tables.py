@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from torchmae.errors import RunError, UserError
-from torchmae.report.tables import WRITERS, Column, accuracy_line, check_table, write_table
+from torchmae.report.tables import WRITERS, Column, check_table, write_table
 
 COLUMNS: dict[str, Column] = {
     "path": ["a\udcff.jpg", "b, c.jpg"],
@@ -54,8 +54,3 @@ def test_what_cannot_be_written_is_found_first(tmp_path: Path) -> None:
     (tmp_path / "t.csv").mkdir()
     with pytest.raises(UserError, match="is a folder: name a file"):
         check_table(tmp_path / "t.csv", WRITERS)
-
-
-def test_an_accuracy_is_a_line_with_its_interval() -> None:
-    line = accuracy_line("features", {"accuracy": 0.5, "low": 0.25, "high": 0.75})
-    assert line == "  features            50.0%  (95 % interval 25.0% to 75.0%)"

@@ -2,6 +2,8 @@
 otherwise."""
 
 import json
+import logging
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +61,51 @@ def test_every_later_verb_knows_white(place, tmp_path):
     assert torchmae.reconstruct(run, [image], out=tmp_path / "r.png").exists()
 
 
+def test_a_pre_training_from_a_run_knows_white(place, tmp_path):
+    """Data of 14 bits, with white forgotten, was trained on four times too dark."""
+    quick = dict(batch_size=8, workers=0, device="cpu")
+    options = dict(from_run=place / "run", out=tmp_path / "more", **quick)
+    more = torchmae.pretrain(place / "scans", epochs=1, **options)
+    assert stored(more.path)["white"] == 4095
+    assert torchmae.pretrain(place / "scans", epochs=1, **options).path == more.path  # resumes
+    with pytest.raises(UserError, match="would clip"):
+        torchmae.pretrain(place / "scans", white=1000, **{**options, "out": tmp_path / "x"})
+
+
+def test_every_later_verb_knows_max_megapixels(place, tmp_path):
+    """An image that is too large for the run is too large for what follows."""
+    scans = shutil.copytree(place / "scans", tmp_path / "scans")
+    kinds = ("across", "down")
+    run = torchmae.pretrain(
+        scans, out=tmp_path / "run", white=4095, max_megapixels=0.002, epochs=1, **SMALL
+    )
+    tuned = torchmae.finetune(run, scans, out=tmp_path / "tuned", **QUICK)
+    for kind in kinds:  # 60 x 60 px is more
+        Image.fromarray(np.full((60, 60), 2000, np.uint16)).save(scans / kind / "large.png")
+    where = dict(device="cpu")
+    features = torchmae.embed(run, scans, out=tmp_path / "f.npz", **where)
+    predictions = torchmae.predict(tuned, scans, out=tmp_path / "p.csv", **where)
+    found = torchmae.knn(run, scans, val=place / "scans", k=3, **where)
+    probed = torchmae.probe(run, scans, val=place / "scans", fast=True, **where)
+    counts = {
+        "embed": len(np.load(features)["features"]),
+        "predict": len(predictions.read_text().splitlines()) - 1,
+        "evaluate": torchmae.evaluate(tuned, scans, **where)["count"],
+        "knn": found["train_images"],
+        "probe --fast": probed["train_images"],
+    }
+    assert counts == dict.fromkeys(counts, 16)  # of 18
+    with pytest.raises(UserError, match=r"more than the limit of 0\.002"):
+        torchmae.reconstruct(run, [scans / "down/large.png"], out=tmp_path / "r.png")
+    val = dict(val=place / "scans", **QUICK)
+    for verb, options in ((torchmae.finetune, {}), (torchmae.probe, {})):
+        made = verb(run, scans, out=tmp_path / verb.__name__, **val, **options)
+        assert stored(made.path)["max_megapixels"] == 0.002
+        assert len((made.path / "bad-files.jsonl").read_text().splitlines()) == 2
+    more = dict(from_run=run, out=tmp_path / "more", batch_size=8, workers=0, device="cpu")
+    assert stored(torchmae.pretrain(scans, epochs=1, **more).path)["max_megapixels"] == 0.002
+
+
 def test_a_later_verb_can_be_told_otherwise(place, tmp_path):
     run, scans = place / "run", place / "scans"
     with pytest.raises(UserError, match="would clip"):
@@ -76,3 +123,33 @@ def test_a_run_that_was_fine_tuned_is_resumed_with_what_it_was_decoded_with(plac
     assert torchmae.finetune(place / "run", place / "scans", **options).path == first.path
     with pytest.raises(UserError, match="white was 4095, is 65535"):
         torchmae.finetune(place / "run", place / "scans", white=65535, **options)
+
+
+def test_what_a_model_does_not_see_is_said_before_it_computes(run, classifier, tmp_path, caplog):
+    """Of an image of 96 x 400 a centre crop saw 24 %, of a stack one page, without a word."""
+    draw = np.random.default_rng(0)
+    for name in "ab":
+        (tmp_path / "wide" / name).mkdir(parents=True)
+        for i in range(6):
+            pages = [Image.fromarray(x) for x in draw.integers(0, 255, (2, 96, 400), np.uint8)]
+            pages[0].save(tmp_path / f"wide/{name}/{i}.tif", save_all=i == 0, append_images=pages)
+    wide = tmp_path / "wide"
+    val = shutil.copytree(wide, tmp_path / "val")
+    places = dict(device="cpu")
+    verbs = {
+        "embed": lambda: torchmae.embed(run, wide, out=tmp_path / "f.npz", **places),
+        "knn": lambda: torchmae.knn(run, wide, k=1, val=val, **places),
+        "probe": lambda: torchmae.probe(run, wide, fast=True, val=val, **places),
+        "predict": lambda: torchmae.predict(classifier, wide, out=tmp_path / "p.csv", **places),
+        "finetune": lambda: torchmae.finetune(run, wide, val=val, out=tmp_path / "t", **QUICK),
+        "pretrain": lambda: torchmae.pretrain(wide, out=tmp_path / "r", epochs=1, **SMALL),
+        "pack": lambda: torchmae.pack(wide, out=tmp_path / "p", size=32),
+    }
+    for verb, call in verbs.items():
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "torchmae"):
+            call()
+        text = caplog.text
+        assert text.count("2 of 12 files have more than one page") == 1, verb
+        crops = verb not in ("pretrain", "pack")
+        assert text.count("the centre crop shows little of 12 of 12 images: 24%") == crops, verb

@@ -84,6 +84,7 @@ def test_images_are_decoded_as_the_run_s_unless_told_otherwise(own: Path, tmp_pa
     config = (own / "config.json").read_text()
     assert '"white": 65535' in config
     (own / "config.json").write_text(config.replace('"white": 65535', '"white": 4095'))
+    (own / "manifest.json").unlink()
 
     def features(**options: int) -> np.ndarray:
         return table(torchmae.embed(own, data, out=tmp_path / "f.npz", **options))[1]
@@ -99,7 +100,7 @@ def test_mistakes(run: Path, photos: Path, tmp_path: Path) -> None:
         ({"pool": "max"}, "unknown pool 'max'"),
         ({"layer": 7}, "--layer 7: 1 to 6"),
         ({"batch_size": 0}, "--batch-size 0"),
-        ({"device": "tpu"}, "device 'tpu' is not available"),
+        ({"device": "tpu"}, "device 'tpu' is not known"),
     ]:
         with pytest.raises(UserError, match=message):
             torchmae.embed(run, photos, **{"out": tmp_path / "f.npz", **options})  # type: ignore[dict-item]

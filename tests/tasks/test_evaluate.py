@@ -10,9 +10,12 @@ from torchmae.errors import UserError
 from torchmae.runfolder import read_results
 
 
-def test_the_scores_are_recorded_and_drawn(classifier: Path, photos: Path) -> None:
+def test_the_scores_are_recorded_and_drawn(
+    classifier: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     result = torchmae.evaluate(classifier, photos)
     assert result["count"] == 24
+    assert "top5" not in result and "top 5" not in capsys.readouterr().out  # of 3 classes
     validation, *_, record = read_results(classifier)
     assert validation["verb"] == "finetune"
     assert record["verb"] == "evaluate"

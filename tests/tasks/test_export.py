@@ -14,11 +14,11 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
+import torchmae
 from torchmae.cli import main
 from torchmae.disk import sha256
 from torchmae.errors import RunError, UserError
-from torchmae.interop import exporting as export
-from torchmae.interop.exporting import EXPORTS
+from torchmae.interop.exporting import EXPORTS, check, libraries
 from torchmae.models.decoders import DecoderConfig
 from torchmae.models.heads import Classifier
 from torchmae.models.mae import MAE
@@ -57,11 +57,14 @@ def runs(tmp_path_factory):
     models = {
         "mae": MAE(vit(), DecoderConfig("transformer", 32, 1, 2)),
         "pixels": MAE(vit(), DecoderConfig("transformer", 32, 1, 2), target="pixels"),
+        "sparse": MAE(vit((80, 80)), DecoderConfig("transformer", 32, 1, 2)),
         "linear": MAE(vit(), DecoderConfig("linear", 32, 0, 0)),
         "pca": MAE(vit(), DecoderConfig("transformer", 32, 1, 2), target="pca"),
         "registers": vit(registers=4),
         "registered": Classifier(vit(registers=4), ("ant", "bee", "cat")),
         "oblong": vit(patch_size=(4, 8)),
+        "scaled": vit(init_values=0.1),
+        "scaled mae": MAE(vit(init_values=0.1), DecoderConfig("transformer", 32, 1, 2)),
         "wide": vit((16, 24)),
         "grey": vit(channels=1),
         "encoder": vit(),
@@ -88,7 +91,7 @@ def runs(tmp_path_factory):
             "torchmae": "0.1.0",
             "commit": None,
             "verb": "pretrain",
-            "config": {"mask_ratio": 0.5, "epochs": 7},
+            "config": {"mask_ratio": 0.9 if name == "sparse" else 0.5, "epochs": 7},
         }
         about |= {"data": {"count": 123, "fingerprint": "f00d"}}  # type: ignore[dict-item]
         about |= {"model": {"encoder": model.config()} if prefix else model.config()}
@@ -123,9 +126,14 @@ def lines_of(folder):
 
 
 GRAPHS = [("wide", "onnx"), ("mean", "onnx"), ("wide", "torch-export"), ("probe", "torch-export")]
+SERVED = {  # with preprocessing
+    "served-logits": ("mean", "onnx"),
+    "served-features": ("mae", "onnx", "--only", "encoder"),
+    "served-class-token": ("wide", "torch-export", "--pool", "cls"),
+}
 GOOD = [
     (kind, to)
-    for kind in ("encoder", "wide", "mean", "probe", "grey")
+    for kind in ("encoder", "wide", "mean", "probe", "grey", "scaled")
     for to in ("timm", "transformers", "torchvision")
 ] + [("registers", "timm"), ("registered", "timm"), ("oblong", "timm")]
 BAD = {
@@ -151,6 +159,9 @@ def graphs(runs, tmp_path_factory):
     for kind, to in [*GRAPHS, ("loud", "torch-export")]:
         arguments = ["export", str(runs / kind), "--to", to, "--out", str(folder / f"{kind}-{to}")]
         code += f"assert main({arguments}) == 0\n"
+    for name, (kind, to, *more) in SERVED.items():
+        arguments = ["export", str(runs / kind), "--to", to, "--out", str(folder / name)]
+        code += f"assert main({[*arguments, '--with-preprocessing', *more]}) == 0\n"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return folder, done.stdout
@@ -175,10 +186,76 @@ def test_the_lines_of_the_card_give_the_same(runs, tmp_path, capsys, request, ki
         size = (batch, load(runs / kind).channels, *load(runs / kind).image_size)
         images = torch.randn(size, generator=torch.Generator().manual_seed(batch))
         expected, given = model(images), answer(lines, images)
-        if to == "torchvision" and kind == "encoder":
+        if to == "torchvision" and kind in ("encoder", "scaled"):
             expected = expected[:, 0]
         assert given.shape == expected.shape
         assert float((given - expected).abs().max()) <= (1e-4 if to == "onnx" else 1e-5)
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_a_graph_with_preprocessing_takes_pixels(runs, graphs, name):
+    """The mean, the std and the pooling are in it: compared with numpy's own arithmetic."""
+    kind, to = SERVED[name][:2]
+    out, encoder = graphs[0] / name, load(runs / kind)
+    card = (out / "README.md").read_text()
+    assert "takes uint8 pixels, 0 to 255, and normalizes them itself" in card
+    for batch in (1, 3):
+        pixels = np.random.default_rng(batch).integers(0, 256, (batch, 3, *encoder.image_size))
+        mean, std = (np.array(v).reshape(3, 1, 1) for v in (encoder.mean, encoder.std))
+        floats = torch.from_numpy(((pixels / 255 - mean) / std).astype(np.float32))
+        if name == "served-logits":
+            expected = load_classifier(runs / kind)(floats)
+        else:
+            tokens = encoder(floats)
+            expected = tokens[:, 1:].mean(1) if name == "served-features" else tokens[:, 0]
+        given = answer(lines_of(out), torch.from_numpy(pixels.astype(np.uint8)))
+        assert given.shape == expected.shape
+        assert float((given - expected).abs().max()) <= (1e-4 if to == "onnx" else 1e-5)
+
+
+@pytest.mark.parametrize("name", ["mean-onnx", "served-logits", "served-features"])
+def test_onnx_names_its_axes_and_says_what_it_is(runs, graphs, name):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(graphs[0] / name / "model.onnx")
+    (taken,), (given,) = session.get_inputs(), session.get_outputs()
+    assert taken.name == "images" and taken.shape == ["batch", 3, 16, 16]
+    assert taken.type == f"tensor({'float' if name == 'mean-onnx' else 'uint8'})"
+    assert given.shape == ["batch", 64 if name == "served-features" else 3]
+    about = session.get_modelmeta().custom_metadata_map
+    assert about["output"] == ("features" if name == "served-features" else "logits")
+    assert about["input"].startswith("uint8" if name != "mean-onnx" else "float32")
+    assert about["input"].endswith("[batch, 3, 16, 16]") and "crop_pct" in about["resize"]
+    read = {n: json.loads(about[n]) for n in ("image_size", "mean", "std", "crop_pct", "versions")}
+    assert read["image_size"] == [16, 16] and read["crop_pct"] == 1.0
+    assert (read["mean"], read["std"]) == ([0.4, 0.5, 0.6], [0.2, 0.2, 0.3])
+    assert read["versions"] == {"torchmae": torchmae.__version__, "torch": torch.__version__}
+    assert about["run"] == ("mae" if name == "served-features" else "mean")
+    assert about["trained_with"].startswith("torchmae 0.1.0") and about["weights"] == "last"
+    if name == "served-features":
+        assert "classes" not in about
+    else:
+        assert json.loads(about["classes"]) == ["ant", "bee", "cat"]
+
+
+def test_torch_export_holds_the_same_description(graphs):
+    more = {"torchmae.json": ""}
+    torch.export.load(graphs[0] / "served-class-token" / "model.pt2", extra_files=more)
+    assert json.loads(more["torchmae.json"])["image_size"] == "[16, 24]"
+
+
+def test_preprocessing_goes_into_graphs_only(runs, tmp_path):
+    for kind, to, options, words in [
+        ("mean", "timm", {}, "timm has no graph .* use --to onnx or torch-export"),
+        ("mae", "onnx", {}, "add --only encoder"),
+        ("mean", "onnx", {"pool": "cls"}, "a classifier returns logits; its features: --only"),
+        ("encoder", "onnx", {"pool": "max"}, "unknown pool 'max'"),
+        ("encoder", "onnx", {"pool": "cls", "with_preprocessing": False}, "--pool cls: only"),
+    ]:
+        options = {"with_preprocessing": True} | options
+        with pytest.raises(UserError, match=words):
+            send(runs / kind, to, tmp_path / "out", **options)
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("kind, to", BAD)
@@ -218,6 +295,16 @@ def test_the_whole_mae_in_transformers(runs, tmp_path, kind):
     assert answer(lines_of(out), images).shape == (3, 4, 192)
 
 
+def test_layer_scale_is_folded_where_there_is_none(runs, tmp_path):
+    """transformers' ViTMAE and torchvision's ViT get the same function, without its tensors."""
+    out = send(runs / "scaled mae", "transformers", tmp_path / "out")
+    assert not [n for n in load_file(out / "model.safetensors") if "scale" in n or ".ls" in n]
+    folded = load_mae(bring(Import(str(out), str(tmp_path / "back"))))
+    scaled, images = load_mae(runs / "scaled mae"), torch.randn(2, 3, 16, 16)
+    assert scaled.encoder.init_values == 0.1 and folded.encoder.init_values is None
+    torch.testing.assert_close(folded.encoder(images), scaled.encoder(images), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["mae", "mean", "probe"])
 def test_only_the_encoder(runs, tmp_path, kind):
     out = send(runs / kind, "timm", tmp_path / "out", only="encoder")
@@ -239,9 +326,11 @@ ROUNDS = [
     ("token", "transformers"),
     ("encoder", "transformers"),
 ]
+ROUNDS += [("sparse", "transformers")]  # 9 of 100 patches at 0.9, where decimals say 10
 ROUNDS += [("mean", "timm"), ("token", "timm"), ("wide", "timm"), ("grey", "timm")]
 ROUNDS += [(kind, "safetensors") for kind in ("mae", "pixels", "wide", "mean", "probe", "grey")]
-ROUNDS += [("registers", "timm"), ("registered", "timm"), ("oblong", "timm")]
+ROUNDS += [("registers", "timm"), ("registered", "timm"), ("oblong", "timm"), ("scaled", "timm")]
+ROUNDS += [("scaled mae", "safetensors")]
 ROUNDS += [(kind, "safetensors") for kind in ("linear", "pca", "registers", "registered", "oblong")]
 
 
@@ -439,13 +528,13 @@ def test_the_crop_of_evaluation_goes_along(tuned, tmp_path, to):
 @pytest.mark.parametrize("to", [to for to in EXPORTS if to not in ("onnx", "torch-export")])
 def test_an_export_that_differs_leaves_nothing(runs, tmp_path, monkeypatch, to):
     """The file is spoilt on its way: what is reloaded is another model."""
-    save = export.save
+    save = libraries.save
 
     def spoil(weights, *rest):
         name = next(n for n in weights if n.endswith(("norm.bias", "layernorm.bias", "ln.bias")))
         save({**weights, name: weights[name] + 1e-3}, *rest)
 
-    monkeypatch.setattr(export, "save", spoil)
+    monkeypatch.setattr(libraries, "save", spoil)
     with pytest.raises(
         RunError, match=r"reloaded, the export differs by .*e-0\d .*: nothing written"
     ):
@@ -471,7 +560,7 @@ def test_the_tolerance_is_absolute_and_large_outputs_are_held_against_it_in_floa
         )
         assert int(words[2]) > 100 and float(words[1]) > 1e-5 > 1e-9 > float(words[3])
     if to != "torch-export":
-        save = export.save
+        save = libraries.save
 
         def spoil(
             weights, *rest
@@ -483,7 +572,7 @@ def test_the_tolerance_is_absolute_and_large_outputs_are_held_against_it_in_floa
             )
             save({**weights, name: weights[name] + 1e-3}, *rest)
 
-        monkeypatch.setattr(export, "save", spoil)
+        monkeypatch.setattr(libraries, "save", spoil)
         with pytest.raises(
             RunError, match=r"differs by 1\.0e-03 \(allowed: 1e-05\): nothing written"
         ):
@@ -491,11 +580,11 @@ def test_the_tolerance_is_absolute_and_large_outputs_are_held_against_it_in_floa
 
 
 def test_outputs_that_are_no_numbers_are_no_match(runs, tmp_path, monkeypatch):
-    made = export.ExportResult(
+    made = check.ExportResult(
         lambda images: torch.full((len(images), 3), torch.nan), [], None, batches=(1, 3, 16)
     )
     with pytest.raises(RunError, match="differs by nan"), torch.no_grad():
-        export.compare(open_run(Export(str(runs / "token"), "onnx", str(tmp_path / "out"))), made)
+        check.compare(open_run(Export(str(runs / "token"), "onnx", str(tmp_path / "out"))), made)
 
 
 def test_mask_tokens_in_the_encoder_are_known_to_no_other_library(runs, tmp_path):

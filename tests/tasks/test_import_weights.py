@@ -17,8 +17,10 @@ from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import Block
 from torch import nn
 
+import torchmae
 from torchmae.cli import main
 from torchmae.errors import UserError
+from torchmae.models.heads import trainable
 from torchmae.models.masking import Mask
 from torchmae.models.weights import load, load_classifier, load_mae
 from torchmae.runfolder import read_config
@@ -268,7 +270,155 @@ def test_a_fine_tuned_file_is_measured_as_the_reference_does(
     assert not (tmp_path / "third").exists()
 
 
+# Other methods' checkpoints of timm's ViT
+
+
+def beside(prefix):
+    """A tensor of a projection or another part beside an encoder."""
+    return {f"{prefix}0.weight": torch.ones(3, 2)}
+
+
+def under(prefix, weights):
+    return {f"{prefix}{name}": weight for name, weight in weights.items()}
+
+
+def test_moco_v3_file(tmp_path, images, capsys):
+    """Its own evaluation takes the base encoder without its projection."""
+    source, other = vit(), shaken(vit())
+    weights = under("module.base_encoder.", source.state_dict())
+    weights |= under("module.momentum_encoder.", {n: w + 1 for n, w in other.state_dict().items()})
+    weights |= beside("module.base_encoder.head.") | beside("module.predictor.")
+    everything = {"epoch": 300, "arch": "vit_base", "state_dict": weights, "optimizer": {}}
+    torch.save(everything, tmp_path / "vit-b-300ep.pth.tar")
+    encoder = load(bring(tmp_path / "vit-b-300ep.pth.tar", tmp_path / "run"))
+    assert torch.equal(encoder(images), source.forward_features(images))
+    said = capsys.readouterr().out
+    assert "encoder in the layout of MoCo v3" in said and "30 mapped" in said
+    assert (
+        "momentum_encoder (30 tensors), base_encoder.head (1 tensor), predictor (1 tensor)" in said
+    )
+
+
+def test_the_heads_of_moco_v3s_small_vit(tmp_path):
+    """12, where timm's and DeiT's have 6; nothing in its tensors shows it."""
+    source = vit(embed_dim=384, depth=1, num_heads=12)
+    weights = under("module.base_encoder.", source.state_dict())
+    torch.save({"state_dict": weights}, tmp_path / "vit-s-300ep.pth.tar")
+    encoder = load(bring(tmp_path / "vit-s-300ep.pth.tar", tmp_path / "run"))
+    images = torch.randn(2, 3, 16, 16)
+    assert encoder.num_heads == 12 and torch.equal(encoder(images), source.forward_features(images))
+
+
+@pytest.mark.parametrize(
+    "prefixes, chosen",
+    [
+        ({"teacher": "backbone.", "student": "module.backbone."}, "teacher"),
+        ({"student": "module.backbone."}, "student"),
+        ({"teacher": "module.backbone.", "student": "backbone."}, "teacher"),
+    ],
+)
+def test_dino_file(tmp_path, images, capsys, prefixes, chosen):
+    """A checkpoint of DINO or iBOT; its own evaluation takes the teacher."""
+    models = {part: vit() for part in prefixes}
+    everything = {"epoch": 100, "args": argparse.Namespace(arch="vit_small", patch_size=16)}
+    for shift, (part, prefix) in enumerate(prefixes.items()):
+        weights = {n: w + shift for n, w in models[part].state_dict().items()}
+        models[part].load_state_dict(weights)
+        weights = under(prefix, weights) | {f"{prefix}masked_embed": torch.ones(1, 128)}
+        everything[part] = weights | beside(prefix.replace("backbone", "head"))
+    torch.save(everything, tmp_path / "checkpoint.pth")
+    encoder = load(bring(tmp_path / "checkpoint.pth", tmp_path / "run"))
+    assert torch.equal(encoder(images), models[chosen].forward_features(images))
+    said = capsys.readouterr().out
+    assert "encoder in the layout of DINO" in said and "head.0.weight" in said
+
+
+def test_one_file_with_both_networks(tmp_path, images):
+    teacher, student = vit(), vit(num_classes=0, depth=2)
+    weights = under("student.backbone.", {n: w + 1 for n, w in student.state_dict().items()})
+    weights |= under("teacher.backbone.", teacher.state_dict())
+    save_file(weights, tmp_path / "w.safetensors")
+    encoder = load(bring(tmp_path / "w.safetensors", tmp_path / "run"))
+    assert torch.equal(encoder(images), teacher.forward_features(images))
+
+
+@pytest.mark.parametrize("registers", [0, 4])
+@pytest.mark.parametrize("way", ["hub", "training"])
+def test_dinov2_file(tmp_path, images, capsys, registers, way):
+    """Layer scale, registers under another name, a mask token; blocks in chunks while training."""
+    source = vit(init_values=0.5, reg_tokens=registers, no_embed_class=registers > 0)
+    weights = dict(source.state_dict()) | {"mask_token": torch.ones(1, 128)}
+    if registers:  # as DINOv2 writes it: the class token has a row of the table
+        weights["register_tokens"] = weights.pop("reg_token")
+        row = torch.randn(1, 1, 128)
+        weights["pos_embed"] = torch.cat([row, weights["pos_embed"]], 1)
+        weights["cls_token"] = weights["cls_token"] - row
+    if way == "training":
+        weights = {n.replace("blocks.", "blocks.0."): w for n, w in weights.items()}
+        weights = under("backbone.", weights) | beside("dino_head.")
+    torch.save({"teacher": weights} if way == "training" else weights, tmp_path / "dinov2.pth")
+    out = bring(tmp_path / "dinov2.pth", tmp_path / "run", image_size=16)
+    encoder = load(out)
+    expected = source.forward_features(images)
+    if registers:
+        torch.testing.assert_close(encoder(images), expected, rtol=0, atol=1e-5)
+    else:
+        assert torch.equal(encoder(images), expected)
+    assert encoder.init_values == 1e-5 and encoder.registers == registers
+    said = capsys.readouterr().out
+    assert "layer scale" in said and "mask_token" in said
+
+
+def test_beit_file_without_relative_positions(tmp_path, images):
+    """gamma_1 and gamma_2; biases of queries and values, none of keys."""
+    source = vit(init_values=0.1)
+    weights = dict(source.state_dict())
+    for i in range(2):
+        bias = weights.pop(f"blocks.{i}.attn.qkv.bias")
+        bias[128:256] = 0
+        weights[f"blocks.{i}.attn.q_bias"] = bias[:128].clone()
+        weights[f"blocks.{i}.attn.v_bias"] = bias[256:].clone()
+        for j in (1, 2):
+            weights[f"blocks.{i}.gamma_{j}"] = weights.pop(f"blocks.{i}.ls{j}.gamma")
+    more = {"mask_token": torch.ones(1, 1, 128), "lm_head.weight": torch.ones(9, 128)}
+    more |= {"lm_head.bias": torch.ones(9), "cls_pt_layers.0.gamma_1": torch.ones(128)}
+    torch.save({"model": weights | more}, tmp_path / "beitv2.pth")
+    encoder = load(bring(tmp_path / "beitv2.pth", tmp_path / "run"))
+    assert torch.equal(encoder(images), source.forward_features(images))
+    table = {"blocks.0.attn.relative_position_bias_table": torch.ones(9, 4)}
+    torch.save({"model": weights | more | table}, tmp_path / "relative.pth")
+    with pytest.raises(UserError, match="the source has relative positions, which torchmae's ViT"):
+        bring(tmp_path / "relative.pth", tmp_path / "no")
+    del weights["blocks.0.attn.v_bias"]
+    torch.save({"model": weights}, tmp_path / "half.pth")
+    with pytest.raises(UserError, match="q_bias is there, but not the values': .* incomplete"):
+        bring(tmp_path / "half.pth", tmp_path / "no")
+
+
+def test_positions_are_said_to_be_as_they_are_trained(tmp_path, capsys):
+    """Fine-tuning trains them, pre-training does not; "fixed in training" once was said of both."""
+    torch.save({"model": vit(num_classes=3).state_dict()}, tmp_path / "w.pth")
+    out = bring(tmp_path / "w.pth", tmp_path / "run")
+    words = "learned; used as they are (mae finetune trains them on, mae pretrain does not)"
+    assert words in capsys.readouterr().out
+    model = load_classifier(out)
+    assert "encoder.pos_embed" in trainable(model, "all")
+    assert not load(out).pos_embed.requires_grad
+
+
 # timm
+
+
+def test_timm_with_layer_scale(tmp_path, images):
+    source = shaken(
+        timm.models.VisionTransformer(img_size=16, num_classes=5, init_values=0.2, **SMALL)
+    )
+    save_file(source.state_dict(), tmp_path / "w.safetensors")
+    model = load_classifier(bring(tmp_path / "w.safetensors", tmp_path / "run"))
+    assert torch.equal(model(images), source(images))
+    last = {f"encoder.blocks.1.{n}" for n in ("norm2", "mlp.fc1", "mlp.fc2")}
+    half = {n.rpartition(".")[0] for n in trainable(model, "0.5") if n.startswith("encoder.blocks")}
+    assert half == last | {"encoder.blocks.1.ls2"}
 
 
 def test_timm_with_a_file(tmp_path, images, capsys):
@@ -415,6 +565,24 @@ def test_vit_for_image_classification_and_a_bin_file(tmp_path, images):
     assert model.classes == ("a", "b", "c") and model.encoder.mean == (0.1, 0.2, 0.3)
 
 
+@pytest.mark.parametrize("registers", [0, 3])
+def test_dinov2_of_transformers(tmp_path, images, capsys, registers):
+    name = "Dinov2WithRegisters" if registers else "Dinov2"
+    sizes = dict(hidden_size=128, num_hidden_layers=2, num_attention_heads=4)
+    sizes |= dict(image_size=16, patch_size=4)
+    sizes |= dict(num_register_tokens=registers) if registers else {}
+    source = shaken(
+        getattr(transformers, f"{name}Model")(getattr(transformers, f"{name}Config")(**sizes))
+    )
+    source.save_pretrained(tmp_path / "hf")
+    encoder = load(bring(tmp_path / "hf", tmp_path / "run"))
+    torch.testing.assert_close(encoder(images), source(images).last_hidden_state, rtol=0, atol=1e-5)
+    assert encoder.registers == registers and encoder.init_values == 1e-5
+    said = capsys.readouterr().out
+    assert "tokens differ from those of transformers by" in said
+    assert "skipped   embeddings.mask_token" in said
+
+
 def test_another_activation_is_refused(tmp_path):
     hugging_face("ViTModel", hidden_act="relu").save_pretrained(tmp_path / "hf")
     with pytest.raises(UserError, match=r"activation is relu; .* exact GELU"):
@@ -431,7 +599,7 @@ def test_folders_that_are_no_model(tmp_path, run):
     with pytest.raises(UserError, match=r"neither model.safetensors nor pytorch_model.bin"):
         bring(tmp_path / "empty", tmp_path / "out")
     save_file({"a": torch.zeros(1)}, tmp_path / "empty/model.safetensors")
-    with pytest.raises(UserError, match="of type bert; torchmae imports vit and vit_mae"):
+    with pytest.raises(UserError, match="of type bert; torchmae imports vit, vit_mae, dinov2"):
         bring(tmp_path / "empty", tmp_path / "out")
 
 
@@ -468,7 +636,8 @@ def test_the_run_folder(tmp_path):
         main(["import", source, "--out", str(out), "--mean", "0", "0", "0", "--std", "1", "1", "1"])
         == 0
     )
-    assert sorted(os.listdir(out)) == ["config.json", "model.safetensors"]
+    assert sorted(os.listdir(out)) == ["config.json", "manifest.json", "model.safetensors"]
+    assert {record["state"] for record in torchmae.verify(out)} == {"OK"}
     assert os.listdir(tmp_path / "deep") == ["run"]
     about = json.loads((out / "config.json").read_text())
     assert (
@@ -579,7 +748,7 @@ def test_weights_that_are_not_numbers(tmp_path):
     weights = vit().state_dict()
     weights["norm.bias"] = torch.full((128,), torch.nan)
     save_file(weights, tmp_path / "w.safetensors")
-    with pytest.raises(UserError, match="tokens of random images are not finite"):
+    with pytest.raises(UserError, match=r"weights of .* are not finite \(norm.bias, 1 of 30"):
         bring(tmp_path / "w.safetensors", tmp_path / "run")
 
 
@@ -587,7 +756,7 @@ def test_a_missing_tensor_is_named(tmp_path):
     weights = vit().state_dict()
     del weights["blocks.1.norm2.bias"]
     save_file(weights, tmp_path / "w.safetensors")
-    with pytest.raises(UserError, match=r"blocks.1.norm2.bias is missing \(1 differences\)"):
+    with pytest.raises(UserError, match=r"blocks.1.norm2.bias is missing \(1 difference\)"):
         bring(tmp_path / "w.safetensors", tmp_path / "run")
 
 

@@ -31,14 +31,19 @@ def test_three_kinds_of_features_are_measured_and_recorded(
 ) -> None:
     result = torchmae.knn(own, photos, k=3, val_fraction=0.25)
     assert (result["test_images"], result["train_images"], result["classes"]) == (6, 18, 3)
-    assert set(result["knn"]) == {"features", "untrained encoder", "raw pixels"}
+    others = ["untrained encoder", "raw pixels", "commonest class"]
+    assert list(result["knn"]) == ["features", *others]
+    assert list(result["differences"]) == others
+    assert result["knn"]["commonest class"]["accuracy"] == pytest.approx(1 / 3)
     for found in result["knn"].values():
         assert 0 <= found["low"] <= found["accuracy"] <= found["high"] <= 1
     (record,) = read_results(own)
     assert record["verb"] == "knn"
     assert record["settings"]["k"] == 3
     assert {**record["settings"], **record["results"]} == json.loads(json.dumps(result))
-    assert "95 % interval" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "95 % interval" in printed
+    assert f"Verdict: {result['verdict']}." in printed
 
 
 def test_a_test_folder_or_a_split_on_disk_is_used(run: Path, photos: Path, tmp_path: Path) -> None:

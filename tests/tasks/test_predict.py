@@ -1,12 +1,14 @@
 """mae predict: the table that it writes."""
 
 import csv
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import torchmae
+from torchmae.cli import main
 from torchmae.data.sources.source import distinct
 from torchmae.errors import UserError
 from torchmae.report.tables import write_table
@@ -30,6 +32,50 @@ def test_predictions_agree_with_evaluate(classifier: Path, photos: Path, tmp_pat
     out = torchmae.predict(classifier, photos, out=tmp_path / "p.parquet")
     table = pyarrow.parquet.read_table(out)
     assert table.column("class").to_pylist() == [row["class"] for row in rows]
+
+
+def test_single_files(
+    classifier: Path,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In the order given, named as given, with the same probabilities as in the folder."""
+    out = torchmae.predict(classifier, photos, out=tmp_path / "all.csv")
+    with out.open(newline="", encoding="utf-8") as file:
+        whole = {row["path"]: row for row in csv.DictReader(file)}
+    shutil.copy(photos / "across" / "1.jpg", tmp_path / "UPPER.JPG")
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    one, other = str(photos / "blob" / "0.jpg"), "UPPER.JPG"
+    torchmae.predict(classifier, (one, other, one, "broken.png"), out="p.csv")
+    said = capsys.readouterr().out
+    with Path("p.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row.pop("path") for row in rows] == [one, other]
+    expected = [whole["blob/0.jpg"], whole["across/1.jpg"]]
+    for row, same in zip(rows, expected):
+        assert row.pop("class") == same["class"]
+        assert all(float(row[n]) == pytest.approx(float(same[n]), abs=1e-5) for n in row)
+        assert f": {same['class']} {float(same['probability']):.1%}, " in said
+    assert "skipped: broken.png: not an image" in said
+    assert main(["predict", str(classifier), other, "--out", "q.csv"]) == 0
+    assert torchmae.predict(classifier, other, out="r.csv").read_text() == Path("q.csv").read_text()
+
+
+def test_single_files_that_are_none(classifier: Path, photos: Path, tmp_path: Path) -> None:
+    good = str(photos / "blob" / "0.jpg")
+    for data, words in [
+        ((good, "missing.jpg"), "cannot read missing.jpg: No such file"),
+        (("missing.jpg",), "cannot read missing.jpg: No such file"),
+        ((good, str(photos)), "is not a file: give image files, or one folder"),
+        ((str(photos), str(photos / "blob")), "is not a file: give image files"),
+    ]:
+        with pytest.raises(UserError, match=words):
+            torchmae.predict(classifier, data, out=tmp_path / "p.csv")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_classes_named_like_columns(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torchmae
 from torchmae.data.labels import labelled_sets
 from torchmae.errors import UserError
 from torchmae.eval.extract import collect, features_of
-from torchmae.eval.logistic import STRENGTHS
+from torchmae.eval.logistic import STRENGTHS, LinearProbe
 from torchmae.models.weights import load
 from torchmae.runfolder import read_config, read_results
 from torchmae.settings.options import build, flatten
@@ -23,12 +23,15 @@ from torchmae.tasks.probe.config import Probe
 
 def test_an_end_of_the_strengths_is_remarked() -> None:
     rising = [i / 10 for i in range(len(STRENGTHS))]
-    assert "weakest" in probe.remark({"strength": STRENGTHS[-1], "cross_validated": rising})
-    assert "strongest" in probe.remark({"strength": STRENGTHS[0], "cross_validated": rising[::-1]})
-    equal = [1.0] * len(STRENGTHS)  # it makes no difference
-    assert probe.remark({"strength": STRENGTHS[0], "cross_validated": equal}) == ""
-    assert probe.remark({"strength": STRENGTHS[0], "cross_validated": []}) == ""
-    assert probe.remark({"strength": STRENGTHS[3], "cross_validated": rising}) == ""
+
+    def remark(strength: float, validated: list[float]) -> str:
+        return probe.remark(LinearProbe(torch.zeros(0, 3).double(), strength, validated))
+
+    assert "weakest" in remark(STRENGTHS[-1], rising)
+    assert "strongest" in remark(STRENGTHS[0], rising[::-1])
+    assert remark(STRENGTHS[0], [1.0] * len(STRENGTHS)) == ""  # it makes no difference
+    assert remark(STRENGTHS[0], []) == ""
+    assert remark(STRENGTHS[3], rising) == ""
 
 
 def test_the_fast_probe_equals_scikit_learn_by_hand(
@@ -44,12 +47,15 @@ def test_the_fast_probe_equals_scikit_learn_by_hand(
     assert (result["train_images"], result["test_images"], result["classes"]) == (30, 30, 3)
     (record,) = read_results(own, "probe")
     assert {**record["settings"], **record["results"]}["probe"] == result["probe"]
-    assert set(result["probe"]) == {"features", "untrained encoder", "raw pixels"}
+    others = ["untrained encoder", "raw pixels", "commonest class"]
+    assert list(result["probe"]) == ["features", *others]
+    assert list(result["differences"]) == others
     printed = capsys.readouterr().out
     for name, found in result["probe"].items():
         assert 0 <= found["low"] <= found["accuracy"] <= found["high"] <= 1
         assert f"{name:<18} {found['accuracy']:6.1%}" in printed
-        assert f"strength {found['strength']:g}" in printed
+        assert f"strength {found.get('strength', 0):g}" in printed or name == "commonest class"
+    assert f"Verdict: {result['verdict']}." in printed
 
     encoder, sets = load(own), labelled_sets(str(photos), None, 0.5, None, 0)
     functions = [features_of(encoder, 3, "cls", torch.device("cpu"))]
@@ -71,7 +77,8 @@ def test_the_fast_probe_with_few_labels(
     result = torchmae.probe(own, photos, fast=True, val_fraction=0.25, labels_per_class=1)
     assert (result["train_images"], result["test_images"]) == (3, 6)
     assert "has one training image" in capsys.readouterr().out
-    assert all(found["strength"] == STRENGTHS[4] for found in result["probe"].values())
+    strengths = [found.get("strength") for found in result["probe"].values()]
+    assert strengths == [STRENGTHS[4]] * 3 + [None]
 
 
 def test_labels_stay_with_their_images_when_one_before_them_is_skipped(
@@ -122,6 +129,7 @@ def test_mistakes(own: Path, photos: Path) -> None:
 def test_the_settings_reach_the_trained_probe(monkeypatch: pytest.MonkeyPatch) -> None:
     requested: list[Finetune] = []
     monkeypatch.setattr(probe, "finetune", lambda config: requested.append(config) or Path("there"))
+    monkeypatch.setattr(probe, "compare_trained", lambda config, out: "")
     values: dict[str, Any] = {
         "run": "run",
         "data": "data",
@@ -151,10 +159,18 @@ def test_the_settings_reach_the_trained_probe(monkeypatch: pytest.MonkeyPatch) -
     assert all(chosen[name] is None for name in left_open)  # finetune chooses
 
 
-def test_the_verb_trains_a_probe(own: Path, photos: Path, tmp_path: Path) -> None:
+def test_the_verb_trains_a_probe(
+    own: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     options: dict[str, Any] = dict(epochs=1, batch_size=8, workers=0, device="cpu", flip=False)
     out = torchmae.probe(own, photos, out=tmp_path / "probed", **options)
     config = read_config(out)["config"]
     assert (config["train"], config["pool"], config["flip"]) == ("head", "cls", False)
     assert config["epochs"] == 1
     assert (out / "model.safetensors").exists()
+    (record,) = read_results(Path(out), "probe")
+    (trained,) = read_results(Path(out), "finetune")
+    found = record["results"]
+    assert list(found["probe"]) == ["probe", "untrained encoder", "raw pixels", "commonest class"]
+    assert found["probe"]["probe"]["accuracy"] == pytest.approx(trained["results"]["last"]["top1"])
+    assert f"Verdict: {found['verdict']}." in capsys.readouterr().out

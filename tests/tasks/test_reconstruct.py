@@ -1,9 +1,12 @@
 """mae reconstruct: pictures of every masking, masks of one's own, mistakes."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.small import SMALL
+from helpers.sources import noise
 from PIL import Image
 
 import torchmae
@@ -23,6 +26,42 @@ def test_the_verb_draws_every_masking_and_ratio(
     with Image.open(out) as picture:
         assert picture.width > 2 * 128 and picture.height > 4 * 128
         assert np.asarray(picture).std() > 10
+
+
+def test_the_picture_says_what_it_shows(
+    run: Path, photos: Path, tmp_path: Path, written: list[str]
+) -> None:
+    files = [str(photos / "blob" / f"{i}.jpg") for i in range(2)]
+    out = torchmae.reconstruct(run, files, out=tmp_path / "x.png", mask_ratio=0.5)
+    assert written[0] == "small · step 9 · 50 % of patches hidden (random)"
+    assert [word for word in written if word.endswith(".jpg")] == ["0.jpg", "1.jpg"]
+    assert {"original", "masked", "reconstruction", "prediction"} < set(written)
+    with Image.open(out) as small:
+        width = small.width
+    Image.new("L", (8, 8), 255).save(tmp_path / "mask.png")
+    Image.open(tmp_path / "mask.png").crop((-4, 0, 4, 8)).save(tmp_path / "mask.png")
+    out = torchmae.reconstruct(
+        run, files[0], out=tmp_path / "x.png", scale=10, mask=tmp_path / "mask.png"
+    )
+    assert "small · step 9 · 50 % of patches hidden (own mask)" in written
+    with Image.open(out) as large:
+        assert large.width > 320 and large.height > 4 * 320 and width < 2 * 320
+    with pytest.raises(UserError, match="--scale 0: must be at least 1"):
+        torchmae.reconstruct(run, files, out=tmp_path / "x.png", scale=0)
+
+
+def test_a_run_of_five_bands_says_which_are_shown(tmp_path: Path, written: list[str]) -> None:
+    """In the pictures of its training."""
+    np.save(tmp_path / "tiles.npy", noise(9, 32, 32, 5))
+    out = tmp_path / "bands"
+    torchmae.pretrain(tmp_path / "tiles.npy", out=out, epochs=1, **SMALL)
+    assert "Bands 1, 2 and 3 of 5 are shown, as red, green and blue." in written
+    assert any(
+        re.fullmatch(r"bands · step \d+ · 75 % of patches hidden \(random\)", w) for w in written
+    )
+    assert "tiles.npy[0]" in written
+    with Image.open(sorted((out / "pictures").iterdir())[-1]) as picture:
+        assert picture.width > 8 * 150
 
 
 def test_seeds_give_other_masks_and_the_same_seed_the_same_picture(

@@ -1,18 +1,29 @@
 """mae compare and mae partial: what is trained in which folder, what is recorded and drawn."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.small import QUICK
+import torch
+from helpers.small import QUICK, make_photos
 
 import torchmae
+from torchmae.data.labels import labelled_sets, tuning_sets
 from torchmae.errors import UserError
 from torchmae.runfolder import last_validation, read_config, read_results
 from torchmae.settings.options import build, flatten
+from torchmae.tasks.finetune.run import identity_of
 from torchmae.tasks.sweep.config import Compare, Partial
-from torchmae.tasks.sweep.grids import compare_grid, partial_grid
+from torchmae.tasks.sweep.grids import PRETRAINED, SCRATCH, compare_grid, partial_grid
+from torchmae.tasks.sweep.search import Search, plan_search
+from torchmae.tasks.sweep.verdict import (
+    FROZEN,
+    METRICS,
+    summarize_comparison,
+    training_losses,
+)
 
 ONE = {**QUICK, "epochs": 1}
 
@@ -22,7 +33,8 @@ def test_compare_pairs_every_seed(
 ) -> None:
     def compare(*seeds: int) -> dict[str, Any]:
         out = tmp_path / "c"
-        torchmae.compare(run, photos, out=out, labels_per_class=(2, 4), seeds=seeds, **ONE)
+        options = {**ONE, "trials": 0, "labels_per_class": (2, 4)}
+        torchmae.compare(run, photos, out=out, seeds=seeds, **options)
         *_, record = read_results(out, "compare")
         assert record["settings"]["run"] == str(run)
         return record["results"]
@@ -33,7 +45,7 @@ def test_compare_pairs_every_seed(
     for row in rows:
         folders = {
             arm: [f"{arm.replace(' ', '-')}-{row['name']}-labels-seed-{seed}" for seed in (0, 1)]
-            for arm in ("pre-trained", "from scratch")
+            for arm in (PRETRAINED, SCRATCH)
         }
         for arm, names in folders.items():
             found = [last_validation(out / name)["top1"] for name in names]
@@ -47,20 +59,159 @@ def test_compare_pairs_every_seed(
                 assert first["config"][name] == second["config"][name]
             depth = ("model", "encoder", "depth")
             assert first[depth[0]][depth[1]][depth[2]] == second[depth[0]][depth[1]][depth[2]]
-        (difference,) = row["differences"].values()
+        difference = row["differences"]["pre-trained - from scratch"]
         means = [row["arms"][arm]["mean"] for arm in folders]
         assert difference["mean"] == pytest.approx(means[0] - means[1])
     printed = capsys.readouterr().out
     assert "[3/8] pre-trained, 2 labels a class, seed 1" in printed
     assert "mean ± std over 2 seeds" in printed
+    assert "no search for either side" in printed
 
     finished = {path: path.stat().st_mtime_ns for path in out.glob("*/model.safetensors")}
     again = compare(0, 1, 2)["rows"]
-    assert [row["arms"]["pre-trained"]["top1"][:2] for row in again] == [
-        row["arms"]["pre-trained"]["top1"] for row in rows
+    assert [row["arms"][PRETRAINED]["top1"][:2] for row in again] == [
+        row["arms"][PRETRAINED]["top1"] for row in rows
     ]
     assert all(path.stat().st_mtime_ns == time for path, time in finished.items())
     assert len(read_results(out)) == 2  # of two and of three seeds
+
+
+def test_both_sides_are_searched_alike_and_measured_beside_baselines(
+    run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "c"
+    options: dict[str, Any] = {**ONE, "trials": 3, "labels_per_class": (3,)}
+    torchmae.compare(run, photos, out=out, seeds=(0, 1), **options)
+    ((row,),) = (record["results"]["rows"] for record in read_results(out, "compare"))
+    tried = {arm: row["search"][arm]["tried"] for arm in (PRETRAINED, SCRATCH)}
+    settings = [[(t["lr_scale"], t["augment"]) for t in found] for found in tried.values()]
+    assert settings[0] == settings[1] == [(1, "mild"), (3, "mild"), (1, "strong")]
+    for arm, found in tried.items():
+        best = max(found, key=lambda one: one["top1"])
+        chosen = row["search"][arm]["chosen"]
+        assert chosen == {name: best[name] for name in ("lr_scale", "augment")}
+        used = read_config(out / f"{arm.replace(' ', '-')}-3-labels-seed-0")["config"]
+        assert (used["lr_scale"], used["augment"]) == tuple(chosen.values())
+    rates = [
+        read_config(out / "trials" / f"from-scratch-3-labels-lr-x{n}-mild")["config"]["base_lr"]
+        for n in (1, 3)
+    ]
+    assert rates[1] == pytest.approx(3 * rates[0])
+
+    # No image on which is chosen is validated on by a seed.
+    trial, *_ = (out / "trials").iterdir()
+    assert read_config(trial)["config"]["avoid_seeds"] == [0, 1]
+    which = (str(photos), None, 0.2)
+    tuning = tuning_sets(*which, 3, 100, (0, 1))
+    seen = {part.name(i) for part in (tuning.train, tuning.val) for i in range(len(part))}
+    for seed in (0, 1):
+        validated = labelled_sets(*which, 3, seed).val
+        assert not seen & {validated.name(i) for i in range(len(validated))}
+    assert identity_of(tuning) == read_config(trial)["data"]
+
+    baselines = ["untrained encoder", "raw pixels", "commonest class"]
+    assert list(row["arms"]) == [PRETRAINED, SCRATCH, FROZEN, *baselines]
+    for arm in row["arms"].values():
+        for metric in ("top1", "balanced_accuracy", "macro_f1", "auc"):
+            assert len(arm[metric]) == 2
+            assert all(0 <= value <= 1 for value in arm[metric])
+        assert arm["low"] <= arm["mean"] <= arm["high"]
+    assert row["arms"]["commonest class"]["top1"] == pytest.approx([1 / 3] * 2)
+    assert row["arms"]["commonest class"]["auc"] == [0.5, 0.5]
+    assert row["verdict"] in ("shown", "not shown", "worse")
+    printed = capsys.readouterr().out
+    assert "the best of 3 trials for each side (learning rate x1, x3; augment mild" in printed
+    assert "[trial 2/3] from scratch, 3 labels a class: learning rate x3, augment mild" in printed
+    assert f"Gain of pre-training {row['verdict']}: " in printed
+
+
+def test_a_baseline_that_learned_nothing_is_named_and_the_difference_is_no_gain(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From scratch at a learning rate of nearly nothing: whatever the difference, it is no gain.
+
+    Images have another size and other channels than the run's, also for the baselines.
+    """
+    photos = make_photos(tmp_path / "photos", each=12)
+    still: dict[str, Any] = {**ONE, "base_lr": 1e-9, "augment": "none"}
+    options = {**still, "image_size": 48, "channels": 1}
+    out = tmp_path / "c"
+    torchmae.compare(run, photos, out=out, seeds=(0, 1), **options)
+    ((row,),) = (record["results"]["rows"] for record in read_results(out, "compare"))
+    scratch = row["arms"][SCRATCH]
+    assert scratch["learned_nothing"]
+    assert scratch["training_loss"] == pytest.approx(math.log(3), rel=0.01)
+    assert scratch["chance_loss"] == pytest.approx(math.log(3))
+    assert {len(arm["top1"]) for arm in row["arms"].values()} == {2}
+    assert row["verdict"] != "shown"
+    printed = capsys.readouterr().out
+    assert "from scratch has learned nothing" in printed
+    assert "the difference to it is no gain" in printed
+    assert "learning rate and augmentation are given" in printed  # nothing is left to search
+
+
+def judged(scratch: float, pixels: float, loss: float = 0.3) -> dict[str, Any]:
+    """The row of a run with 70, 71, 72 % of fine-tuning, beside others with these accuracies."""
+
+    def found(mean: float, **more: float) -> list[dict[str, Any]]:
+        scores = [mean - 0.01, mean, mean + 0.01]
+        return [{**dict.fromkeys(METRICS, one), "count": 50, **more} for one in scores]
+
+    trained = {"training_loss": 0.2, "chance_loss": math.log(3)}
+    measured = {
+        PRETRAINED: found(0.71, **trained),
+        SCRATCH: found(scratch, **{**trained, "training_loss": loss}),
+        FROZEN: found(0.9),  # pre-trained too: it is no baseline
+        "raw pixels": found(pixels),
+    }
+    return summarize_comparison("10", {}, measured, {})
+
+
+@pytest.mark.parametrize(
+    "row, word, reason",
+    [
+        (judged(0.5, 0.5), "shown", ["better than from scratch and raw pixels"]),
+        (judged(0.9, 0.5), "worse", ["better than raw pixels; worse than from scratch"]),
+        (judged(0.5, 0.9), "worse", ["better than from scratch; worse than raw pixels"]),
+        (judged(0.71, 0.5), "not shown", ["better than raw pixels; not clearly better than from "]),
+        (judged(0.5, 0.5, 1.08), "not shown", ["better than raw", "from scratch has learned noth"]),
+        (judged(0.5, 0.5, 1.05), "shown", ["better than from scratch and raw pixels"]),
+    ],
+)
+def test_verdicts(row: dict[str, Any], word: str, reason: list[str]) -> None:
+    assert row["verdict"] == word
+    assert len(row["reasons"]) == len(reason)
+    assert all(said.startswith(start) for said, start in zip(row["reasons"], reason))
+
+
+def test_the_loss_of_knowing_nothing_is_that_of_the_class_shares(tmp_path: Path) -> None:
+    lines = [{"step": 20 * i, "loss": loss} for i, loss in enumerate((9.0, 1.0, 2.0, 3.0), 1)]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    model = {"encoder": {}, "classes": ["a", "b", "c"]}
+    content = {"model": model, "config": {"label_smoothing": 0.3}}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    even = training_losses(tmp_path, torch.tensor([0, 1, 2, 0, 1, 2]))
+    assert even == {"training_loss": 2.0, "chance_loss": pytest.approx(math.log(3))}
+    uneven = training_losses(tmp_path, torch.tensor([0, 0, 0, 1]))
+    shares = [0.75 * 0.7 + 0.1, 0.25 * 0.7 + 0.1, 0.1]
+    assert uneven["chance_loss"] == pytest.approx(-sum(p * math.log(p) for p in shares))
+
+
+def test_what_is_searched_follows_flags_and_images(run: Path, photos: Path, tmp_path: Path) -> None:
+    def plan(**options: Any) -> Search:
+        config = build(Compare, {"run": str(run), "data": str(photos), "seeds": (0, 1), **options})
+        return plan_search(config, compare_grid(config))
+
+    assert len(plan().trials) == 6
+    assert {t.lr_scale for t in plan(base_lr=0.1, trials=9).trials} == {1}
+    assert {t.augment for t in plan(augment="mild", trials=9).trials} == {"mild"}
+    assert len(plan(augment="mild", trials=9).trials) == 3
+    assert plan(seeds=(0, 100)).seed == 101
+    many = tuple(range(30))  # every image is validated on by one of them
+    assert "no search for either side: " in plan(seeds=many).words
+    with pytest.raises(UserError, match="left to choose settings on.*--trials 0"):
+        plan(seeds=many, trials=4)
+    assert len(plan(seeds=many, val=str(photos), trials=4).trials) == 4
 
 
 def test_partial_fine_tuning_draws_figure_9(run: Path, photos: Path, tmp_path: Path) -> None:
@@ -75,8 +226,8 @@ def test_partial_fine_tuning_draws_figure_9(run: Path, photos: Path, tmp_path: P
     for row in rows:
         made = tmp_path / "p" / f"train-{row['settings']['train']}-epochs-1"
         (found,) = row["arms"].values()
-        assert [json.loads((made / "last.json").read_text())["top1"]] == found["top1"]
-        assert found["low"] <= found["mean"] <= found["high"]
+        assert json.loads((made / "last.json").read_text())["top1"] == found["top1"]
+        assert found["low"] <= found["top1"] <= found["high"]
         assert row["best"] is None
 
 
@@ -90,9 +241,7 @@ def test_of_several_lengths_the_best_is_chosen_as_in_the_paper(
         f"{e} epochs": last_validation(tmp_path / "p" / f"train-1-epochs-{e}")["top1"]
         for e in (1, 2)
     }
-    assert {name: arm["top1"] for name, arm in row["arms"].items()} == {
-        name: [value] for name, value in found.items()
-    }
+    assert {name: arm["top1"] for name, arm in row["arms"].items()} == found
     assert found[row["best"]] == max(found.values())
 
 
@@ -116,6 +265,7 @@ def test_grids_without_numbers_of_one_s_own(run: Path) -> None:
 def test_from_scratch_decodes_as_the_run_does(own: Path) -> None:
     config = (own / "config.json").read_text()
     (own / "config.json").write_text(config.replace('"white": 65535', '"white": 4095'))
+    (own / "manifest.json").unlink()
     grid = compare_grid(build(Compare, {"run": str(own), "data": "photos"}))
     assert grid.training("all", "from scratch", 0).decode.white == 4095
 
@@ -124,6 +274,7 @@ def test_mistakes(run: Path, photos: Path) -> None:
     for function, folder, options, message in (
         (torchmae.compare, run, {"seeds": (1,)}, "at least two"),
         (torchmae.compare, run, {"seeds": (1, 1)}, "all different"),
+        (torchmae.compare, run, {"trials": 10}, "--trials 10: must be at most 9"),
         (torchmae.compare, "none", {}, "mae compare needs a run"),
         (torchmae.partial, "none", {}, "mae partial needs a run"),
         (torchmae.partial, run, {"train": ("0", "7")}, "--train 7: all, head, 0.5 or a number"),

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.runs_on_disk import contents
 from safetensors.torch import load_file
 
-from torchmae import disk
-from torchmae.errors import UserError
+from torchmae import disk, manifest
+from torchmae.errors import RunError, UserError
+from torchmae.runfolder import last_step
 from torchmae.train import checkpoint
 from torchmae.train.checkpoint import Checkpoint
 
@@ -25,10 +27,11 @@ def make(step):
     generator = torch.Generator().manual_seed(step)
     weights = {
         "a.weight": torch.randn(5, 3, generator=generator),
-        "a.bias": torch.tensor([-0.0, float("inf"), 1e-42]),
+        "a.bias": torch.tensor([-0.0, 3e38, 1e-42]),
     }
     moments = {
         "exp_avg.a.weight": torch.randn(5, 3, generator=generator),
+        "exp_avg_sq.a.bias": torch.tensor([float("inf"), 0.0, 1.0]),
         "step.a.weight": torch.tensor(float(step)),
     }
     return Checkpoint(step, weights, moments, {"parts": 2, "scaler": {"scale": 0.1 + 0.2}})
@@ -67,6 +70,7 @@ def test_only_safetensors_and_json_no_pickle(tmp_path):
     assert all(load_file(p) for p in files if p.suffix == ".safetensors")
     assert all(json.loads(p.read_text()) for p in files if p.suffix == ".json")
     assert len({p.stat().st_mode for p in files}) == 1, "weights are as readable as the other files"
+    assert len({p.stat().st_ino for p in files}) == len(files), "no write damages two of them"
 
 
 def test_the_last_two_are_kept_and_the_run_shows_the_newest_weights(tmp_path):
@@ -75,7 +79,7 @@ def test_the_last_two_are_kept_and_the_run_shows_the_newest_weights(tmp_path):
         newest = load_file(tmp_path / "model.safetensors")
         assert torch.equal(newest["a.weight"], make(step).model["a.weight"])
     assert names(tmp_path / "state") == ["step-00000015", "step-00000020"]
-    assert names(tmp_path) == ["model.safetensors", "state"]
+    assert names(tmp_path) == ["manifest.json", "model.safetensors", "state"]
 
 
 def test_saving_a_step_again_replaces_it(tmp_path):
@@ -141,12 +145,56 @@ def test_a_damaged_one_is_renamed_with_one_warning_and_the_older_one_is_used(
     assert capfd.readouterr() == ("", "")
 
 
-def test_when_all_are_damaged_there_is_none(tmp_path, capfd):
+def test_when_all_are_damaged_it_says_so_each_time_and_touches_nothing(tmp_path):
     for step in (5, 10):
         checkpoint.save(tmp_path, make(step))
         truncate(tmp_path / f"state/step-{step:08d}")
+    before = contents(tmp_path)
+    for _ in range(2):
+        with pytest.raises(UserError) as error:
+            checkpoint.newest(tmp_path)
+        for part in (
+            "no checkpoint that is not damaged",
+            "step-00000010: optimizer.safetensors changed after saving; step-00000005: ",
+            f"or delete {tmp_path}/state and {tmp_path}/model.safetensors to start again",
+            f"{tmp_path}/model.safetensors is good",
+        ):
+            assert part in str(error.value)
+        assert contents(tmp_path) == before
+    flip_a_byte(tmp_path)
+    with pytest.raises(UserError, match="to start again$"):
+        checkpoint.newest(tmp_path)
+
+
+def test_an_empty_folder_is_a_damaged_checkpoint_and_other_names_are_none(tmp_path):
+    (tmp_path / "state/step-00000005.bak").mkdir(parents=True)
+    (tmp_path / "state/step-7").mkdir()
+    (tmp_path / "state/step-00000009").write_text("a file")
     assert checkpoint.newest(tmp_path) is None
-    assert capfd.readouterr().out.count("warning") == 2
+    assert last_step(tmp_path) == 0
+    (tmp_path / "state/step-00000005").mkdir()
+    with pytest.raises(UserError, match=r"step-00000005: .*No such file"):
+        checkpoint.newest(tmp_path)
+
+
+def test_a_write_into_the_published_weights_leaves_the_checkpoint_which_repairs_them(tmp_path):
+    checkpoint.save(tmp_path, make(5))
+    flip_a_byte(tmp_path)
+    assert_same(checkpoint.newest(tmp_path), make(5))
+    published = load_file(tmp_path / "model.safetensors")
+    assert torch.equal(published["a.weight"], make(5).model["a.weight"])
+    manifest.check(tmp_path, "model.safetensors")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_not_saved(tmp_path, value):
+    checkpoint.save(tmp_path, make(5))
+    before, broken = contents(tmp_path), make(6)
+    broken.model["a.bias"][1] = value
+    with pytest.raises(RunError, match=r"weights are not finite \(a.bias, 1 of 2") as error:
+        checkpoint.save(tmp_path, broken)
+    assert error.value.exit_code == 65
+    assert contents(tmp_path) == before
 
 
 def test_a_partial_folder_is_ignored_and_cleaned_by_the_next_save(tmp_path, capfd):
@@ -211,7 +259,7 @@ def test_a_disk_that_takes_no_more_leaves_the_earlier_checkpoint_and_nothing_par
         and "Earlier checkpoints are untouched" in done.stdout
     )
     assert names(tmp_path / "state") == ["step-00000001"]
-    assert names(tmp_path) == ["model.safetensors", "state"]
+    assert names(tmp_path) == ["manifest.json", "model.safetensors", "state"]
     assert checkpoint.newest(tmp_path).step == 1
 
 
@@ -269,22 +317,59 @@ def test_write_text_is_whole_or_not_there(tmp_path):
     assert path.read_text() == "third" and names(tmp_path) == ["file.json"]
 
 
-def test_publish_copies_where_there_are_no_hard_links(tmp_path):
-    source, target = tmp_path / "a", tmp_path / "b"
-    source.write_text("one")
-    target.write_text("zero")
-    checkpoint.publish(source, target)
-    assert target.read_text() == "one" and names(tmp_path) == ["a", "b"]
-    other = Path("/dev/shm")
-    if (
-        other.is_dir()
-        and os.access(other, os.W_OK)
-        and other.stat().st_dev != tmp_path.stat().st_dev
-    ):
-        # A link across file systems fails: the copy is taken.
-        elsewhere = other / f"torchmae-test-{os.getpid()}"
-        try:
-            checkpoint.publish(source, elsewhere)
-            assert elsewhere.read_text() == "one"
-        finally:
-            elsewhere.unlink(missing_ok=True)
+class Recorder:
+    """Records the order of fsync and rename calls, by name of file, while they do their work."""
+
+    def __init__(self, patch):
+        self.calls = []
+        for name in ("fsync", "rename", "replace"):
+            patch.setattr(os, name, self.recording(name, getattr(os, name)))
+
+    def recording(self, name, work):
+        def call(*arguments):
+            if name == "fsync":
+                target = Path(f"/proc/self/fd/{arguments[0]}").readlink()
+                self.calls.append(f"fsync {target.parent.name}/{target.name}")
+            else:
+                self.calls.append(f"rename {arguments[0].name} {arguments[1].name}")
+            return work(*arguments)
+
+        return call
+
+    def in_order(self, *wanted):
+        places = [self.calls.index(call) for call in wanted]
+        return places == sorted(places)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs Linux")
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    run.mkdir()
+    recorder = Recorder(monkeypatch)
+    checkpoint.save(run, make(5))
+    named = "rename .partial step-00000005"
+    for file in FILES:
+        assert recorder.in_order(f"fsync .partial/{file}", named), file
+    assert recorder.in_order("fsync state/.partial", named, "fsync run/state")
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs Linux")
+def test_published_weights_are_listed_then_on_the_disk_then_named(tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    run.mkdir()
+    checkpoint.save(run, make(5))
+    recorder = Recorder(monkeypatch)
+    checkpoint.publish(run / "state/step-00000005", run)
+    folder, calls = f"fsync {tmp_path.name}/run", []
+    for name in ("manifest.json", "model.safetensors", "manifest.json"):
+        calls += [f"fsync run/.{name}.partial", f"rename .{name}.partial {name}", folder]
+    assert recorder.calls == calls
+
+
+def test_save_tensors_follows_the_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        checkpoint.save_tensors({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == 0o640

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,16 @@ import numpy as np
 import pytest
 import torch
 from helpers.runs_on_disk import ENV, flags, make_photos
-from helpers.tasks import GOOD, NAN, RandomBatches, Regression, SelfDistillation, make_batch
+from helpers.tasks import (
+    GOOD,
+    GRADIENT,
+    INF,
+    NAN,
+    RandomBatches,
+    Regression,
+    SelfDistillation,
+    make_batch,
+)
 from safetensors.torch import load_file
 
 import torchmae
@@ -24,12 +34,13 @@ from torchmae.data.sources import open_source
 from torchmae.data.transforms import RandomResizedCropFlip
 from torchmae.errors import RunError
 from torchmae.models import masking
-from torchmae.report.curves import panels
+from torchmae.report.curves import draw_curves, panels
 from torchmae.runfolder import last_step
 from torchmae.train.config import TrainConfig
 from torchmae.train.distributed import World
-from torchmae.train.loop import Agenda, Due, Meter, Stop, finished_line, fit
+from torchmae.train.loop import Agenda, Due, Meter, finished_line, fit
 from torchmae.train.optim import lr_at, peak_lr
+from torchmae.train.watch import Heard
 
 OPTIONS = dict(
     **dict(
@@ -105,6 +116,7 @@ def test_the_run_folder_is_whole(whole):
             "config.json",
             "model.safetensors",
             "state",
+            "manifest.json",
             "log.jsonl",
             "pictures",
             "curves.png",
@@ -289,6 +301,79 @@ def test_an_ema_teacher_ends_with_the_same_bits_when_resumed(tmp_path, ema):
     assert not torch.equal(task.model["teacher"][0].weight, first), "the teacher must follow"
 
 
+class Kinds(RandomBatches):
+    """Batches of these kinds, one a step."""
+
+    def __init__(self, *kinds):
+        super().__init__()
+        self.kinds = kinds
+
+    def __getitem__(self, step):
+        return make_batch(kind=self.kinds[step], seed=step)
+
+
+@pytest.mark.parametrize(
+    "kinds", [(NAN, NAN, NAN), (GOOD, GOOD, NAN), (GOOD, INF), (GRADIENT,), (GRADIENT, GRADIENT)]
+)
+def test_a_short_training_that_ends_badly_is_not_published(tmp_path, kinds):
+    """Fewer steps than the five in a row that stop a longer one."""
+    with pytest.raises(RunError, match="the loss was not finite for . steps in a row") as error:
+        fit(Regression(), Kinds(*kinds), small_plan(len(kinds)), tmp_path, WORLD)
+    assert error.value.exit_code == 65
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("kinds", [(GOOD, NAN, GOOD), (GOOD, GOOD, GRADIENT)])
+def test_a_skipped_step_does_not_end_a_short_training(tmp_path, kinds):
+    fit(Regression(), Kinds(*kinds), small_plan(len(kinds)), tmp_path, WORLD)
+    assert (tmp_path / "model.safetensors").exists()
+
+
+def test_weights_that_are_not_finite_end_a_training_with_65_and_are_not_saved(tmp_path):
+    """BatchNorm's statistics follow a batch whose step is skipped."""
+
+    class Broken(Regression):
+        def after_step(self, step):
+            if step == 1:
+                self.model[1].bias[0] = torch.nan
+
+    with pytest.raises(RunError, match=r"not finite \(1.bias, 1 of 6 tensors\)") as error:
+        fit(Broken(), RandomBatches(), small_plan(2), tmp_path, WORLD)
+    assert error.value.exit_code == 65
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_the_log_of_a_resumed_run_is_that_of_an_uninterrupted_one(tmp_path):
+    """Stopped between two records, with a skipped step behind the first one, three times over."""
+    kinds = [GOOD] * 5 + [NAN] + [GOOD] * 6
+    plan = small_plan(12, log_every=5, save_minutes=1e-6)
+
+    class Stopping(Kinds):
+        def __getitem__(self, step):
+            if step == self.stop:
+                raise KeyboardInterrupt
+            return super().__getitem__(step)
+
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "resumed").mkdir()
+    fit(Regression(), Kinds(*kinds), plan, tmp_path / "whole", WORLD)
+    for stop in (3, 7, 8, 12):
+        batches = Stopping(*kinds)
+        batches.stop = stop
+        try:
+            seed = 0 if stop == 3 else stop  # but for the first one, weights are those saved
+            fit(Regression(seed), batches, plan, tmp_path / "resumed", WORLD)
+        except KeyboardInterrupt:
+            continue
+    drop = ("images_per_s", "wait", "peak_memory_mb")
+    ours, theirs = (
+        [{k: v for k, v in r.items() if k not in drop} for r in records(tmp_path / name)]
+        for name in ("resumed", "whole")
+    )
+    assert [line["step"] for line in ours] == [5, 10, 12]
+    assert ours == theirs
+
+
 def test_after_step_is_called_after_every_step_without_gradients(tmp_path):
     class Watched(Regression):
         calls: ClassVar[list] = []
@@ -343,15 +428,49 @@ def test_what_is_due(monkeypatch):
     clock = [0.0]
     monkeypatch.setattr("torchmae.train.loop.time.monotonic", lambda: clock[0])
     agenda = Agenda(small_plan(save_minutes=1, evaluate_minutes=2), WORLD)
-    assert agenda.due(1, Stop()) == Due(save=False, evaluate=False, stop=False)
+    assert agenda.due(1, Heard()) == Due(save=False, evaluate=False, stop=False)
     clock[0] = 61
-    assert agenda.due(1, Stop()) == Due(save=True, evaluate=False, stop=False)
+    assert agenda.due(1, Heard()) == Due(save=True, evaluate=False, stop=False)
     agenda.saved_at = 61
-    assert agenda.due(2, Stop()) == Due(save=False, evaluate=False, stop=False)
+    assert agenda.due(2, Heard()) == Due(save=False, evaluate=False, stop=False)
     clock[0] = 121
-    assert agenda.due(2, Stop()) == Due(save=False, evaluate=True, stop=False)
-    assert agenda.due(2, Stop(15)) == Due(save=True, evaluate=False, stop=True)
-    assert agenda.due(6, Stop(15)) == Due(save=True, evaluate=True, stop=False), "it is done"
+    assert agenda.due(2, Heard()) == Due(save=False, evaluate=True, stop=False)
+    assert agenda.due(2, Heard(15)) == Due(save=True, evaluate=False, stop=True)
+    assert agenda.due(6, Heard(15)) == Due(save=True, evaluate=True, stop=False), "it is done"
     by_step = Agenda(small_plan(evaluate_steps=1.5), WORLD)
-    due = [done for done in range(1, 6) if by_step.due(done, Stop()).evaluate]
+    due = [done for done in range(1, 6) if by_step.due(done, Heard()).evaluate]
     assert due == [2, 3, 5]
+
+
+def test_a_signal_ends_an_evaluation_and_saves(tmp_path):
+    """One that would take an hour, or reads from a disk that is gone."""
+
+    def forever(step):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(3600)
+        yield "never", 1.0
+
+    with pytest.raises(RunError, match="stopped at step 2 of 6 and saved") as caught:
+        fit(
+            Regression(),
+            RandomBatches(),
+            small_plan(evaluate_steps=2.0, ema=0.9),
+            tmp_path,
+            WORLD,
+            [forever],
+        )
+    assert caught.value.exit_code == 143
+    (tmp_path / "alone").mkdir()
+    fit(Regression(), RandomBatches(), small_plan(evaluate_steps=2.0, ema=0.9), tmp_path, WORLD)
+    fit(Regression(), RandomBatches(), small_plan(ema=0.9), tmp_path / "alone", WORLD)
+    ends = [
+        run / "state/step-00000006/optimizer.safetensors" for run in (tmp_path, tmp_path / "alone")
+    ]
+    assert ends[0].read_bytes() == ends[1].read_bytes()
+
+
+def test_curves_that_cannot_be_drawn_are_said(whole, tmp_path, capfd):
+    shutil.copy(whole / "log.jsonl", tmp_path)
+    (tmp_path / "curves.png").mkdir()
+    assert draw_curves(tmp_path) is None
+    assert "could not draw" in capfd.readouterr().out

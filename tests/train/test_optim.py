@@ -93,9 +93,9 @@ def test_the_learning_rate_rule_in_numbers():
 
 def test_the_schedule_in_numbers():
     steps, warmup, peak = 110, 10, 2.0
-    assert lr_at(0, steps, warmup, peak) == pytest.approx(0.2)
-    assert lr_at(4, steps, warmup, peak) == pytest.approx(1.0)
-    assert lr_at(9, steps, warmup, peak) == pytest.approx(2.0)  # the last step of the warm-up
+    assert lr_at(0, steps, warmup, peak) == 0.0  # as in the reference
+    assert lr_at(5, steps, warmup, peak) == pytest.approx(1.0)
+    assert lr_at(9, steps, warmup, peak) == pytest.approx(1.8)  # the last step of the warm-up
     assert lr_at(10, steps, warmup, peak) == pytest.approx(2.0)  # the first of the cosine
     assert lr_at(35, steps, warmup, peak) == pytest.approx(1 + math.sqrt(0.5))
     assert lr_at(60, steps, warmup, peak) == pytest.approx(1.0)
@@ -107,11 +107,10 @@ def test_the_schedule_in_numbers():
 
 def test_the_schedule_rises_then_falls_and_has_no_edge_cases():
     rates = [lr_at(step, 50, 7, 1.0) for step in range(50)]
-    assert rates[:7] == sorted(rates[:7]) and rates[6:] == sorted(rates[6:], reverse=True)
-    assert all(0 < rate <= 1 for rate in rates)
-    assert lr_at(0, 5, 0, 1.0) == 1.0  # no warm-up
-    assert lr_at(0, 1, 1, 1.0) == 1.0 and lr_at(0, 1, 0, 1.0) == 1.0  # one step
-    assert lr_at(4, 5, 5, 1.0) == 1.0  # nothing but warm-up
+    assert rates[:8] == sorted(rates[:8]) and rates[7:] == sorted(rates[7:], reverse=True)
+    assert rates[0] == 0 and all(0 < rate <= 1 for rate in rates[1:])
+    assert lr_at(0, 5, 0, 1.0) == 1.0 and lr_at(0, 1, 0, 1.0) == 1.0  # no warm-up
+    assert lr_at(4, 5, 5, 1.0) == 0.8  # nothing but warm-up
 
 
 def test_fused_adamw_equals_torchs_plain_adamw():

@@ -1,10 +1,22 @@
-"""How encoded images become pixels, as settings. Importable without torch or numpy."""
+"""Which images of a set are taken, and how they become pixels. Importable without torch or
+numpy."""
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
-from torchmae.runfolder import read_config
-from torchmae.settings.options import POSITIVE, check_ranges, option
+from torchmae.errors import UserError
+from torchmae.runfolder import CONFIG, read_config
+from torchmae.settings.groups import ListingOptions
+from torchmae.settings.options import (
+    CHANNELS,
+    MEGAPIXELS,
+    WHITE,
+    check_ranges,
+    flatten,
+    option,
+)
 
 
 @dataclass(frozen=True)
@@ -20,17 +32,17 @@ class DecodeOptions:
     GROUP: ClassVar[str] = "data"
 
     max_megapixels: float = option(
-        100.0, "Larger images are refused before they are decoded.", within=POSITIVE
+        100.0, "Larger images are refused before they are decoded.", within=MEGAPIXELS
     )
     white: int = option(
         65535,
         "The value of white in images of more than 8 bits (4095 for 12-bit data).",
-        within=POSITIVE,
+        within=WHITE,
     )
     channels: int | None = option(
         None,
         "3 for colour, 1 for grey.",
-        within=POSITIVE,
+        within=CHANNELS,
         otherwise="what the data has; 3 for image files",
     )
 
@@ -52,4 +64,79 @@ def decode_as_run(run: str, max_megapixels: float | None, white: int | None) -> 
     return DecodeOptions(
         max_megapixels or known.get("max_megapixels") or default.max_megapixels,
         white or known.get("white") or default.white,
+    )
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Which images of DATA are taken, and by which columns a table names them.
+
+    Args:
+        include: patterns of names; where there are any, one of them has to match.
+        exclude: patterns of names that are not taken.
+        path_column: of a table; None for what its header says.
+        label_column: likewise.
+        group_column: of a table: what no split divides, such as patients.
+        inherited: the patterns are those of a run, which need not match anything here.
+    """
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    path_column: str | None = None
+    label_column: str | None = None
+    group_column: str | None = None
+    inherited: bool = False
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The columns that are named, by the arguments of `open_list`."""
+        named = {name: getattr(self, name) for name in COLUMNS}
+        return {name: column for name, column in named.items() if column is not None}
+
+    def settings(self, requested: ListingOptions) -> dict[str, object]:
+        """Its values for the settings of a group."""
+        return {name: getattr(self, name) for name in flatten(requested)}
+
+
+COLUMNS = ("path_column", "label_column", "group_column")
+
+
+def listing_as_run(
+    requested: ListingOptions, data: str, run: str | Path, resuming: bool = False
+) -> Listing:
+    """What a verb takes of DATA: what the run took of the same data, unless told otherwise.
+
+    Patterns are about the names of one set of files. On another set they would match nothing, or
+    something that nobody meant, so they are not inherited there (as decoding is: that is about
+    pixels, which the weights have learned).
+
+    Args:
+        requested: the settings of this call; "none" as a pattern is no pattern.
+        data: the images.
+        run: a run folder; "none", or a folder without a run, for no run.
+        resuming: the data is that of the run, wherever it lies now.
+    """
+    has_run = str(run) != "none" and (Path(run) / CONFIG).is_file()
+    known = read_config(run).get("config", {}) if has_run else {}
+    same = resuming or any(
+        isinstance(before, str) and same_place(before, data)
+        for before in (known.get("data"), known.get("val"))
+    )
+    values = flatten(requested)
+    for name, value in values.items():
+        if value is None and same:
+            values[name] = known.get(name)
+    for name in ("include", "exclude"):
+        values[name] = () if values[name] == ("none",) else tuple(values[name] or ())
+        if not all(values[name]) or "none" in values[name]:
+            raise UserError(f"--{name} {' '.join(values[name])}: none is no pattern, alone")
+    own = requested.include is not None or requested.exclude is not None
+    return Listing(**values, inherited=not own)
+
+
+def same_place(one: str, other: str) -> bool:
+    """Whether two spellings of DATA mean the same."""
+    return one == other or (
+        os.path.exists(os.path.expanduser(other))
+        and os.path.realpath(os.path.expanduser(one)) == os.path.realpath(os.path.expanduser(other))
     )

@@ -12,21 +12,23 @@
 | animated or with several pages   | the first frame                                              |
 | EXIF orientation 1 to 8          | applied; damaged EXIF counts as none                         |
 | empty, truncated, damaged, large | refused; too large is known from the header, before decoding |
+| a file of many bytes             | refused before it is read: see `max_bytes`                   |
 """
 
 import io
+import logging
 import re
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
 import numpy as np
 import simplejpeg
 from jaxtyping import Integer, UInt8
-from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
 from torchmae.data.config import DecodeOptions
 from torchmae.errors import UserError
@@ -85,6 +87,29 @@ def _formats() -> list[str]:
     return [
         name for name in SAFE_FORMATS if name in Image.OPEN
     ]  # MPO is opened as JPEG; AVIF may not be built in
+
+
+# Pillow logs errors beside raising them, which Python prints where nobody handles them.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+
+# A pixel of any format has at most 8 bytes (four channels of 16 bits); the rest of a file is
+# metadata, thumbnails and further pages.
+PIXEL_BYTES, OTHER_BYTES = 8, 64 * 10**6
+
+
+def max_bytes(options: DecodeOptions) -> int:
+    """The size in bytes of the largest file that is read."""
+    return int(options.max_megapixels * 1e6) * PIXEL_BYTES + OTHER_BYTES
+
+
+def check_bytes(size: int, options: DecodeOptions) -> None:
+    """Raises `BadImage` for a file of more than `max_bytes`, before it is read."""
+    most = max_bytes(options)
+    if size > most:
+        raise BadImage(
+            f"{size / 1e6:,.0f} MB, more than the {most / 1e6:,.0f} MB that an image of "
+            f"{options.max_megapixels:g} megapixels can need (--max-megapixels)"
+        )
 
 
 def image_extensions() -> frozenset[str]:
@@ -152,6 +177,17 @@ def inspect(data: bytes, options: DecodeOptions = DecodeOptions()) -> tuple[int,
     return (width, height) if turn > 4 else (height, width)
 
 
+def has_more_pages(data: bytes, options: DecodeOptions = DecodeOptions()) -> bool:
+    """Whether an image that `inspect` accepts is a stack or an animation: `decode` returns its
+    first page or frame. The preview in a photograph of two cameras (MPO) does not count."""
+    # The others are not opened again: nearly all files are JPEGs and plain PNGs.
+    may = data.startswith((b"GIF8", b"II", b"MM", b"RIFF")) or b"acTL" in data[:4096]
+    if not may:
+        return False
+    with _pillow(options.max_megapixels):
+        return bool(getattr(_open(data), "is_animated", False))
+
+
 def from_pil(image: Image.Image, white: int = 65535) -> UInt8[np.ndarray, "H W C"]:
     """A Pillow image to uint8 pixels [H, W, 1 or 3], by the table above.
 
@@ -206,7 +242,10 @@ def _with_channels(pixels: UInt8[np.ndarray, "H W K"], channels: int) -> UInt8[n
 def _open(data: bytes) -> ImageFile.ImageFile:
     if not data:
         raise BadImage("empty file")
-    image = Image.open(io.BytesIO(data), formats=_formats())
+    try:
+        image = Image.open(io.BytesIO(data), formats=_formats())
+    except UnidentifiedImageError as error:
+        raise BadImage(_unidentified(data)) from error
     if 0 in image.size:
         raise BadImage(f"no pixels: {image.width} x {image.height}")
     # From the end, where the marker is: to search from the scan takes 6 % of the whole decoding.
@@ -215,6 +254,31 @@ def _open(data: bytes) -> ImageFile.ImageFile:
     if image.format == "PNG" and b"IEND" not in data[-12:] and data.rfind(b"IEND") < 0:
         raise BadImage("truncated PNG: no end chunk")
     return image
+
+
+def _unidentified(data: bytes) -> str:
+    """Why no format claims the bytes: TIFFs are described by their tags, if these can be read."""
+    what = "not an image, or not of a format that is read"
+    if data[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return what
+    with suppress(Exception):  # damaged tags
+        big = b"+" in data[:4]
+        tags = TiffImagePlugin.ImageFileDirectory_v2(data[: 16 if big else 8])
+        file = io.BytesIO(data)
+        file.seek(tags.next)
+        tags.load(file)
+        if not tags[TiffImagePlugin.IMAGEWIDTH]:
+            raise ValueError("no image")
+        bands = int(tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1))
+        depths = tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,))
+        kind = ("", "unsigned ", "signed ", "float ")[
+            tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))[0] % 4
+        ]
+        return (
+            f"a TIFF of {bands} band{'s' * (bands > 1)} of {kind}{depths[0]} bits: not read yet; "
+            "convert the images to one array of uint8 [N, H, W, C] in a .npy file"
+        )
+    return f"{what} (a TIFF whose tags are damaged)"
 
 
 def _jpeg_scan(data: bytes) -> int:
@@ -287,8 +351,6 @@ def _pillow(max_megapixels: float) -> Iterator[None]:
         number = re.search(r"\((\d+) pixels", str(error))
         size = f"{int(number[1]) / 1e6:.1f} megapixels" if number else "so large when unpacked"
         raise BadImage(f"{size}, more than the limit of {max_megapixels:g}") from error
-    except UnidentifiedImageError as error:
-        raise BadImage("not an image, or not of a format that is read") from error
     except Exception as error:  # hostile bytes can raise anything inside Pillow
         raise BadImage((str(error).strip().splitlines() or [type(error).__name__])[0]) from error
     finally:

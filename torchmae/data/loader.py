@@ -6,9 +6,6 @@ computed index by index, so that a billion samples need no array. Step `s` takes
 them; a batch may straddle two epochs. Resuming needs the step number and nothing else.
 """
 
-import os
-import signal
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -18,11 +15,11 @@ import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from torchmae.data.decode import BadImage, decode
 from torchmae.data.sources.source import BadFile, Source
 from torchmae.data.transforms import Pixels
+from torchmae.data.workers import Loading, reading
 from torchmae.errors import RunError, UserError
 from torchmae.hashing import ORDER, REPLACE, hash32
 
@@ -44,6 +41,8 @@ class Batch(NamedTuple):
     step: int = 0
     bad: Sequence[BadFile] = ()
     """Files that could not be read; another image, with its number and target, replaces each."""
+    changed: Sequence[str] = ()
+    """Files that were written to after the source was opened; they are used as they are now."""
 
     def chunks(self, parts: int) -> "list[Batch]":
         """Splits into micro-batches of nearly equal size, without repeating the bad files."""
@@ -60,7 +59,7 @@ class Batch(NamedTuple):
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device; the copy overlaps with work there."""
         images, targets, epoch, sample = (moved(x, device) for x in self[:4])
-        return Batch(images, targets, epoch, sample, self.step, self.bad)
+        return Batch(images, targets, epoch, sample, self.step, self.bad, self.changed)
 
 
 def moved(value: Any, device: torch.device) -> Any:
@@ -103,7 +102,7 @@ def permute(
 
 
 @dataclass(frozen=True)
-class Batches(Dataset[Batch]):
+class Batches:
     """The batch of every step, for one process of `size`.
 
     Args:
@@ -152,6 +151,7 @@ class Batches(Dataset[Batch]):
             images.append(image)
             targets.append(target)
             shown.append(index)
+        names = (self.source.name(i) for i in shown if self.source.is_changed(i))
         return Batch(
             torch.stack(images),
             collate_targets(targets),
@@ -159,6 +159,7 @@ class Batches(Dataset[Batch]):
             torch.tensor(shown),
             step,
             bad,
+            list(names),
         )
 
     def target(self, index: int) -> Any:
@@ -176,42 +177,13 @@ class Batches(Dataset[Batch]):
                 # 100 draws, then one after the other: a set that is nearly all bad still trains.
                 drawn = hash32(self.seed, REPLACE, sample, attempt)
                 index = (drawn if attempt < 100 else index + 1) % len(self.source)
-        raise RunError(
-            f"none of the {len(self.source)} files can be read; the last: {bad[-1].name}: "
-            f"{bad[-1].reason}"
-        )
+        raise RunError(f"none of the {len(self.source)} files can be read; the last: {bad[-1]}")
 
     def loader(
         self, start: int, stop: int, workers: int, pin_memory: bool = False
-    ) -> "DataLoader[Batch]":
-        """The batches of the steps `start..stop-1`, made by `workers` processes (0: this one)."""
-        return DataLoader(
-            self,
-            batch_size=None,
-            sampler=range(start, stop),
-            num_workers=workers,
-            pin_memory=pin_memory,
-            worker_init_fn=start_worker if workers else None,
-        )
-
-
-def start_worker(worker: int) -> None:
-    """Workers ignore Ctrl-C and SIGTERM to the process group, and use one thread.
-
-    The main process finishes its step first, and ends them itself.
-    """
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # Linux; elsewhere a SIGTERM ends a worker at once
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=obey_parent, daemon=True).start()
-
-
-def obey_parent() -> None:
-    """Ends this process at a SIGTERM from its parent; those from others are dropped."""
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    os._exit(0)
+    ) -> Loading[Batch]:
+        """The batches of the steps `start..stop-1`, made by `workers` processes (0: a thread)."""
+        return Loading(self, range(start, stop), workers, pin_memory)
 
 
 def read_pixels(source: Source, index: int) -> Pixels:
@@ -223,10 +195,16 @@ def read_pixels(source: Source, index: int) -> Pixels:
     Raises:
         BadImage: whatever is wrong with the file.
     """
-    try:
-        data = source.read(index)
-    except OSError as error:
-        raise BadImage(error.strerror or str(error)) from error
+    with reading(index):
+        try:
+            data = source.read(index)
+        except OSError as error:
+            raise BadImage(error.strerror or str(error)) from error
+        return to_pixels(source, data)
+
+
+def to_pixels(source: Source, data: bytes | UInt8[np.ndarray, "H W K"]) -> Pixels:
+    """What a source has read, as `read_pixels` returns it."""
     if isinstance(data, bytes) or not data.size or data.shape[2] != source.channels:
         return decode(data, replace(source.decode, channels=source.channels))
     pixels = data.view()  # the crop is a copy

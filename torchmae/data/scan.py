@@ -20,9 +20,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 from tqdm import tqdm
 
-from torchmae.data.decode import BadImage, inspect
-from torchmae.data.loader import read_pixels
-from torchmae.data.sources.source import BadFile, Source, digest_of
+from torchmae.data.decode import BadImage, has_more_pages, inspect
+from torchmae.data.loader import to_pixels
+from torchmae.data.sources.source import BadFile, Pixels, Source, digest_of
 from torchmae.disk import cache_folder, write_whole
 from torchmae.errors import UserError
 from torchmae.runfolder import note_bad_files
@@ -33,7 +33,7 @@ FULL = 20_000
 
 MEASURED = 2_000  # images behind mean and std
 
-CACHED = ("bad", "sizes", "moments")
+CACHED = ("bad", "sizes", "moments", "stacks")
 
 POWERS = (np.arange(256) / 255) ** [[1], [2]]  # of pixel values, to be weighted by a histogram
 
@@ -49,7 +49,7 @@ class Scan(NamedTuple):
 
     `mean` and `std` are per channel, of pixels in 0..1, and every image has the same weight;
     `height` and `width` are medians; `sizes` are (height, width) of each image of the source, 0
-    where it is bad.
+    where it is bad; `stacks` are files with more pages than the first (not known of packed sets).
     """
 
     images: int
@@ -59,17 +59,26 @@ class Scan(NamedTuple):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     complete: bool
+    stacks: int = 0
     sizes: Sizes = np.zeros((0, 2), dtype=np.int32)
+
+    @property
+    def grey(self) -> bool:
+        """Whether the images have no colour: one channel, or three that are equal throughout."""
+        return len(self.mean) == 1 or (
+            len(self.mean) == 3 and len(set(self.mean)) == len(set(self.std)) == 1
+        )
 
 
 class Found(NamedTuple):
-    """Bad images, sizes, and mean and mean square of the pixels of the images that were
-    measured."""
+    """Bad images, sizes, mean and mean square of the pixels of the images that were measured, and
+    how many files have several pages."""
 
     bad: list[BadFile]
     sizes: Sizes
     moments: Moments
-    temporary: bool = False  # some files could not be read this time
+    stacks: int = 0
+    worth_caching: bool = False  # files were decoded, and none failed for what may pass
 
 
 @runtime_checkable
@@ -86,6 +95,8 @@ class FileStats(NamedTuple):
     moments: np.ndarray | None = None
     bad: BadFile | None = None
     temporary: bool = False  # the system refused, which may be different next time
+    stack: bool = False  # it has more pages than the first
+    encoded: bool = True  # a file, not pixels, whose scan is cheap
 
 
 def scan(source: Source) -> Scan:
@@ -95,7 +106,7 @@ def scan(source: Source) -> Scan:
     images are decoded. Bad files that this misses are found, replaced and named while training.
     """
     known = source.scanned() if isinstance(source, Scanned) else None
-    bad, sizes, moments, _ = Found([], *known) if known else load_or_scan(source)
+    bad, sizes, moments, stacks, _ = Found([], *known) if known else load_or_scan(source)
     good = sizes[sizes[:, 0] > 0]
     height, width = (int(x) for x in np.median(good, axis=0)) if len(good) else (0, 0)
     mean, square = moments
@@ -103,9 +114,9 @@ def scan(source: Source) -> Scan:
         np.maximum(square - mean**2, 1e-4)
     )  # at least 0.01: a blank data set is not divided by zero
     mean, std = (tuple(x.round(4).tolist()) for x in (mean, std))
-    return Scan(
-        len(source), [*source.unusable, *bad], height, width, mean, std, len(source) <= FULL, sizes
-    )
+    bad = [*source.unusable, *bad]
+    complete = len(source) <= FULL
+    return Scan(len(source), bad, height, width, mean, std, complete, stacks, sizes)
 
 
 def load_or_scan(source: Source) -> Found:
@@ -114,7 +125,7 @@ def load_or_scan(source: Source) -> Found:
     found = load_cached(file, len(source)) if file else None
     if found is None:
         found = scan_all(source)
-        if file and reads_files(source) and not found.temporary:
+        if file and found.worth_caching:
             save_cached(file, found)
     return found
 
@@ -123,16 +134,19 @@ def scan_all(source: Source) -> Found:
     bad: list[BadFile] = []
     sizes = array("i")
     moments = []
-    temporary = False
+    stacks = 0
+    worth_caching = True
     for one in inspect_files(source, range(len(source))):
         sizes.extend(one.size)
-        temporary |= one.temporary
+        stacks += one.stack
+        worth_caching &= one.encoded and not one.temporary
         if one.bad:
             bad.append(one.bad)
         if one.moments is not None:
             moments.append(one.moments)
     mean = np.mean(moments, axis=0) if moments else np.zeros((2, source.channels))
-    return Found(bad, np.array(sizes, dtype=np.int32).reshape(-1, 2), mean, temporary)
+    sizes_of_all = np.array(sizes, dtype=np.int32).reshape(-1, 2)
+    return Found(bad, sizes_of_all, mean, stacks, worth_caching)
 
 
 def measure(source: Source) -> Moments:
@@ -153,21 +167,17 @@ def inspect_files(source: Source, which: range) -> Iterator[FileStats]:
 
     def inspect_file(index: int) -> FileStats:
         try:
-            if not complete and index % every:
-                data = source.read(index)
-                return FileStats(
-                    inspect(data, source.decode) if isinstance(data, bytes) else data.shape[:2]
-                )
-            image = read_pixels(source, index)
-            if index % every:
-                return FileStats(image.shape[:2])
-            counts = [
-                np.bincount(one, minlength=256) for one in image.reshape(-1, source.channels).T
-            ]
-            return FileStats(
-                image.shape[:2],
-                POWERS @ np.stack(counts, axis=1) / (image.shape[0] * image.shape[1]),
-            )
+            data = source.read(index)
+            moments = None
+            if complete or index % every == 0:
+                image = to_pixels(source, data)
+                size = image.shape[:2]
+                moments = None if index % every else moments_of(image)
+            else:
+                size = inspect(data, source.decode) if isinstance(data, bytes) else data.shape[:2]
+            if not isinstance(data, bytes):
+                return FileStats(size, moments, encoded=False)
+            return FileStats(size, moments, stack=has_more_pages(data, source.decode))
         except (BadImage, OSError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             cause = error.__cause__ if isinstance(error, BadImage) else error
@@ -184,12 +194,11 @@ def inspect_files(source: Source, which: range) -> Iterator[FileStats]:
                 yield one
 
 
-def reads_files(source: Source) -> bool:
-    """Whether its images are encoded; a scan of pixels is cheap."""
-    try:
-        return isinstance(source.read(0), bytes)
-    except (BadImage, OSError):
-        return True
+def moments_of(image: Pixels) -> Moments:
+    """Mean and mean square of the pixels of an image in 0..1, for each channel."""
+    height, width, channels = image.shape
+    counts = [np.bincount(one, minlength=256) for one in image.reshape(-1, channels).T]
+    return POWERS @ np.stack(counts, axis=1) / (height * width)
 
 
 def cache_file(source: Source) -> Path | None:
@@ -207,10 +216,11 @@ def load_cached(file: Path, images: int) -> Found | None:
     """An earlier scan; None if there is none, or not a whole one."""
     try:
         kept = load(file.read_bytes())
-        bad, sizes, moments = (kept[name] for name in CACHED)
-        if len(sizes) != images or kept["sum"] != checksum(bad, sizes, moments):
+        bad, sizes, moments, stacks = (kept[name] for name in CACHED)
+        if len(sizes) != images or kept["sum"] != checksum(bad, sizes, moments, stacks):
             return None
-        return Found([BadFile(*pair) for pair in json.loads(bad.tobytes())], sizes, moments)
+        files = [BadFile(*pair) for pair in json.loads(bad.tobytes())]
+        return Found(files, sizes, moments, int(stacks))
     except (OSError, ValueError, KeyError, SafetensorError):
         return None
 
@@ -218,7 +228,10 @@ def load_cached(file: Path, images: int) -> Found | None:
 def save_cached(file: Path, found: Found) -> None:
     """Writes a scan into the cache, if that is possible."""
     bad = np.frombuffer(json.dumps(found.bad).encode(), dtype=np.uint8)
-    arrays = dict(zip(CACHED, (bad, found.sizes, found.moments)))
+    stacks = np.array(found.stacks, dtype=np.int64)
+    arrays: dict[str, np.ndarray] = dict(
+        zip(CACHED, (bad, found.sizes, found.moments, stacks), strict=True)
+    )
     arrays["sum"] = np.array(checksum(*arrays.values()), dtype=np.uint32)
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -250,12 +263,11 @@ def scan_and_report(source: Source, out: Path, max_bad_percent: float = 1.0) -> 
     note_bad_files(out, found.bad)
     listed = f"All are listed in {out / 'bad-files.jsonl'}"
     if found.height == 0:  # no image had a size
-        name, reason = found.bad[0]
         raise UserError(
-            f"none of {found.images} images can be read; the first: {name}: {reason}. {listed}"
+            f"none of {found.images} images can be read; the first: {found.bad[0]}. {listed}"
         )
     if len(found.bad) > max_bad_files(found.images, max_bad_percent):
-        examples = "; ".join(f"{name}: {reason}" for name, reason in found.bad[:3])
+        examples = "; ".join(map(str, found.bad[:3]))
         raise UserError(
             f"{len(found.bad)} of {found.images} images cannot be read, more than "
             f"--max-bad-percent {max_bad_percent:g} and 20 files allow. {examples}. {listed}"

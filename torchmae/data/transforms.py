@@ -42,12 +42,15 @@ class RandomResizedCropFlip:
         seed: of all draws.
         scale: least and largest share of the image's area.
         flip: mirror half of the crops.
+        clamp: draw area and aspect once and cut a window that does not fit to the image (the
+            reference's linear probe), in place of `MAX_ATTEMPTS` draws (torchvision's).
     """
 
     size: tuple[int, int]
     seed: int = 0
     scale: tuple[float, float] = (0.2, 1.0)
     flip: bool = True
+    clamp: bool = False
 
     def crop(self, height: int, width: int, epoch: int, sample: int) -> Crop:
         """The window of one sample."""
@@ -70,7 +73,8 @@ class RandomResizedCropFlip:
         return [self.window(height, width, drawn.__getitem__) for height, width, drawn in each]
 
     def window(self, height: int, width: int, draw: Callable[[int], float]) -> Crop:
-        """Up to `MAX_ATTEMPTS` draws of area and aspect; then the largest centred window.
+        """Up to `MAX_ATTEMPTS` draws of area and aspect; then the largest centred window. With
+        `clamp` the first draw always fits.
 
         Args:
             height: of the image.
@@ -86,6 +90,8 @@ class RandomResizedCropFlip:
             aspect = math.exp(narrow + (wide - narrow) * draw(first + 1))
             w = round(math.sqrt(area * aspect))
             h = round(math.sqrt(area / aspect))
+            if self.clamp:
+                w, h = min(max(w, 1), width), min(max(h, 1), height)
             if 0 < w <= width and 0 < h <= height:
                 top = int(draw(first + 2) * (height - h + 1))
                 left = int(draw(first + 3) * (width - w + 1))

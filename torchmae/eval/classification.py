@@ -17,9 +17,14 @@ class Scores:
     Args:
         count: the number of images.
         top1: accuracy.
-        top5: how often the true class is among the five most probable.
+        top5: how often the true class is among the five most probable; None where there are no
+            more than five to choose from.
         low: lower end of the 95 % interval of top1 (Wilson).
         high: its upper end.
+        balanced_accuracy: the mean of the accuracies of the classes that occur.
+        macro_f1: the mean of their F1 scores.
+        auc: the mean over them of the area under the ROC curve, one class against the rest; None
+            where a single class occurs.
         per_class: accuracy of each class that occurs, by name.
         calibration_error: expected calibration error, 15 bins of confidence (Guo et al. 2017).
         confusion: counts, [true class][predicted class].
@@ -27,16 +32,20 @@ class Scores:
 
     count: int
     top1: float
-    top5: float
+    top5: float | None
     low: float
     high: float
+    balanced_accuracy: float
+    macro_f1: float
+    auc: float | None
     per_class: dict[str, float]
     calibration_error: float
     confusion: list[list[int]]
 
     def summary(self) -> dict[str, Any]:
-        """All but the confusion matrix, for results.json."""
-        return {name: value for name, value in vars(self).items() if name != "confusion"}
+        """All but the confusion matrix, for results.json; no top5 where it says nothing."""
+        found = {name: value for name, value in vars(self).items() if name != "confusion"}
+        return {name: value for name, value in found.items() if value is not None}
 
 
 def scores(
@@ -62,14 +71,23 @@ def scores(
         )
         for b in bins.unique()
     )
+    among = int(logits.isfinite().any(0).sum())  # classes that can be predicted at all
+    in_five = (order[:, :5] == labels.unsqueeze(1)).any(1)
     pairs = labels * len(classes) + order[:, 0]
     confusion = torch.bincount(pairs, minlength=len(classes) ** 2).view(len(classes), -1)
+    hits, occurring = confusion.diag(), confusion.sum(1)
+    there = occurring > 0
+    recall = (hits / occurring)[there]
+    f1 = (2 * hits / (occurring + confusion.sum(0)))[there]
     return Scores(
         count=count,
         top1=float(right.float().mean()),
-        top5=float((order[:, :5] == labels.unsqueeze(1)).any(1).float().mean()),
+        top5=float(in_five.float().mean()) if among > 5 else None,
         low=low,
         high=high,
+        balanced_accuracy=float(recall.mean()),
+        macro_f1=float(f1.mean()),
+        auc=macro_auc(logits, labels),
         per_class={
             name: float(right[labels == i].float().mean())
             for i, name in enumerate(classes)
@@ -78,6 +96,29 @@ def scores(
         calibration_error=error,
         confusion=confusion.tolist(),
     )
+
+
+def macro_auc(logits: Float[Tensor, "N classes"], labels: Int64[Tensor, " N"]) -> float | None:
+    """The area under the ROC curve of each class against the rest, by the softmax of logits.
+
+    That is how often an image of the class has a higher probability than one of another class,
+    where a tie counts half. Returns the mean over the classes that occur; None for a single class.
+    """
+    occurring = labels.unique()
+    if len(occurring) < 2:
+        return None
+    areas = []
+    for i in occurring.tolist():
+        # mean ranks, from 1: images with the same probability share theirs
+        _, place, ties = (
+            logits.double().softmax(1)[:, i].unique(return_inverse=True, return_counts=True)
+        )
+        rank = (ties.cumsum(0) - (ties - 1) / 2)[place]
+        is_class = labels == i
+        count, others = int(is_class.sum()), int((~is_class).sum())
+        above = float(rank[is_class].sum()) - count * (count + 1) / 2
+        areas.append(above / (count * others))
+    return sum(areas) / len(areas)
 
 
 def accuracy(guesses: Int64[Tensor, " N"], truth: Int64[Tensor, " N"]) -> dict[str, float]:

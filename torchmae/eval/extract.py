@@ -1,26 +1,29 @@
 """Features and logits of all readable images of a source."""
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from jaxtyping import Shaped, UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from torchmae.data.decode import BadImage
-from torchmae.data.loader import read_pixels, start_worker
+from torchmae.data.loader import read_pixels
 from torchmae.data.sources.source import BadFile, Source, with_decode
 from torchmae.data.transforms import CenterCropResize
+from torchmae.data.view import glance, view_notes
+from torchmae.data.workers import Loading
 from torchmae.errors import UserError, choose
 from torchmae.models.encoders import Backbone
 from torchmae.models.heads import Classifier
 from torchmae.runfolder import read_config
 from torchmae.settings.defaults import workers_for
 from torchmae.train.distributed import available_cores
+
+logger = logging.getLogger(__name__)
 
 # Tokens [B, prefix + N, D], behind `prefix` tokens that are no patches, to features.
 POOLS: dict[str, Callable[[Tensor, int], Tensor]] = {
@@ -33,7 +36,7 @@ Function = Callable[[UInt8[Tensor, "B C H W"]], Shaped[Tensor, "B ..."]]
 
 
 @dataclass(frozen=True)
-class ImageBatches(Dataset[Any]):
+class ImageBatches:
     """Batches of a source's readable images, center-cropped, in order; unreadable ones are named.
 
     An item is the numbers of its images in the source, the images, and the unreadable files.
@@ -96,16 +99,11 @@ def collect(
     if len(images) > 4:
         cores = available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         workers = workers_for(cores, device.type == "cuda")
-    loader = DataLoader(
-        images,
-        batch_size=None,
-        num_workers=workers,
-        worker_init_fn=start_worker if workers else None,
-    )
+    loader = Loading(images, range(len(images)), workers)
     ids: list[int] = []
     bad: list[BadFile] = []
     rows: list[list[Tensor]] = [[] for _ in functions]
-    progress = tqdm(loader, "embed", unit=" batches", disable=None, leave=False)
+    progress = tqdm(loader, "embed", len(images), unit=" batches", disable=None, leave=False)
     for batch_ids, batch, batch_bad in progress:
         ids += batch_ids
         bad += batch_bad
@@ -113,11 +111,24 @@ def collect(
             for made, function in zip(rows, functions):
                 made.append(function(batch))
     if not ids:
-        raise UserError(
-            f"none of the {len(source)} images can be read; "
-            f"the first: {bad[0].name}: {bad[0].reason}"
-        )
+        raise UserError(f"none of the {len(source)} images can be read; the first: {bad[0]}")
     return ids, [torch.cat(made) for made in rows], bad
+
+
+def choose_pool(encoder: Backbone, pool: str) -> Callable[[Tensor, int], Tensor]:
+    """A function of `POOLS`; `UserError` where the encoder has no class token for it."""
+    pooled = choose(POOLS, pool, "pool")
+    if pool != "mean" and not encoder.num_prefix_tokens:
+        raise UserError(f"--pool {pool}: this encoder has no class token; use mean")
+    return pooled
+
+
+def say_view(source: Source, run: str | os.PathLike[str]) -> None:
+    """Says, before anything is computed, what of the images the centre crop of `collect` loses."""
+    stored = read_config(run)
+    size = tuple(stored["model"]["encoder"]["image_size"])
+    for note in view_notes(glance(source), size, stored["config"].get("crop_pct", 1.0)):
+        logger.info(f"note: {note}")
 
 
 def features_of(encoder: Backbone, layer: int | None, pool: str, device: torch.device) -> Function:
@@ -132,12 +143,10 @@ def features_of(encoder: Backbone, layer: int | None, pool: str, device: torch.d
     Raises:
         UserError: the encoder has no such layer or pool.
     """
-    pooled = choose(POOLS, pool, "pool")
+    pooled = choose_pool(encoder, pool)
     depth, prefix = len(encoder.layers()), encoder.num_prefix_tokens
     if layer is not None and not 1 <= layer <= depth:
         raise UserError(f"--layer {layer}: 1 to {depth}")
-    if pool != "mean" and not prefix:
-        raise UserError(f"--pool {pool}: this encoder has no class token; use mean")
     encoder = encoder.eval().to(device)
     return lambda images: (
         pooled(encoder(encoder.normalize(images.to(device)), layer=layer), prefix).float().cpu()

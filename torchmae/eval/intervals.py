@@ -9,11 +9,16 @@ Z = 1.959964  # the 97.5 % quantile of the normal distribution
 
 
 class Difference(NamedTuple):
-    """The mean of paired differences and its 95 % interval."""
+    """A mean, such as that of paired differences, and its 95 % interval."""
 
     mean: float
     low: float
     high: float
+
+    @property
+    def sign(self) -> str:
+        """Where the interval is: "above" zero, "below" it, or "unclear"."""
+        return "above" if self.low > 0 else "below" if self.high < 0 else "unclear"
 
 
 def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
@@ -23,9 +28,13 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Differe
         ours: at least two values.
         theirs: the partner of each, in the same order.
     """
-    pairs = [a - b for a, b in zip(ours, theirs, strict=True)]
-    mean = statistics.mean(pairs)
-    half = t_quantile(len(pairs) - 1) * statistics.stdev(pairs) / math.sqrt(len(pairs))
+    return mean_interval([a - b for a, b in zip(ours, theirs, strict=True)])
+
+
+def mean_interval(values: Sequence[float]) -> Difference:
+    """The mean of at least two values with its 95 % interval by Student's t."""
+    mean = statistics.mean(values)
+    half = t_quantile(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
     return Difference(mean, mean - half, mean + half)
 
 

@@ -1,7 +1,7 @@
 """Multinomial logistic regression on stored features, its penalty chosen by cross-validation."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from torchmae.data.labels import by_class
-from torchmae.eval.classification import accuracy
+from torchmae.hashing import SPLIT, hash32
 
 # Of the L2 penalty in mean cross-entropy + strength / 2 |weights|^2, strongest first. In a mean it
 # means the same for any number of images; features are standardised, so that it means much the
@@ -17,14 +17,25 @@ from torchmae.eval.classification import accuracy
 STRENGTHS = tuple(10.0**power for power in range(1, -8, -1))
 
 
+class LinearProbe(NamedTuple):
+    """What a regression says of the test rows, and how its strength was chosen.
+
+    `cross_validated` is the accuracy of each of `STRENGTHS`.
+    """
+
+    logits: Float64[Tensor, "B classes"]
+    strength: float
+    cross_validated: list[float]
+
+
 def linear_probe(
     train: Float[Tensor, "A F"],
     labels: Int64[Tensor, " A"],
     test: Float[Tensor, "B F"],
-    truth: Int64[Tensor, " B"],
     seed: int,
-) -> dict[str, Any]:
-    """Accuracy on the test rows, which are used once, of a regression on all training rows.
+    groups: Sequence[str] | None = None,
+) -> LinearProbe:
+    """A regression on all training rows, applied to the test rows.
 
     Its strength is the one with the best cross-validation on the training rows alone; the middle
     one where a class has a single training row.
@@ -33,21 +44,16 @@ def linear_probe(
         train: training features.
         labels: their classes, from 0.
         test: test features.
-        truth: their classes.
         seed: of the folds.
-
-    Returns:
-        "accuracy", "low", "high" (see `accuracy`), "strength", and "cross_validated": the accuracy
-        of each of `STRENGTHS`.
+        groups: of the training rows, such as patients: no fold divides one.
     """
     rows, test_rows = standardize(train, test)
-    validated = cross_validate(rows, labels, seed)
+    validated = cross_validate(rows, labels, seed, groups)
     middle = len(STRENGTHS) // 2
     best = max(range(len(validated)), key=validated.__getitem__) if validated else middle
     equal = torch.full((len(rows), 1), 1 / len(rows), dtype=rows.dtype)
     *_, weights = logistic_regression(rows, labels, equal, STRENGTHS[: best + 1])
-    score = accuracy((test_rows @ weights[:, 0]).argmax(1), truth)
-    return {**score, "strength": STRENGTHS[best], "cross_validated": validated}
+    return LinearProbe(test_rows @ weights[:, 0], STRENGTHS[best], validated)
 
 
 def standardize(
@@ -67,13 +73,16 @@ def standardize(
 
 
 def cross_validate(
-    rows: Float64[Tensor, "N D"], labels: Int64[Tensor, " N"], seed: int
+    rows: Float64[Tensor, "N D"],
+    labels: Int64[Tensor, " N"],
+    seed: int,
+    groups: Sequence[str] | None = None,
 ) -> list[float]:
     """The accuracy of each of `STRENGTHS` on the rows of each fold, fitted without that fold.
 
     Empty where a class has a single row, which leaves nothing to divide.
     """
-    fold = stratified_folds(labels, seed)
+    fold = stratified_folds(labels, seed) if groups is None else group_folds(labels, seed, groups)
     count = int(fold.max()) + 1
     if count < 2:
         return []
@@ -96,6 +105,31 @@ def stratified_folds(labels: Int64[Tensor, " N"], seed: int) -> Int64[Tensor, " 
     fold = torch.empty_like(labels)
     for _, members in by_class([str(label) for label in labels.tolist()], seed):
         fold[members] = torch.arange(len(members)) % count
+    return fold
+
+
+def group_folds(
+    labels: Int64[Tensor, " N"], seed: int, groups: Sequence[str]
+) -> Int64[Tensor, " N"]:
+    """As `stratified_folds`, with whole groups, largest first: each goes to the fold that has
+    fewest rows of its classes."""
+    members: dict[str, list[int]] = {}
+    for i, group in enumerate(groups):
+        members.setdefault(group, []).append(i)
+    owners: dict[int, set[str]] = {}
+    for label, group in zip(labels.tolist(), groups):
+        owners.setdefault(label, set()).add(group)
+    count = min(5, *map(len, owners.values()))
+    have = torch.zeros(count, int(labels.max()) + 1)
+    fold = torch.zeros_like(labels)
+    order = sorted(
+        members, key=lambda group: (-len(members[group]), hash32(seed, SPLIT, members[group][0]))
+    )
+    for group in order:
+        inside = labels[members[group]].bincount(minlength=have.shape[1]).float()
+        best = int((have @ inside + 1e-6 * have.sum(1)).argmin())
+        fold[members[group]] = best
+        have[best] += inside
     return fold
 
 

@@ -7,7 +7,6 @@ ever run.
 
 import argparse
 import importlib
-import json
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,10 +16,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from torchmae.disk import sha256
+from torchmae.disk import parse_json, sha256
 from torchmae.errors import UserError, missing_extra
 from torchmae.interop.names import Weights, to_plain
 from torchmae.settings.options import parse_size
+
+# Types of models of transformers that are imported, and their classes without a head.
+TRANSFORMERS_MODELS = {
+    "vit": "ViTModel",
+    "vit_mae": "ViTMAEModel",
+    "dinov2": "Dinov2Model",
+    "dinov2_with_registers": "Dinov2WithRegistersModel",
+}
 
 
 class Source(NamedTuple):
@@ -70,21 +77,22 @@ def read_file(path: Path) -> tuple[Weights, dict[str, Any]]:
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, "pt") as file:
-                stated = json.loads((file.metadata() or {}).get("torchmae", "null"))
+                stated = parse_json((file.metadata() or {}).get("torchmae", "null"))
             return load_file(path), facts_of_model(stated) if stated else {}
         except (SafetensorError, ValueError, OSError) as error:
             raise UserError(f"{path} cannot be read as safetensors: {error}") from error
     value = read_pickle(path)
     arguments = value.get("args") if isinstance(value, dict) else None
-    for name in ("model", "state_dict", "module"):
+    # DINO keeps teacher and student, and evaluates the teacher.
+    for name in ("model", "state_dict", "module", "teacher", "student"):
         if isinstance(value, dict) and isinstance(value.get(name), dict):
             value = value[name]
             break
     tensors = isinstance(value, dict) and all(isinstance(v, Tensor) for v in value.values())
     if not tensors or not value:
         raise UserError(
-            f"{path} holds no state dict (names and tensors), also not under model, state_dict or "
-            "module"
+            f"{path} holds no state dict (names and tensors), also not under model, state_dict, "
+            "module, teacher or student"
         )
     facts: dict[str, Any] = {}
     if isinstance(arguments, argparse.Namespace) and hasattr(arguments, "norm_pix_loss"):
@@ -92,6 +100,9 @@ def read_file(path: Path) -> tuple[Weights, dict[str, Any]]:
         facts["mask_ratio"] = getattr(arguments, "mask_ratio", 0.75)
     elif "visualize" in path.name:
         facts["guess"] = "pixels"
+    small = value.get("module.base_encoder.cls_token")
+    if small is not None and small.shape[-1] == 384:
+        facts["heads"] = 12  # of MoCo v3's ViT-S; timm's has 6
     return {str(n): w for n, w in value.items()}, facts
 
 
@@ -120,6 +131,8 @@ def facts_of_model(model: dict[str, Any]) -> dict[str, Any]:
     facts = {name: encoder[name] for name in ("image_size", "mean", "std")} | {
         "heads": encoder["num_heads"]
     }
+    more = ("position_resizing", "init_values")
+    facts |= {name: encoder[name] for name in more if encoder.get(name) is not None}
     if "decoder" in model:
         facts["decoder_heads"] = model["decoder"]["heads"]
     others = ("target", "loss_on", "classes", "mask_ratio", "crop_pct")
@@ -129,7 +142,7 @@ def facts_of_model(model: dict[str, Any]) -> dict[str, Any]:
 def from_folder(folder: Path) -> Source:
     """A folder of transformers or timm: config.json and model.safetensors or pytorch_model.bin."""
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = parse_json((folder / "config.json").read_text())
         assert isinstance(config, dict)
     except (OSError, ValueError, AssertionError) as error:
         raise UserError(
@@ -154,14 +167,15 @@ def from_folder(folder: Path) -> Source:
             "heads": args.get("num_heads"),
             "image_size": args.get("img_size"),
             "crop_pct": cfg.get("crop_pct"),
+            "init_values": args.get("init_values"),
         }
         return Source(
             weights, stated | {n: v for n, v in facts.items() if v is not None}, sha256(file)
         )
-    if config.get("model_type") not in ("vit", "vit_mae"):
+    if config.get("model_type") not in TRANSFORMERS_MODELS:
         raise UserError(
-            f"{folder} holds a model of type {config.get('model_type')}; torchmae imports vit and "
-            "vit_mae"
+            f"{folder} holds a model of type {config.get('model_type')}; torchmae imports "
+            f"{', '.join(TRANSFORMERS_MODELS)}"
         )
     return Source(
         weights,
@@ -185,7 +199,7 @@ def facts_of_transformers(folder: Path, config: dict[str, Any]) -> dict[str, Any
         facts["target"] = "norm-pixels" if config.get("norm_pix_loss") else "pixels"
         facts["mask_ratio"] = config.get("mask_ratio", 0.75)
     if (folder / "preprocessor_config.json").is_file():
-        pixels = json.loads((folder / "preprocessor_config.json").read_text())
+        pixels = parse_json((folder / "preprocessor_config.json").read_text())
         facts |= {"mean": pixels.get("image_mean"), "std": pixels.get("image_std")}
     return {name: value for name, value in facts.items() if value is not None}
 
@@ -197,10 +211,7 @@ def transformers_model(folder: Path, config: dict[str, Any]) -> Any:
     except UserError:
         return None
     transformers.utils.logging.disable_progress_bar()
-    name = (
-        config.get("architectures")
-        or [{"vit": "ViTModel", "vit_mae": "ViTMAEModel"}[config["model_type"]]]
-    )[0]
+    name = (config.get("architectures") or [TRANSFORMERS_MODELS[config["model_type"]]])[0]
     try:
         return getattr(transformers, name).from_pretrained(folder, local_files_only=True).eval()
     except Exception as error:

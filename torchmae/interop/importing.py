@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from torchmae.errors import UserError
+from torchmae.errors import UserError, printable
 from torchmae.interop.foreign import Source
 from torchmae.interop.names import Weights, decoder_from_shapes, encoder_config
 from torchmae.models.heads import Classifier
@@ -32,7 +32,7 @@ class Report:
     lines: list[str] = field(default_factory=list)
 
     def note(self, what: str, line: str) -> None:
-        self.lines.append(f"  {what:<10}{line}")
+        self.lines.append(f"  {what:<10}{printable(line)}")
 
 
 @dataclass(frozen=True)
@@ -88,14 +88,19 @@ def describe_encoder(plain: Weights, facts: Facts, report: Report) -> dict[str, 
     mean, why_mean = facts.get("mean", flat[0])
     std, _ = facts.get("std", flat[1])
     height, width = encoder["image_size"]
+    scaled = encoder["init_values"] is not None
+    if scaled:
+        encoder["init_values"], _ = facts.get("init_values", encoder["init_values"])
     report.note(
         "encoder",
         f"{encoder['depth']} blocks, {encoder['embed_dim']} wide, {encoder['num_heads']} heads "
         f"({why_heads}), patches of {size_name(encoder['patch_size'])} px, images of "
-        f"{height}x{width}, {channels} channels{f', {registers} registers' * (registers > 0)}",
+        f"{height}x{width}, {channels} channel{'s' * (channels > 1)}"
+        f"{f', {registers} registers' * (registers > 0)}{', layer scale' * scaled}",
     )
     report.note("pixels", f"mean {tuple(mean)}, std {tuple(std)} ({why_mean})")
-    return encoder | {"mean": tuple(mean), "std": tuple(std)}
+    resizing, _ = facts.get("position_resizing", "timm")
+    return encoder | {"mean": tuple(mean), "std": tuple(std), "position_resizing": resizing}
 
 
 def describe_head(plain: Weights, facts: Facts, report: Report) -> dict[str, Any]:
@@ -172,7 +177,9 @@ def compare(made: nn.Module, found: Source, report: Report) -> None:
     )
     report.note(
         "positions",
-        "the fixed sin-cos table" if same else "learned; used as they are, fixed in training",
+        "the fixed sin-cos table"
+        if same
+        else "learned; used as they are (mae finetune trains them on, mae pretrain does not)",
     )
     images = torch.randn(
         2, encoder.channels, *encoder.image_size, generator=torch.Generator().manual_seed(0)

@@ -61,9 +61,12 @@ LAYER = {
 # (NEWER).
 TRANSFORMERS = {
     "cls_token": "embeddings.cls_token",
+    "reg_token": "embeddings.register_tokens",  # this and layer scale: of Dinov2Model
     "pos_embed": "embeddings.position_embeddings",
     "patch_embed.proj": "embeddings.patch_embeddings.projection",
     **under("blocks.N", "encoder.layer.N", LAYER),
+    "blocks.N.ls1.gamma": "encoder.layer.N.layer_scale1.lambda1",
+    "blocks.N.ls2.gamma": "encoder.layer.N.layer_scale2.lambda1",
     "norm": "layernorm",
     "head": "classifier",
     "mask_token": "decoder.mask_token",
@@ -76,7 +79,7 @@ TRANSFORMERS = {
 
 
 NEWER = {
-    r"^(vit|deit)\.": "",
+    r"^(vit|deit|dinov2|dinov2_with_registers)\.": "",
     r"^layers\.": "encoder.layer.",
     # What save_pretrained of 5.23 writes:
     r"^decoder\.decoder_encoder\.layer\.": "decoder.decoder_layers.",
@@ -86,6 +89,9 @@ NEWER = {
     r"\.attention\.o_proj\.": ".attention.output.dense.",
     r"\.mlp\.fc1\.": ".intermediate.dense.",
     r"\.mlp\.fc2\.": ".output.dense.",
+    # Dinov2Model:
+    r"(layer\.\d+)\.norm1\.": r"\1.layernorm_before.",
+    r"(layer\.\d+)\.norm2\.": r"\1.layernorm_after.",
 }
 
 
@@ -111,11 +117,31 @@ TORCHVISION = {
 }
 
 
-PROBE = {"bn": "head.0", "head": "head.1"}  # the linear probe of facebookresearch/mae
+# timm's names as the authors of other methods write them.
+TIMM = {
+    "bn": "head.0",  # the linear probe of facebookresearch/mae
+    "head": "head.1",
+    "reg_token": "register_tokens",  # DINOv2
+    "blocks.N.ls1.gamma": "blocks.N.gamma_1",  # BEiT
+    "blocks.N.ls2.gamma": "blocks.N.gamma_2",
+}
+
+
+# The encoder inside of a method's checkpoint: the first of these prefixes that there is. MoCo v3
+# and DINO evaluate the base encoder and the teacher.
+INSIDE = {
+    "base_encoder.": "MoCo v3",
+    "teacher.backbone.": "DINO",
+    "backbone.": "DINO",
+    "student.backbone.": "DINO",
+}
 
 
 # No part of an encoder's tokens.
-UNUSED = {"embeddings.mask_token", "pooler.dense.weight", "pooler.dense.bias"}
+UNUSED = re.compile(
+    r"embeddings\.mask_token|pooler\.dense\.(weight|bias)"  # transformers
+    r"|masked_embed|lm_head\.(weight|bias)|cls_pt_layers\..*"  # iBOT, BEiT
+)
 
 
 PAIR = r"\.(weight|bias)"
@@ -125,13 +151,13 @@ KNOWN = re.compile(
     rf"cls_token|pos_embed|mask_token|decoder_pos_embed|patch_embed\.proj{PAIR}"
     rf"|(norm|fc_norm|head){PAIR}|decoder_(embed|norm|pred){PAIR}"
     rf"|(decoder_)?blocks\.\d+\.(norm[12]|attn\.(qkv|proj)|mlp\.fc[12]){PAIR}"
+    r"|blocks\.\d+\.ls[12]\.gamma"
     r"|bn\.(running_mean|running_var|num_batches_tracked)|reg_token|target\.\w+"
 )
 
 
 FOREIGN = {
-    r"\bls[12]\b|gamma_?\d|layer_?scale|lambda_?1": "layer scale",
-    r"register_tokens": "register tokens under this name (timm's name is reg_token)",
+    r"\bls[12]\b|gamma_?\d|layer_?scale|lambda_?1": "layer scale outside the encoder's blocks",
     r"[qk]_norm|(query|key)_norm|(query|key)_layernorm": "normalised queries and keys",
     r"rel(ative)?_pos": "relative positions",
     r"dist(illation)?_token|head_dist|distillation": "a distillation token",
@@ -206,28 +232,27 @@ def to_plain(weights: Mapping[str, Tensor]) -> tuple[str, Weights, list[str]]:
     """
     # "module." is DistributedDataParallel's.
     names = {name.removeprefix("module."): weight for name, weight in weights.items()}
-    unused: list[str] = []
+    method, names, unused = unwrap(names)
     plain: Weights
     if "encoder.patch_embed.proj.weight" in names:
         layout = "torchmae"
-        unused = [n for n in names if n.startswith("decoder.statistics.")]
+        unused += [n for n in names if n.startswith("decoder.statistics.")]
         ours = {n: w for n, w in names.items() if n not in unused}
         plain = {n.removeprefix("encoder."): w for n, w in rename(ours, swap(OURS)).items()}
     elif any(name.endswith("embeddings.patch_embeddings.projection.weight") for name in names):
         layout = "transformers"
         classic = {classic_name(name): weight for name, weight in names.items()}
-        unused = sorted(UNUSED & set(classic))
-        plain = join_qkv(
-            rename({n: w for n, w in classic.items() if n not in UNUSED}, swap(TRANSFORMERS))
-        )
+        unused += sorted(n for n in classic if UNUSED.fullmatch(n))
+        used = {n: w for n, w in classic.items() if n not in unused}
+        plain = join_qkv(rename(used, swap(TRANSFORMERS)))
     elif "conv_proj.weight" in names:
         layout, plain = "torchvision", rename(names, swap(TORCHVISION))
     elif "patch_embed.proj.weight" in names:
         layout = "facebookresearch/mae" if any(n.startswith("decoder_") for n in names) else "timm"
-        plain = rename(names, swap(PROBE))
-        if layout == "timm" and "mask_token" in plain:
-            del plain["mask_token"]
-            unused = ["mask_token"]
+        unused += [n for n in names if UNUSED.fullmatch(n)]
+        unused += ["mask_token"] if layout == "timm" and "mask_token" in names else []
+        used = {n: w for n, w in names.items() if n not in unused}
+        plain = join_beit_bias(rename(used, swap(TIMM)))
     else:
         first = ", ".join(list(names)[:3]) or "none"
         raise UserError(
@@ -235,7 +260,40 @@ def to_plain(weights: Mapping[str, Tensor]) -> tuple[str, Weights, list[str]]:
             f"(its tensors: {first}, ...)"
         )
     refuse_foreign(plain)
-    return layout, plain, unused
+    return method or layout, plain, unused
+
+
+def unwrap(names: Weights) -> tuple[str | None, Weights, list[str]]:
+    """The encoder of a checkpoint of MoCo v3 or DINO, which holds projections and a second network
+    beside it.
+
+    Returns:
+        The method, None where there is no prefix; the encoder's weights without it; the names of
+        the others.
+    """
+    for prefix, method in INSIDE.items():
+        if f"{prefix}patch_embed.proj.weight" in names:
+            # MoCo v3 has its projection in place of the encoder's head.
+            own = [n for n in names if n.startswith(prefix) and not n.startswith(f"{prefix}head.")]
+            # DINOv2 trains its blocks in chunks, numbered throughout.
+            short = {n: re.sub(r"^blocks\.\d+\.(?=\d)", "blocks.", n[len(prefix) :]) for n in own}
+            return method, {short[n]: names[n] for n in own}, [n for n in names if n not in short]
+    return None, names, []
+
+
+def join_beit_bias(plain: Weights) -> Weights:
+    """BEiT's biases of queries and values, `attn.q_bias` and `attn.v_bias`, as that of the one
+    linear map, where keys have none."""
+    joined = dict(plain)
+    for name in plain:
+        if name.endswith(".attn.q_bias"):
+            value = plain.get(name.replace("q_bias", "v_bias"))
+            if value is None:
+                raise UserError(f"{name} is there, but not the values': the file is incomplete")
+            both = joined.pop(name), joined.pop(name.replace("q_bias", "v_bias"))
+            zeros = torch.zeros_like(value)
+            joined[name.replace("q_bias", "qkv.bias")] = torch.cat([both[0], zeros, both[1]])
+    return joined
 
 
 def refuse_foreign(plain: Weights) -> None:
@@ -247,22 +305,25 @@ def refuse_foreign(plain: Weights) -> None:
             for pattern, words in FOREIGN.items()
             if any(re.search(pattern, name) for name in strange)
         ]
+        parts = " and ".join(filter(None, [", ".join(what[:-1]), *what[-1:]]))
         raise UserError(
-            f"torchmae's ViT has no {' and no '.join(what) or 'such tensors'}: "
-            f"{', '.join(strange[:4])} ({len(strange)} in all)"
+            f"the source has {f'{parts}, which' if parts else 'tensors that'} torchmae's ViT does "
+            f"not have: {', '.join(strange[:4])} ({len(strange)} in all)"
         )
     for name, words in (("cls_token", "class token"), ("pos_embed", "position table")):
         if name not in plain:
-            raise UserError(f"it has no {words} ({name} is missing), which torchmae's ViT needs")
+            raise UserError(
+                f"the source has no {words} ({name} is missing), which torchmae's ViT needs"
+            )
     if "norm.weight" in plain and "fc_norm.weight" in plain:
         raise UserError(
-            "it has a norm before and one after the pooling (norm and fc_norm); torchmae's ViT has "
-            "either"
+            "the source has a norm before and one after the pooling (norm and fc_norm); a "
+            "classifier of torchmae has only one of the two"
         )
     if "fc_norm.weight" in plain and "head.weight" not in plain:
         raise UserError(
-            "it has the norm of a classifier's pooling (fc_norm) but no head: import the whole "
-            "classifier"
+            "the source has the norm of a classifier's pooling (fc_norm) but no head: import the "
+            "whole classifier"
         )
 
 
@@ -282,7 +343,8 @@ def mlp_ratio(dim: int, hidden: int) -> float:
 def encoder_config(
     plain: Weights, image_size: tuple[int, int] | None, num_heads: int | None
 ) -> dict[str, Any]:
-    """The arguments of `build_encoder` from the shapes of the tensors, all but mean and std.
+    """The arguments of `build_encoder` that shapes of tensors tell: all but mean, std and how
+    positions are resized.
 
     Args:
         plain: the weights under plain names.
@@ -307,7 +369,7 @@ def encoder_config(
     first = plain.get("blocks.0.mlp.fc1.weight")
     if first is None:
         raise UserError(
-            "it has no blocks.0.mlp.fc1.weight: the file is incomplete, or no plain ViT"
+            "the source has no blocks.0.mlp.fc1.weight: the file is incomplete, or no plain ViT"
         )
     heads = num_heads or next(
         (size["num_heads"] for size in SIZES.values() if size["embed_dim"] == dim), None
@@ -327,6 +389,8 @@ def encoder_config(
         "num_heads": heads,
         "mlp_ratio": mlp_ratio(dim, first.shape[0]),
         "registers": registers,
+        # Only what new weights start with; 1e-5 is DINOv2's.
+        "init_values": 1e-5 if "blocks.0.ls1.gamma" in plain else None,
     }
 
 
@@ -450,6 +514,19 @@ def fold_bn(plain: Weights, eps: float = 1e-6) -> Weights:
     scaled = weight * (variance + eps).rsqrt()
     rest = {n: w for n, w in plain.items() if not n.startswith("bn.")}
     return rest | {"head.weight": scaled.float(), "head.bias": (bias - scaled @ mean).float()}
+
+
+def fold_layer_scale(plain: Weights) -> Weights:
+    """Layer scale as part of the linear maps before it: the same function, for libraries that have
+    none."""
+    folded = {n: w for n, w in plain.items() if not re.search(r"\.ls[12]\.gamma$", n)}
+    for name in plain.keys() - folded.keys():
+        stem, gamma = name.removesuffix(".gamma"), plain[name].double()
+        before = f"{stem[:-4]}.{'attn.proj' if stem.endswith('ls1') else 'mlp.fc2'}"
+        weight, bias = (folded[f"{before}.{part}"].double() for part in ("weight", "bias"))
+        folded[f"{before}.weight"] = (gamma.unsqueeze(1) * weight).float()
+        folded[f"{before}.bias"] = (gamma * bias).float()
+    return folded
 
 
 def to_transformers(plain: Weights, prefix: str) -> Weights:

@@ -10,6 +10,7 @@ from torchmae.errors import UserError, choose
 from torchmae.models.encoders import Backbone
 from torchmae.models.masking import Mask
 from torchmae.models.patches import Size, gather_tokens, sincos_positions
+from torchmae.models.sizes import check_sizes
 from torchmae.models.vit import Block, Rows, initialize
 
 
@@ -21,6 +22,9 @@ class DecoderConfig:
     dim: int
     depth: int
     heads: int
+
+    def __post_init__(self) -> None:
+        check_sizes(vars(self), zero=("depth", "heads"))  # where there are no blocks
 
 
 class Decoder(nn.Module):

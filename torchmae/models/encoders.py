@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from torchmae.errors import choose
 from torchmae.models.patches import Size
+from torchmae.models.sizes import check_sizes
 from torchmae.models.vit import ViT
 
 
@@ -120,5 +121,6 @@ def build_encoder(config: dict[str, Any]) -> Backbone:
     Raises:
         UserError: the kind is unknown, or its arguments do not fit together.
     """
+    check_sizes(config, zero=("registers",))
     rest = {name: tuple(v) if isinstance(v, list) else v for name, v in config.items()}
     return choose(ENCODERS, str(rest.pop("kind", "vit")), "encoder")(**rest)

@@ -170,6 +170,6 @@ def trainable(classifier: Classifier, train: str) -> list[str]:
         last = layers[-1]
         if not isinstance(last, Block):
             raise UserError(f"--train 0.5: for blocks of a ViT, not {type(last).__name__}")
-        parts = [last.norm2, last.mlp]
+        parts = [last.norm2, last.mlp, last.ls2]
     chosen = {id(parameter) for part in parts for parameter in part.parameters()}
     return [n for n, p in classifier.named_parameters() if id(p) in chosen] + after

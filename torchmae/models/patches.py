@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
-from torchmae.errors import UserError
+from torchmae.errors import UserError, choose
 
 Size = tuple[int, ...]
 
@@ -43,6 +43,9 @@ def size_name(size: int | Size) -> str:
     return str(size[0]) if len(set(size)) == 1 else "x".join(map(str, size))
 
 
+MOST_PATCHES = 2**18  # of an image: 8192 x 8192 px in patches of 16
+
+
 def grid_of(image_size: Size, patch: Size) -> Size:
     """The grid `(h, w)` of an image of `(H, W)` pixels; `UserError` if the patch does not divide
     it."""
@@ -53,7 +56,14 @@ def grid_of(image_size: Size, patch: Size) -> Size:
             f"image size {'x'.join(map(str, image_size))} is not divisible by patch size "
             f"{size_name(patch)}: use image size {near} or another patch size"
         )
-    return tuple(side // p for side, p in zip(image_size, patch))
+    grid = tuple(side // p for side, p in zip(image_size, patch))
+    if math.prod(grid) > MOST_PATCHES:
+        raise UserError(
+            f"image size {'x'.join(map(str, image_size))} in patches of {size_name(patch)} px is "
+            f"{math.prod(grid):,} patches: use at most {MOST_PATCHES:,} (smaller images, or cut "
+            "them into tiles)"
+        )
+    return grid
 
 
 def patchify(
@@ -131,11 +141,25 @@ def sincos_positions(grid: Size, dim: int) -> Float[Tensor, "1 T D"]:
     return F.pad(table, (0, 0, 1, 0)).float().unsqueeze(0)
 
 
+# Whether a bicubic resize of a position table is antialiased. In torch that also changes the cubic
+# (a = -0.5, not -0.75), so the two differ when enlarging too: by up to 0.05 on a sin-cos table.
+RESIZINGS = {
+    "timm": True,
+    "reference": False,  # interpolate_pos_embed of facebookresearch/mae
+}
+
+
 def resize_positions(
-    positions: Float[Tensor, "1 T D"], old: Size, new: Size
+    positions: Float[Tensor, "1 T D"], old: Size, new: Size, rule: str = "timm"
 ) -> Float[Tensor, "1 U D"]:
-    """Resizes a position table with a class row to another grid: bicubic, antialiased when it
-    shrinks (as timm does)."""
+    """Resizes a position table with a class row, which stays, to another grid: bicubic.
+
+    Args:
+        positions: a row for the class token, then one for each patch.
+        old: its grid.
+        new: the grid of the result.
+        rule: a name in `RESIZINGS`.
+    """
     if positions.shape[1] != 1 + math.prod(old):
         raise UserError(
             f"the position table has {positions.shape[1]} rows, a {'x'.join(map(str, old))} "
@@ -144,7 +168,8 @@ def resize_positions(
     if old == new:
         return positions
     table = positions[:, 1:].float().reshape(1, *old, -1).permute(0, 3, 1, 2)
-    table = F.interpolate(table, size=new, mode="bicubic", antialias=True)
+    antialias = choose(RESIZINGS, rule, "position resizing")
+    table = F.interpolate(table, size=new, mode="bicubic", antialias=antialias)
     return torch.cat(
         [positions[:, :1], table.flatten(2).transpose(1, 2).to(positions.dtype)], dim=1
     )

@@ -4,6 +4,7 @@
 (paper section 3).
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,8 +14,9 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from torchmae.errors import UserError
+from torchmae.errors import UserError, choose
 from torchmae.models.patches import (
+    RESIZINGS,
     Size,
     as_size,
     denormalize,
@@ -104,8 +106,20 @@ class Mlp(nn.Module):
         return self.fc2(F.gelu(self.fc1(x)))
 
 
+class LayerScale(nn.Module):
+    """A learned factor for each channel of a branch (Touvron et al. 2021, CaiT), as in timm."""
+
+    def __init__(self, dim: int, init_values: float):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), init_values))
+
+    def forward(self, x: Float[Tensor, "B U D"]) -> Float[Tensor, "B U D"]:
+        return x * self.gamma
+
+
 class Block(nn.Module):
-    """Pre-LN transformer block; LayerNorm eps 1e-6.
+    """Pre-LN transformer block; LayerNorm eps 1e-6. With `init_values`, layer scale on both
+    branches.
 
     Args of `forward`:
         shared: more tokens after `x`, shared by the images: norm and qkv are computed once per row
@@ -117,12 +131,20 @@ class Block(nn.Module):
     All work on the weights happens inside `forward`, because FSDP gathers them in its hooks.
     """
 
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float = 4.0):
+    def __init__(
+        self, dim: int, num_heads: int, mlp_ratio: float = 4.0, init_values: float | None = None
+    ):
         super().__init__()
+
+        def scale() -> nn.Module:
+            return nn.Identity() if init_values is None else LayerScale(dim, init_values)
+
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = Attention(dim, num_heads)
+        self.ls1 = scale()
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.ls2 = scale()
         self.drop_rate = 0.0
         self.checkpointed = False  # while training, recompute activations in the backward pass
 
@@ -148,10 +170,10 @@ class Block(nn.Module):
         if shared is not None:
             x = torch.cat([x, gather_tokens(*shared)], dim=1)
             shared = Rows(self.norm1(shared.table), shared.ids)
-        branch = self.attn(normed, shared, skip)
+        branch = self.ls1(self.attn(normed, shared, skip))
         drops = draws is not None and self.training and self.drop_rate > 0
         x = x[:, skip:] + (drop_path(branch, draws[:, 0], self.drop_rate) if drops else branch)  # type: ignore[index]
-        branch = self.mlp(self.norm2(x))
+        branch = self.ls2(self.mlp(self.norm2(x)))
         return x + (drop_path(branch, draws[:, 1], self.drop_rate) if drops else branch)  # type: ignore[index]
 
 
@@ -180,6 +202,9 @@ class ViT(nn.Module):
         drop_path: stochastic depth rate of the last block, growing linearly from 0 at the first
             (fine-tuning only; the paper uses none in pre-training).
         mean, std: one value for each channel, for pixels in 0..1; what `normalize` uses.
+        init_values: with layer scale, its initial factor in every block (1e-5 in DINOv2); None: the
+            paper's ViT, without.
+        position_resizing: how `resize` resizes the positions, a name in `RESIZINGS`.
 
     Raises:
         UserError: sizes, heads or statistics do not fit together.
@@ -198,8 +223,11 @@ class ViT(nn.Module):
         mean: tuple[float, ...] | None = None,
         std: tuple[float, ...] | None = None,
         registers: int = 0,
+        init_values: float | None = None,
+        position_resizing: str = "timm",
     ):
         super().__init__()
+        choose(RESIZINGS, position_resizing, "position resizing")
         self.image_size = image_size
         self.patch_size = patch_size
         self.patch = as_size(patch_size)
@@ -209,6 +237,8 @@ class ViT(nn.Module):
         self.num_heads = num_heads
         self.mlp_ratio = mlp_ratio
         self.registers = registers
+        self.init_values = init_values
+        self.position_resizing = position_resizing
         self.num_prefix_tokens = 1 + registers
         self.pixel_statistics: Tensor
         # On the device, so that no step copies it there; not among the weights, whose names are
@@ -220,7 +250,9 @@ class ViT(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.reg_token = nn.Parameter(torch.zeros(1, registers, embed_dim)) if registers else None
         self.pos_embed = nn.Parameter(sincos_positions(self.grid, embed_dim), requires_grad=False)
-        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            Block(embed_dim, num_heads, mlp_ratio, init_values) for _ in range(depth)
+        )
         self.set_drop_path(drop_path)
         self.norm: nn.Module = nn.LayerNorm(embed_dim, eps=1e-6)
         initialize(self)
@@ -229,7 +261,7 @@ class ViT(nn.Module):
         """JSON-able arguments of `build_encoder` (without drop path, which belongs to a
         training)."""
         names = ("image_size", "patch_size", "channels", "embed_dim", "depth", "num_heads")
-        more = ("mlp_ratio", "mean", "std", "registers")
+        more = ("mlp_ratio", "mean", "std", "registers", "init_values", "position_resizing")
         return {"kind": "vit", **{name: getattr(self, name) for name in names + more}}
 
     def normalize(self, images: UInt8[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
@@ -243,11 +275,14 @@ class ViT(nn.Module):
     def set_pixel_statistics(
         self, channels: int, mean: tuple[float, ...], std: tuple[float, ...]
     ) -> None:
-        """Sets what `normalize` uses; `UserError` unless there is one value for each channel."""
+        """Sets what `normalize` uses; `UserError` unless there is one value for each channel that
+        pixels can be normalised with."""
         if len(mean) != channels or len(std) != channels:
             raise UserError(
                 f"mean {mean} and std {std} need one value for each of {channels} channels"
             )
+        if not all(math.isfinite(value) for value in (*mean, *std)) or min(std) <= 0:
+            raise UserError(f"mean {mean} and std {std}: finite numbers, and std above 0")
         self.channels = channels
         self.mean = mean
         self.std = std
@@ -352,9 +387,10 @@ class ViT(nn.Module):
             block.checkpointed = on  # type: ignore[assignment]
 
     def resize(self, image_size: tuple[int, int]) -> None:
-        """Makes the encoder take images of another size; positions are resized (bicubic)."""
+        """Makes the encoder take images of another size; positions are resized (bicubic, by the
+        rule `position_resizing`)."""
         grid = grid_of(image_size, self.patch)
-        positions = resize_positions(self.pos_embed.data, self.grid, grid)
+        positions = resize_positions(self.pos_embed.data, self.grid, grid, self.position_resizing)
         self.pos_embed = nn.Parameter(positions, requires_grad=self.pos_embed.requires_grad)
         self.image_size = image_size
         self.grid = grid
@@ -391,13 +427,17 @@ class ViT(nn.Module):
 
 def initialize(module: nn.Module) -> None:
     """The paper's initialisation (appendix A.1): Xavier-uniform for every linear map, with the
-    patch embedding as one; zero biases; class, register and mask tokens normal with std 0.02 (as in
-    the reference)."""
+    patch embedding as one; zero biases of linear layers; class, register and mask tokens normal
+    with std 0.02.
+
+    As in the reference and timm, the patch embedding's bias keeps what torch gives a convolution:
+    uniform within 1 / sqrt(values of a patch).
+    """
     for child in module.modules():
         if isinstance(child, nn.Linear | nn.Conv2d):
             nn.init.xavier_uniform_(child.weight.data.view(len(child.weight), -1))
-            if child.bias is not None:
-                nn.init.zeros_(child.bias)
+        if isinstance(child, nn.Linear) and child.bias is not None:
+            nn.init.zeros_(child.bias)
     for name, parameter in module.named_parameters(recurse=False):
         if name.endswith("_token"):
             nn.init.normal_(parameter, std=0.02)

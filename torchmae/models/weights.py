@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from torchmae import manifest
 from torchmae.errors import UserError
 from torchmae.models.encoders import Backbone, build_encoder
 from torchmae.models.heads import Classifier
@@ -32,7 +33,11 @@ T = TypeVar("T")
 
 
 def read_weights(run: str | os.PathLike[str], name: str = "model.safetensors") -> dict[str, Tensor]:
-    """`model.safetensors` of a run folder, or another of its files, on the CPU."""
+    """`model.safetensors` of a run folder, or another of its files, on the CPU.
+
+    Raises:
+        UserError: it is missing, cannot be read, or is not what was written (see `manifest`).
+    """
     path = Path(run) / name
     if not path.is_file() and name != "model.safetensors":
         raise UserError(
@@ -44,6 +49,7 @@ def read_weights(run: str | os.PathLike[str], name: str = "model.safetensors") -
             "checkpoint first"
         )
     try:
+        manifest.check(Path(run), name)
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
@@ -52,8 +58,11 @@ def read_weights(run: str | os.PathLike[str], name: str = "model.safetensors") -
 def load_weights(
     module: nn.Module, weights: dict[str, Tensor], source: str | os.PathLike[str]
 ) -> None:
-    """Loads `weights`; `UserError` with the first differences unless all names and shapes are
-    equal."""
+    """Loads `weights`.
+
+    Raises:
+        UserError: names or shapes differ (it lists the first), or weights are not finite.
+    """
     own = module.state_dict()
     wrong = [f"{name} is missing" for name in own if name not in weights]
     wrong += [f"{name} is not known" for name in weights if name not in own]
@@ -65,7 +74,13 @@ def load_weights(
     if wrong:
         raise UserError(
             f"the weights of {source} do not fit its model: {'; '.join(wrong[:3])} "
-            f"({len(wrong)} differences)"
+            f"({len(wrong)} difference{'s' * (len(wrong) > 1)})"
+        )
+    broken = [name for name, value in weights.items() if not value.isfinite().all()]
+    if broken:
+        raise UserError(
+            f"the weights of {source} are not finite ({broken[0]}, {len(broken)} of {len(weights)} "
+            "tensors): their training failed, or they are damaged. Use others"
         )
     module.load_state_dict(weights)
 
@@ -77,8 +92,16 @@ def build(
     know."""
     try:
         return maker(config)
+    except UserError as error:
+        raise UserError(f"{run} describes no model: {error}") from error
     except TypeError as error:
         raise UserError(f"{run} was made by another version of torchmae: {error}") from error
+    except (ValueError, LookupError, ArithmeticError, AttributeError, RuntimeError) as error:
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise UserError(
+            f"{run} describes no model that can be built ({type(error).__name__}: {reason}): its "
+            "config.json is damaged, or was changed"
+        ) from error
 
 
 def build_any(model: dict[str, Any]) -> nn.Module:
@@ -92,9 +115,22 @@ def build_any(model: dict[str, Any]) -> nn.Module:
     return MAE.build(model) if kind == "mae" else Classifier.build(model)
 
 
-def load_mae(run: str | os.PathLike[str]) -> MAE:
-    """The whole model of a run folder, encoder and decoder, in eval mode on the CPU; `UserError`
-    without a decoder."""
+def load_mae(run: str | os.PathLike[str], verify: bool = True) -> MAE:
+    """The whole model of a run folder, encoder and decoder, in eval mode on the CPU.
+
+    Args:
+        run: the folder.
+        verify: False for a run that was edited on purpose: files are not compared with its
+            manifest.
+
+    Raises:
+        UserError: as `load`, or it has no decoder.
+    """
+    with manifest.verification(verify):
+        return read_mae(run)
+
+
+def read_mae(run: str | os.PathLike[str]) -> MAE:
     load_run_plugins(run)
     config = read_config(run)
     kind = kind_of(config)
@@ -108,13 +144,21 @@ def load_mae(run: str | os.PathLike[str]) -> MAE:
     return model.eval()
 
 
-def load_classifier(run: str | os.PathLike[str], best: bool = False) -> Classifier:
+def load_classifier(
+    run: str | os.PathLike[str], best: bool = False, verify: bool = True
+) -> Classifier:
     """The classifier of a run folder, in eval mode on the CPU; `UserError` if it holds none.
 
     Args:
         run: the folder.
         best: the weights of the epoch that was best on the validation images, not the last ones.
+        verify: as for `load_mae`.
     """
+    with manifest.verification(verify):
+        return read_classifier(run, best)
+
+
+def read_classifier(run: str | os.PathLike[str], best: bool) -> Classifier:
     load_run_plugins(run)
     config = read_config(run)
     if kind_of(config) != "classifier":
@@ -126,8 +170,12 @@ def load_classifier(run: str | os.PathLike[str], best: bool = False) -> Classifi
     return model.eval()
 
 
-def load(run: str | os.PathLike[str]) -> Backbone:
+def load(run: str | os.PathLike[str], verify: bool = True) -> Backbone:
     """The encoder of any run folder, in eval mode on the CPU.
+
+    Args:
+        run: the folder.
+        verify: as for `load_mae`.
 
     Returns:
         The encoder; `encoder(encoder.normalize(images))` of uint8 images of `encoder.image_size`
@@ -136,8 +184,14 @@ def load(run: str | os.PathLike[str]) -> Backbone:
         not for each.
 
     Raises:
-        UserError: not a run folder, no weights yet, or weights that do not fit.
+        UserError: not a run folder, no weights yet, weights that do not fit or are not finite, or
+            a file is not what was written.
     """
+    with manifest.verification(verify):
+        return read_encoder(run)
+
+
+def read_encoder(run: str | os.PathLike[str]) -> Backbone:
     load_run_plugins(run)
     config = read_config(run)
     encoder = build(build_encoder, config["model"]["encoder"], run)

@@ -6,6 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from torchmae.disk import whole_file
+from torchmae.errors import printable
+
+LONGEST = 40  # characters of a class name that are drawn
 
 
 def draw_confusion(
@@ -27,10 +30,14 @@ def draw_confusion(
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axis = figure.subplots()
     shown = axis.imshow(shares, vmin=0, vmax=1, cmap="Blues")
-    axis.set(xlabel="predicted class", ylabel="true class", title=title)
+    axis.set(xlabel="predicted class", ylabel="true class")
+    axis.set_title(printable(title), parse_math=False)
     if len(classes) <= 50:
-        axis.set_xticks(range(len(classes)), classes, rotation=90)
-        axis.set_yticks(range(len(classes)), classes)
+        # A name is no formula: "$" would be one, and often a wrong one, which ends the drawing.
+        names = [printable(name) for name in classes]
+        names = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name in names]
+        axis.set_xticks(range(len(classes)), names, rotation=90, parse_math=False)
+        axis.set_yticks(range(len(classes)), names, parse_math=False)
     if len(classes) <= 20:
         for row, column in np.argwhere(matrix > 0):
             color = "white" if shares[row, column] > 0.5 else "black"

@@ -1,10 +1,13 @@
 """curves.png: how training went."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
 from torchmae.disk import whole_file
 from torchmae.runfolder import CURVES, read_log
+
+logger = logging.getLogger(__name__)
 
 
 def panels(records: list[dict[str, Any]]) -> dict[str, list[str]]:
@@ -47,6 +50,10 @@ def draw_curves(run: Path) -> Path | None:
         axis.grid(alpha=0.3)
         if len(shown) > 1:
             axis.legend()
-    with whole_file(run / CURVES) as partial:
-        figure.savefig(partial, dpi=110)
+    try:
+        with whole_file(run / CURVES) as partial:
+            figure.savefig(partial, dpi=110)
+    except OSError as error:  # no reason to end what was trained in failure
+        logger.warning(f"could not draw {run / CURVES}: {error.strerror or error}")
+        return None
     return run / CURVES

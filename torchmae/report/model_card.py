@@ -7,15 +7,17 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from torchmae.disk import sha256
+from torchmae.errors import printable
 from torchmae.models.encoders import Backbone
 from torchmae.models.patches import size_name
+from torchmae.report.limits import limits
 from torchmae.runfolder import read_config, read_results
 
 
 def card(
     run: str, what: str, encoder: Backbone, lines: Sequence[str], note: str, folder: Path
 ) -> str:
-    """The model card: architecture, data, recipe, results, files, licence, and how to load it.
+    """The model card: architecture, data, recipe, results, limits, files, licence, how to load it.
 
     Cards are made to be published: of absolute paths only the last name is shown.
 
@@ -36,17 +38,20 @@ def card(
         n: public(v) for n, v in described.get("config", {}).items() if v is not None and n != "out"
     }
     names = described["model"].get("classes", ()) if what != "encoder" else ()
-    classes = f"\n\nClasses: {', '.join(names)}." if names else ""
+    classes = f"\n\nClasses: {', '.join(map(markdown, names))}." if names else ""
     results = json.dumps(public(read_results(Path(run))), indent=1)
+    # The same JSON, in which not even a careless renderer finds HTML.
+    results = results.replace("<", r"\u003c").replace(">", r"\u003e")
     shown = "None were measured." if results == "[]" else f"```json\n{results}\n```"
     height, width = encoder.image_size
+    version = markdown(described.get("torchmae", ""))
     newline = "\n"
-    return f"""# A Vision Transformer ({what}) made with torchmae {described.get("torchmae", "")}
+    return f"""# A Vision Transformer ({what}) made with torchmae {version}
 
 {len(encoder.layers())} blocks, {encoder.embed_dim} wide, \
 {encoder.config().get("num_heads")} heads, patches of {size_name(encoder.patch)} px.
 
-Images: {encoder.channels} x {height} x {width}, floats `(pixels / 255 - mean) / std` \
+Images: {encoder.channels} x {height} x {width}, normalized as `(pixels / 255 - mean) / std` \
 with mean {list(encoder.mean)}
 and std {list(encoder.std)}.{classes}
 
@@ -60,15 +65,20 @@ and std {list(encoder.std)}.{classes}
 
 ## Data and recipe
 
-Made by `mae {described.get("verb", "?")}`; images: {data.get("count", "not known")}; \
-fingerprint of their list:
-{data.get("fingerprint", "none")}; commit of torchmae: {described.get("commit") or "not known"}.
+Made by mae {markdown(described.get("verb", "?"))}; \
+images: {markdown(data.get("count", "not known"))}; fingerprint of their list:
+{markdown(data.get("fingerprint", "none"))}; \
+commit of torchmae: {markdown(described.get("commit") or "not known")}.
 
-{newline.join(f"* {name}: {value}" for name, value in recipe.items())}
+{newline.join(f"* {markdown(name)}: {markdown(value)}" for name, value in recipe.items())}
 
 ## Results
 
 {shown}
+
+## Limits
+
+{newline.join(f"* {line}" for line in limits(Path(run), what))}
 
 ## Files (SHA-256)
 
@@ -79,6 +89,18 @@ fingerprint of their list:
 Not stated here: whoever publishes these weights chooses it; \
 imported weights keep that of their source.
 """
+
+
+def markdown(value: Any) -> str:
+    """Text that Markdown and HTML show as it is, in one line: names of classes and folders come
+    from whoever made the data."""
+    return MARKUP.sub(lambda found: ESCAPED.get(found[0], f"\\{found[0]}"), printable(value))
+
+
+# HTML's own signs as entities, which no renderer undoes; Markdown's behind a backslash. "_" is left
+# alone inside words, where it marks nothing.
+MARKUP = re.compile(r"[&<>\\`*\[\]#|~$!]|\b_|_\b")
+ESCAPED = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 
 
 def public(value: Any) -> Any:

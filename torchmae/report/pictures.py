@@ -1,6 +1,8 @@
-"""Reconstructions of hidden patches as pictures, with a caption on their brightness."""
+"""Reconstructions of hidden patches as pictures, which say what they show."""
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import UInt8
@@ -16,7 +18,7 @@ from torchmae.models.patches import (
     scatter_tokens,
     unpatchify,
 )
-from torchmae.report.sheet import sheet
+from torchmae.report.sheet import bands_shown, sheet
 
 
 def draw_mask(model: MAE, name: str, ratio: float, seed: int, sample: Tensor) -> Mask:
@@ -82,8 +84,36 @@ def caption(model: MAE, true_statistics: bool) -> str:
     return "brightness and contrast of hidden patches are predicted"
 
 
+class About(NamedTuple):
+    """What a picture says about itself.
+
+    Args:
+        run: the name of the run.
+        step: the training step of its weights; 0 where that is not known.
+        masking: what chose the hidden patches.
+        files: a name for each image.
+    """
+
+    run: str
+    step: int
+    masking: str
+    files: Sequence[str]
+
+    def title(self, mask: Mask) -> str:
+        """Such as "photos, step 1,200, 75 % of patches hidden (random)"."""
+        hidden = mask.hide.shape[1] / (mask.hide.shape[1] + mask.keep.shape[1])
+        step = [f"step {self.step:,}"] if self.step else []
+        words = [self.run, *step, f"{100 * hidden:.0f} % of patches hidden ({self.masking})"]
+        return " \N{MIDDLE DOT} ".join(words)
+
+
 def draw(
-    model: MAE, images: UInt8[Tensor, "B C H W"], mask: Mask, true_statistics: bool = False
+    model: MAE,
+    images: UInt8[Tensor, "B C H W"],
+    mask: Mask,
+    about: About,
+    true_statistics: bool = False,
+    scale: int | None = None,
 ) -> Image.Image:
     """A contact sheet with one column an image: original, masked, reconstruction, prediction.
 
@@ -91,7 +121,9 @@ def draw(
         model: its mode (train or eval) is left as it was.
         images: on any device.
         mask: what is hidden.
+        about: the words.
         true_statistics: as for `predict_pixels`.
+        scale: how many times images are enlarged; None: so that they can be seen.
     """
     device = next(model.parameters()).device
     was_training = model.training
@@ -99,6 +131,8 @@ def draw(
         model.eval(), images.to(device), Mask(*(ids.to(device) for ids in mask)), true_statistics
     ).cpu()
     model.train(was_training)
-    hidden = mask.hide.shape[1] / (mask.hide.shape[1] + mask.keep.shape[1])
-    names = ("original", f"{hidden:.0%} hidden", "reconstruction", "prediction")
-    return sheet([images.cpu(), *made], names, caption(model, true_statistics))
+    rows = dict(zip(("original", "masked", "reconstruction", "prediction"), [images.cpu(), *made]))
+    notes = [caption(model, true_statistics), bands_shown(images.shape[1])]
+    return sheet(
+        rows, about.title(mask), about.files, [f"{n[0].upper()}{n[1:]}." for n in notes if n], scale
+    )

@@ -1,34 +1,135 @@
-"""Contact sheets."""
+"""Contact sheets, fit for a slide: tiles that can be seen, a title, captions, notes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from torchmae.errors import UserError, printable
 
-def sheet(rows: Sequence[UInt8[Tensor, "B C H W"]], names: Sequence[str], note: str) -> Image.Image:
-    """A contact sheet: a line for each row of images, its name at the left, a note below.
+Font = ImageFont.FreeTypeFont
 
-    Small images are enlarged without smoothing, so that their pixels can be seen. Of other than 3
-    channels the first three are shown, or the first as grey.
+SMALLEST_TILE = 144  # px: smaller images are enlarged to at least this
+COLUMNS = 8  # further images go below
+LARGEST = 200_000_000  # px of a sheet: 600 MB in memory
+INK, PALE, EDGE = "#1a1a1a", "#5f5f5f", "#c8c8c8"
+
+
+def default_scale(height: int, width: int) -> int:
+    """How many times images are enlarged so that a tile is at least about 150 px: 5 for 32 px, 1
+    for 224 px."""
+    return -(-SMALLEST_TILE // max(height, width))
+
+
+def bands_shown(channels: int) -> str | None:
+    """Which channels a picture shows, in words; None where these are all of them."""
+    if channels in (1, 3):
+        return None
+    if channels == 2:
+        return "band 1 of 2 is shown, as gray"
+    return f"bands 1, 2 and 3 of {channels} are shown, as red, green and blue"
+
+
+def shorten(text: str, font: Font, width: float) -> str:
+    """A text without its middle, so that it fits: beginnings and ends of file names matter."""
+    if font.getlength(text) <= width:
+        return text
+    for kept in range(len(text) - 1, 1, -1):
+        short = f"{text[: kept - kept // 2]}\N{HORIZONTAL ELLIPSIS}{text[len(text) - kept // 2 :]}"
+        if font.getlength(short) <= width:
+            return short
+    return "\N{HORIZONTAL ELLIPSIS}"
+
+
+def wrap(text: str, font: Font, width: float) -> list[str]:
+    """Lines of whole words that fit; a longer word is shortened."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(shorten(word, font, width))
+    return [line for line in lines if line]
+
+
+@cache
+def font_of(size: int) -> Font:
+    """DejaVu Sans, which matplotlib brings along: Latin, Greek, Cyrillic and more."""
+    package = find_spec("matplotlib")
+    assert package is not None and package.origin is not None  # a core dependency
+    return ImageFont.truetype(
+        str(Path(package.origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf"), size
+    )
+
+
+def tile(image: UInt8[Tensor, "C H W"], scale: int) -> Image.Image:
+    """An image enlarged without smoothing, so that its pixels can be seen; see `bands_shown`."""
+    shown = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
+    made = Image.fromarray(shown.permute(1, 2, 0).contiguous().numpy())
+    return made.resize((made.width * scale, made.height * scale), Image.Resampling.NEAREST)
+
+
+def sheet(
+    rows: Mapping[str, UInt8[Tensor, "B C H W"]],
+    title: str,
+    columns: Sequence[str],
+    notes: Sequence[str],
+    scale: int | None = None,
+) -> Image.Image:
+    """A contact sheet: a row of tiles for each entry, a column for each image; after 8 columns the
+    next ones go below.
+
+    Args:
+        rows: what the rows are called, and their images.
+        title: above everything.
+        columns: a name for each image, above its column; shortened to its width.
+        notes: below everything.
+        scale: how many times images are enlarged; None: `default_scale`.
+
+    Raises:
+        UserError: the sheet would be too large.
     """
-    count, channels, height, width = rows[0].shape
-    zoom = max(1, round(128 / max(height, width)))
-    height *= zoom
-    width *= zoom
-    gap, margin, foot = 6, 104, 24  # px
-    font = ImageFont.load_default(13)
-    total = max(margin + count * (width + gap), int(font.getlength(note)) + 2 * gap)
-    canvas = Image.new("RGB", (total, gap + len(rows) * (height + gap) + foot), "white")
+    count, _, height, width = next(iter(rows.values())).shape
+    scale = scale or default_scale(height, width)
+    height *= scale
+    width *= scale
+    across, bands = min(count, COLUMNS), -(-count // COLUMNS)
+    text = font_of(max(13, min(22, width // 10)))
+    head = font_of(round(text.size * 1.25))
+    line, gap, margin = round(text.size * 1.5), max(6, width // 20), round(text.size * 1.5)
+    left = margin + round(max(text.getlength(name) for name in rows)) + 2 * gap
+    band = line + len(rows) * (height + gap)  # names of files, then the tiles
+    title = printable(title)
+    least = margin + round(min(head.getlength(title) + 1, 40 * text.size))  # for a single tile
+    total = max(left + across * (width + gap) - gap, least) + margin
+    titles = wrap(title, head, total - 2 * margin)
+    below = [one for note in notes for one in wrap(printable(note), text, total - 2 * margin)]
+    top = margin + len(titles) * round(head.size * 1.5) + gap
+    foot = len(below) * line + margin
+    size = (total, top + bands * (band + gap) + foot)
+    if size[0] * size[1] > LARGEST:
+        raise UserError(
+            f"the picture would have {size[0]}x{size[1]} px: a smaller --scale, or fewer images"
+        )
+    canvas = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(canvas)
-    for row, (images, name) in enumerate(zip(rows, names)):
-        top = gap + row * (height + gap)
-        pen.text((gap, top + height // 2 - 8), name, fill="black", font=font)
-        for i, image in enumerate(images):
-            shown = image[:3] if channels >= 3 else image[:1].expand(3, -1, -1)
-            tile = Image.fromarray(shown.permute(1, 2, 0).contiguous().numpy())
-            tile = tile.resize((width, height), Image.Resampling.NEAREST)
-            canvas.paste(tile, (margin + i * (width + gap), top))
-    pen.text((gap, canvas.height - foot + 3), note, fill="black", font=font)
+    for i, words in enumerate(titles):
+        pen.text((margin, margin + i * round(head.size * 1.5)), words, fill=INK, font=head)
+    for i in range(count):
+        x, y = left + i % COLUMNS * (width + gap), top + i // COLUMNS * (band + gap)
+        name = shorten(printable(columns[i]), text, width)
+        pen.text((x + width / 2, y + line / 2), name, fill=PALE, font=text, anchor="mm")
+        for row, (label, images) in enumerate(rows.items()):
+            at = y + line + row * (height + gap)
+            if i % COLUMNS == 0:
+                pen.text((margin, at + height / 2), label, fill=INK, font=text, anchor="lm")
+            pen.rectangle((x - 1, at - 1, x + width, at + height), outline=EDGE)
+            canvas.paste(tile(images[i], scale), (x, at))
+    for i, words in enumerate(below):
+        pen.text((margin, size[1] - foot + i * line), words, fill=PALE, font=text)
     return canvas

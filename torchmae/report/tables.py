@@ -1,4 +1,4 @@
-"""Tables: columns of rows in .npz, .csv or .parquet files; accuracies as lines of text."""
+"""Tables: columns of rows in .npz, .csv or .parquet files."""
 
 import csv
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -70,7 +70,8 @@ def write_npz(path: Path, columns: Mapping[str, Column], digits: int) -> None:
 
 
 def write_csv(path: Path, columns: Mapping[str, Column], digits: int) -> None:
-    """Text; a column of vectors becomes the columns f0, f1, ..."""
+    """Text; a column of vectors becomes the columns f0, f1, ... Names are no formulas
+    (`no_formula`); numbers are as they are."""
     header: list[str] = []
     for name, column in columns.items():
         if isinstance(column, np.ndarray) and column.ndim == 2:
@@ -80,7 +81,7 @@ def write_csv(path: Path, columns: Mapping[str, Column], digits: int) -> None:
 
     def cells(value: Any) -> list[str]:
         if isinstance(value, str):
-            return [value]
+            return [no_formula(value)]
         numbers = value if isinstance(value, list) else [value]
         return [f"{number:.{digits}g}" for number in numbers]
 
@@ -88,8 +89,17 @@ def write_csv(path: Path, columns: Mapping[str, Column], digits: int) -> None:
     # File names can be any bytes: they are written as they are.
     with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         table = csv.writer(file)
-        table.writerow(header)
+        table.writerow(map(no_formula, header))
         table.writerows([cell for value in row for cell in cells(value)] for row in zip(*lists))
+
+
+def no_formula(text: str) -> str:
+    """A text that spreadsheets do not compute: OWASP's rule against CSV injection.
+
+    Programs such as Excel run a cell that begins with = + - @, a tab or a line end as a formula; a
+    single quote before it makes it text.
+    """
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else text
 
 
 def write_parquet(path: Path, columns: Mapping[str, Column], digits: int) -> None:
@@ -118,9 +128,3 @@ WRITERS: dict[str, Callable[[Path, Mapping[str, Column], int], None]] = {
     ".csv": write_csv,
     ".parquet": write_parquet,
 }
-
-
-def accuracy_line(name: str, found: Mapping[str, float]) -> str:
-    """A line of text for an accuracy with its interval (see `torchmae.eval.classification`)."""
-    interval = f"95 % interval {found['low']:.1%} to {found['high']:.1%}"
-    return f"  {name:<18} {found['accuracy']:6.1%}  ({interval})"

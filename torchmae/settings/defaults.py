@@ -23,6 +23,7 @@ class Facts:
         height, width: of the images, in pixels: the median, or what the starting weights were
             trained at.
         channels: what the data has.
+        grey: whether the images have no colour, also where they are stored as colour images.
         device: "cpu", "cuda" or "mps".
         precision: the lowest that the device is fast at.
         cores: CPU cores that this process may use, shared by `local_processes` on this machine.
@@ -36,6 +37,7 @@ class Facts:
     height: int
     width: int
     channels: int
+    grey: bool = False
     device: str = "cpu"
     precision: str = "fp32"
     cores: int = 1
@@ -123,6 +125,19 @@ def patch_side(size: tuple[int, ...]) -> int:
             f"sensible size: use --image-size {near}, or name a --patch-size"
         )
     return patch
+
+
+def patch_choice(size: tuple[int, ...]) -> Choice:
+    """`patch_side`, with a word where the image size leaves only an unusual one."""
+    side, reason = patch_side(size), "at most 144 patches an image, or 16 px"
+    near = tuple(-(-length // 8) * 8 for length in size)
+    usual = patch_side(near) if size != near else side
+    if side % 2 and side != 7 and usual != side:  # 7: of 28 px
+        reason = (
+            f"unusual: {size_text(size)} px cannot be cut into patches of {usual} px; "
+            f"--image-size {size_text(near)} can"
+        )
+    return Choice(side, reason)
 
 
 def batch_of(images: int, on_gpu: bool, processes: int) -> int:

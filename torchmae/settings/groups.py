@@ -6,11 +6,18 @@ from typing import ClassVar
 
 from torchmae.errors import UserError, choose, missing_extra
 from torchmae.settings.options import (
+    BATCH,
+    EPOCHS,
+    MEGAPIXELS,
+    MINUTES,
     NOT_NEGATIVE,
     POSITIVE,
+    STEPS,
+    WHITE,
     ChangeableOptions,
     Range,
     argument,
+    hidden,
     option,
 )
 
@@ -21,7 +28,8 @@ CACHES = {
     "disk": "decoded once, kept in a file",
     "device": "all decoded on the device, no loader",
 }
-MOST_EPOCHS = 100_000  # more is a slip of the keyboard: 60 times the longest training of the paper
+LEAST_NORM = 1e-6  # below, clipped gradients vanish in float32
+VERIFY = "Refuse runs whose weights or config.json are not what was written (manifest.json)."
 
 
 @dataclass(frozen=True)
@@ -31,9 +39,64 @@ class SourceOptions(ChangeableOptions):
     GROUP: ClassVar[str] = "data"
 
     data: str = argument(
-        "folder (nested or flat), .txt/.csv list, .tar shards, packed set, .npy/.npz array, "
+        "folder (nested or flat), pattern in quotes ('photos/**/*.jpg'), .txt/.csv/.tsv list, .tar "
+        "shards, packed set, .npy/.npz array, "
         "torchvision:NAME?root=DIR, hf:NAME or digits",
         "DATA",
+    )
+
+
+@dataclass(frozen=True)
+class ListingOptions(ChangeableOptions):
+    """Which images of DATA are taken. A run recognises its data by the images that are."""
+
+    GROUP: ClassVar[str] = "data"
+
+    include: tuple[str, ...] | None = option(
+        None,
+        "Take only images whose name, path below DATA or folder matches a pattern, such as "
+        "'*.png' (in quotes); none: no pattern.",
+        metavar="PATTERN",
+        otherwise="all; what a run took of the same DATA",
+        several=True,
+    )
+    exclude: tuple[str, ...] | None = option(
+        None,
+        "Leave out images whose name, path below DATA or folder matches a pattern, such as "
+        "'*_mask*' (in quotes); none: no pattern.",
+        metavar="PATTERN",
+        otherwise="none; what a run left out of the same DATA",
+        several=True,
+    )
+    path_column: str | None = option(
+        None,
+        "Column of a .csv or .tsv that has the paths: its name, or its number from 1.",
+        metavar="COLUMN",
+        otherwise="path, file, filename, image, ...; else the one with files",
+    )
+
+
+@dataclass(frozen=True)
+class LabelledListingOptions(ListingOptions):
+    """Which labelled images of DATA are taken, and what a table says of them."""
+
+    label_column: str | None = option(
+        None,
+        "Column of a .csv or .tsv that has the classes.",
+        metavar="COLUMN",
+        otherwise="label, class, ...; without a header the second",
+    )
+
+
+@dataclass(frozen=True)
+class SplitListingOptions(LabelledListingOptions):
+    """Of labelled images that are split into training and validation images."""
+
+    group_column: str | None = option(
+        None,
+        "Column of a .csv or .tsv with what no split may divide, such as patients.",
+        metavar="COLUMN",
+        otherwise="each image by itself",
     )
 
 
@@ -46,7 +109,7 @@ class ScanOptions(ChangeableOptions):
     max_bad_percent: float = option(
         1.0,
         "Percentage of unreadable files (20 are always allowed) above which nothing is trained.",
-        within=NOT_NEGATIVE,
+        within=Range(at_least=0, at_most=100),
     )
 
 
@@ -87,6 +150,8 @@ class SplitOptions:
         within=POSITIVE,
         otherwise="all",
     )
+    # Of a trial of mae compare: the seeds whose validation images it neither trains nor chooses on.
+    avoid_seeds: tuple[int, ...] = hidden(())
 
 
 @dataclass(frozen=True)
@@ -98,13 +163,13 @@ class RunDecodeOptions:
     max_megapixels: float | None = option(
         None,
         "Larger images are refused before they are decoded.",
-        within=POSITIVE,
+        within=MEGAPIXELS,
         otherwise="the run's",
     )
     white: int | None = option(
         None,
         "The value of white in images of more than 8 bits.",
-        within=POSITIVE,
+        within=WHITE,
         otherwise="the run's",
     )
 
@@ -133,33 +198,53 @@ class CropOptions:
 
 
 @dataclass(frozen=True)
+class LabelledCropOptions(CropOptions):
+    """Random crops and flips of labelled images, chosen where they are left open."""
+
+    crop_scale: tuple[float, float] | None = option(  # type: ignore[assignment]
+        None,
+        "Smallest and largest share of the image's area that a random crop takes.",
+        metavar="S",
+        otherwise="the paper's probe: 0.08 1",
+    )
+    flip: bool | None = option(  # type: ignore[assignment]
+        None, "Mirror half of the crops (not for text or digits).", otherwise="on"
+    )
+
+    def check(self) -> None:
+        """Raises UserError for shares that are none."""
+        if self.crop_scale is not None:
+            super().check()
+
+
+@dataclass(frozen=True)
 class OptimOptions:
     """How long and how fast weights move."""
 
     GROUP: ClassVar[str] = "training"
 
-    epochs: float | None = option(
-        None, "Passes over the images.", within=Range(above=0, at_most=MOST_EPOCHS)
-    )
+    epochs: float | None = option(None, "Passes over the images.", within=EPOCHS)
     minutes: float | None = option(
         None,
         "Train for about so many minutes, in place of --epochs: steps are timed first, then the "
         "number of epochs "
         "is decided and stored.",
-        within=POSITIVE,
+        within=MINUTES._replace(above=0),
         instead_of="epochs",
     )
     batch_size: int | None = option(
-        None, "Images per optimizer step, over all processes.", within=POSITIVE
+        None, "Images per optimizer step, over all processes.", within=BATCH
     )
     base_lr: float | None = option(
         None,
         "Learning rate for 256 images a step: the peak is base_lr * batch_size / 256.",
         within=NOT_NEGATIVE,
     )
-    warmup_epochs: float | None = option(None, "Epochs of linear warm-up.", within=NOT_NEGATIVE)
+    warmup_epochs: float | None = option(
+        None, "Epochs of linear warm-up.", within=EPOCHS._replace(above=None, at_least=0)
+    )
     clip_grad: float | None = option(
-        None, "Largest gradient norm.", within=POSITIVE, otherwise="no clipping, as in the paper"
+        None, "Largest gradient norm.", otherwise="no clipping, as in the paper"
     )
     precision: str | None = option(None, "fp32, bf16 or fp16.")
     seed: int = option(
@@ -172,6 +257,11 @@ class OptimOptions:
         """Raises UserError for what does not go together."""
         if self.precision not in (None, "fp32", "bf16", "fp16"):
             raise UserError(f"--precision {self.precision}: fp32, bf16 or fp16")
+        if self.clip_grad is not None and self.clip_grad < LEAST_NORM:
+            raise UserError(
+                f"--clip-grad {self.clip_grad:g}: a gradient norm of at least {LEAST_NORM:g}, such "
+                "as 1; without clipping leave it out"
+            )
         if self.minutes is not None and self.epochs is not None:
             raise UserError(
                 "--minutes decides the number of epochs: leave --epochs out, or --minutes"
@@ -209,8 +299,13 @@ class RuntimeOptions(ChangeableOptions):
     micro_batch_size: int | None = option(
         None,
         "Images at a time on a device.",
-        within=POSITIVE,
+        within=BATCH,
         otherwise="the whole batch, or what fits",
+    )
+    timeout_minutes: float = option(
+        10.0,
+        "With several processes: how long a step waits for one that does not come.",
+        within=POSITIVE,
     )
     plugin: tuple[str, ...] = option(
         (),
@@ -220,6 +315,7 @@ class RuntimeOptions(ChangeableOptions):
         otherwise="those of the run that training starts from; may be repeated",
         repeated=True,
     )
+    verify: bool = option(True, VERIFY)
 
     def check(self) -> None:
         """Raises UserError for a cache that there is not."""
@@ -241,6 +337,7 @@ class DeviceOptions(ChangeableOptions):
         otherwise="those of the run; may be repeated",
         repeated=True,
     )
+    verify: bool = option(True, VERIFY)
 
 
 @dataclass(frozen=True)
@@ -250,8 +347,8 @@ class OutputOptions(ChangeableOptions):
     GROUP: ClassVar[str] = "output"
 
     out: str | None = option(None, "Run folder. If it holds this run already, the run is resumed.")
-    save_minutes: float = option(5.0, "Minutes between two checkpoints.", within=NOT_NEGATIVE)
-    log_every: int = option(20, "Steps between two lines of log.jsonl.", within=POSITIVE)
+    save_minutes: float = option(5.0, "Minutes between two checkpoints.", within=MINUTES)
+    log_every: int = option(20, "Steps between two lines of log.jsonl.", within=STEPS)
     tensorboard: bool = option(False, 'Write TensorBoard events too (extra "tensorboard").')
 
     def check(self) -> None:

@@ -38,17 +38,17 @@ class Range(NamedTuple):
         if not math.isfinite(value):
             return "must be a finite number"
         if self.above is not None and not value > self.above:
-            return f"must be more than {self.above:g}"
+            return f"must be more than {self.above:.12g}"
         if self.at_least is not None and not value >= self.at_least:
             return (
                 "must not be negative"
                 if not self.at_least
-                else f"must be at least {self.at_least:g}"
+                else f"must be at least {self.at_least:.12g}"
             )
         if self.below is not None and not value < self.below:
-            return f"must be below {self.below:g}"
+            return f"must be below {self.below:.12g}"
         if self.at_most is not None and not value <= self.at_most:
-            return f"must be at most {self.at_most:g}"
+            return f"must be at most {self.at_most:.12g}"
         return None
 
 
@@ -58,6 +58,20 @@ POSITIVE = Range(above=0)
 NOT_NEGATIVE = Range(at_least=0)
 SHARE = Range(at_least=0, at_most=1)  # 0 and 1 included
 BELOW_ONE = Range(at_least=0, below=1)
+
+# Upper ends: far above what anybody trains with, so that a slip of the keyboard is an answer at
+# once and not a training that ends badly, never logs, or asks for terabytes.
+MINUTES = Range(at_least=0, at_most=525_600)  # a year
+DECAY = Range(at_least=0, at_most=10)
+ALPHA = Range(at_least=0, at_most=100)  # of the beta distribution that mixing draws from
+STEPS = Range(above=0, at_most=100_000)  # between two records, which are kept in memory until then
+EPOCHS = Range(above=0, at_most=100_000)  # 60 times the longest training of the paper
+WIDTH = Range(above=0, at_most=65_536)
+BLOCKS = Range(above=0, at_most=1000)
+CHANNELS = Range(above=0, at_most=4096)
+MEGAPIXELS = Range(above=0, at_most=10_000)  # 30 GB of RGB pixels
+WHITE = Range(above=0, at_most=(1 << 32) - 1)  # integers of 32 bits
+BATCH = Range(above=0, at_most=1 << 20)
 
 
 class Option(NamedTuple):
@@ -89,6 +103,7 @@ def option(  # noqa: PLR0913 - a declaration, whose arguments are given by name
     otherwise: str | None = None,
     instead_of: str | None = None,
     repeated: bool = False,
+    several: bool = False,
 ) -> Any:
     """A setting.
 
@@ -103,10 +118,14 @@ def option(  # noqa: PLR0913 - a declaration, whose arguments are given by name
             no rule.
         instead_of: another setting that it takes the place of, also of a preset's.
         repeated: several values are given by repeating the flag, one each.
+        several: several values are given by one flag or by repeating it.
     """
     metadata = dict(help=help, within=within, metavar=metavar, flag=flag, otherwise=otherwise)
-    more = dict(instead_of=instead_of, repeated=repeated, positional=False, hidden=False)
-    return field(default=default, metadata={**metadata, **more})
+    more = dict(instead_of=instead_of, positional=False, hidden=False)
+    return field(
+        default=default,
+        metadata={**metadata, **more, "repeated": repeated or several, "several": several},
+    )
 
 
 def argument(help: str, metavar: str, default: Any = MISSING) -> Any:
@@ -118,6 +137,7 @@ def argument(help: str, metavar: str, default: Any = MISSING) -> Any:
             **metadata,
             "instead_of": None,
             "repeated": False,
+            "several": False,
             "positional": True,
             "hidden": False,
         },
@@ -133,6 +153,7 @@ def hidden(default: Any) -> Any:
             **metadata,
             "instead_of": None,
             "repeated": False,
+            "several": False,
             "positional": False,
             "hidden": True,
         },
@@ -245,7 +266,8 @@ def as_typed(setting: Option, value: Any) -> Any:
     value = os.fspath(value) if isinstance(value, os.PathLike) else value
     if isinstance(value, Number) and hasattr(value, "item"):
         value = value.item()  # of numpy
-    if setting.metadata["repeated"] and isinstance(value, str):
+    alone = setting.metadata["repeated"] or (setting.positional and setting.type == tuple[str, ...])
+    if alone and isinstance(value, str):  # one plugin, one image
         value = (value,)
     if isinstance(value, list | tuple):
         value = tuple(os.fspath(item) if isinstance(item, os.PathLike) else item for item in value)

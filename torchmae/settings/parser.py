@@ -2,22 +2,43 @@
 as `UserError`."""
 
 import argparse
-import difflib
 import inspect
 import logging
+import os
 import sys
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING
 from types import NoneType, UnionType
 from typing import Any, NoReturn, TypeVar, get_args, get_origin
 
-from torchmae.errors import UserError, choose
+from torchmae.errors import UserError, choose, nearest
 from torchmae.settings.options import Option, build, options_of
 
 logger = logging.getLogger(__name__)
 
 C = TypeVar("C")
 Preset = Callable[[], dict[str, Any]]
+
+
+# Flags of other programs, to ours.
+ELSEWHERE = {
+    **dict.fromkeys(("--lr", "--blr", "--learning-rate"), "--base-lr"),
+    **dict.fromkeys(("--bs", "--batch", "--batchsize"), "--batch-size"),
+    **dict.fromkeys(("-o", "--output", "--output-dir", "--save-dir", "--run"), "--out"),
+    **dict.fromkeys(("-j", "--num-workers", "--jobs"), "--workers"),
+    **dict.fromkeys(("--img-size", "--imgsz", "--input-size", "--resolution"), "--image-size"),
+    **dict.fromkeys(("--gpu", "--gpus", "--cuda"), "--device cuda"),
+    **dict.fromkeys(("--amp", "--bf16", "--fp16"), "--precision"),
+    **dict.fromkeys(("--ignore", "--skip", "--filter"), "--exclude"),
+    **dict.fromkeys(("--test", "--validation", "--valid"), "--val"),
+    **dict.fromkeys(("--checkpoint", "--weights", "--pretrained", "--init"), "--from"),
+    "--cpu": "--device cpu",
+    "--wd": "--weight-decay",
+    "--format": "--to",
+}
+DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212"  # that look like a hyphen
+QUOTES = "\u2018\u2019\u201a\u201c\u201d\u201e\u00ab\u00bb"
 
 
 class Parser(argparse.ArgumentParser):
@@ -33,11 +54,19 @@ class Parser(argparse.ArgumentParser):
             add_help=False,
         )
         self.verb = verb
+        self.words: Sequence[str] = ()  # what is parsed, for messages
 
     def error(self, message: str) -> NoReturn:
         """Called by argparse for every mistake that it finds."""
         if message.startswith("the following arguments are required: "):
             name = message.partition(": ")[2].partition(",")[0]
+            several = [f for a in self._actions if a.nargs == "+" for f in a.option_strings]
+            taker = next((flag for flag in several if flag in self.words), None)
+            if taker is not None and not name.startswith("-"):
+                raise UserError(
+                    f"{name} is missing: {taker} takes every word behind it, so put {name} before "
+                    f"{taker}"
+                )
             raise UserError(f"{name} is missing: mae {self.verb} --help says what goes there")
         text = message.removeprefix("argument ")
         raise UserError(f"{text}. mae {self.verb} --help lists the flags")
@@ -57,7 +86,9 @@ def parse(config: type[C], verb: str, arguments: Sequence[str], presets: Mapping
         UserError: a flag that is unknown, a value of another kind, a missing argument.
         SystemExit: `--help` was asked for, and is printed.
     """
+    refuse_typographic(arguments)
     parser = parser_of(config, verb, presets)
+    parser.words = arguments
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     first.add_argument("--preset")
     try:
@@ -121,7 +152,9 @@ def add(group: Any, setting: Option, rule: str | None) -> None:
     text = help_text(setting, rule).replace("%", "%%")
     arguments: dict[str, Any] = {"help": text, "default": setting.default}
     if kind is bool:
-        action = argparse.BooleanOptionalAction if setting.default else "store_true"
+        # None is left to a rule: both ways can be said
+        two_ways = setting.default is not False
+        action = argparse.BooleanOptionalAction if two_ways else "store_true"
         group.add_argument(setting.flag, dest=setting.name, action=action, **arguments)
         return
     arguments |= {
@@ -129,7 +162,7 @@ def add(group: Any, setting: Option, rule: str | None) -> None:
         "metavar": setting.metadata["metavar"] or placeholder(setting, kind),
     }
     if setting.metadata["repeated"]:
-        arguments |= {"action": Repeated}
+        arguments |= {"action": Repeated, "nargs": several if setting.metadata["several"] else None}
     elif several:
         arguments |= {"nargs": several, "action": AsTuple}
     if setting.positional:
@@ -155,12 +188,14 @@ class AsTuple(argparse.Action):
 
 
 class Repeated(argparse.Action):
-    """Adds one value to a tuple: `--plugin a.py --plugin b.py`."""
+    """Adds to a tuple: `--plugin a.py --plugin b.py`."""
 
     def __call__(
         self, parser: Any, namespace: Any, values: Any, option_string: str | None = None
     ) -> None:
-        setattr(namespace, self.dest, (*getattr(namespace, self.dest), values))
+        before = getattr(namespace, self.dest) or ()
+        added = values if isinstance(values, list) else [values]
+        setattr(namespace, self.dest, (*before, *added))
 
 
 def is_given(flag: str, arguments: Sequence[str]) -> bool:
@@ -220,10 +255,38 @@ def refuse_unknown(parser: Parser, unknown: Sequence[str]) -> None:
     if not unknown:
         return
     word = next((one for one in unknown if one.startswith("-")), unknown[0]).partition("=")[0]
+    if not word.startswith("-"):
+        listed = len(unknown) > 1 and all(os.path.exists(one) for one in unknown)
+        quotes = " A pattern is given in quotes: 'photos/*.jpg'." if listed else ""
+        raise UserError(
+            f"{word} is one argument too many of mae {parser.verb}.{quotes} "
+            f"mae {parser.verb} --help lists the flags"
+        )
     flags = [flag for action in parser._actions for flag in action.option_strings]
-    near = difflib.get_close_matches(word, flags, n=1)
-    hint = f" Did you mean {near[0]}?" if near else ""
-    what = "is not a flag" if word.startswith("-") else "is one argument too many"
+    known = ELSEWHERE.get(word.replace("_", "-"))
+    near = known if known and known.partition(" ")[0] in flags else nearest(word, flags)
+    hint = f" Did you mean {near}?" if near else ""
+    if word in ("--resume", "--continue"):
+        hint = " A run is resumed by the same command, without a flag."
     raise UserError(
-        f"{word} {what} of mae {parser.verb}.{hint} mae {parser.verb} --help lists the flags"
+        f"{word} is not a flag of mae {parser.verb}.{hint} mae {parser.verb} --help lists the flags"
     )
+
+
+def refuse_typographic(words: Sequence[str]) -> None:
+    """Raises UserError for dashes and quotes of word processors and web pages, which are letters
+    to a shell."""
+    for word in words:
+        if not word or os.path.exists(word):
+            continue
+        if word[0] in DASHES:
+            flag = f"--{word.lstrip(DASHES + '-')}"
+            raise UserError(
+                f"{word} begins with a dash ({unicodedata.name(word[0])}) that looks like two "
+                f"hyphens and is none, as word processors write it: type {flag}"
+            )
+        if {word[0], word[-1]} & {*QUOTES}:
+            raise UserError(
+                f"{word} has typographic quotes, which a shell takes for letters: type straight "
+                f"ones, '{word.strip(QUOTES)}'"
+            )

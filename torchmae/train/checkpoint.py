@@ -1,6 +1,7 @@
 """Checkpoints that survive a kill at any moment: each file is complete or not there.
 
-    run/model.safetensors            the newest weights, a hard link to the newest checkpoint's file
+    run/model.safetensors            the newest weights: a copy of the newest checkpoint's file, so
+                                     that no write into one damages both (see torchmae/manifest.py)
     run/state/step-00001200/         model.safetensors, optimizer.safetensors, state.json and
                                      manifest.json (SHA-256 of the others)
 
@@ -21,17 +22,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from torchmae.disk import sha256, sync, write_text
-from torchmae.errors import RunError, UserError
-from torchmae.runfolder import LOCK, MODEL, checkpoint_folder, checkpoints
+from torchmae import manifest
+from torchmae.disk import copy, parse_json, sha256, sync, write_text
+from torchmae.errors import NOT_FINITE, RunError, UserError
+from torchmae.manifest import MANIFEST, Content
+from torchmae.runfolder import LISTED, LOCK, MODEL, STATE, checkpoint_folder, checkpoints
 
 logger = logging.getLogger(__name__)
 
 OPTIMIZER = "optimizer.safetensors"
 METADATA = "state.json"
-MANIFEST = "manifest.json"
 
 KEEP = 2  # checkpoints: the second serves where the newest is damaged
+COOLER = "With a new --out, try a lower --base-lr, --clip-grad 1 or --precision fp32."
+DAMAGE = (OSError, ValueError, KeyError, TypeError, SafetensorError)  # what reading one raises
 
 
 class Checkpoint(NamedTuple):
@@ -47,8 +51,10 @@ def save(run: Path, checkpoint: Checkpoint) -> None:
     """Writes a checkpoint, then deletes the oldest ones but `KEEP`.
 
     Raises:
-        RunError: it could not be written, e.g. because the disk is full. Earlier ones remain.
+        RunError: it could not be written, e.g. because the disk is full, or (exit code 65) its
+            weights are not finite. Earlier ones remain.
     """
+    refuse_not_finite(checkpoint.model)
     final = checkpoint_folder(run, checkpoint.step)
     state = final.parent
     partial = state / ".partial"
@@ -56,20 +62,18 @@ def save(run: Path, checkpoint: Checkpoint) -> None:
         state.mkdir(exist_ok=True)  # no parents: a run folder deleted meanwhile is not made again
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        save_file(checkpoint.model, partial / MODEL)
-        save_file(checkpoint.optimizer, partial / OPTIMIZER)
+        save_tensors(checkpoint.model, partial / MODEL)
+        save_tensors(checkpoint.optimizer, partial / OPTIMIZER)
         write_text(partial / METADATA, json.dumps({"step": checkpoint.step, **checkpoint.metadata}))
         hashes = {file.name: sha256(file) for file in sorted(partial.iterdir())}
         write_text(partial / MANIFEST, json.dumps(hashes, indent=1))
         for file in partial.iterdir():
-            # safetensors makes files that only their owner can read.
-            shutil.copymode(partial / METADATA, file)
             sync(file)
         sync(partial)
         shutil.rmtree(final, ignore_errors=True)
         os.rename(partial, final)
         sync(state)
-        publish(final / MODEL, run / MODEL)
+        publish(final, run)
     except (OSError, SafetensorError) as error:  # safetensors raises the latter on a full disk
         shutil.rmtree(partial, ignore_errors=True)
         reason = getattr(error, "strerror", None) or error
@@ -81,52 +85,110 @@ def save(run: Path, checkpoint: Checkpoint) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def newest(run: Path) -> Checkpoint | None:
-    """The newest checkpoint that matches its hashes; damaged ones are renamed with a warning.
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Writes a .safetensors file that is as readable as other new files."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(tensors, path)  # makes a file that only its owner can read
+    path.chmod(mode)
 
-    Its weights are then the run's `model.safetensors`, also where a kill came before `save` could
-    publish them.
+
+def refuse_not_finite(weights: dict[str, Tensor]) -> None:
+    """A `RunError` with exit code 65 for weights of which some are not finite."""
+    wrong = [name for name, value in weights.items() if not value.isfinite().all()]
+    if wrong:
+        raise RunError(
+            f"the weights are not finite ({wrong[0]}, {len(wrong)} of {len(weights)} tensors), so "
+            f"they are not saved; what was saved before is good. {COOLER}",
+            NOT_FINITE,
+        )
+
+
+def verified(run: Path) -> Path | None:
+    """The folder of the newest checkpoint that matches its hashes; None if nothing was saved yet.
+
+    Newer ones, which are damaged, are renamed with a warning.
+
+    Raises:
+        UserError: there are checkpoints, and all are damaged. They stay as they are.
     """
+    damaged: dict[Path, Exception] = {}
     for folder in checkpoints(run):
         try:
-            found = read_checkpoint(folder)
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
-            damaged = folder.with_name(f"damaged-{folder.name}")
-            shutil.rmtree(damaged, ignore_errors=True)
-            os.rename(folder, damaged)
-            logger.warning(f"checkpoint {folder} is damaged ({error}); renamed to {damaged.name}")
+            check(folder)
+        except DAMAGE as error:
+            damaged[folder] = error
             continue
-        shown = run / MODEL
-        if not shown.exists() or not shown.samefile(folder / MODEL):
-            publish(folder / MODEL, shown)
-        return found
-    return None
+        for other, reason in damaged.items():
+            aside = other.with_name(f"damaged-{other.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            os.rename(other, aside)
+            logger.warning(f"checkpoint {other} is damaged ({reason}); renamed to {aside.name}")
+        return folder
+    if not damaged:
+        return None
+    reasons = "; ".join(f"{folder.name}: {reason}" for folder, reason in damaged.items())
+    raise UserError(
+        f"{run / STATE} has no checkpoint that is not damaged ({reasons}), so nothing can be "
+        f"resumed. Restore one from a copy, or choose a new --out, or delete {run / STATE} and "
+        f"{run / MODEL} to start again{whole_weights(run)}"
+    )
+
+
+def whole_weights(run: Path) -> str:
+    """What to say of published weights that are good while all checkpoints are not."""
+    try:
+        if not manifest.listed(run):
+            return ""
+        manifest.check(run, MODEL)
+    except (UserError, OSError):
+        return ""
+    return f". {run / MODEL} is good: the weights, for other commands and new runs"
+
+
+def newest(run: Path) -> Checkpoint | None:
+    """What `verified` finds, loaded.
+
+    Its weights are then the run's `model.safetensors`, also where a kill came before `save` could
+    publish them, or where that file was damaged.
+    """
+    folder = verified(run)
+    if folder is None:
+        return None
+    found = read_checkpoint(folder)
+    weights = manifest.content_of(folder / MODEL)
+    listed = (manifest.listed(run) or {}).get(MODEL)
+    shown = run / MODEL
+    if listed != [weights] or not shown.exists() or manifest.content_of(shown) != weights:
+        publish(folder, run)
+    return found
+
+
+def check(folder: Path) -> None:
+    """Raises one of `DAMAGE` unless the files of a checkpoint match its hashes."""
+    hashes = parse_json((folder / MANIFEST).read_text())
+    if not isinstance(hashes, dict) or set(hashes) != {MODEL, OPTIMIZER, METADATA}:
+        raise ValueError(f"{MANIFEST} does not list its files")
+    wrong = [n for n, digest in hashes.items() if manifest.content_of(folder / n).sha256 != digest]
+    if wrong:
+        raise ValueError(f"{', '.join(wrong)} changed after saving")
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
-    """Loads a checkpoint's folder; OSError, ValueError, KeyError or SafetensorError if damaged."""
-    manifest = json.loads((folder / MANIFEST).read_text())
-    if not isinstance(manifest, dict) or set(manifest) != {MODEL, OPTIMIZER, METADATA}:
-        raise ValueError(f"{MANIFEST} does not list its files")
-    wrong = [name for name, digest in manifest.items() if sha256(folder / name) != digest]
-    if wrong:
-        raise ValueError(f"{', '.join(wrong)} changed after saving")
-    metadata = json.loads((folder / METADATA).read_text())
+    """Loads a checkpoint's folder; raises one of `DAMAGE` if it is damaged."""
+    check(folder)
+    metadata = parse_json((folder / METADATA).read_text())
     step = metadata.pop("step")
     return Checkpoint(step, load_file(folder / MODEL), load_file(folder / OPTIMIZER), metadata)
 
 
-def publish(source: Path, target: Path) -> None:
-    """Gives a finished file a second name, atomically; a copy where hard links are missing."""
-    partial = target.with_name(f".{target.name}.partial")
-    partial.unlink(missing_ok=True)
-    try:
-        os.link(source, partial)
-    except OSError:
-        shutil.copyfile(source, partial)
-        sync(partial)
-    os.replace(partial, target)
-    sync(target.parent)
+def publish(folder: Path, run: Path) -> None:
+    """Copies the weights of a checkpoint to the run's `model.safetensors`, atomically."""
+    partial = run / f".{MODEL}.partial"
+    copy(folder / MODEL, partial)
+    digest = parse_json((folder / MANIFEST).read_text())[MODEL]
+    known = {MODEL: Content(partial.stat().st_size, digest)}
+    manifest.publish(run, {MODEL: partial}, LISTED, known)
 
 
 @contextmanager
@@ -140,7 +202,14 @@ def lock(run: Path) -> Iterator[None]:
     except ImportError:  # Windows
         yield
         return
-    with (run / LOCK).open("w") as file:
+    try:
+        file = (run / LOCK).open("w")
+    except OSError as error:
+        raise UserError(
+            f"{run / LOCK} cannot be opened ({error.strerror or error}), so that two trainings in "
+            "one folder would not be noticed: is it another user's run? Choose another --out"
+        ) from error
+    with file:
         try:
             # lockf's locks belong to this process: unlike flock's, workers do not inherit them.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

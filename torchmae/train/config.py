@@ -39,6 +39,7 @@ class TrainConfig:
     evaluate_minutes: float = 3.0
     tensorboard: bool = False
     evaluate_steps: float | None = None  # between two evaluations, in place of evaluate_minutes
+    timeout_minutes: float = 10.0  # of the processes for each other, once the first step is done
 
     # These decide the weights too; the defaults are those of pre-training.
     min_lr: float = 0.0  # where the cosine ends
@@ -57,6 +58,10 @@ class TrainBatch(Protocol):
     @property
     def bad(self) -> Sequence[tuple[str, str]]:
         """Name and reason of each file that could not be read."""
+
+    @property
+    def changed(self) -> Sequence[str]:
+        """Names of files that were written to after training started."""
 
     def chunks(self: BatchT, parts: int, /) -> Sequence[BatchT]:
         """The batch in `parts` micro-batches of nearly equal size."""
@@ -109,6 +114,14 @@ class Task(Protocol[B_contra]):
 
 
 @runtime_checkable
+class Waitable(Protocol):
+    """An iterator of batches that may be left waiting, to look at something else."""
+
+    def wait(self, seconds: float, /) -> bool:
+        """Waits for the next batch, at most so long; returns whether it is there."""
+
+
+@runtime_checkable
 class BatchStream(Protocol[B_co]):
     """The batches of any range of steps, in order, the same in every run."""
 
@@ -116,9 +129,8 @@ class BatchStream(Protocol[B_co]):
     def batch_size(self) -> int:
         """Images of a step, of all processes together."""
 
-    def loader(
-        self, start: int, stop: int, workers: int, pin_memory: bool, /
-    ) -> Iterable[B_co]: ...
+    def loader(self, start: int, stop: int, workers: int, pin_memory: bool, /) -> Iterable[B_co]:
+        """An iterator that is `Waitable` too lets signals be heard while nothing comes."""
 
 
 Evaluator = Callable[[int], Iterator[tuple[str, float]]]  # steps done -> (name, value) pairs

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import count
@@ -17,10 +17,21 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from torchmae.errors import UserError
+from torchmae.errors import RunError, UserError
 
 T = TypeVar("T")
 WORLDS = count()  # opened so far in this process; the others open as many
+
+# How long processes wait for each other before the first step is done (scanning, filling a cache,
+# compiling), and for the main one whenever it works for all (saving).
+PATIENCE = timedelta(hours=3)
+STORE_PATIENCE = timedelta(seconds=20)
+NCCL_MARGIN = timedelta(minutes=1)  # NCCL ends the process, so gloo has to be first with its words
+NEWS = 3.0  # seconds within which a process that lives has published something
+
+
+class LostProcess(RunError):
+    """Another process did not come to where this one waits."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +41,8 @@ class World:
     rank: int
     size: int
     device: torch.device
+    patient: dist.ProcessGroup | None = None  # of all processes, whose waits may take `PATIENCE`
+    store: dist.Store | None = None  # for news
 
     @property
     def is_main(self) -> bool:
@@ -69,10 +82,77 @@ class World:
                 outcome[0] = work()
             except Exception as error:
                 outcome[1] = error
-        dist.broadcast_object_list(outcome, src=0, device=torch.device("cpu"))
+        cpu = torch.device("cpu")
+        dist.broadcast_object_list(outcome, src=0, group=self.patient, device=cpu)
         if outcome[1] is not None:
             raise outcome[1]
         return outcome[0]
+
+    def limit_waits(self, minutes: float) -> None:
+        """Sets how long processes wait for each other from now on, `on_main` excepted."""
+        if self.size == 1:
+            return
+        group, limit = dist.distributed_c10d._get_default_group(), timedelta(minutes=minutes)
+        group._get_backend(torch.device("cpu"))._set_default_timeout(limit)
+        if self.device.type == "cuda":
+            group._get_backend(self.device)._set_default_timeout(limit + NCCL_MARGIN)
+
+    def publish(self, doing: str) -> None:
+        """Tells the other processes what this one does, and that it lives."""
+        if self.store is not None:
+            with suppress(dist.DistError):  # the process that holds the store has ended
+                self.store.set(f"news-{self.rank}", f"{time.monotonic()} {doing}")
+
+    def news(self) -> dict[int, str]:
+        """What the other processes published last, with the time by their own clocks."""
+        found = {}
+        for rank in set(range(self.size)) - {self.rank}:
+            with suppress(dist.DistError):
+                if self.store is not None and self.store.check([f"news-{rank}"]):
+                    found[rank] = self.store.get(f"news-{rank}").decode()
+        return found
+
+    def absent(self, doing: str) -> list[str]:
+        """Which processes are elsewhere, or give no sign of life, in words.
+
+        Args:
+            doing: what this process does.
+        """
+        before = self.news()
+        time.sleep(NEWS)
+        now = self.news()
+        words = []
+        for rank in sorted(set(range(self.size)) - {self.rank}):
+            was = now.get(rank, "? setting up").partition(" ")[2]
+            if now.get(rank) == before.get(rank):
+                words.append(f"process {rank} gives no sign of life (last seen {was})")
+            elif was != doing:
+                words.append(f"process {rank} is {was}")
+        return words
+
+    @contextmanager
+    def naming_absent(self, doing: Callable[[], str], limit: float) -> Iterator[None]:
+        """Errors of waits inside become a `LostProcess`, which names who did not come.
+
+        Args:
+            doing: what this process does.
+            limit: minutes, for the message.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            # Gloo has no error class of its own.
+            if self.size == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+                raise
+            here = doing()
+            late = "imed out" in str(error)
+            what = f"did not come within {limit:g} minutes" if late else "was lost"
+            who = "; ".join(self.absent(here)) or "every process is where this one is"
+            advice = " (a longer limit: --timeout-minutes)" if late else ""
+            raise LostProcess(
+                f"another process {what}{advice}, while this one was {here}: {who}. "
+                "The same command resumes from the last checkpoint"
+            ) from error
 
     def wrap(self, task: nn.Module, layers: list[nn.Module], fsdp: bool) -> nn.Module:
         """The task for training with all processes: replicated (DDP) or sharded (FSDP2).
@@ -174,10 +254,31 @@ def find_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(
-            f"device '{name}' is not available here: use auto, cpu, cuda or cuda:N"
-        ) from error
+        raise UserError(without_device(name)) from error
     return device
+
+
+def without_device(name: str) -> str:
+    """Why a device is not there, and what to do."""
+    kind = name.partition(":")[0]
+    otherwise = "--device cpu, or leave --device out (auto)"
+    if kind == "mps":
+        return f"device '{name}' is not there: it is the GPU of Apple's computers. Use {otherwise}"
+    if kind != "cuda":
+        hint = "; cuda is the GPU" if kind == "gpu" else ""
+        return f"device '{name}' is not known: auto, cpu, cuda or cuda:N{hint}"
+    count = torch.cuda.device_count()
+    if count:
+        there = "cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
+        return f"device '{name}' is not there: this machine has {there}"
+    why = (
+        f"this PyTorch ({torch.__version__}) is built without CUDA: install one that has it "
+        "(https://pytorch.org/get-started)"
+        if torch.version.cuda is None
+        else f"PyTorch (for CUDA {torch.version.cuda}) finds no GPU: nvidia-smi shows whether "
+        "there is a GPU with a driver, and CUDA_VISIBLE_DEVICES can hide it"
+    )
+    return f"device '{name}' is not there; {why}. On a CPU: {otherwise}"
 
 
 @contextmanager
@@ -192,17 +293,25 @@ def start(device: str = "auto") -> Iterator[World]:
         found = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(found)
     backend = "cpu:gloo,cuda:nccl" if found.type == "cuda" else "gloo"
-    # The others wait while the main process scans the data, which may take long.
-    patience = timedelta(hours=3)
     # torchrun's store outlives a World: without a prefix of its own, the next one could read the
     # addresses of closed sockets from it ("Connection refused" in the second training of a sweep).
-    store, rank, size = next(dist.rendezvous("env://", timeout=patience))
-    store = dist.PrefixStore(f"world-{next(WORLDS)}", store)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience)
+    found_store, rank, size = next(dist.rendezvous("env://", timeout=PATIENCE))
+    news = found_store.clone()  # another connection: what waits in one does not stop the other
+    news.set_timeout(STORE_PATIENCE)
+    prefix = f"world-{next(WORLDS)}"
+    store = dist.PrefixStore(prefix, found_store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
+    patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+    assert isinstance(patient, dist.ProcessGroup)
+    destroy = True
     try:
-        yield World(rank, size, found)
+        yield World(rank, size, found, patient, dist.PrefixStore(f"{prefix}-news", news))
+    except LostProcess:
+        destroy = found.type != "cuda"  # NCCL would wait for the lost one
+        raise
     finally:
-        dist.destroy_process_group()
+        if destroy:
+            dist.destroy_process_group()
         # Gloo's threads free the tensors of the last collectives and need the interpreter for it:
         # one that still waits when Python ends aborts a process that has finished its work (seen
         # in 1 of 10 FSDP runs on the CPU). While this one sleeps, they have it.

@@ -4,7 +4,8 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,15 @@ import torch
 from tqdm import tqdm
 
 from torchmae.disk import write_text
-from torchmae.errors import missing_extra
+from torchmae.errors import missing_extra, printable
 from torchmae.runfolder import BAD_FILES, LOG, note_bad_files, read_log
 from torchmae.train.config import TrainConfig
 from torchmae.train.distributed import World, synchronize
 from torchmae.train.speed import WARMUP_STEPS, duration, enough, expected_duration
 
 logger = logging.getLogger(__name__)
+
+POWERS = [10**k for k in range(1, 12)]
 
 
 class Log:
@@ -43,12 +46,16 @@ class Log:
         self.taken = 0  # steps of this process
         self.estimated = False
         self.scores = ""  # what evaluators measured last
+        self.unwritten: set[str] = set()  # what could not be written, and was said
+        self.replaced: set[str] = set()  # bad files that were named
+        self.changed: set[str] = set()  # files
+        self.lines = b""  # of log.jsonl that are not on the disk
         self.writer: Any = None
         if not self.active:
             return
         records = [r for r in read_log(run) if r["step"] <= start]
         write_text(run / LOG, "".join(json.dumps(record) + "\n" for record in records))
-        self.file = (run / LOG).open("a", buffering=1)
+        self.file = (run / LOG).open("ab", buffering=0)  # to know how much of a line was written
         self.bar = tqdm(
             total=plan.steps,
             initial=start,
@@ -72,7 +79,8 @@ class Log:
         """One step was taken. After the first ones it says once how long all will take."""
         if not self.active:
             return
-        self.bar.update()
+        with self.never_ending("the progress bar"):
+            self.bar.update()
         self.taken += 1
         if self.taken == WARMUP_STEPS:
             synchronize(self.device)  # the host runs ahead of a GPU
@@ -90,10 +98,12 @@ class Log:
         """One record: to the file, to TensorBoard, and the loss to the screen."""
         if not self.active:
             return
-        self.file.write(json.dumps(record) + "\n")
-        for name, value in record.items():
-            if self.writer is not None and name != "step" and value is not None:
-                self.writer.add_scalar(name, value, record["step"])
+        self.lines += f"{json.dumps(record)}\n".encode()
+        self.write_lines()
+        with self.never_ending("TensorBoard's events"):
+            for name, value in record.items():
+                if self.writer is not None and name != "step" and value is not None:
+                    self.writer.add_scalar(name, value, record["step"])
         if "loss" not in record:
             named = (pair for pair in record.items() if pair[0] != "step")
             self.scores = "".join(f"  {name} {value:.4g}" for name, value in named)
@@ -107,7 +117,8 @@ class Log:
             f"loss {record['loss']:.4f}{self.scores}  {record['images_per_s']:.1f} images/s  "
             f"waiting for data {record['wait']:.0%}"
         )
-        self.bar.set_postfix_str(text)
+        with self.never_ending("the progress bar"):
+            self.bar.set_postfix_str(text)
         now = time.monotonic()
         if self.bar.disable and (now - self.shown_at > 15 or step == self.plan.steps):
             self.shown_at = now
@@ -118,8 +129,47 @@ class Log:
         """Names each file that could not be read once in the life of the run."""
         if not files:
             return
-        for name in note_bad_files(self.run, files):
-            self.say(f"bad file, replaced by another image: {name} (see {self.run / BAD_FILES})")
+        new = list(dict(files))
+        with self.never_ending(BAD_FILES):
+            new = note_bad_files(self.run, files)
+        for name in new:
+            if name not in self.replaced:
+                self.replaced.add(name)
+                where = self.run / BAD_FILES
+                self.say(f"bad file, replaced by another image: {printable(name)} (see {where})")
+
+    def changed_files(self, names: Sequence[str]) -> None:
+        """Names the first files that were written to meanwhile, then counts them."""
+        for name in names:
+            if name not in self.changed:
+                self.changed.add(name)
+                count = len(self.changed)
+                what = name if count <= 3 else f"{count:,} files" if count in POWERS else None
+                if what:
+                    logger.warning(
+                        f"{what} changed since training started (by its times); used as it is "
+                        "now: a resumed or repeated run may differ"
+                    )
+
+    def write_lines(self) -> None:
+        """Appends what is not in log.jsonl yet; on a full disk that is tried again."""
+        with self.never_ending(LOG):
+            while self.lines:
+                self.lines = self.lines[self.file.write(self.lines) or 0 :]
+
+    @contextmanager
+    def never_ending(self, what: str, errors: type[Exception] = Exception) -> Iterator[None]:
+        """No output may end a training: a failure is said once, and training goes on.
+
+        TensorBoard and tqdm raise whatever they like for a disk or a terminal that is gone.
+        """
+        try:
+            yield
+        except errors as error:
+            if what not in self.unwritten:
+                self.unwritten.add(what)
+                reason = getattr(error, "strerror", None) or error
+                logger.warning(f"{what} cannot be written ({reason}); training goes on")
 
     def say(self, message: str) -> None:
         """A message of the main process."""
@@ -130,9 +180,18 @@ class Log:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.active:
+        if not self.active:
+            return
+        with self.never_ending("the progress bar"):
             self.bar.close()
-            self.file.close()
+        self.write_lines()
+        if self.lines:
+            lost = self.lines.count(b"\n")
+            logger.warning(
+                f"{lost} line{'s' * (lost > 1)} of {self.run / LOG} could not be written"
+            )
+        self.file.close()
+        with self.never_ending("TensorBoard's events"):
             if self.writer is not None:
                 self.writer.close()
 

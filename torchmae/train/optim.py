@@ -135,17 +135,20 @@ def peak_lr(base_lr: float, batch_size: int) -> float:
 
 
 def lr_at(step: int, steps: int, warmup: int, peak: float, min_lr: float = 0.0) -> float:
-    """The learning rate of a step: linear warm-up, then half a cosine (paper, Table 8).
+    """The learning rate of a step: linear warm-up from 0, then half a cosine (paper, Table 8).
+
+    As in the reference, a step has the learning rate of the time at which it begins: that of step 0
+    is 0 (its gradient enters the optimizer's averages only), that of step `warmup` is the peak.
 
     Args:
         step: 0-based.
         steps: of the whole training.
-        warmup: steps until the peak.
+        warmup: steps before the peak; 0 for no warm-up.
         peak: the highest learning rate.
         min_lr: where the cosine ends.
     """
     if step < warmup:
-        return peak * (step + 1) / warmup
+        return peak * step / warmup
     done = (step - warmup) / max(1, steps - warmup)
     return min_lr + (peak - min_lr) * 0.5 * (1 + math.cos(math.pi * done))
 

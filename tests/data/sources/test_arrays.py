@@ -1,13 +1,16 @@
 """Arrays in .npy and .npz files, and the digits."""
 
+import io
 import os
 import pickle
+import tracemalloc
+import zipfile
 
 import numpy as np
 import pytest
 from helpers.sources import labels, noise
 
-from torchmae.data.sources import open_source
+from torchmae.data.sources import arrays, open_source
 from torchmae.errors import UserError
 
 
@@ -110,3 +113,60 @@ def test_digits():
     assert source.name(17) == "digits[17]" and set(labels(source)) == set("0123456789")
     assert source.channels == 1 and source.read(0).shape == (32, 32, 1)
     assert 0 <= source.read(0).min() < 20 < 235 < source.read(0).max()
+
+
+class TestUnpacking:
+    """A .npz is in memory as a whole: 3 MB of a file can be 3.1 GB there."""
+
+    def packed(self, path, **named):
+        np.savez_compressed(path, **named)
+        return path
+
+    def refused(self, path) -> str:
+        tracemalloc.start()
+        try:
+            with pytest.raises(UserError) as caught:
+                open_source(path)
+            assert tracemalloc.get_traced_memory()[1] < 2e6  # nothing is unpacked
+        finally:
+            tracemalloc.stop()
+        return str(caught.value)
+
+    def test_what_unpacks_to_too_much_is_refused(self, tmp_path, monkeypatch):
+        blank = np.zeros((100, 128, 128, 3), np.uint8)
+        path = self.packed(tmp_path / "blank.npz", images=blank)
+        assert len(open_source(path)) == 100  # 5 MB are not worth a word
+        monkeypatch.setattr(arrays, "SMALL", 10**6)
+        assert "times its size in the file: not unpacked" in self.refused(path)
+        monkeypatch.setattr(arrays, "free_memory", lambda: 9e6)
+        full = self.packed(tmp_path / "full.npz", images=noise(100, 128, 128, 3))
+        assert "more than half of the free memory" in self.refused(full)
+        assert "numpy.save" in self.refused(full)
+        np.save(tmp_path / "full.npy", noise(100, 128, 128, 3))  # stays on the disk
+        assert len(open_source(tmp_path / "full.npy")) == 100
+
+    def test_labels_count_too(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(arrays, "SMALL", 10**6)
+        long = np.zeros(20, dtype="U100000")
+        path = self.packed(tmp_path / "x.npz", images=noise(20, 8, 8, 3), labels=long)
+        assert "'labels'" in self.refused(path)
+
+    def test_a_header_that_is_not_true_is_refused(self, tmp_path):
+        data = io.BytesIO()
+        np.save(data, noise(4, 20, 20, 3))
+        forged = data.getvalue().replace(b"(4, 20, 20, 3)", b"(9, 20, 20, 3)")
+        with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+            archive.writestr("images.npy", forged)
+        assert "the zip has 4928 bytes" in self.refused(tmp_path / "x.npz")
+
+
+def test_arrays_of_the_other_suffix_are_told_so(tmp_path):
+    """They ended in: failed: AttributeError: 'NpzFile' object has no attribute 'dtype'."""
+    np.savez(tmp_path / "a.npz", images=noise(4, 20, 20, 3))
+    np.save(tmp_path / "b.npy", noise(4, 20, 20, 3))
+    (tmp_path / "a.npz").rename(tmp_path / "a.npy")
+    (tmp_path / "b.npy").rename(tmp_path / "b.npz")
+    with pytest.raises(UserError, match=r"a\.npy' is a \.npz named \.npy: rename it to \.npz"):
+        open_source(tmp_path / "a.npy")
+    with pytest.raises(UserError, match=r"b\.npz' is a \.npy named \.npz: rename it to \.npy"):
+        open_source(tmp_path / "b.npz")

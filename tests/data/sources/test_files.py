@@ -272,3 +272,41 @@ class TestList:
             open_source(tmp_path / "x.csv")
         with pytest.raises(UserError, match="cannot read the list"):
             open_source(tmp_path / "none.txt")
+
+
+class TestGlob:
+    def test_names_are_below_the_folder_before_the_first_wildcard(self, tmp_path):
+        plant(tmp_path, "s/a/1.png", "s/a/2.jpg", "s/b/3.png", "s/b/deep/4.png", "other/5.png")
+        for pattern, want in [
+            ("s/*/*.png", ["a/1.png", "b/3.png"]),
+            ("s/**/*.png", ["a/1.png", "b/3.png", "b/deep/4.png"]),
+            ("s/**", ["a/1.png", "a/2.jpg", "b/3.png", "b/deep/4.png"]),
+            ("s/*", ["a/1.png", "a/2.jpg", "b/3.png", "b/deep/4.png"]),
+            ("s/[b]/?.png", ["b/3.png"]),
+            ("*/5.png", ["other/5.png"]),
+        ]:
+            source = open_source(f"{tmp_path}/{pattern}")
+            assert names(source) == want, pattern
+        assert labels(open_source(f"{tmp_path}/s/*/*.png")) == ["a", "b"]
+
+    def test_it_is_the_folder_where_it_matches_everything(self, tmp_path):
+        plant(tmp_path / "s", "a/1.png", "b/2.png")
+        pattern, folder = open_source(f"{tmp_path}/s/**"), open_source(tmp_path / "s")
+        assert pattern.fingerprint() == folder.fingerprint()
+
+    def test_a_folder_with_a_wildcard_in_its_name_is_that_folder(self, tmp_path):
+        plant(tmp_path / "holiday [2021] *", "1.png")
+        assert names(open_source(tmp_path / "holiday [2021] *")) == ["1.png"]
+
+    def test_pictures_of_runs_are_not_taken(self, tmp_path, monkeypatch):
+        plant(tmp_path, "a/1.png", "runs/x/pictures/step-1.png", "runs/x/curves.png")
+        (tmp_path / "runs/x/config.json").write_text('{"torchmae": "0.1.0"}')
+        monkeypatch.chdir(tmp_path)
+        assert names(open_source("**/*.png")) == ["a/1.png"]
+
+    def test_mistakes(self, tmp_path):
+        plant(tmp_path, "a/1.png", "a/notes.doc")
+        with pytest.raises(UserError, match=r"no image matches .*\.jpg' \(and no other file\)"):
+            open_source(f"{tmp_path}/a/*.jpg")
+        with pytest.raises(UserError, match=r"no image matches .*\.doc' \(1 \.doc\)"):
+            open_source(f"{tmp_path}/a/*.doc")

@@ -1,14 +1,21 @@
 """Data sets of torchvision and Hugging Face."""
 
+import io
+import os
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from helpers.sources import grey12, labels, plant, png, saved_dataset
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from torchmae.data.config import DecodeOptions
 from torchmae.data.decode import BadImage, decode
+from torchmae.data.loader import Batches, read_pixels
+from torchmae.data.scan import scan
 from torchmae.data.sources import open_source, with_decode
-from torchmae.data.sources.hubs import TorchVision
+from torchmae.data.sources.hubs import HuggingFace, TorchVision
+from torchmae.data.transforms import RandomResizedCropFlip
 from torchmae.errors import UserError
 
 
@@ -78,13 +85,102 @@ def test_hugging_face(tmp_path, monkeypatch):
 def test_images_of_more_than_8_bits_in_a_set_of_torchvision(tmp_path):
     """Once they were scaled by 65535 whatever --white said, and refused at opening."""
     pytest.importorskip("torchvision")
-    from torchvision.datasets import ImageFolder
-
-    spec = f"torchvision:ImageFolder?root={grey12(tmp_path / 'set', 4)}"
-    source = TorchVision(
-        ImageFolder(str(tmp_path / "set"), loader=lambda path: Image.open(path)), "set"
-    )
-    assert with_decode(source, DecodeOptions(white=4095)).read(0).max() == 255
+    source = open_source(f"torchvision:ImageFolder?root={grey12(tmp_path / 'set', 4)}")
+    white = with_decode(source, DecodeOptions(white=4095))
+    assert read_pixels(white, 0).max() == 255 and white.channels == 3  # as of image files
     with pytest.raises(BadImage, match="nearly black"):
-        source.read(0)
-    assert open_source(spec).channels == 3  # its own loader converts to RGB
+        read_pixels(source, 0)
+
+
+@pytest.fixture
+def ghostscript(tmp_path, monkeypatch):
+    """Where a `gs` that stands before the real one notes that it was started."""
+    (tmp_path / "bin").mkdir()
+    note = tmp_path / "started"
+    (tmp_path / "bin/gs").write_text(f"#!/bin/sh\necho 10.0; echo $0 >> {note}\n")
+    (tmp_path / "bin/gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # look for it again
+    return note
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"
+
+
+def test_a_set_of_torchvision_obeys_the_rules_of_images(tmp_path, ghostscript):
+    """Pillow would start Ghostscript, decode 169 megapixels, and end at the first broken file."""
+    pytest.importorskip("torchvision")
+    plant(tmp_path / "set", "a/good.png", "b/good.png")
+    (tmp_path / "set/a/eps.jpg").write_bytes(EPS)
+    Image.new("1", (13000, 13000)).save(tmp_path / "set/a/huge.png")
+    (tmp_path / "set/b/broken.png").write_bytes(png()[:-20])
+    (tmp_path / "set/b/html.jpg").write_bytes(b"<html>404</html>")
+    source = open_source(f"torchvision:ImageFolder?root={tmp_path}/set")
+    bad = {name.partition("[")[2]: reason for name, reason in scan(source).bad}
+    assert bad == {
+        "0]": "not an image, or not of a format that is read",  # in the set's order
+        "2]": "169.0 megapixels, more than the limit of 100",
+        "3]": "truncated PNG: no end chunk",
+        "5]": "not an image, or not of a format that is read",
+    }
+    assert not ghostscript.exists() and len(source.fingerprint()) == 64
+    batch = Batches(source, RandomResizedCropFlip((8, 8)), 6)[0]
+    assert len(batch.images) == 6 and {file.name for file in batch.bad} <= {
+        f"ImageFolder[{i}" for i in bad
+    }
+    (tmp_path / "set/b/good.png").unlink()  # after the set has listed it
+    with pytest.raises(BadImage, match="No such file"):
+        read_pixels(source, 4)
+
+
+def test_other_threads_use_pillow_meanwhile(tmp_path):
+    """Only the thread that reads an item is handed bytes, and Pillow is as it was in the end."""
+    pytest.importorskip("torchvision")
+    plant(tmp_path / "set", *(f"a/{i}.png" for i in range(40)))
+    source = open_source(f"torchvision:ImageFolder?root={tmp_path}/set")
+    before = Image.open
+
+    def work(i: int) -> bool:
+        if i % 2:
+            return isinstance(source.read(i), bytes)
+        with Image.open(io.BytesIO(png(i))) as image:
+            return image.size == (6, 7)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(work, [i % 40 for i in range(400)]))
+    assert Image.open is before
+
+
+def test_labels_of_a_set_without_a_list_of_them_decode_nothing(tmp_path, ghostscript):
+    """Some sets know a class by making the item alone."""
+    (tmp_path / "eps.jpg").write_bytes(EPS)
+
+    class Items:
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, i):
+            return Image.open(tmp_path / "eps.jpg").convert("RGB"), i
+
+    source = TorchVision(Items(), "Items")
+    assert labels(source) == ["0", "1"] and source.read(1) == EPS
+    with pytest.raises(BadImage, match="not of a format that is read"):
+        decode(source.read(0))
+    assert not ghostscript.exists()
+
+
+def test_an_image_column_obeys_the_rules_of_images(tmp_path, ghostscript):
+    datasets = pytest.importorskip("datasets")
+    (tmp_path / "eps.jpg").write_bytes(EPS)
+    with (tmp_path / "big.png").open("wb") as file:
+        file.truncate(3 * 10**9)
+    rows = [{"bytes": EPS, "path": None}] + [
+        {"bytes": None, "path": str(tmp_path / name)} for name in ("eps.jpg", "big.png")
+    ]
+    features = datasets.Features({"image": datasets.Image()})
+    data = datasets.Dataset.from_dict({"image": rows}, features=features)
+    found = scan(HuggingFace(data, "set", "image", None)).bad
+    unread = "not an image, or not of a format that is read"
+    most = "3,000 MB, more than the 864 MB that an image of 100 megapixels can need"
+    assert [reason.partition(" (--")[0] for _, reason in found] == [unread, unread, most]
+    assert not ghostscript.exists()

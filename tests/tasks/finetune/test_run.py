@@ -4,21 +4,24 @@ import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from helpers.settings import finetune_config, flat, resolve_finetune
 from helpers.small import make_photos
+from PIL import Image
 
+import torchmae
 from torchmae.data.labels import labelled_sets
 from torchmae.data.loader import Batch
 from torchmae.errors import UserError
 from torchmae.models.heads import Classifier, trainable
 from torchmae.models.mixing import mix
 from torchmae.models.vit import ViT
-from torchmae.runfolder import read_results
+from torchmae.runfolder import read_config, read_results
 from torchmae.settings.options import changed
-from torchmae.tasks.finetune.config import Finetune
+from torchmae.tasks.finetune.config import Finetune, check
 from torchmae.tasks.finetune.plan import train_config
 from torchmae.tasks.finetune.run import run as finetune
 from torchmae.tasks.finetune.task import ClassifyTask
@@ -149,12 +152,6 @@ def resolved(config: Finetune, images: int) -> SimpleNamespace:
 def test_defaults_follow_the_number_of_labels_and_say_why() -> None:
     few, many = (resolved(finetune_config("run", "x"), n) for n in (100, 5000))
     assert few.epochs == 100 and many.epochs == 20 and few.mixup == 0 < many.mixup
-    assert (
-        few.randaug_magnitude,
-        few.random_erasing,
-        many.randaug_magnitude,
-        many.random_erasing,
-    ) == (5, 0, 9, 0.25)
     assert (few.layer_decay, few.weight_decay, few.image_size, few.beta2, few.ema) == (
         0.75,
         0.05,
@@ -201,12 +198,56 @@ def test_defaults_follow_the_number_of_labels_and_say_why() -> None:
         assert not [n for n, value in vars(one).items() if value is None and n not in UNSET]
 
 
+LEVEL = ("crop_scale", "flip", "randaug_magnitude", "random_erasing", "mixup", "cutmix")
+
+
+def level_of(images: int, grey: bool = False, run: str = "run", **options: Any) -> dict[str, Any]:
+    """What a level of --augment stands for on such images, and the level's name."""
+    config, _ = resolve_finetune(finetune_config(run, "x", **options), images=images, grey=grey)
+    return {name: vars(flat(config))[name] for name in ("augment", *LEVEL)}
+
+
+def test_the_data_chooses_the_augmentation_and_flags_override_it() -> None:
+    mild = dict(zip(("augment", *LEVEL), ("mild", (0.5, 1.0), True, 0, 0, 0, 0)))
+    strong = dict(zip(("augment", *LEVEL), ("strong", (0.08, 1.0), True, 9, 0.25, 0.8, 1)))
+    probe = dict(zip(("augment", *LEVEL), (None, (0.08, 1.0), True, 0, 0, 0, 0)))
+    nothing = dict(zip(("augment", *LEVEL), ("none", (1.0, 1.0), False, 0, 0, 0, 0)))
+    unmixed = {"mixup": 0, "cutmix": 0}
+    assert level_of(999) == mild
+    assert level_of(1000) == strong
+    assert level_of(9000, grey=True) == mild | {"flip": False}
+    assert level_of(9000, train="head") == probe
+    assert level_of(9000, run="none") == strong | {"random_erasing": 0}
+    assert level_of(9000, augment="none") == nothing
+    assert level_of(100, augment="strong", grey=True) == strong | unmixed
+    assert level_of(100, train="head", augment="mild") == mild
+    asked = {"randaug_magnitude": 3.0, "flip": True, "crop_scale": (0.3, 1.0)}
+    assert level_of(100, grey=True, **asked) == mild | asked
+    _, chosen = resolve_finetune(finetune_config("run", "x"), images=100)
+    assert "fewer than 1,000" in chosen["augment"].reason
+    with pytest.raises(UserError, match="unknown --augment 'mid'; one of: none, mild, strong"):
+        check(finetune_config("run", "x", augment="mid"))
+
+
+def test_grey_images_stored_in_colour_are_grey(run: Path, tmp_path: Path) -> None:
+    for name, angle in (("a", 0), ("b", 90)):
+        (tmp_path / "grey" / name).mkdir(parents=True)
+        for i in range(4):
+            picture = Image.linear_gradient("L").resize((32, 32)).rotate(angle + 7 * i)
+            picture.convert("RGB").save(tmp_path / "grey" / name / f"{i}.png")
+    out = torchmae.finetune(run, tmp_path / "grey", out=tmp_path / "out", **{**QUICK, "epochs": 1})
+    config = read_config(out)["config"]
+    assert (config["channels"], config["augment"], config["flip"]) == (3, "mild", False)
+
+
 UNSET = {
+    "augment",  # a probe has none
     "out",
     "val",
     "model",
     "labels_per_class",
     "patch_size",
+    "position_resizing",
     "channels",
     "clip_grad",
     "micro_batch_size",

@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 
 import torchmae
 from torchmae.errors import UserError
-from torchmae.models.weights import load_classifier
+from torchmae.models.patches import resize_positions
+from torchmae.models.weights import load_classifier, load_mae
 from torchmae.runfolder import read_config
 
 ONE = {**QUICK, "epochs": 1}
@@ -76,3 +77,30 @@ def test_from_scratch_with_the_architecture_of_a_run(
     name = "encoder.blocks.0.mlp.fc1.weight"
     a, b = (load_file(folder / "model.safetensors")[name] for folder in (Path(out), run))
     assert not torch.allclose(a, b, atol=0.01)
+
+
+def test_positions_are_resized_by_the_rule_that_is_named_and_kept(
+    run: Path, photos: Path, tmp_path: Path
+) -> None:
+    before = load_file(run / "model.safetensors")["encoder.pos_embed"]
+    for rule in ("timm", "reference"):
+        options = {"train": "head", "clamp_crops": rule == "reference", **ONE}
+        out = torchmae.finetune(
+            run, photos, out=tmp_path / rule, image_size=56, position_resizing=rule, **options
+        )
+        found = load_classifier(out).encoder.pos_embed  # frozen: as they were resized
+        assert torch.equal(found, resize_positions(before, (4, 4), (7, 7), rule))
+        assert read_config(out)["config"]["clamp_crops"] == options["clamp_crops"]
+        # A later training from that run resizes alike, without the flag.
+        later = torchmae.finetune(out, photos, out=tmp_path / f"{rule}-2", image_size=40, **options)
+        again = load_classifier(later).encoder.pos_embed
+        assert torch.equal(again, resize_positions(found, (7, 7), (5, 5), rule))
+        continued = torchmae.pretrain(
+            photos, out=tmp_path / f"{rule}-3", from_run=out, image_size=24, epochs=1, batch_size=8,
+            workers=0, device="cpu", decoder_dim=32, decoder_depth=1,
+        )  # fmt: skip
+        encoder = load_mae(continued).encoder
+        assert torch.equal(encoder.pos_embed, resize_positions(found, (7, 7), (3, 3), rule))
+        assert encoder.config()["position_resizing"] == rule
+    with pytest.raises(UserError, match="unknown --position-resizing 'mae'; one of: timm, ref"):
+        torchmae.finetune(run, photos, out=tmp_path / "no", position_resizing="mae")

@@ -86,3 +86,31 @@ def test_a_classifier_learns(tmp_path: Path) -> None:
     last = json.loads((out / "last.json").read_text())
     assert last["count"] == 15
     assert last["top1"] >= 0.8
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs Linux")
+def test_the_best_weights_are_on_the_disk_before_they_have_their_name(
+    run: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And everybody may read them whom the umask lets, as all other files of a run."""
+    calls, fsync, replace = [], os.fsync, os.replace
+
+    def synced(handle: int) -> None:
+        calls.append(Path(f"/proc/self/fd/{handle}").readlink().name)
+        fsync(handle)
+
+    def renamed(old: Path, new: Path) -> None:
+        calls.append(f"{Path(old).name} to {Path(new).name}")
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", renamed)
+    umask = os.umask(0o022)
+    try:
+        out = torchmae.finetune(run, photos, out=tmp_path / "run", **QUICK)
+    finally:
+        os.umask(umask)
+    partial = ".best.safetensors.partial"
+    at = calls.index(f"{partial} to best.safetensors")
+    assert calls[at - 1 : at + 2] == [partial, f"{partial} to best.safetensors", "run"]
+    assert {p.stat().st_mode & 0o777 for p in (out.path).glob("*.safetensors")} == {0o644}

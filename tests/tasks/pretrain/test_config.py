@@ -74,7 +74,7 @@ def test_minutes_decide_the_epochs_once_a_step_is_timed() -> None:
     [
         ({"epochs": 1e9}, r"--epochs 1e\+09: must be at most 100000"),
         ({"workers": 100_000}, "--workers 100000: must be at most 1024"),
-        ({"clip_grad": 0.0}, "--clip-grad 0: must be more than 0"),
+        ({"clip_grad": 0.0}, "--clip-grad 0: a gradient norm of at least 1e-06"),
         ({"save_minutes": -1.0}, "--save-minutes -1: must not be negative"),
     ],
 )

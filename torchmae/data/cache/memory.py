@@ -68,6 +68,9 @@ class Cached(SourceWrapper):
         self.__dict__.update(state)
         self.open()
 
+    def is_changed(self, i: int) -> bool:
+        return not self.trusted[i] and self.source.is_changed(i)
+
     def read(self, i: int) -> Pixels:
         room = self.pixels[self.starts[i] : self.starts[i + 1]]
         height, width = self.sizes[i].tolist()

@@ -8,62 +8,111 @@ every forked worker, because reading a string writes its reference count.
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from torchmae.data.config import DecodeOptions
+from torchmae.data.config import DecodeOptions, Listing
 from torchmae.data.sources.arrays import open_array, open_digits
-from torchmae.data.sources.files import open_folder, open_list
+from torchmae.data.sources.files import is_glob, open_folder, open_glob
 from torchmae.data.sources.hubs import open_hf, open_torchvision
+from torchmae.data.sources.lists import open_list
 from torchmae.data.sources.packed import open_packed
+from torchmae.data.sources.select import select_all
 from torchmae.data.sources.source import BadFile as BadFile
 from torchmae.data.sources.source import Source as Source
 from torchmae.data.sources.source import StringArray as StringArray
 from torchmae.data.sources.source import with_decode as with_decode
 from torchmae.data.sources.tars import open_tar
-from torchmae.errors import UserError, choose
+from torchmae.errors import UserError, choose, nearest
 
-Opener = Callable[[str], Source]
+Opener = Callable[..., Source]  # of a text; that of lists takes columns too
 
 
-def open_source(spec: str | os.PathLike[str], decode: DecodeOptions = DecodeOptions()) -> Source:
+def open_source(
+    spec: str | os.PathLike[str],
+    decode: DecodeOptions = DecodeOptions(),
+    listing: Listing = Listing(),
+) -> Source:
     """The images that `spec` names.
 
     Args:
-        spec: a folder, list (.txt, .csv), tar shards, packed set, array (.npy, .npz), or
-            "kind:what".
+        spec: a folder, pattern of paths, list (.txt, .csv, .tsv), tar shards, packed set, array
+            (.npy, .npz), or "kind:what".
         decode: how they are decoded.
+        listing: which of them are taken.
 
     Raises:
-        UserError: there is no such set, or it cannot be opened, or `decode` is impossible.
+        UserError: there is no such set, or it cannot be opened, or `decode` is impossible, or a
+            pattern of `listing` matches nothing.
     """
+    return open_sources([os.fspath(spec)], decode, listing)[0]
+
+
+def open_sources(specs: Sequence[str], decode: DecodeOptions, listing: Listing) -> list[Source]:
+    """Sets that belong together; a pattern or column need only be in one of them."""
     decode.check()
-    return with_decode(_open(os.fspath(spec)), decode)
+    places = [find_kind(spec) for spec in specs]
+    columns = listing.columns
+    if columns and all(kind != "list" for kind, _ in places):
+        flag = f"--{next(iter(columns)).replace('_', '-')}"
+        raise UserError(f"{flag} is for tables (.csv, .tsv), and {specs[0]} is none: leave it out")
+    opened = [
+        SOURCES[kind](what, **columns) if kind == "list" else SOURCES[kind](what)
+        for kind, what in places
+    ]
+    chosen = select_all(opened, listing, specs[0])
+    return [with_decode(source, decode) for source in chosen]
 
 
-def _open(spec: str) -> Source:
+def find_kind(spec: str) -> tuple[str, str]:
+    """What opens a set, a name in `SOURCES`, and what it is given."""
     kind, colon, rest = spec.partition(":")
     if kind in SOURCES and colon:
-        return SOURCES[kind](rest)
+        return kind, rest
     if spec.partition("?")[0] == "digits" and not os.path.exists(spec):
-        return open_digits(spec.removeprefix("digits"))
+        return "digits", spec.removeprefix("digits")
     path = os.path.expanduser(spec)
     if os.path.isdir(path):
-        return open_folder(path)
+        return "folder", path
     whole = os.path.exists(path) or path.lower().endswith(
         ".tar"
     )  # "?" may also be a wildcard of a tar's name
     suffix = os.path.splitext(path if whole else path.partition("?")[0])[1].lower()
-    by_suffix = {".txt": "list", ".csv": "list", ".tar": "tar", ".npy": "array", ".npz": "array"}
-    if suffix in by_suffix:
-        return SOURCES[by_suffix[suffix]](path)
+    if is_glob(path) and suffix != ".tar":
+        return "glob", path
+    if suffix in BY_SUFFIX:
+        return BY_SUFFIX[suffix], path
     if os.path.exists(path):
+        hint = f" ({REMEDIES[suffix]})" if suffix in REMEDIES else ""
         raise UserError(
-            f"'{spec}' is no source: give a folder, .txt, .csv, .tar, .npy, .npz or one of "
-            f"{_kinds()}"
+            f"'{spec}' is no source{hint}: give a folder, .txt, .csv, .tsv, .tar, .npy, .npz or "
+            f"one of {_kinds()}"
         )
     if colon and re.fullmatch(r"\w{2,}", kind):
         choose(SOURCES, kind, "kind of source")
-    raise UserError(f"no such folder or file: '{spec}' (or one of {_kinds()})")
+    folder = os.path.dirname(path.rstrip("/"))
+    beside = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
+    near = nearest(os.path.basename(path.rstrip("/")), beside)
+    hint = f". Did you mean {os.path.join(folder, near)}?" if near else ""
+    raise UserError(f"no such folder or file: '{spec}' (or one of {_kinds()}){hint}")
+
+
+# What to do with files that hold images in a way that is not read.
+REMEDIES = {
+    ".zip": "unzip it first",
+    **dict.fromkeys((".gz", ".tgz", ".bz2", ".xz"), "unpack it first; a plain .tar is read"),
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), "save the table as .csv"),
+    **dict.fromkeys((".jpg", ".jpeg", ".png", ".tif", ".tiff"), "one image: name its folder"),
+}
+
+
+BY_SUFFIX = {
+    ".txt": "list",
+    ".csv": "list",
+    ".tsv": "list",
+    ".tar": "tar",
+    ".npy": "array",
+    ".npz": "array",
+}
 
 
 def _kinds() -> str:
@@ -72,6 +121,7 @@ def _kinds() -> str:
 
 SOURCES: dict[str, Opener] = {
     "folder": open_folder,
+    "glob": open_glob,
     "list": open_list,
     "tar": open_tar,
     "packed": open_packed,

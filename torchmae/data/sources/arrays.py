@@ -1,7 +1,10 @@
 """Images in one array: .npy, .npz, and the built-in digits."""
 
+import math
 import os
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -10,17 +13,24 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from torchmae.data.cache.layout import free_memory
+from torchmae.data.sources.npy import ArrayFile, unmapped
 from torchmae.data.sources.source import (
     Pixels,
     Source,
     StringArray,
     digest_of,
+    has_time,
     options_of,
     sampled,
     suffix_of,
     time_of,
 )
 from torchmae.errors import UserError, choose, missing_extra
+
+# A .npz unpacks into memory. Photographs shrink to half or a third, drawings and masks to a few
+# hundredths; blank pixels to a two-hundredth (fastest deflate) or a thousandth (best).
+SMALL, MOST_PACKED = 10**9, 100
 
 
 class Arrays(Source):
@@ -33,9 +43,11 @@ class Arrays(Source):
         origin: what `load` reads: a file, and which part of it.
     """
 
+    named = False
+
     def __init__(
         self,
-        load: Callable[[], np.ndarray],
+        load: Callable[[], np.ndarray | ArrayFile],
         prefix: str,
         labels: Iterable[str] | None,
         origin: tuple[str, ...] = (),
@@ -43,9 +55,11 @@ class Arrays(Source):
         self.load = load
         self.prefix = prefix
         self.stamped = None
+        self.time: tuple[str, int] | None = None  # of the file
         if origin:  # before it is loaded: what comes later has other times
             facts = os.stat(origin[0])
             self.stamped = digest_of(origin, facts.st_size, time_of(facts))
+            self.time = origin[0], time_of(facts)
         self.pixels = load()
         self.labels = StringArray(labels) if labels is not None else None
         self.stored_channels = int(self.pixels.shape[3])
@@ -74,6 +88,11 @@ class Arrays(Source):
     def stamp(self) -> str | None:
         return self.stamped
 
+    def is_changed(self, i: int) -> bool:
+        if self.time is None or not isinstance(self.pixels, ArrayFile):  # in memory
+            return False
+        return not has_time(*self.time)
+
 
 def open_array(spec: str) -> Source:
     """A uint8 array [N, H, W, C], [N, C, H, W] or [N, H, W].
@@ -86,20 +105,39 @@ def open_array(spec: str) -> Source:
         else options_of(os.path.expanduser(spec), ("key", "layout"))
     )
     path = os.path.abspath(path)
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UserError(f"'{path}' is not a file, so no array can be read from it")
     try:
         key, labels = (
             _choose_array(path, options.get("key")) if suffix_of(path) == ".npz" else ("", None)
         )
         origin = (path, key, options.get("layout", ""))
-        return Arrays(partial(_load_array, *origin), os.path.basename(path), labels, origin)
+        return Arrays(partial(_open_pixels, *origin), os.path.basename(path), labels, origin)
     except UserError:
         raise
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(f"cannot read the array '{path}': {error}") from error
+    except ARRAY_ERRORS as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"cannot read the array '{path}': {reason}") from error
+
+
+# What numpy and zipfile raise for damaged files, besides their own errors.
+ARRAY_ERRORS = (
+    *(OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, MemoryError),
+    tokenize.TokenError,
+    *(SyntaxError, TypeError, OverflowError, NotImplementedError, RuntimeError, RecursionError),
+)
+
+
+def _open_pixels(path: str, key: str, layout: str) -> np.ndarray | ArrayFile:
+    return unmapped(_load_array(path, key, layout))
 
 
 def _load_array(path: str, key: str, layout: str) -> UInt8[np.ndarray, "N H W C"]:
     loaded = np.load(path, mmap_mode="r", allow_pickle=False)
+    packed = isinstance(loaded, np.lib.npyio.NpzFile)
+    if packed != bool(key):
+        kind, other = (".npz", ".npy") if packed else (".npy", ".npz")
+        raise UserError(f"'{path}' is a {kind} named {other}: rename it to {kind}")
     pixels = loaded[key] if key else loaded
     what = f"'{path}' holds {pixels.dtype} {list(pixels.shape)}"
     if pixels.dtype != np.uint8:
@@ -125,20 +163,12 @@ def _load_array(path: str, key: str, layout: str) -> UInt8[np.ndarray, "N H W C"
 
 def _choose_array(path: str, key: str | None) -> tuple[str, list[str] | None]:
     """The name of the images in a .npz, and the labels beside them."""
+    with open(path, "rb") as file:
+        if file.read(6) == np.lib.format.MAGIC_PREFIX:
+            raise UserError(f"'{path}' is a .npy named .npz: rename it to .npy")
     with np.load(path, allow_pickle=False) as arrays, zipfile.ZipFile(path) as archive:
-        shapes: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
-        for name in arrays.files:
-            with archive.open(
-                name if name in archive.namelist() else f"{name}.npy"
-            ) as file:  # the header alone
-                old = np.lib.format.read_magic(file) == (1, 0)
-                header = (
-                    np.lib.format.read_array_header_1_0
-                    if old
-                    else np.lib.format.read_array_header_2_0
-                )
-                shape, _, dtype = header(file)
-                shapes[name] = (shape, dtype)
+        members = {name: _member(archive, name) for name in arrays.files}
+        shapes = {name: (shape, dtype) for name, (_, shape, dtype) in members.items()}
         fitting = [
             name
             for name, (shape, dtype) in shapes.items()
@@ -154,6 +184,7 @@ def _choose_array(path: str, key: str | None) -> tuple[str, list[str] | None]:
             )
         key = key or (fitting[0] if len(fitting) == 1 else usual[0])
         choose(shapes, key, f"array in '{path}'")
+        _check_unpacked(path, key, *members[key])
         count = shapes[key][0][0] if shapes[key][0] else 0
         paired = [
             key.replace("images", "labels"),
@@ -166,8 +197,44 @@ def _choose_array(path: str, key: str | None) -> tuple[str, list[str] | None]:
         ]
         for name in paired:
             if name != key and name in shapes and shapes[name][0] in ((count,), (count, 1)):
+                _check_unpacked(path, name, *members[name])
                 return key, [str(value) for value in arrays[name].ravel().tolist()]
     return key, None
+
+
+def _member(
+    archive: zipfile.ZipFile, name: str
+) -> tuple[zipfile.ZipInfo, tuple[int, ...], np.dtype]:
+    """What a .npz says of an array: its entry in the zip directory, its shape and its type."""
+    info = archive.getinfo(name if name in archive.namelist() else f"{name}.npy")
+    with archive.open(info) as file:  # the header alone
+        old = np.lib.format.read_magic(file) == (1, 0)
+        header = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
+        shape, _, dtype = header(file)
+    return info, shape, dtype
+
+
+def _check_unpacked(
+    path: str, name: str, info: zipfile.ZipInfo, shape: tuple[int, ...], dtype: np.dtype
+) -> None:
+    """Raises UserError, before anything is unpacked, where an array in a .npz is not what the zip
+    says, or takes too much memory."""
+    size = math.prod(shape) * dtype.itemsize
+    if not size <= info.file_size <= size + 2**16:  # the array's own header
+        raise ValueError(
+            f"'{name}' is {list(shape)} {dtype}, but the zip has {info.file_size} bytes"
+        )
+    amount = f"'{name}' in '{path}' unpacks to {size / 1e9:,.1f} GB"
+    remedy = "save it with numpy.save as .npy, which stays on the disk and is read where needed"
+    if size > SMALL and size > MOST_PACKED * info.compress_size:
+        raise UserError(
+            f"{amount}, {size / info.compress_size:,.0f} times its size in the file: not unpacked. "
+            f"If that is meant, {remedy}"
+        )
+    if size > free_memory() / 2:
+        raise UserError(
+            f"{amount}, more than half of the free memory ({free_memory() / 1e9:,.1f} GB): {remedy}"
+        )
 
 
 DIGITS = {"all": slice(0, 1797), "train": slice(0, 1438), "test": slice(1438, 1797)}

@@ -1,13 +1,15 @@
-"""Images in files: folders, and lists of paths."""
+"""Images in files: folders, and patterns of paths."""
 
-import csv
+import glob
 import os
+import re
 import stat
-import sys
 from array import array
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
-from itertools import chain
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -18,16 +20,20 @@ from torchmae.data.sources.source import (
     BadFile,
     Source,
     StringArray,
+    copied,
     digest,
     digest_of,
+    has_time,
+    read_file,
     suffix_of,
     time_of,
 )
 from torchmae.data.sources.tars import Tars
 from torchmae.errors import UserError
+from torchmae.runfolder import is_run
 
 
-class Listing(NamedTuple):
+class Found(NamedTuple):
     """Files: their paths, bytes, and what `time_of` says of when they changed."""
 
     names: StringArray
@@ -39,17 +45,15 @@ class Files(Source):
     """Image files below `root`, labelled by a list ("" for none) or by the first folder of each
     name."""
 
-    def __init__(
-        self,
-        root: str,
-        listing: Listing,
-        unusable: Sequence[BadFile],
-        labels: StringArray | None = None,
-    ):
+    labels: StringArray | None = None
+    groups: StringArray | None = None  # "" for none
+    columns: Sequence[str] = ()  # of the table that lists them, if it has a header
+    emptied: frozenset[str] = frozenset()  # first folders from which `select` took images out
+
+    def __init__(self, root: str, found: Found, unusable: Sequence[BadFile]):
         self.root = root
         self.unusable = unusable
-        self.labels = labels
-        self.names, self.sizes, self.times = listing
+        self.names, self.sizes, self.times = found
 
     def __len__(self) -> int:
         return len(self.names)
@@ -62,15 +66,33 @@ class Files(Source):
             self.labels[i] if self.labels else self.names[i].rpartition("/")[0].partition("/")[0]
         ) or None
 
+    def group(self, i: int) -> str | None:
+        return (self.groups[i] if self.groups else "") or None
+
+    def select(self, ids: Sequence[int] | np.ndarray) -> "Files":
+        ids = np.array(ids, dtype=np.int64)
+        out = set(range(len(self))) - set(ids.tolist())
+        return copied(
+            self,
+            names=self.names.take(ids),
+            sizes=self.sizes[ids],
+            times=self.times[ids],
+            labels=self.labels.take(ids) if self.labels else None,
+            groups=self.groups.take(ids) if self.groups else None,
+            emptied=frozenset(self.names[i].partition("/")[0] for i in out),
+        )
+
     def read(self, i: int) -> bytes:
-        with open(os.path.join(self.root, self.names[i]), "rb") as file:
-            return file.read()
+        return read_file(os.path.join(self.root, self.names[i]), self.decode)
 
     def fingerprint(self) -> str:
         return digest(self.names, self.sizes)
 
     def stamp(self) -> str | None:
         return digest_of(self.root, digest(self.names, self.sizes, self.times))
+
+    def is_changed(self, i: int) -> bool:
+        return not has_time(os.path.join(self.root, self.names[i]), int(self.times[i]))
 
 
 def open_folder(path: str) -> Source:
@@ -89,7 +111,7 @@ def open_folder(path: str) -> Source:
         return Tars([os.path.join(root, name) for name in shards.names], unusable)
     more = ""
     if unusable:
-        more = f", {len(unusable)} unusable ({unusable[0].name}: {unusable[0].reason})"
+        more = f", {len(unusable)} unusable ({unusable[0]})"
     seen = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(5))
     raise UserError(
         f"no images in '{path}': {others.total()} other files ({seen or 'none at all'})"
@@ -98,7 +120,7 @@ def open_folder(path: str) -> Source:
     )
 
 
-def walk(root: str, wanted: Collection[str]) -> tuple[Listing, list[BadFile], Counter[str]]:
+def walk(root: str, wanted: Collection[str]) -> tuple[Found, list[BadFile], Counter[str]]:
     """The regular files below `root` with the wanted extensions, each file once, sorted by path.
 
     Round by round: first real entries, then what their symlinks lead to, and so on. So a real entry
@@ -135,7 +157,7 @@ def walk(root: str, wanted: Collection[str]) -> tuple[Listing, list[BadFile], Co
     return tree.found.once(rounds), tree.unusable, tree.others
 
 
-class _Found:
+class Gathered:
     """Files gathered in compact arrays: as Python objects, a million of them take a gigabyte."""
 
     def __init__(self) -> None:
@@ -157,13 +179,13 @@ class _Found:
         self.inodes.extend((facts.st_dev, facts.st_ino))
         self.hard_links = self.hard_links or facts.st_nlink > 1
 
-    def all(self) -> Listing:
+    def all(self) -> Found:
         names = StringArray.of(bytes(self.blob), np.array(self.ends, dtype=np.int64))
-        return Listing(
+        return Found(
             names, np.array(self.sizes, dtype=np.int64), np.array(self.times, dtype=np.int64)
         )
 
-    def once(self, rounds: Sequence[int]) -> Listing:
+    def once(self, rounds: Sequence[int]) -> Found:
         """Each file once, sorted by path.
 
         Of several names of one file it has the first by path of the earliest round.
@@ -182,7 +204,7 @@ class _Found:
         first = np.ones(len(order), dtype=bool)
         first[1:] = (np.diff(device[best]) != 0) | (np.diff(inode[best]) != 0)
         kept = order[np.sort(best[first])]
-        return Listing(
+        return Found(
             StringArray(names[i] for i in kept.tolist()), listing.sizes[kept], listing.times[kept]
         )
 
@@ -193,7 +215,7 @@ class _Tree:
     def __init__(self, root: str, wanted: Collection[str]):
         self.root = root
         self.wanted = wanted
-        self.found = _Found()
+        self.found = Gathered()
         self.others = Counter[str]()
         self.unusable: list[BadFile] = []
         self.links: list[str] = []
@@ -249,62 +271,88 @@ class _Tree:
         return inside
 
 
-def open_list(path: str) -> Source:
-    """The images of a list; paths are relative to its folder.
+def open_images(paths: Sequence[str]) -> Source:
+    """Single image files, in the order given, each once; they are named as they were given.
 
-    A .txt has a path in each line and # comments; a .csv has columns path and label.
+    Raises:
+        UserError: one of them is no file.
     """
-    columns = ("path", "file", "filename", "image")
-    labels = ("label", "class")
-    path = os.path.abspath(os.path.expanduser(path))
-    rows = _rows(path)
-    at = 0
-    label_at = 1
-    top = next(rows, [])
-    head = [cell.strip().lower() for cell in top] if suffix_of(path) == ".csv" else []
-    if any(cell in columns for cell in head):
-        at = next(k for k, cell in enumerate(head) if cell in columns)
-        label_at = next((k for k, cell in enumerate(head) if cell in labels), len(head))
-    elif top:
-        rows = chain([top], rows)
-    root = os.path.dirname(path)
-    found = _Found()
-    classes: list[str] = []
-    unusable: list[BadFile] = []
-    for row in rows:
-        name = row[at].strip() if at < len(row) else ""
+    found = Gathered()
+    for path in dict.fromkeys(paths):
         try:
-            facts = os.stat(os.path.join(root, name))
+            facts = os.stat(os.path.expanduser(path))
         except (OSError, ValueError) as error:
-            unusable.append(
-                BadFile(name, f"listed, but: {getattr(error, 'strerror', None) or error}")
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"cannot read {path}: {reason}") from error
+        if not stat.S_ISREG(facts.st_mode):
+            raise UserError(
+                f"{path} is not a file: give image files, or one folder, list, tar, ... by itself"
             )
-            continue
-        if name and stat.S_ISREG(facts.st_mode):
-            found.add(name, facts)
-            classes.append(sys.intern(row[label_at].strip() if label_at < len(row) else ""))
-        else:
-            unusable.append(BadFile(name, "listed, but not a file"))
-    if not len(found):
-        first = (
-            f"; the first of {len(unusable)}: '{unusable[0].name}' {unusable[0].reason}"
-            if unusable
-            else ""
-        )
+        found.add(os.path.expanduser(path), facts)
+    return Files(os.getcwd(), found.all(), [])
+
+
+def is_image_file(path: str) -> bool:
+    """Whether a name that a user typed means one image: by its extension, and not a folder."""
+    known = suffix_of(path) in image_extensions() and not is_glob(path)
+    return known and not os.path.isdir(os.path.expanduser(path))
+
+
+def open_glob(spec: str) -> Source:
+    """The images that a pattern names, such as "photos/**/*.jpg", and those in folders that it
+    names.
+
+    Names are relative to the part of the pattern before its first wildcard. Files of run folders
+    are not taken: their pictures would be trained on.
+    """
+    pattern = os.path.expanduser(spec)
+    root = os.path.abspath(glob_root(pattern))
+    tree = _Tree(root, image_extensions())
+    skipped = 0
+    for path in sorted(glob.glob(pattern, recursive=True)):
+        name = os.path.relpath(path, root)
+        if inside_run(path, root):
+            skipped += 1
+        elif not os.path.isdir(path):
+            with suppress(OSError):  # it is gone again
+                tree.add(name, os.stat(path))
+        elif not pattern.endswith("**"):  # whose matches are the files too
+            tree.enter("" if name == "." else name)
+    found = tree.found.once([0, len(tree.found)])  # a file may match twice
+    if not len(found.names):
+        others = ", ".join(f"{count} {suffix}" for suffix, count in tree.others.most_common(5))
         raise UserError(
-            f"the list '{path}' names no image that exists{first}. Paths are relative to '{root}'"
+            f"no image matches '{spec}' ({others or 'and no other file'}"
+            f"{f', {skipped} in run folders' if skipped else ''}): * stands for a name or a part "
+            "of it, **/ for any folders"
         )
-    return Files(root, found.all(), unusable, StringArray(classes))
+    return Files(root, found, tree.unusable)
 
 
-def _rows(path: str) -> Iterator[list[str]]:
-    """Rows of a .csv, or lines of a .txt as rows of one cell, without empty ones and comments."""
-    try:
-        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            if suffix_of(path) == ".csv":
-                yield from (row for row in csv.reader(file) if row and row[0].strip())
-            else:
-                lines = (line.strip() for line in file)
-                yield from ([line] for line in lines if line and not line.startswith("#"))
-    except (OSError, csv.Error) as error:
-        raise UserError(f"cannot read the list '{path}': {error}") from error
+def is_glob(path: str) -> bool:
+    """Whether a path that does not exist is a pattern; "?" also begins the options of a source."""
+    if os.path.exists(path):
+        return False
+    before, question, _ = path.partition("?")
+    return bool(re.search(r"[*]|\[.+\]", path)) or (
+        question != ""
+        and not suffix_of(before)
+        and ":" not in before
+        and os.path.isdir(os.path.dirname(before) or ".")
+    )
+
+
+def glob_root(pattern: str) -> str:
+    """The folder before the first wildcard of a pattern."""
+    return os.path.dirname(re.split(r"[*?\[]", pattern, maxsplit=1)[0]) or "."
+
+
+def inside_run(path: str, root: str) -> bool:
+    """Whether a run folder is between a file and the root of its set."""
+    above = Path(path).absolute().parents
+    return any(is_run_folder(str(folder)) for folder in above if folder.is_relative_to(root))
+
+
+@cache
+def is_run_folder(folder: str) -> bool:
+    return is_run(Path(folder))

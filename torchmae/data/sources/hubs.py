@@ -3,20 +3,38 @@
 import hashlib
 import os
 import re
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from torchmae.data.config import DecodeOptions
 from torchmae.data.decode import BadImage, from_pil
-from torchmae.data.sources.source import Pixels, Source, distinct, options_of, sampled
+from torchmae.data.sources.source import (
+    Pixels,
+    Source,
+    distinct,
+    options_of,
+    read_file,
+    read_whole,
+    sampled,
+)
 from torchmae.errors import UserError, choose, missing_extra
 
 
 class TorchVision(Source):
-    """A torchvision data set, whose items are (image, class) pairs."""
+    """A torchvision data set, whose items are (image, class) pairs.
+
+    Where an item opens an image file, the file's bytes are taken in its place, so that the rules of
+    `torchmae.data.decode` hold: the set would decode formats that start other programs, and images
+    of any size. Sets that keep arrays (CIFAR, MNIST) return pixels.
+    """
+
+    named = False
 
     def __init__(self, data: Any, prefix: str):
         self.data = data
@@ -26,11 +44,12 @@ class TorchVision(Source):
 
     @cached_property
     def stored_channels(self) -> int:  # type: ignore[override]  # once it is known what is white
-        """The most that some of the images have: some sets mix grey with colour."""
+        """3 for image files; of arrays the most that some have: some sets mix grey with colour."""
         found = [1]
         for i in np.unique(np.linspace(0, len(self) - 1, 8).astype(int)).tolist():
-            with suppress(BadImage):
-                found.append(self.read(i).shape[2])
+            with suppress(BadImage, OSError):
+                item = self.read(i)
+                found.append(3 if isinstance(item, bytes) else item.shape[2])
         return max(found)
 
     def __len__(self) -> int:
@@ -40,18 +59,40 @@ class TorchVision(Source):
         return f"{self.prefix}[{i}]"
 
     def label(self, i: int) -> str | None:
-        targets = getattr(self.data, "targets", None)
-        targets = getattr(self.data, "labels", None) if targets is None else targets
+        kept = (getattr(self.data, name, None) for name in ("targets", "labels", "_labels"))
+        targets = next((some for some in kept if some is not None), None)
         try:
-            target = int(self.data[i][1] if targets is None else targets[i])
+            target = int(self._label_of_item(i) if targets is None else targets[i])
         except (TypeError, ValueError, IndexError, KeyError):
             return None
+        except Exception as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UserError(f"the class of {self.name(i)} cannot be read: {reason}") from error
         if target < 0:  # how torchvision's sets mark images without a label
             return None
         return self.classes[target] if target < len(self.classes) else str(target)
 
-    def read(self, i: int) -> Pixels:
-        item = self.data[i]
+    def _label_of_item(self, i: int) -> Any:
+        """The class in an item, whose image is not decoded for it."""
+        with _opening(lambda file: Image.new("RGB", (1, 1))):
+            return self.data[i][1]
+
+    def read(self, i: int) -> bytes | Pixels:
+        def take(file: Any) -> Image.Image:
+            raise _Encoded(_bytes_of(file, self.decode))
+
+        try:
+            with _opening(take):
+                item = self.data[i]
+        except _Encoded as found:
+            return found.data
+        except (BadImage, OSError):
+            raise
+        except Exception as error:  # each of its data sets fails in its own way
+            if not 0 <= i < len(self):
+                raise
+            reason = (str(error).strip().splitlines() or [""])[0]
+            raise BadImage(f"{type(error).__name__}: {reason}") from error
         image = item[0] if isinstance(item, tuple) else item
         if isinstance(image, Image.Image):
             return from_pil(image, self.decode.white)
@@ -73,6 +114,56 @@ class TorchVision(Source):
 
     def stamp(self) -> str | None:
         return None
+
+
+class _Encoded(BaseException):
+    """An encoded image, on its way out of a data set that would decode it.
+
+    Not an `Exception`: no set may take it for a failure of its own.
+    """
+
+    def __init__(self, data: bytes):
+        super().__init__()
+        self.data = data
+
+
+_this_thread = threading.local()
+_guard = threading.Lock()
+_inside: list[Callable[..., Image.Image]] = []  # Pillow's own `open`, once for each thread inside
+
+
+@contextmanager
+def _opening(instead: Callable[[Any], Image.Image]) -> Iterator[None]:
+    """What this thread does in place of Pillow's `open`; other threads are not affected."""
+
+    with _guard:
+        original = _inside[0] if _inside else Image.open
+        _inside.append(original)
+
+        def dispatch(file: Any, *args: Any, **options: Any) -> Any:
+            mine = getattr(_this_thread, "instead", None)
+            return original(file, *args, **options) if mine is None else mine(file)
+
+        if len(_inside) == 1:
+            Image.open = dispatch  # type: ignore[assignment]
+    _this_thread.instead = instead
+    try:
+        yield
+    finally:
+        _this_thread.instead = None
+        with _guard:
+            _inside.pop()
+            if not _inside:
+                Image.open = original  # type: ignore[assignment]
+
+
+def _bytes_of(file: Any, options: DecodeOptions) -> bytes:
+    """What `Image.open` would read: a path, or a file object, which it rewinds."""
+    if isinstance(file, str | bytes | os.PathLike):
+        return read_file(file, options)
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    return read_whole(file, size, options)
 
 
 def open_torchvision(spec: str) -> Source:
@@ -100,6 +191,8 @@ def open_torchvision(spec: str) -> Source:
 class HuggingFace(Source):
     """A Hugging Face data set: encoded bytes of an image column, names of a class column."""
 
+    named = False
+
     def __init__(self, data: Any, prefix: str, image: str, label: str | None):
         import datasets
 
@@ -126,8 +219,7 @@ class HuggingFace(Source):
             raise BadImage("no image in this row")
         if item["bytes"] is not None:
             return item["bytes"]
-        with open(item["path"], "rb") as file:
-            return file.read()
+        return read_file(item["path"], self.decode)
 
     def fingerprint(self) -> str:
         import pyarrow.compute as arrow

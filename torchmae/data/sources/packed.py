@@ -28,9 +28,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from torchmae.data.decode import BadImage
-from torchmae.data.sources.source import Source, StringArray
+from torchmae.data.sources.source import Source, StringArray, copied, digest_of
 from torchmae.data.sources.tars import Tars
-from torchmae.disk import publish, sha256, write_whole
+from torchmae.disk import parse_json, publish, sha256, write_whole
 from torchmae.errors import UserError
 
 FORMAT = "torchmae packed set"
@@ -63,6 +63,9 @@ class Packed(Tars):
     def stamp(self) -> str | None:
         return self.header["index_sha256"]  # covers the CRCs of the images, checked at every read
 
+    def is_changed(self, i: int) -> bool:
+        return False  # what has changed is not read
+
     def scanned(self) -> tuple[np.ndarray, np.ndarray] | None:
         """What a scan would find.
 
@@ -78,6 +81,21 @@ class Packed(Tars):
         if not same or self.sizes is None or self.moments is None:
             return None
         return self.sizes, self.moments
+
+    def select(self, ids: Sequence[int] | np.ndarray) -> "Packed":
+        part = super().select(ids)
+        known = digest_of(self.header["index_sha256"], part.fingerprint())
+        return copied(
+            self,
+            header={**self.header, "index_sha256": known},
+            handles={},
+            names=part.names,
+            labels=part.labels,
+            places=part.places,
+            sums=self.sums[ids],
+            sizes=None if self.sizes is None else self.sizes[ids],
+            moments=None,  # they are those of all
+        )
 
     def read(self, i: int) -> bytes:
         data = super().read(i)
@@ -108,7 +126,9 @@ def open_packed(path: str) -> Source:
         data = file.read_bytes()
         if hashlib.sha256(data).hexdigest() != header["index_sha256"]:
             raise ValueError("its SHA-256 is not that of index.json")
-        source = Packed(str(root), header, load(data))
+        arrays = load(data)
+        check_arrays(arrays, header)
+        source = Packed(str(root), header, arrays)
         counts = {len(source.labels), len(source.places), len(source.sums), header["images"]}
         if counts | ({len(source.sizes)} if source.sizes is not None else set()) != {len(source)}:
             raise ValueError("its parts do not fit together")
@@ -123,6 +143,39 @@ def open_packed(path: str) -> Source:
                 f"{facts['bytes']}: {REMEDY}"
             )
     return source
+
+
+def check_arrays(arrays: dict[str, np.ndarray], header: dict[str, Any]) -> None:
+    """Raises ValueError for an index that does not fit to its shards: the sums of an index that
+    somebody made say nothing of what is in it."""
+    kinds = {
+        "places": (np.int64, 2),
+        "sums": (np.uint32, 1),
+        "sizes": (np.int32, 2),
+        "moments": (np.float64, 2),
+        "names_ends": (np.int64, 1),
+        "labels_ends": (np.int64, 1),
+    }
+    for name, (kind, axes) in kinds.items():
+        array = arrays.get(name)
+        if array is not None and (array.dtype != kind or array.ndim != axes):
+            raise ValueError(f"{name} is {array.dtype} {list(array.shape)}")
+    for name in ("names", "labels"):
+        ends = arrays[f"{name}_ends"]
+        if not len(ends) or ends[0] or ends[-1] != arrays[name].size or (np.diff(ends) < 0).any():
+            raise ValueError(f"the ends of its {name} are not in order")
+    places, bytes_of = arrays["places"], [facts["bytes"] for facts in header["shards"]]
+    if places.shape[1] != 3 or (places < 0).any() or (places > max(bytes_of, default=0)).any():
+        raise ValueError("places outside of the shards")
+    if (places[:, 0] >= len(bytes_of)).any():
+        raise ValueError(f"it names shard {places[:, 0].max()} of {len(bytes_of)}")
+    if (places[:, 1:].sum(axis=1) > np.array(bytes_of)[places[:, 0]]).any():
+        raise ValueError("places behind the end of their shard")
+    sizes, moments = arrays.get("sizes"), arrays.get("moments")
+    if sizes is not None and (sizes.shape[1] != 2 or (sizes < 1).any()):
+        raise ValueError("sizes that no image has")
+    if moments is not None and (moments.shape != (2, 3) or not np.isfinite(moments).all()):
+        raise ValueError("mean and std that no images have")
 
 
 REMEDY = "copy it again from where the set was made, or pack into a new folder"
@@ -160,7 +213,7 @@ def read_header(folder: Path) -> dict[str, Any]:
     """
     file = folder / INDEX
     try:
-        header = json.loads(file.read_bytes())
+        header = parse_json(file.read_bytes())
         if header["format"] != FORMAT:
             raise ValueError(f"its format is {header['format']}")
         version = int(header["version"])
@@ -332,7 +385,7 @@ def parts(out: Path) -> Iterator[Part]:
     while True:
         try:
             arrays = load(part_file(out, number).read_bytes())
-            facts = json.loads(arrays["facts"].tobytes())
+            facts = parse_json(arrays["facts"].tobytes())
             if (out / facts["file"]).stat().st_size != facts["bytes"]:
                 return
             names, labels = (unpacked(arrays, what) for what in ("names", "labels"))

@@ -2,31 +2,40 @@
 
 import hashlib
 import os
+import stat
 import zlib
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, Protocol, overload, runtime_checkable
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+from typing import IO, Any, NamedTuple, Protocol, TypeVar, overload, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
 
 from torchmae.data.config import DecodeOptions
-from torchmae.errors import choose
+from torchmae.data.decode import BadImage, check_bytes
+from torchmae.errors import choose, printable
 
 Pixels = UInt8[np.ndarray, "H W C"]
+S = TypeVar("S", bound="Source")
 
 
 class BadFile(NamedTuple):
+    """An image that cannot be read; as text, "name: reason" in one printable line."""
+
     name: str
     reason: str
+
+    def __str__(self) -> str:
+        return f"{printable(self.name)}: {printable(self.reason)}"
 
 
 @runtime_checkable
 class Source(Protocol):
     """An indexable set of images.
 
-    Inherit from it: the attributes have defaults, the methods have none.
+    Inherit from it: the attributes have defaults, of the methods only `group` and `select`.
     """
 
     stored_channels: int = 3
@@ -35,6 +44,10 @@ class Source(Protocol):
     """How `read_pixels` decodes an image; `with_decode` makes a copy with other options."""
     unusable: Sequence[BadFile] = ()
     """Found while listing: broken and looping links, unreadable folders, missing files."""
+    named: bool = True
+    """Whether names are those of files, which patterns can match."""
+    left_out: str = ""
+    """How many images were not taken, and why, in words."""
 
     @property
     def channels(self) -> int:
@@ -49,12 +62,20 @@ class Source(Protocol):
     def label(self, i: int) -> str | None:
         """The name of the class of image `i`, where there is one."""
 
+    def group(self, i: int) -> str | None:
+        """What image `i` belongs to, such as a patient: no split divides a group."""
+        return None
+
+    def select(self, ids: Sequence[int] | np.ndarray) -> "Source":
+        """Some of the images, as a source of the same kind where that makes a difference."""
+        return Subset(self, ids)
+
     def read(self, i: int) -> bytes | Pixels:
         """The encoded file, or uint8 pixels [H, W, C].
 
         Raises:
             OSError: it cannot be read.
-            BadImage: it is damaged.
+            BadImage: it is damaged, or larger than any image of `max_megapixels` needs to be.
         """
 
     def fingerprint(self) -> str:
@@ -69,6 +90,33 @@ class Source(Protocol):
         It is made of sizes and times of the files at opening.
         """
 
+    def is_changed(self, i: int) -> bool:
+        """Whether the file of image `i` was written to since opening; False if that is not known.
+
+        By its times, so that a change of its owner or of its links counts too.
+        """
+        return False
+
+
+def read_file(path: str | bytes | os.PathLike[str], options: DecodeOptions) -> bytes:
+    """The bytes of an image file.
+
+    Raises:
+        OSError: it cannot be read.
+        BadImage: it is larger than any image of `max_megapixels` needs to be; nothing is read then.
+    """
+    with open(path, "rb") as file:
+        facts = os.fstat(file.fileno())
+        if not stat.S_ISREG(facts.st_mode):  # such as /dev/zero, which has no end
+            raise BadImage("not a regular file")
+        return read_whole(file, facts.st_size, options)
+
+
+def read_whole(file: IO[bytes], size: int, options: DecodeOptions) -> bytes:
+    """What is left of an open image file of `size` bytes; `BadImage` as for `read_file`."""
+    check_bytes(size, options)
+    return file.read()
+
 
 class SourceWrapper(Source):
     """A source around a source: a subclass changes `read`, everything else is handed on."""
@@ -79,6 +127,8 @@ class SourceWrapper(Source):
     def __init__(self, source: Source):
         self.source = source
         self.unusable = source.unusable
+        self.named = source.named
+        self.left_out = source.left_out
 
     @property
     def stored_channels(self) -> int:  # type: ignore[override]  # as `decode`: handed on
@@ -97,6 +147,9 @@ class SourceWrapper(Source):
     def label(self, i: int) -> str | None:
         return self.source.label(i)
 
+    def group(self, i: int) -> str | None:
+        return self.source.group(i)
+
     def read(self, i: int) -> bytes | Pixels:
         return self.source.read(i)
 
@@ -105,6 +158,9 @@ class SourceWrapper(Source):
 
     def stamp(self) -> str | None:
         return self.source.stamp()
+
+    def is_changed(self, i: int) -> bool:
+        return self.source.is_changed(i)
 
 
 class Subset(SourceWrapper):
@@ -123,6 +179,9 @@ class Subset(SourceWrapper):
     def label(self, i: int) -> str | None:
         return self.source.label(int(self.ids[i]))
 
+    def group(self, i: int) -> str | None:
+        return self.source.group(int(self.ids[i]))
+
     def read(self, i: int) -> bytes | Pixels:
         return self.source.read(int(self.ids[i]))
 
@@ -132,6 +191,9 @@ class Subset(SourceWrapper):
     def stamp(self) -> str | None:
         whole = self.source.stamp()
         return whole and hashlib.sha256(whole.encode() + self.ids.tobytes()).hexdigest()
+
+    def is_changed(self, i: int) -> bool:
+        return self.source.is_changed(int(self.ids[i]))
 
 
 def with_decode(source: Source, options: DecodeOptions) -> Source:
@@ -143,12 +205,15 @@ def with_decode(source: Source, options: DecodeOptions) -> Source:
         return source
     if isinstance(source, SourceWrapper) and source.holds_pixels:
         return with_decode(source.source, options)
+    if isinstance(source, SourceWrapper):
+        return copied(source, source=with_decode(source.source, options))
+    return copied(source, decode=options)
+
+
+def copied(source: S, /, **changes: Any) -> S:
+    """A copy with other values of some attributes, which shares all others."""
     copy = object.__new__(type(source))  # copy.copy would load arrays again, as unpickling does
-    copy.__dict__.update(source.__dict__)
-    if isinstance(copy, SourceWrapper):
-        copy.source = with_decode(copy.source, options)
-    else:
-        copy.decode = options
+    copy.__dict__.update({**source.__dict__, **changes})
     return copy
 
 
@@ -195,6 +260,15 @@ class StringArray(Sequence[str]):
         i = range(len(self))[i]
         return self.blob[self.ends[i] : self.ends[i + 1]].decode("utf-8", "surrogateescape")
 
+    def __iter__(self) -> Iterator[str]:
+        ends = self.ends.tolist()  # ten times as fast as one after the other by its number
+        for start, end in pairwise(ends):
+            yield self.blob[start:end].decode("utf-8", "surrogateescape")
+
+    def take(self, ids: Sequence[int] | np.ndarray) -> "StringArray":
+        """Some of the strings, by their numbers."""
+        return StringArray(self[i] for i in np.asarray(ids).tolist())
+
 
 def digest(names: StringArray, *numbers: np.ndarray) -> str:
     """A hex digest of names and integers."""
@@ -210,6 +284,14 @@ def time_of(facts: os.stat_result) -> int:
     return (facts.st_mtime_ns + facts.st_ctime_ns) & (1 << 63) - 1
 
 
+def has_time(path: str, time: int) -> bool:
+    """Whether a file has this `time_of`; also where it is gone, which reading it finds out."""
+    try:
+        return time_of(os.stat(path)) == time
+    except OSError:
+        return True
+
+
 def digest_of(*facts: Any) -> str:
     """A hex digest of the `repr` of its arguments."""
     return hashlib.sha256(repr(facts).encode()).hexdigest()
@@ -219,7 +301,11 @@ def sampled(source: Source, *facts: Any, count: int = 64) -> str:
     """A digest of `facts`, the length, and the content of `count` evenly spaced images."""
     sums = []
     for i in np.unique(np.linspace(0, len(source) - 1, count).astype(int)):
-        item = source.read(int(i))
+        try:
+            item = source.read(int(i))
+        except (BadImage, OSError):  # it counts as it is: the scan will name it
+            sums.append((None, -1))
+            continue
         sums.append(
             (
                 getattr(item, "shape", None),

@@ -11,20 +11,24 @@ from typing import Any
 
 import numpy as np
 
-from torchmae.data.decode import BadImage, image_extensions
+from torchmae.data.decode import BadImage, check_bytes, image_extensions
 from torchmae.data.sources.source import (
     BadFile,
     Source,
     StringArray,
+    copied,
     digest,
     digest_of,
+    has_time,
     suffix_of,
     time_of,
 )
 from torchmae.errors import UserError
 
+MOST_SHARDS = 10**6  # that a range of numbers may name
 
-class _Handle:
+
+class Handle:
     """An open file. It is closed when the last thread that reads it drops it."""
 
     def __init__(self, path: str):
@@ -48,7 +52,7 @@ class Tars(Source):
     def __init__(self, paths: Sequence[str], unusable: Sequence[BadFile] = ()):
         self.paths = [os.path.abspath(path) for path in paths]
         self.unusable = unusable
-        self.handles: dict[int, _Handle] = {}
+        self.handles: dict[int, Handle] = {}
         self.facts: list[tuple[str, int, int]] = []  # path, bytes and time of each, at opening
         root = os.path.commonpath([os.path.dirname(path) for path in self.paths])
         self.shard_names = [os.path.relpath(path, root) for path in self.paths]
@@ -92,13 +96,24 @@ class Tars(Source):
     def label(self, i: int) -> str | None:
         return self.labels[i] or None
 
+    def select(self, ids: Sequence[int] | np.ndarray) -> "Tars":
+        ids = np.array(ids, dtype=np.int64)
+        return copied(
+            self,
+            handles={},
+            names=self.names.take(ids),
+            labels=self.labels.take(ids),
+            places=self.places[ids],
+        )
+
     def read(self, i: int) -> bytes:
         shard, offset, size = self.places[i].tolist()
+        check_bytes(size, self.decode)
         handle = self.handles.get(shard)
         if handle is None:
             while len(self.handles) >= self.most_open:
                 self.handles.pop(next(iter(self.handles)), None)
-            handle = self.handles[shard] = _Handle(self.paths[shard])
+            handle = self.handles[shard] = Handle(self.paths[shard])
         # pread has no file position, so that forked workers and threads may share a descriptor.
         data = os.pread(handle.descriptor, size, offset)
         if len(data) < size:
@@ -110,6 +125,10 @@ class Tars(Source):
 
     def stamp(self) -> str | None:
         return digest_of(self.facts, digest(self.names, self.places))
+
+    def is_changed(self, i: int) -> bool:
+        path, _, time = self.facts[int(self.places[i, 0])]
+        return not has_time(path, time)
 
 
 def _members(
@@ -170,5 +189,7 @@ def _braces(spec: str) -> list[str]:
     if not match:
         return [spec]
     numbers = range(int(match[1]), int(match[2]) + 1)
+    if len(numbers) > MOST_SHARDS:
+        raise UserError(f"'{spec}' is {len(numbers):,} tar files: at most {MOST_SHARDS:,}")
     head, tail, width = spec[: match.start()], spec[match.end() :], len(match[1])
     return [path for number in numbers for path in _braces(f"{head}{number:0{width}}{tail}")]

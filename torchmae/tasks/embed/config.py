@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torchmae.settings.groups import DeviceOptions, RunDecodeOptions
-from torchmae.settings.options import POSITIVE, argument, option
+from torchmae.settings.groups import DeviceOptions, ListingOptions, RunDecodeOptions
+from torchmae.settings.options import BATCH, POSITIVE, argument, option
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Embed:
         otherwise="after the last",
     )
     pool: str = option("mean", "mean (of the patch tokens), cls (the class token) or cls+mean.")
-    batch_size: int = option(64, "Images at a time.", within=POSITIVE)
+    batch_size: int = option(64, "Images at a time.", within=BATCH)
+    listing: ListingOptions = ListingOptions()
     decode: RunDecodeOptions = RunDecodeOptions()
     runtime: DeviceOptions = DeviceOptions()

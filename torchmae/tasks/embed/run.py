@@ -3,9 +3,9 @@
 import logging
 from pathlib import Path
 
-from torchmae.data.config import decode_as_run
+from torchmae.data.config import decode_as_run, listing_as_run
 from torchmae.data.sources import open_source
-from torchmae.eval.extract import collect, features_of
+from torchmae.eval.extract import collect, features_of, say_view
 from torchmae.models.weights import load
 from torchmae.report.tables import WRITERS, check_table, write_table
 from torchmae.settings.options import check_ranges
@@ -23,16 +23,21 @@ def run(config: Embed) -> Path:
     encoder = load(config.run)
     decode = config.decode
     source = open_source(
-        config.data, decode_as_run(config.run, decode.max_megapixels, decode.white)
+        config.data,
+        decode_as_run(config.run, decode.max_megapixels, decode.white),
+        listing_as_run(config.listing, config.data, config.run),
     )
+    if source.left_out:
+        logger.info(source.left_out)
     device = find_device(config.runtime.device)
     function = features_of(encoder, config.layer, config.pool, device)
+    say_view(source, config.run)
     ids, (features,), bad = collect(
         source, encoder, config.run, [function], device, config.batch_size
     )
     write_table(out, {"path": [source.name(i) for i in ids], "features": features.numpy()})
-    for name, reason in [*source.unusable, *bad]:
-        logger.info(f"skipped: {name}: {reason}")
+    for file in [*source.unusable, *bad]:
+        logger.info(f"skipped: {file}")
     logger.info(
         f"{out}: {len(features)} images, {features.shape[1]} features each "
         f"({config.pool} of layer {config.layer or 'last'})"

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torchmae.settings.groups import DeviceOptions, RunDecodeOptions
+from torchmae.settings.groups import DeviceOptions, LabelledListingOptions, RunDecodeOptions
 from torchmae.settings.options import argument, option
 
 
@@ -33,5 +33,6 @@ class Evaluate:
         False,
         "Take the weights of the epoch that was best on the validation images, not the last ones.",
     )
+    listing: LabelledListingOptions = LabelledListingOptions()
     decode: RunDecodeOptions = RunDecodeOptions()
     runtime: DeviceOptions = DeviceOptions()

@@ -1,17 +1,17 @@
 """`mae evaluate`: how good a fine-tuned classifier is on labelled images."""
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from torchmae.data.config import decode_as_run
+from torchmae.data.config import decode_as_run, listing_as_run
 from torchmae.data.labels import labelled, open_pair
-from torchmae.errors import UserError
+from torchmae.disk import parse_json
+from torchmae.errors import UserError, printable
 from torchmae.eval.classification import Scores, scores
-from torchmae.eval.extract import collect, logits_of
+from torchmae.eval.extract import collect, logits_of, say_view
 from torchmae.models.weights import load_classifier
 from torchmae.report.confusion import draw_confusion
 from torchmae.runfolder import CONFUSION, add_result, read_config
@@ -26,13 +26,14 @@ def run(config: Evaluate) -> dict[str, Any]:
     """Measures, adds the scores to results.json of the run, and draws confusion.png.
 
     Returns:
-        The settings and the scores: "top1", "top5", "low", "high", "per_class", ...
+        The settings and the scores: "top1", "top5" (of more than 5 classes), "low", "high", ...
     """
     check_ranges(config)
     model = load_classifier(config.run, config.best)
     device = find_device(config.runtime.device)
     decode = decode_as_run(config.run, config.decode.max_megapixels, config.decode.white)
-    everything, held_out = open_pair(config.data, None, decode)
+    listing = listing_as_run(config.listing, config.data, config.run)
+    everything, held_out = open_pair(config.data, None, decode, listing)
     if held_out is not None:
         logger.info(f"{config.data} brings its own split: measured on its validation part")
     elif read_config(config.run)["config"].get("data") == config.data:
@@ -41,6 +42,8 @@ def run(config: Evaluate) -> dict[str, Any]:
             "its own training images are among these"
         )
     images, names = labelled(held_out or everything, config.data)
+    if images.left_out:
+        logger.info(images.left_out)
     names = rename_classes(names, config.class_map)
     number = {name: i for i, name in enumerate(model.classes)}
     unknown = sorted(set(names) - set(number))
@@ -50,11 +53,12 @@ def run(config: Evaluate) -> dict[str, Any]:
             f"{len(number)}: {', '.join(model.classes[:5])}, ...; "
             "name the pairs in a JSON file for --class-map"
         )
+    say_view(images, config.run)
     ids, (logits,), bad = collect(
         images, model.encoder, config.run, [logits_of(model, device)], device
     )
-    for name, reason in bad:
-        logger.info(f"skipped: {name}: {reason}")
+    for file in bad:
+        logger.info(f"skipped: {file}")
     labels = torch.tensor([number[names[i]] for i in ids])
     if config.among:
         absent = torch.tensor([name not in set(names) for name in model.classes])
@@ -71,12 +75,13 @@ def run(config: Evaluate) -> dict[str, Any]:
 
 def describe(found: Scores, best: bool) -> str:
     """The scores as text; `best`: of the weights of the best epoch."""
+    top5 = "" if found.top5 is None else f"top 5 {found.top5:.1%}, "
     worst = sorted(found.per_class.items(), key=lambda pair: pair[1])[:3]
     return (
         f"{found.count} images{', weights of the best epoch' if best else ''}: "
         f"top 1 {found.top1:.1%} (95 % interval {found.low:.1%} to {found.high:.1%}), "
-        f"top 5 {found.top5:.1%}, calibration error {found.calibration_error:.3f}\n"
-        f"weakest classes: {', '.join(f'{name} {share:.1%}' for name, share in worst)}"
+        f"{top5}calibration error {found.calibration_error:.3f}\n"
+        f"weakest classes: {', '.join(f'{printable(name)} {share:.1%}' for name, share in worst)}"
     )
 
 
@@ -85,7 +90,7 @@ def rename_classes(names: list[str], path: str | None) -> list[str]:
     if path is None:
         return names
     try:
-        pairs = json.loads(Path(path).read_text())
+        pairs = parse_json(Path(path).read_text())
         return [str(pairs.get(name, name)) for name in names]
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from torchmae.settings.groups import VERIFY
 from torchmae.settings.options import REQUIRED, argument, option
 
 
@@ -27,7 +28,18 @@ class Export:
         otherwise="those of the run; may be repeated",
         repeated=True,
     )
+    verify: bool = option(True, VERIFY)
     only: str | None = option(None, "encoder: without the decoder or the head.", metavar="PART")
+    with_preprocessing: bool = option(
+        False,
+        "onnx and torch-export: the graph takes uint8 pixels, normalizes them, and returns logits, "
+        "or an encoder's pooled features.",
+    )
+    pool: str | None = option(
+        None,
+        "What those features are: mean (of the patch tokens), cls or cls+mean.",
+        otherwise="mean, as in mae embed",
+    )
     best: bool = option(
         False,
         "Take the weights of the epoch that was best on the validation images, not the last ones.",

@@ -9,7 +9,9 @@ import torch
 
 from torchmae.disk import refuse_full, whole_folder
 from torchmae.errors import UserError, choose
-from torchmae.interop.exporting import EXPORTS, ExportInput, compare
+from torchmae.eval.extract import choose_pool
+from torchmae.interop.exporting import EXPORTS
+from torchmae.interop.exporting.check import ExportInput, WithPreprocessing, compare
 from torchmae.interop.names import to_plain
 from torchmae.models.mae import MAE
 from torchmae.models.weights import load, load_classifier, load_mae, read_weights
@@ -19,12 +21,38 @@ from torchmae.tasks.export.config import Export
 
 logger = logging.getLogger(__name__)
 
+GRAPHS = ("onnx", "torch-export")  # what can hold more than the model
+
+
+# Forms that other programs make of ours, by the names that users try.
+ONNX = "export with --to onnx"
+BY_OTHERS = {
+    "tensorrt": f"{ONNX}, then, on the GPU that will run it, trtexec --onnx=FOLDER/model.onnx "
+    "--saveEngine=model.plan",
+    "openvino": f"{ONNX}, then: ovc FOLDER/model.onnx",
+    "tflite": f"{ONNX}, then convert model.onnx with onnx2tf",
+    "coreml": "export with --to torch-export, then convert it with coremltools",
+    **dict.fromkeys(("torchscript", "jit", "pt2"), "--to torch-export has taken its place"),
+    **dict.fromkeys(("pytorch", "pth", "pt"), "--to safetensors has the weights by name"),
+    **dict.fromkeys(("huggingface", "hf"), "--to transformers, or --to timm"),
+    "onnxruntime": f"{ONNX}, which it loads",
+}
+
 
 def run(config: Export) -> Path:
     """Exports, reloads, compares and writes the model card; returns the folder."""
+    if config.to.lower() in BY_OTHERS:
+        raise UserError(f"--to {config.to}: {BY_OTHERS[config.to.lower()]}")
     write, out = choose(EXPORTS, config.to, "form"), Path(config.out)
     if config.only not in (None, "encoder"):
         raise UserError(f"--only {config.only}: encoder is the only part that can be exported")
+    if config.with_preprocessing and config.to not in GRAPHS:
+        raise UserError(
+            f"--with-preprocessing: {config.to} has no graph to put it into, and its users "
+            f"normalize by mean and std of the card: use --to {' or '.join(GRAPHS)}"
+        )
+    if config.pool is not None and not config.with_preprocessing:
+        raise UserError(f"--pool {config.pool}: only --with-preprocessing pools: add it")
     refuse_full(out)
     subject = open_run(config)
     with torch.no_grad(), whole_folder(out) as folder:
@@ -36,6 +64,8 @@ def run(config: Export) -> Path:
                 " Its head for brightness and contrast (decoder.statistics) has no place there and "
                 "is not exported."
             )
+        if subject.serving is not None:
+            note += " It takes uint8 pixels, 0 to 255, and normalizes them itself."
         if config.best:
             note += " These are the weights of the epoch that was best on the validation images."
         lines = made.lines
@@ -77,4 +107,24 @@ def open_run(config: Export) -> ExportInput:
         module = loaders[kind](config.run)
     settings = described["config"]
     ratio, crop = settings.get("mask_ratio", 0.75), settings.get("crop_pct", 1.0)
-    return ExportInput(module, weights, model, ratio, Path(config.out), crop)
+    subject = ExportInput(module, weights, model, ratio, Path(config.out), crop)
+    origin = {
+        "run": Path(config.run).resolve().name,
+        "weights": "best" if config.best else "last",
+        "trained_with": f"torchmae {described.get('torchmae')}, commit {described.get('commit')}",
+    }
+    return subject._replace(origin=origin, serving=serving(config, module, kind))
+
+
+def serving(config: Export, module: Any, kind: str) -> WithPreprocessing | None:
+    """The module that takes pixels, where it is asked for; an MAE is refused by its form."""
+    if not config.with_preprocessing or kind == "mae":
+        return None
+    if kind == "classifier":
+        if config.pool is not None:
+            raise UserError(
+                f"--pool {config.pool}: a classifier returns logits; its features: --only encoder"
+            )
+        return WithPreprocessing(module, None).eval()
+    pool = config.pool or "mean"
+    return WithPreprocessing(module, choose_pool(module, pool)).eval()

@@ -11,22 +11,28 @@ from torchmae.runfolder import read_config
 from torchmae.settings import defaults
 from torchmae.settings.defaults import Choice, Facts, Rule
 from torchmae.settings.groups import (
-    CropOptions,
+    LabelledCropOptions,
     LabelledSourceOptions,
     OptimOptions,
     OutputOptions,
     RunDecodeOptions,
     RuntimeOptions,
+    SplitListingOptions,
     SplitOptions,
 )
 from torchmae.settings.options import (
+    ALPHA,
     BELOW_ONE,
+    CHANNELS,
+    DECAY,
+    EPOCHS,
     NOT_NEGATIVE,
-    POSITIVE,
     SHARE,
+    WIDTH,
     Range,
     argument,
     check_ranges,
+    hidden,
     option,
     parse_size,
 )
@@ -43,15 +49,20 @@ class FinetuneDecodeOptions(RunDecodeOptions):
         "What the classifier takes, where run and data differ: grey and colour images are "
         "converted to it, the "
         "run's patch weights adapted.",
-        within=POSITIVE,
+        within=CHANNELS,
         otherwise="the run's; from scratch the data's",
     )
 
 
 @dataclass(frozen=True)
-class FinetuneCropOptions(CropOptions):
+class FinetuneCropOptions(LabelledCropOptions):
     """Random crops to train on, the middle to evaluate on."""
 
+    clamp_crops: bool = option(
+        False,
+        "A random crop that is higher or wider than the image is cut to it, as in the reference's "
+        "linear probe, in place of up to ten draws.",
+    )
     crop_pct: float = option(
         1.0,
         "Share of the side that validation, evaluate and predict see (the paper's recipes at 224 "
@@ -91,9 +102,14 @@ class ClassifierOptions:
     image_size: str | int | None = option(
         None, "Side in pixels, or HEIGHTxWIDTH; positions are resized.", metavar="SIZE"
     )
-    patch_size: int | None = option(
-        None, "From scratch: side of a patch in pixels.", within=POSITIVE
+    position_resizing: str | None = option(
+        None,
+        "How positions are resized: timm (antialiased bicubic) or reference (plain bicubic, as in "
+        "facebookresearch/mae).",
+        metavar="RULE",
+        otherwise="the run's, which is timm unless it was set before",
     )
+    patch_size: int | None = option(None, "From scratch: side of a patch in pixels.", within=WIDTH)
 
 
 @dataclass(frozen=True)
@@ -101,8 +117,9 @@ class FinetuneOptimOptions(OptimOptions):
     """How weights move in fine-tuning."""
 
     optimizer: str | None = option(None, "adamw, sgd or lars.")
+    lr_scale: float = hidden(1.0)  # times the learning rate that is chosen: a trial of mae compare
     min_lr: float = option(1e-6, "Learning rate at the end.", within=NOT_NEGATIVE)
-    weight_decay: float | None = option(None, "On all but 1-D parameters.", within=NOT_NEGATIVE)
+    weight_decay: float | None = option(None, "On all but 1-D parameters.", within=DECAY)
     layer_decay: float | None = option(
         None,
         "Each layer's learning rate is this times the next one's.",
@@ -115,7 +132,7 @@ class FinetuneOptimOptions(OptimOptions):
         "kept; 0: off.",
         within=BELOW_ONE,
     )
-    validate_epochs: float | None = option(None, "Epochs between two validations.", within=POSITIVE)
+    validate_epochs: float | None = option(None, "Epochs between two validations.", within=EPOCHS)
 
 
 @dataclass(frozen=True)
@@ -136,6 +153,14 @@ class RegularizationOptions:
 
     GROUP: ClassVar[str] = "regularization"
 
+    augment: str | None = option(
+        None,
+        "How strongly images are changed: none (whole images), mild (crops of half the area and "
+        "more, flips) or strong (the paper's: small crops, flips, RandAugment, erasing, mixing). "
+        "It sets --crop-scale, --flip, --randaug-magnitude, --random-erasing, --mixup and --cutmix "
+        "where these are not given.",
+        metavar="LEVEL",
+    )
     drop_path: float | None = option(
         None, "Stochastic depth of the last block, growing from 0 at the first.", within=BELOW_ONE
     )
@@ -143,8 +168,8 @@ class RegularizationOptions:
         None, "Magnitude of RandAugment, 0 (off) to 10.", within=Range(at_least=0, at_most=10)
     )
     random_erasing: float | None = option(None, "Probability of random erasing.", within=SHARE)
-    mixup: float | None = option(None, "Mixup's alpha; 0: off.", within=NOT_NEGATIVE)
-    cutmix: float | None = option(None, "CutMix's alpha; 0: off.", within=NOT_NEGATIVE)
+    mixup: float | None = option(None, "Mixup's alpha; 0: off.", within=ALPHA)
+    cutmix: float | None = option(None, "CutMix's alpha; 0: off.", within=ALPHA)
     label_smoothing: float | None = option(None, "Label smoothing.", within=BELOW_ONE)
 
 
@@ -156,7 +181,8 @@ def classify_kind(values: Mapping[str, Any]) -> str:
     return "head" if values["train"] == "head" else "tune"
 
 
-Chooser = Choice | Callable[[Facts, Mapping[str, Any]], Choice]
+Choose = Callable[[Facts, Mapping[str, Any]], Choice]
+Chooser = Choice | Choose
 
 
 def by_kind(
@@ -173,11 +199,54 @@ def by_kind(
     return Rule(words, choose)
 
 
-def when_many(many: float, few: float, why_many: str, why_few: str) -> Chooser:
-    """One value from 1,000 labelled images on, another below."""
-    return lambda facts, values: (
-        Choice(many, why_many) if facts.images >= MANY else Choice(few, why_few)
-    )
+@dataclass(frozen=True)
+class Augmentation:
+    """A level of --augment: what it stands for, by the names of the settings.
+
+    Mixing needs many images: it is off below `MANY` at every level.
+    """
+
+    crop_scale: tuple[float, float]
+    flip: bool
+    randaug_magnitude: float = 0.0
+    random_erasing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+
+
+AUGMENTATIONS = {
+    "none": Augmentation((1.0, 1.0), flip=False),
+    "mild": Augmentation((0.5, 1.0), flip=True),
+    # The paper's Table 9; erasing is the reference's.
+    "strong": Augmentation((0.08, 1.0), True, 9.0, 0.25, 0.8, 1.0),
+}
+# The paper's linear probe (Table 10), where no level is named.
+PROBE = Augmentation((0.08, 1.0), flip=True)
+
+
+def augment(facts: Facts, values: Mapping[str, Any]) -> Choice:
+    """Mild where strong augmentation costs more than it gives (measured: docs/results.md)."""
+    if facts.grey:
+        return Choice(
+            "mild", "grey images: what RandAugment does to them often changes their class"
+        )
+    if facts.images < MANY:
+        return Choice("mild", f"{facts.images} labelled images, fewer than {MANY:,}: few steps")
+    return Choice("strong", f"{PAPER}, from {MANY:,} labelled images on")
+
+
+def by_level(name: str) -> Choose:
+    """The value that the level of --augment stands for."""
+
+    def choose_value(facts: Facts, values: Mapping[str, Any]) -> Choice:
+        level = values["augment"]
+        if level is None:
+            return Choice(getattr(PROBE, name), "a probe sees crops and flips only")
+        if name in ("mixup", "cutmix") and level == "strong" and facts.images < MANY:
+            return Choice(0.0, FEW)
+        return Choice(getattr(AUGMENTATIONS[level], name), f"--augment {level}")
+
+    return choose_value
 
 
 def image_size(facts: Facts, values: Mapping[str, Any]) -> Choice:
@@ -193,9 +262,7 @@ def patch_size(facts: Facts, values: Mapping[str, Any]) -> Choice:
     named = architecture(values["model"]).get("patch_size")
     if named is not None:
         return Choice(named, "that of --model")
-    return Choice(
-        defaults.patch_side(parse_size(values["image_size"])), "at most 144 patches, or 16 px"
-    )
+    return defaults.patch_choice(parse_size(values["image_size"]))
 
 
 def batch_size(facts: Facts, values: Mapping[str, Any]) -> Choice:
@@ -224,6 +291,15 @@ def validate_epochs(facts: Facts, values: Mapping[str, Any]) -> Choice:
     return Choice(
         float(count), f"{facts.val_images} images to validate on, {facts.images} to train on"
     )
+
+
+def flip(facts: Facts, values: Mapping[str, Any]) -> Choice:
+    """By the level of --augment, but mild does not mirror grey images: digits, letters and organs
+    have a left and a right (digits with ten labels a class, from scratch: 66 % with, 90 without).
+    """
+    if facts.grey and values["augment"] == "mild":
+        return Choice(False, "--augment mild: grey images often have a left and a right")
+    return by_level("flip")(facts, values)
 
 
 def large_batch(values: Mapping[str, Any]) -> bool:
@@ -262,10 +338,20 @@ def finetune_lr(facts: Facts, values: Mapping[str, Any]) -> Choice:
     )
 
 
+def scaled(rule: Rule) -> Rule:
+    """The learning rate of a rule times `lr_scale`, by which mae compare searches."""
+
+    def choose_lr(facts: Facts, values: Mapping[str, Any]) -> Choice:
+        value, reason = rule.choose(facts, values)
+        factor = values["lr_scale"]
+        return Choice(value * factor, reason + (f", times {factor:.3g}" if factor != 1 else ""))
+
+    return rule._replace(choose=choose_lr)
+
+
 PAPER = "the paper's"
 OFF = Choice(0.0, "a probe sees crops and flips only")
 FEW = "mixing needs many images, there are fewer than 1,000"
-MILD = "milder than the paper's 9: below 1,000 images there are few steps to learn from"
 
 RULES: dict[str, Rule] = {
     "image_size": Rule("the run's; from scratch the images' size", image_size),
@@ -291,11 +377,13 @@ RULES: dict[str, Rule] = {
         Choice("adamw", PAPER),
         head=probe_optimizer,
     ),
-    "base_lr": by_kind(
-        "the paper's 1e-3 at 1,024 images a step; for --train head 1 (sgd) or 0.1 (lars); by the "
-        "number of images if attentive",
-        finetune_lr,
-        head=probe_lr,
+    "base_lr": scaled(
+        by_kind(
+            "the paper's 1e-3 at 1,024 images a step; for --train head 1 (sgd) or 0.1 (lars); by "
+            "the number of images if attentive",
+            finetune_lr,
+            head=probe_lr,
+        )
     ),
     "weight_decay": by_kind(
         "0.05; 0.3 from scratch; 0 for --train head (paper)",
@@ -320,19 +408,22 @@ RULES: dict[str, Rule] = {
         Choice(0.1, PAPER),
         head=Choice(0.0, "the encoder is frozen"),
     ),
-    "randaug_magnitude": by_kind(
-        "9 (paper); 5 below 1,000 images; off for --train head",
-        when_many(9.0, 5.0, PAPER, MILD),
-        head=OFF,
+    "augment": by_kind(
+        "mild below 1,000 labelled images and for grey ones, else strong; --train head: the "
+        "paper's crops and flips",
+        augment,
+        head=Choice(None, "the paper's"),
     ),
+    "crop_scale": Rule("by --augment: 1 1, 0.5 1, 0.08 1", by_level("crop_scale")),
+    "flip": Rule("by --augment: off, on (off for grey images), on", flip),
+    "randaug_magnitude": Rule("by --augment: 0, 0, 9", by_level("randaug_magnitude")),
     "random_erasing": by_kind(
-        "0.25 (the reference's) from 1,000 images on; off from scratch and for --train head",
-        when_many(0.25, 0.0, "the reference's", "off below 1,000 images"),
-        head=OFF,
+        "by --augment: 0, 0, 0.25; from scratch 0",
+        by_level("random_erasing"),
         scratch=Choice(0.0, "the paper's from scratch"),
     ),
-    "mixup": by_kind("0.8 (paper) from 1,000 images on", when_many(0.8, 0.0, PAPER, FEW), head=OFF),
-    "cutmix": by_kind("1 (paper) from 1,000 images on", when_many(1.0, 0.0, PAPER, FEW), head=OFF),
+    "mixup": Rule("by --augment: 0, 0, 0.8 from 1,000 images on", by_level("mixup")),
+    "cutmix": Rule("by --augment: 0, 0, 1 from 1,000 images on", by_level("cutmix")),
     "label_smoothing": by_kind("0.1 (paper); off for --train head", Choice(0.1, PAPER), head=OFF),
     "ema": by_kind(
         "0.9999 from scratch (paper), else off",
@@ -357,12 +448,13 @@ class Finetune:
         "RUN",
     )
     source: LabelledSourceOptions
+    listing: SplitListingOptions = SplitListingOptions()
     split: SplitOptions = SplitOptions()
     model: ClassifierOptions = ClassifierOptions()
     optim: FinetuneOptimOptions = FinetuneOptimOptions()
     output: FinetuneOutputOptions = FinetuneOutputOptions()
     regularization: RegularizationOptions = RegularizationOptions()
-    crop: FinetuneCropOptions = FinetuneCropOptions(crop_scale=(0.08, 1.0))
+    crop: FinetuneCropOptions = FinetuneCropOptions()
     decode: FinetuneDecodeOptions = FinetuneDecodeOptions()
     runtime: RuntimeOptions = RuntimeOptions()
 
@@ -402,6 +494,14 @@ class ResolvedOptim(FinetuneOptimOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ResolvedCrop(FinetuneCropOptions):
+    """With nothing left to choose."""
+
+    crop_scale: tuple[float, float]
+    flip: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class ResolvedRegularization(RegularizationOptions):
     """With nothing left to choose."""
 
@@ -428,6 +528,7 @@ class ResolvedFinetune(Finetune):
     model: ResolvedClassifier
     optim: ResolvedOptim
     regularization: ResolvedRegularization
+    crop: ResolvedCrop
     runtime: ResolvedRuntime
 
 
@@ -439,6 +540,8 @@ def check(config: Finetune) -> None:
     config.runtime.check()
     config.output.check()
     check_optimizer(config)
+    if config.regularization.augment is not None:
+        choose(AUGMENTATIONS, config.regularization.augment, "--augment")
     model, source = config.model, config.source
     if source.val == source.data:
         raise UserError(
@@ -449,6 +552,9 @@ def check(config: Finetune) -> None:
         raise UserError(f"--pool {model.pool}: mean, cls or attentive")
     if model.queries != 32 and model.pool != "attentive":
         raise UserError(f"--queries {model.queries} belongs to --pool attentive")
+    if model.position_resizing is not None:
+        rules = dict.fromkeys(("timm", "reference"))
+        choose(rules, model.position_resizing, "--position-resizing")
     if config.run == "none":
         named = architecture(model.model).get("patch_size")
         if model.patch_size and named not in (None, model.patch_size):

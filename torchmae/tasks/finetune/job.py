@@ -6,6 +6,7 @@ from torchmae.data.cache.choose import CacheChoice
 from torchmae.data.cache.device import DeviceLoader
 from torchmae.data.labels import LabelledSets
 from torchmae.data.loader import Batches
+from torchmae.data.scan import Scan
 from torchmae.models.heads import Classifier
 from torchmae.settings.defaults import Choice
 from torchmae.tasks.finetune.config import ResolvedFinetune
@@ -21,4 +22,5 @@ class Job:
     chosen: dict[str, Choice]
     batches: Batches
     stream: Batches | DeviceLoader  # the batches, with a cache around them where there is one
+    found: Scan | None = None  # None when resuming
     cache: CacheChoice = CacheChoice("none", "not needed")

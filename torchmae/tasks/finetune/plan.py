@@ -5,6 +5,9 @@ import json
 from pathlib import Path
 
 from torchmae import runfolder
+from torchmae.data.suspicious import suspicious_labels
+from torchmae.data.view import Glance, view_notes
+from torchmae.errors import printable
 from torchmae.settings.defaults import reasons
 from torchmae.settings.options import size_text
 from torchmae.tasks.finetune.config import ResolvedFinetune
@@ -36,6 +39,7 @@ def train_config(config: ResolvedFinetune, images: int) -> TrainConfig:
         save_minutes=output.save_minutes,
         evaluate_steps=max(1.0, optim.validate_epochs * steps_per_epoch),
         tensorboard=output.tensorboard,
+        timeout_minutes=runtime.timeout_minutes,
         optimizer=optim.optimizer,
         layer_decay=optim.layer_decay,
         ema=optim.ema or None,
@@ -48,11 +52,11 @@ def describe(job: Job, task: ClassifyTask, plan: TrainConfig, where: str) -> str
     config, data, model = job.config, job.data, job.model
     encoder, optim = model.encoder, config.optim
     trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
-    few = config.split.labels_per_class
+    few, left_out = config.split.labels_per_class, data.train.left_out
     rows = {
         "data": f"{config.source.data}: {len(data.train)} training images"
         f"{f' ({few} a class)' if few else ''} and {len(data.val)} validation images, "
-        f"{len(model.classes)} classes",
+        f"{len(model.classes)} classes{f', {left_out}' if left_out else ''}",
         "model": f"{encoder.embed_dim} wide, {len(encoder.layers())} blocks, "
         f"{size_text(encoder.image_size)} px, {encoder.channels} "
         f"channel{'s' * (encoder.channels > 1)}; "
@@ -62,6 +66,14 @@ def describe(job: Job, task: ClassifyTask, plan: TrainConfig, where: str) -> str
         "cache": f"{job.cache.name} ({job.cache.reason})",
     }
     lines = [f"{name:>17}  {value}" for name, value in rows.items()]
+    if job.chosen:  # not where a fine-tuning is resumed, whose data has been looked at
+        labels = [model.classes[i] for i in data.train_labels]
+        found = suspicious_labels(data.train, data.val, labels)
+        lines += [f"{'suspicious':>17}  {printable(line)}" for line in found]
+    if job.found is not None:
+        seen = Glance(job.found.sizes, job.found.stacks)
+        notes = view_notes(seen, encoder.image_size, config.crop.crop_pct)
+        lines += [f"{'note':>17}  {note}" for note in notes]
     return "\n".join([*lines, *reasons(job.chosen)])
 
 

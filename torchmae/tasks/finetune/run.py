@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from torchmae import runfolder
+from torchmae import manifest, runfolder
 from torchmae.data.augment import StrongAugment
 from torchmae.data.cache.choose import with_cache
-from torchmae.data.config import DecodeOptions, decode_as_run
-from torchmae.data.labels import LabelledSets, labelled_sets
+from torchmae.data.config import DecodeOptions, Listing, decode_as_run, listing_as_run
+from torchmae.data.labels import LabelledSets, labelled_sets, tuning_sets
 from torchmae.data.loader import Batches
 from torchmae.data.scan import scan_and_report
 from torchmae.data.sources import with_decode
@@ -37,7 +37,7 @@ from torchmae.tasks.finetune.plan import describe, summary, train_config
 from torchmae.tasks.finetune.start import build_classifier, channels_of, untrained
 from torchmae.tasks.finetune.task import ClassifyTask
 from torchmae.tasks.finetune.validation import MEASURED, Validation
-from torchmae.train.checkpoint import lock
+from torchmae.train.checkpoint import lock, verified
 from torchmae.train.distributed import World, machine_facts, start
 from torchmae.train.loop import finished_line, fit
 from torchmae.train.optim import can_lengthen
@@ -60,29 +60,42 @@ def run(config: Finetune, quiet: bool = False) -> Path:
         config = changed(config, train="head")
     check(config)
     out = Path(config.output.out or default_out(config))
+    listing = listing_of(config, out)
+    config = changed(config, **listing.settings(config.listing))
     if config.run != "none" and not runfolder.checkpoints(out):
         # An encoder of another kind need not have this name; its task checks it later.
         depth = runfolder.read_config(config.run)["model"]["encoder"].get("depth")
         if depth is not None:
             blocks_of(config.model.train, depth)
     with start(config.runtime.device) as world, ExitStack() as stack:
-        data = open_sets(config, out)
+        data = open_sets(config, out, listing)
         resuming = world.on_main(lambda: runfolder.prepare(out, config.source.data))
         world.on_main(lambda: stack.enter_context(lock(out)))
+        if resuming:  # before a model is built: one of the checkpoints has to be good
+            world.on_main(lambda: verified(out))
         prepare = resumed if resuming else begun
         return train(prepare(config, data, out, world), out, world, quiet)
 
 
-def open_sets(config: Finetune, out: Path) -> LabelledSets:
+def listing_of(config: Finetune, out: Path) -> Listing:
+    """Which images are taken: those of the fine-tuning that is resumed, or of the run."""
+    resuming = bool(runfolder.checkpoints(out))
+    run = str(out) if resuming else config.run
+    return listing_as_run(config.listing, config.source.data, run, resuming)
+
+
+def open_sets(config: Finetune, out: Path, listing: Listing) -> LabelledSets:
     """The labelled images, decoded as the run's were unless told otherwise.
 
     A fine-tuning that is resumed knows by itself; the run may be gone.
     """
     run = str(out) if runfolder.checkpoints(out) else config.run
-    source, split = config.source, config.split
-    sets = labelled_sets(
-        source.data, source.val, split.val_fraction, split.labels_per_class, config.optim.seed
-    )
+    source, split, seed = config.source, config.split, config.optim.seed
+    which = (source.data, source.val, split.val_fraction, split.labels_per_class, seed)
+    if split.avoid_seeds:
+        sets = tuning_sets(*which, split.avoid_seeds, listing)
+    else:
+        sets = labelled_sets(*which, listing=listing)
     decode = config.decode
     return sets.with_decode(decode_as_run(run, decode.max_megapixels, decode.white))
 
@@ -91,8 +104,8 @@ def identity_of(data: LabelledSets) -> dict[str, Any]:
     """What the labelled images are recognised by: files and labels."""
     labels = repr((data.classes, data.train_labels.tolist(), data.val_labels.tolist()))
     return {
-        **runfolder.identity(data.train),
-        "val": runfolder.identity(data.val),
+        **runfolder.stamped_identity(data.train),
+        "val": runfolder.stamped_identity(data.val),
         "labels": hashlib.sha256(labels.encode()).hexdigest(),
     }
 
@@ -122,10 +135,16 @@ def resumed(config: Finetune, data: LabelledSets, out: Path, world: World) -> Jo
         may_differ |= {"epochs"}
     identity = identity_of(data)
     settings, described = runfolder.resume(out, "finetune", requested(config), may_differ, identity)
+    changed_data = runfolder.other_times(out, identity)
+    if world.is_main and changed_data is not None:
+        logger.warning(changed_data)
     if "epochs" in may_differ:
         world.on_main(
             lambda: runfolder.write_config(out, "finetune", settings, identity, described)
         )
+    other = runfolder.other_versions(out)
+    if other is not None and done < plan.steps and world.is_main:
+        logger.warning(other)
     settings["cache"] = config.runtime.cache  # machines differ, and it decides nothing
     resolved = build(ResolvedFinetune, settings)
     data = data.with_decode(decode_options(resolved))
@@ -159,6 +178,7 @@ def begun(config: Finetune, data: LabelledSets, out: Path, world: World) -> Job:
         height=found.height,
         width=found.width,
         channels=channels,
+        grey=found.grey,
         run_size=known,
         **machine_facts(world),
     )
@@ -169,7 +189,7 @@ def begun(config: Finetune, data: LabelledSets, out: Path, world: World) -> Job:
             encoder.adapt(channels, found.mean, found.std)
         model = build_classifier(resolved, encoder, data.classes)
     batches = make_batches(resolved, data, model, world)
-    job = Job(resolved, data, model, chosen, batches, batches)
+    job = Job(resolved, data, model, chosen, batches, batches, found)
     if config.optim.minutes is not None:
         job = with_stream(job, world)
         plan = train_config(resolved, len(data.train))
@@ -189,8 +209,7 @@ def begun(config: Finetune, data: LabelledSets, out: Path, world: World) -> Job:
 def forget(out: Path) -> None:
     """Removes what an earlier start of other settings, which reached no checkpoint, may have
     measured."""
-    for name in MEASURED:
-        (out / name).unlink(missing_ok=True)
+    manifest.forget(out, MEASURED)
 
 
 def make_batches(
@@ -198,7 +217,8 @@ def make_batches(
 ) -> Batches:
     """The augmented training images of this process, with their labels."""
     encoder, seed, strong = model.encoder, config.optim.seed, config.regularization
-    crop = RandomResizedCropFlip(encoder.image_size, seed, config.crop.crop_scale, config.crop.flip)
+    size, crops = encoder.image_size, config.crop
+    crop = RandomResizedCropFlip(size, seed, crops.crop_scale, crops.flip, crops.clamp_crops)
     augment = StrongAugment(
         crop, strong.randaug_magnitude, strong.random_erasing, encoder.mean, encoder.std
     )

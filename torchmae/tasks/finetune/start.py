@@ -4,6 +4,7 @@ from torchmae.data.labels import LabelledSets
 from torchmae.errors import UserError
 from torchmae.models.encoders import Backbone, build_encoder
 from torchmae.models.heads import Classifier
+from torchmae.models.vit import ViT
 from torchmae.settings.options import parse_size
 from torchmae.tasks.finetune.config import Finetune, ResolvedFinetune, architecture
 
@@ -49,7 +50,11 @@ def build_classifier(
     config: ResolvedFinetune, encoder: Backbone, classes: tuple[str, ...]
 ) -> Classifier:
     """The classifier before its first step, its head drawn from torch's generator."""
-    size = parse_size(config.model.image_size)
+    size, rule = parse_size(config.model.image_size), config.model.position_resizing
+    if rule is not None:
+        if not isinstance(encoder, ViT):
+            raise UserError(f"--position-resizing is for a ViT, not {type(encoder).__name__}")
+        encoder.position_resizing = rule  # a later training from this run resizes alike
     if size != encoder.image_size:
         encoder.resize(size)
     encoder.restore_norm()

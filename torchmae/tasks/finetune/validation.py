@@ -6,15 +6,15 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import save_file
 from torch import Tensor
 
-from torchmae import runfolder
+from torchmae import manifest, runfolder
 from torchmae.data.labels import LabelledSets
 from torchmae.disk import write_text
 from torchmae.eval.classification import scores
 from torchmae.eval.extract import collect, logits_of
 from torchmae.models.heads import Classifier
+from torchmae.train.checkpoint import refuse_not_finite, save_tensors
 from torchmae.train.distributed import World
 
 # What validation leaves in a run folder.
@@ -80,8 +80,9 @@ class Validation:
         if self.world.is_main:
             write_text(self.out / runfolder.LAST_SCORES, text)
             if weights:
-                partial = self.out / ".best.partial"
-                save_file(weights, partial)
-                partial.replace(self.out / runfolder.BEST_MODEL)
+                partial = self.out / f".{runfolder.BEST_MODEL}.partial"
+                refuse_not_finite(weights)
+                save_tensors(weights, partial)
+                manifest.publish(self.out, {runfolder.BEST_MODEL: partial}, runfolder.LISTED)
                 write_text(best, text)
         yield "accuracy", result.top1

@@ -1,11 +1,14 @@
 """`mae import`: weights of other libraries as a run folder, compared with their source."""
 
 import logging
+from collections import Counter
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from torchmae.disk import refuse_full, whole_folder
+from torchmae.errors import RunError, UserError
 from torchmae.interop.foreign import open_weights
 from torchmae.interop.importing import Facts, Report, compare, crop_of, describe
 from torchmae.interop.names import to_ours, to_plain
@@ -17,11 +20,44 @@ from torchmae.tasks.import_weights.config import Import
 logger = logging.getLogger(__name__)
 
 
+def shortened(names: list[str]) -> str:
+    """Names of tensors; where there are many, the parts they belong to."""
+    if len(names) <= 4:
+        return ", ".join(names)
+    counts: Counter[str] = Counter()
+    for name in names:
+        stem, head, _ = name.partition("head.")
+        counts[f"{stem}head" if head else name.partition(".")[0]] += 1
+    parts = [f"{part} ({count} tensor{'s' * (count > 1)})" for part, count in counts.items()]
+    return ", ".join(parts)
+
+
 def run(config: Import) -> Path:
     """Imports, compares and writes; returns the run folder."""
     check_ranges(config)
     out = Path(config.out)
     refuse_full(out)
+    try:
+        return import_to(out, config)
+    except (UserError, RunError):
+        raise
+    # A file from elsewhere can say anything about its model: sizes that are words, lists of lists.
+    except DAMAGED as error:
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise UserError(
+            f"what {config.source} says of its model does not fit together "
+            f"({type(error).__name__}: {reason}): it is damaged, or no model that torchmae knows"
+        ) from error
+
+
+DAMAGED: tuple[type[Exception], ...] = (
+    *(TypeError, ValueError, LookupError, ArithmeticError, AttributeError, AssertionError),
+    *(RuntimeError, SafetensorError),  # RecursionError is a RuntimeError
+)
+
+
+def import_to(out: Path, config: Import) -> Path:
+    """Imports into the folder `out`, which it makes."""
     report = Report()
     found = open_weights(config.source, config.image_size)
     layout, plain, unused = to_plain(found.weights)
@@ -36,7 +72,7 @@ def run(config: Import) -> Path:
     own = {n.removeprefix(prefix): w for n, w in weights.items()}
     load_weights(made, own, config.source)
     if unused:
-        report.note("skipped", ", ".join(unused))
+        report.note("skipped", shortened(unused))
     if len(weights) > len(plain):
         report.note(
             "added", f"{len(weights) - len(plain)} tensors of zeros, which the source does not have"

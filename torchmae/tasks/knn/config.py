@@ -3,7 +3,12 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torchmae.settings.groups import DeviceOptions, LabelledSourceOptions, RunDecodeOptions
+from torchmae.settings.groups import (
+    DeviceOptions,
+    LabelledSourceOptions,
+    RunDecodeOptions,
+    SplitListingOptions,
+)
 from torchmae.settings.options import POSITIVE, Range, argument, option
 
 
@@ -16,6 +21,7 @@ class Knn:
 
     run: str = argument("a run folder", "RUN")
     source: LabelledSourceOptions
+    listing: SplitListingOptions = SplitListingOptions()
     decode: RunDecodeOptions = RunDecodeOptions()
     k: int = option(
         20, "Neighbours that vote, each with the weight exp(similarity / 0.07).", within=POSITIVE

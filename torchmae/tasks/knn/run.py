@@ -4,17 +4,17 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from torchmae.data.config import decode_as_run
-from torchmae.data.labels import hold_out, labelled, open_pair
+from torchmae.data.config import decode_as_run, listing_as_run
+from torchmae.data.labels import labelled, open_pair, refuse_shared_groups, split_off
 from torchmae.data.sources.source import Subset
-from torchmae.errors import UserError
-from torchmae.eval.baselines import baseline_features
-from torchmae.eval.classification import accuracy
+from torchmae.data.suspicious import notes
+from torchmae.errors import UserError, printable
+from torchmae.eval.baselines import COMMONEST, baseline_features, commonest
+from torchmae.eval.extract import say_view
 from torchmae.eval.knn import knn
-from torchmae.report.tables import accuracy_line
+from torchmae.eval.verdict import judge
 from torchmae.runfolder import add_result
 from torchmae.settings.options import check_ranges, flatten
 from torchmae.tasks.knn.config import Knn
@@ -30,7 +30,8 @@ def run(config: Knn) -> dict[str, Any]:
 
     Returns:
         The settings and the results; "knn" has "accuracy", "low" and "high" of "features",
-        "untrained encoder" and "raw pixels".
+        "untrained encoder", "raw pixels" and "commonest class"; "differences" of the first to each
+        other; "verdict" in words.
     """
     check_ranges(config)
     device = find_device(config.runtime.device)
@@ -38,34 +39,35 @@ def run(config: Knn) -> dict[str, Any]:
         config.run, config.layer, config.pool, RAW_SIDE, config.seed, device
     )
     train_images, train_names, test_images, test_names = split(config)
+    for line in notes(train_images, test_images, train_names):
+        logger.info(f"note: {printable(line)}")
     classes = {name: i for i, name in enumerate(sorted(set(train_names)))}
     if len(classes) < 2:
         raise UserError(
             f"k-NN needs at least two classes with labels, {config.source.data} has {len(classes)}"
         )
+    say_view(train_images, config.run)
     train_ids, train, train_bad = extract(train_images)
     test_ids, test, test_bad = extract(test_images)
-    for name, reason in [*train_bad, *test_bad]:
-        logger.info(f"skipped: {name}: {reason}")
+    for file in [*train_bad, *test_bad]:
+        logger.info(f"skipped: {file}")
     labels = torch.tensor([classes[train_names[i]] for i in train_ids])
     # -1: a class of the test images alone, which no neighbour can name
     truth = torch.tensor([classes.get(test_names[i], -1) for i in test_ids])
-    found = {
-        name: accuracy(knn(train[name], test[name], labels, len(classes), config.k), truth)
-        for name in train
-    }
+    guesses = {name: knn(train[name], test[name], labels, len(classes), config.k) for name in train}
+    verdict = judge({**guesses, COMMONEST: commonest(truth)}, truth, "the features are")
     results = {
         "train_images": len(labels),
         "test_images": len(truth),
         "classes": len(classes),
-        "knn": found,
+        "knn": verdict.accuracies,
+        **verdict.results(),
     }
     logger.info(
         f"k-NN accuracy (k = {config.k}), {len(truth)} test and {len(labels)} training images, "
         f"{len(classes)} classes"
     )
-    for name, score in found.items():
-        logger.info(accuracy_line(name, score))
+    logger.info(verdict.text({}))
     settings = flatten(config)
     logger.info(f"Written to {add_result(Path(config.run), 'knn', settings, results)}")
     return {**settings, **results}
@@ -75,16 +77,11 @@ def split(config: Knn) -> tuple[Subset, list[str], Subset, list[str]]:
     """Training images and their classes, test images and theirs."""
     data, val = config.source.data, config.source.val
     decode = decode_as_run(config.run, config.decode.max_megapixels, config.decode.white)
-    source, test_source = open_pair(data, val, decode)
+    listing = listing_as_run(config.listing, data, config.run)
+    source, test_source = open_pair(data, val, decode, listing)
     images, names = labelled(source, data)
-    if test_source is not None:
-        return images, names, *labelled(test_source, val or data)
-    out = hold_out(names, config.val_fraction, config.seed)
-    kept = np.flatnonzero(~out)
-    held_out = np.flatnonzero(out)
-    return (
-        Subset(images, kept),
-        [names[i] for i in kept],
-        Subset(images, held_out),
-        [names[i] for i in held_out],
-    )
+    if test_source is None:
+        return split_off(images, names, config.val_fraction, config.seed, data)
+    test, test_names = labelled(test_source, val or data)
+    refuse_shared_groups(images, test)
+    return images, names, test, test_names

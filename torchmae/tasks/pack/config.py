@@ -5,7 +5,8 @@ from typing import ClassVar
 
 from torchmae.data.config import DecodeOptions
 from torchmae.errors import UserError
-from torchmae.settings.options import POSITIVE, Range, argument, check_ranges, hidden, option
+from torchmae.settings.groups import LabelledListingOptions
+from torchmae.settings.options import WIDTH, Range, argument, check_ranges, hidden, option
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Pack:
         "shards", "Folder for the shards: a new one, or that of the same command.", metavar="FOLDER"
     )
     size: int | None = option(
-        None, "Pixels of the short side of larger images.", within=POSITIVE, otherwise="320"
+        None, "Pixels of the short side of larger images.", within=WIDTH, otherwise="320"
     )
     quality: int | None = option(
         None,
@@ -44,7 +45,9 @@ class Pack:
         False, "Skip files whose bytes are those of an earlier one. They are listed in any case."
     )
     shard_mb: float = option(
-        256.0, "A shard is closed when it has so many megabytes.", within=POSITIVE
+        256.0,
+        "A shard is closed when it has so many megabytes.",
+        within=Range(above=0, at_most=1e6),
     )
     workers: int | None = option(
         None,
@@ -53,6 +56,7 @@ class Pack:
         otherwise="one a core",
     )
     verify: bool = option(False, "Pack nothing; compare the shards of DATA with their SHA-256.")
+    listing: LabelledListingOptions = LabelledListingOptions()
     decode: PackDecodeOptions = PackDecodeOptions()
 
 

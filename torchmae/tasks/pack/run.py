@@ -23,6 +23,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from torchmae import disk
+from torchmae.data.config import listing_as_run
 from torchmae.data.decode import BadImage, decode, extension, image_extensions
 from torchmae.data.labels import PARTS, divided
 from torchmae.data.scan import measure
@@ -44,9 +45,10 @@ from torchmae.data.sources.packed import (
     write_index,
     write_part,
 )
-from torchmae.data.sources.source import Source, suffix_of
+from torchmae.data.sources.source import BadFile, Source, suffix_of
 from torchmae.data.sources.tars import Tars
 from torchmae.data.transforms import Crop, Pixels, resized_crop
+from torchmae.data.view import glance, pages_note
 from torchmae.disk import write_text
 from torchmae.errors import RunError, UserError
 from torchmae.runfolder import identity
@@ -69,7 +71,10 @@ def run(config: Pack) -> Path:
     check(config)
     if not config.lossless:
         config = replace(config, size=config.size or 320, quality=config.quality or 90)
-    source = open_source(config.data, replace(config.decode, channels=3))
+    listing = listing_as_run(config.listing, config.data, "none")
+    source = open_source(config.data, replace(config.decode, channels=3), listing)
+    if source.left_out:
+        logger.info(source.left_out)
     out = Path(config.out)
     with suppress(OSError, BadImage):
         if not isinstance(source.read(0), bytes):
@@ -96,6 +101,9 @@ def run(config: Pack) -> Path:
     try:
         with only_process(out):
             begin(out, header)
+            seen = glance(source)
+            if seen.stacks:
+                logger.info(f"note: {pages_note(seen)}")
             done, fresh = write_shards(source, config, out)
             text = finish(source, config, out, done, header)
             shutil.rmtree(out / PROGRESS, ignore_errors=True)
@@ -146,7 +154,7 @@ def settings_of(config: Pack) -> dict[str, Any]:
     return {
         name: value
         for name, value in flatten(config).items()
-        if name not in ("data", "out", "workers", "verify", "channels")
+        if name not in {"data", "out", "workers", "verify", "channels", *flatten(config.listing)}
     }
 
 
@@ -387,7 +395,7 @@ def finish(
     *shards, _ = done
     if not shards:
         raise UserError(
-            f"none of the {len(source)} files can be read; the first: {bad[0][0]}: {bad[0][1]}"
+            f"none of the {len(source)} files can be read; the first: {BadFile(*bad[0])}"
         )
     for name, keys, rows in (
         ("bad-files", ("file", "reason"), bad),
@@ -411,8 +419,8 @@ def finish(
     ]
     if bad:
         lines.append(
-            f"{len(bad)} files skipped, see {out / 'bad-files.jsonl'}; the first: {bad[0][0]}: "
-            f"{bad[0][1]}"
+            f"{len(bad)} files skipped, see {out / 'bad-files.jsonl'}; the first: "
+            f"{BadFile(*bad[0])}"
         )
     if duplicates:
         what = "skipped" if config.drop_duplicates else "kept; --drop-duplicates skips them"

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torchmae.settings.groups import DeviceOptions, RunDecodeOptions
+from torchmae.settings.groups import DeviceOptions, ListingOptions, RunDecodeOptions
 from torchmae.settings.options import argument, option
 
 
@@ -14,11 +14,14 @@ class Predict:
     GROUP: ClassVar[str] = "output"
 
     run: str = argument("a run folder that mae finetune or mae import made", "RUN")
-    data: str = argument("images, as for mae pretrain; no labels are needed", "DATA")
+    data: tuple[str, ...] = argument(
+        "images, as for mae pretrain; or one or more image files; no labels are needed", "DATA"
+    )
     out: str = option("predictions.csv", '.csv or .parquet (extra "parquet").')
     best: bool = option(
         False,
         "Take the weights of the epoch that was best on the validation images, not the last ones.",
     )
+    listing: ListingOptions = ListingOptions()
     decode: RunDecodeOptions = RunDecodeOptions()
     runtime: DeviceOptions = DeviceOptions()

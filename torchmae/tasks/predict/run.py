@@ -5,11 +5,15 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
+from torch import Tensor
 
-from torchmae.data.config import decode_as_run
-from torchmae.data.sources import open_source
+from torchmae.data.config import decode_as_run, listing_as_run
+from torchmae.data.sources import Source, open_source, with_decode
+from torchmae.data.sources.files import is_image_file, open_images
+from torchmae.data.sources.select import select_all
 from torchmae.data.sources.source import distinct
-from torchmae.eval.extract import collect, logits_of
+from torchmae.errors import printable
+from torchmae.eval.extract import collect, logits_of, say_view
 from torchmae.models.weights import load_classifier
 from torchmae.report.tables import Column, check_table, write_table
 from torchmae.settings.options import check_ranges
@@ -17,6 +21,8 @@ from torchmae.tasks.predict.config import Predict
 from torchmae.train.distributed import find_device
 
 logger = logging.getLogger(__name__)
+
+MOST_SHOWN = 20  # images: of more, the file is what one looks at
 
 
 def run(config: Predict) -> Path:
@@ -26,21 +32,47 @@ def run(config: Predict) -> Path:
     check_table(out, (".csv", ".parquet"))
     model = load_classifier(config.run, config.best)
     device = find_device(config.runtime.device)
-    decode = config.decode
-    source = open_source(
-        config.data, decode_as_run(config.run, decode.max_megapixels, decode.white)
-    )
+    source = open_data(config)
+    if source.left_out:
+        logger.info(source.left_out)
+    say_view(source, config.run)
     ids, (logits,), bad = collect(
         source, model.encoder, config.run, [logits_of(model, device)], device
     )
-    for name, reason in [*source.unusable, *bad]:
-        logger.info(f"skipped: {name}: {reason}")
+    for file in [*source.unusable, *bad]:
+        logger.info(f"skipped: {file}")
     replaced = " (in place of an earlier one)" if out.exists() else ""
     names = [source.name(i) for i in ids]
     columns = prediction_columns(names, logits.softmax(1).numpy(), distinct(model.classes))
     write_table(out, columns, digits=6)
+    if len(names) <= MOST_SHOWN:
+        logger.info("\n".join(shown(names, logits.softmax(1), distinct(model.classes))))
     logger.info(f"Written to {out}{replaced}: {len(ids)} images, {len(model.classes)} classes")
     return out
+
+
+def open_data(config: Predict) -> Source:
+    """A source of images, or single image files."""
+    first = config.data[0]
+    decode = decode_as_run(config.run, config.decode.max_megapixels, config.decode.white)
+    listing = listing_as_run(config.listing, first, config.run)
+    if len(config.data) == 1 and not is_image_file(first):
+        return open_source(first, decode, listing)
+    decode.check()
+    (source,) = select_all([open_images(config.data)], listing, first)
+    return with_decode(source, decode)
+
+
+def shown(
+    names: list[str], probabilities: Float[Tensor, "N classes"], classes: list[str]
+) -> list[str]:
+    """A line for each image: the most probable classes, up to three, in percent."""
+    best = probabilities.topk(min(3, len(classes)), dim=1)
+    return [
+        f"{printable(name)}: "
+        + ", ".join(f"{printable(classes[i])} {share:.1%}" for share, i in zip(shares, ids))
+        for name, shares, ids in zip(names, best.values.tolist(), best.indices.tolist())
+    ]
 
 
 def prediction_columns(

@@ -4,23 +4,31 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torchmae.data.config import DecodeOptions
+from torchmae.data.config import decode_as_run
 from torchmae.errors import UserError
 from torchmae.models.sizes import SIZES, size_of
 from torchmae.settings import defaults
 from torchmae.settings.defaults import Choice, Facts, Rule
 from torchmae.settings.groups import (
     CropOptions,
+    ListingOptions,
     OptimOptions,
     OutputOptions,
+    RunDecodeOptions,
     RuntimeOptions,
     ScanOptions,
     SourceOptions,
 )
 from torchmae.settings.options import (
-    NOT_NEGATIVE,
-    POSITIVE,
+    BLOCKS,
+    CHANNELS,
+    DECAY,
+    MEGAPIXELS,
+    MINUTES,
+    WHITE,
+    WIDTH,
     Range,
+    changed,
     check_ranges,
     option,
     parse_size,
@@ -38,26 +46,28 @@ class ModelOptions:
         None, "Side in pixels, or HEIGHTxWIDTH such as 192x256.", metavar="SIZE"
     )
     patch_size: int | None = option(
-        None, "Side of a patch in pixels; divides the image size.", within=POSITIVE
+        None, "Side of a patch in pixels; divides the image size.", within=WIDTH
     )
-    registers: int = option(0, "Register tokens of the encoder.", within=NOT_NEGATIVE)
+    registers: int = option(
+        0, "Register tokens of the encoder.", within=Range(at_least=0, at_most=1024)
+    )
     decoder: str = option(
         "transformer", "transformer, or linear (no block: a lower bound).", metavar="KIND"
     )
     decoder_dim: int | None = option(
         None,
         "Width of the decoder.",
-        within=POSITIVE,
+        within=WIDTH,
         otherwise="512 from vit_base on, 256 and 128 below",
     )
     decoder_depth: int | None = option(
         None,
         "Blocks of the decoder.",
-        within=POSITIVE,
+        within=BLOCKS,
         otherwise="8 from vit_base on, 4 and 2 below",
     )
     decoder_heads: int | None = option(
-        None, "Heads of the decoder.", within=POSITIVE, otherwise="of 32 dimensions each"
+        None, "Heads of the decoder.", within=WIDTH, otherwise="of 32 dimensions each"
     )
     normalize: str | None = option(
         None,
@@ -103,7 +113,7 @@ class MaskingOptions:
 class PretrainOptimOptions(OptimOptions):
     """Of AdamW with betas 0.9 and 0.95 (paper, appendix Table 8)."""
 
-    weight_decay: float = option(0.05, "AdamW's, on all but 1-D parameters.", within=NOT_NEGATIVE)
+    weight_decay: float = option(0.05, "AdamW's, on all but 1-D parameters.", within=DECAY)
 
 
 @dataclass(frozen=True)
@@ -116,7 +126,7 @@ class PretrainOutputOptions(OutputOptions):
         metavar="FOLDER",
         otherwise="runs/NAME-OF-DATA",
     )
-    picture_minutes: float = option(3.0, "Minutes between two pictures.", within=NOT_NEGATIVE)
+    picture_minutes: float = option(3.0, "Minutes between two pictures.", within=MINUTES)
 
 
 def model_size(facts: Facts, values: Mapping[str, Any]) -> Choice:
@@ -169,10 +179,7 @@ RULES: dict[str, Rule] = {
     "image_size": Rule("the largest usual side that the median image has", defaults.largest_side),
     "patch_size": Rule(
         "at most 144 patches, or 16 px",
-        lambda facts, values: Choice(
-            defaults.patch_side(parse_size(values["image_size"])),
-            "at most 144 patches an image, or 16 px",
-        ),
+        lambda facts, values: defaults.patch_choice(parse_size(values["image_size"])),
     ),
     "channels": Rule(
         "what the data has; 3 for image files",
@@ -197,6 +204,30 @@ RULES: dict[str, Rule] = {
 
 
 @dataclass(frozen=True)
+class PretrainDecodeOptions(RunDecodeOptions):
+    """How images are decoded: as the run of --from was decoded, unless told otherwise."""
+
+    max_megapixels: float | None = option(
+        None,
+        "Larger images are refused before they are decoded.",
+        within=MEGAPIXELS,
+        otherwise="100, or that of the run of --from",
+    )
+    white: int | None = option(
+        None,
+        "The value of white in images of more than 8 bits (4095 for 12-bit data).",
+        within=WHITE,
+        otherwise="65535, or that of the run of --from",
+    )
+    channels: int | None = option(
+        None,
+        "3 for colour, 1 for grey.",
+        within=CHANNELS,
+        otherwise="what the data has; 3 for image files",
+    )
+
+
+@dataclass(frozen=True)
 class Pretrain:
     """Pre-train a Masked Autoencoder on images.
 
@@ -206,20 +237,23 @@ class Pretrain:
     RULES: ClassVar[Mapping[str, Rule]] = RULES
 
     source: SourceOptions
+    listing: ListingOptions = ListingOptions()
     optim: PretrainOptimOptions = PretrainOptimOptions()
     output: PretrainOutputOptions = PretrainOutputOptions()
     model: ModelOptions = ModelOptions()
     masking: MaskingOptions = MaskingOptions()
     crop: CropOptions = CropOptions()
-    decode: DecodeOptions = DecodeOptions()
+    decode: PretrainDecodeOptions = PretrainDecodeOptions()
     scan: ScanOptions = ScanOptions()
     runtime: RuntimeOptions = RuntimeOptions()
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResolvedDecode(DecodeOptions):
+class ResolvedDecode(PretrainDecodeOptions):
     """With nothing left to choose."""
 
+    max_megapixels: float
+    white: int
     channels: int
 
 
@@ -287,6 +321,11 @@ def resolve(config: Pretrain, facts: Facts) -> tuple[ResolvedPretrain, dict[str,
     Raises:
         UserError: a batch larger than the data set.
     """
+    requested = config.decode
+    decode = decode_as_run(
+        config.model.from_run or "none", requested.max_megapixels, requested.white
+    )
+    config = changed(config, max_megapixels=decode.max_megapixels, white=decode.white)
     resolved, chosen = defaults.resolve(config, ResolvedPretrain, RULES, facts)
     batch = resolved.optim.batch_size
     if batch > facts.images:

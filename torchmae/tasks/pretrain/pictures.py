@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import torch
 
@@ -10,7 +10,7 @@ from torchmae import runfolder
 from torchmae.data.loader import Batches
 from torchmae.data.transforms import CenterCropResize
 from torchmae.models.mae import MAE
-from torchmae.report.pictures import draw, draw_mask
+from torchmae.report.pictures import About, draw, draw_mask
 from torchmae.tasks.pretrain.config import ResolvedPretrain
 from torchmae.train.distributed import World
 
@@ -37,12 +37,15 @@ class Pictures:
         center = CenterCropResize(model.encoder.image_size)
         pixels = (batches.read(int(i), [])[1] for i in self.samples)
         self.images = torch.stack([center(image)[0] for image in pixels])
+        self.run = out.resolve().name
+        self.files = [PurePath(batches.source.name(int(i))).name for i in self.samples]
 
     def __call__(self, step: int) -> Iterator[tuple[str, float]]:
         """Draws; measures nothing."""
         masking = self.masking
         mask = draw_mask(self.model, masking.masking, masking.mask_ratio, self.seed, self.samples)
-        picture = draw(self.model, self.images, mask)
+        about = About(self.run, step, masking.masking, self.files)
+        picture = draw(self.model, self.images, mask, about)
         if self.is_main:
             self.folder.mkdir(exist_ok=True, parents=False)
             partial = self.folder / ".partial.png"

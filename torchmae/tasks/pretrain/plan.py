@@ -9,12 +9,16 @@ from typing import Any
 import torch
 
 from torchmae import runfolder
+from torchmae.data.suspicious import suspicious
+from torchmae.data.view import Glance, view_notes
+from torchmae.errors import printable
 from torchmae.models.mae import MAE
 from torchmae.models.vit import attention
 from torchmae.settings.defaults import reasons
 from torchmae.settings.groups import CACHES
 from torchmae.tasks.pretrain.config import ResolvedPretrain
 from torchmae.tasks.pretrain.job import Job
+from torchmae.tasks.pretrain.verdict import end_of, look_at, verdict
 from torchmae.train.config import TrainConfig
 from torchmae.train.distributed import World
 from torchmae.train.loop import Outcome, finished_line
@@ -42,6 +46,7 @@ def train_config(config: ResolvedPretrain, images: int) -> TrainConfig:
         save_minutes=output.save_minutes,
         evaluate_minutes=output.picture_minutes,
         tensorboard=output.tensorboard,
+        timeout_minutes=runtime.timeout_minutes,
     )
 
 
@@ -55,6 +60,8 @@ def describe(job: Job, plan: TrainConfig, out: Path, world: World) -> str:
     bad = len(runfolder.read_bad_files(out))
     if bad:
         seen += f", {bad} unreadable (see {out / runfolder.BAD_FILES})"
+    if job.batches.source.left_out:
+        seen += f", {job.batches.source.left_out}"
     size, patch = config.model.image_size, config.model.patch_size
     grid, channels = "x".join(map(str, model.encoder.grid)), config.decode.channels
     loading = f"images {CACHES[cache.name]} ({cache.reason})"
@@ -75,6 +82,13 @@ def describe(job: Job, plan: TrainConfig, out: Path, world: World) -> str:
         "run folder": str(out),
     }
     lines = [f"{name:>17}  {value}" for name, value in rows.items()]
+    if job.found is not None:  # else it is resumed, and the data has been looked at
+        lines += [
+            f"{'suspicious':>17}  {printable(line)}" for line in suspicious(job.batches.source)
+        ]
+    if job.found is not None:
+        notes = view_notes(Glance(job.found.sizes, job.found.stacks), model.encoder.image_size)
+        lines += [f"{'note':>17}  {note}" for note in notes]
     return "\n".join([*lines, *reasons(job.chosen)])
 
 
@@ -107,11 +121,12 @@ def describe_device(config: ResolvedPretrain, world: World) -> str:
     return ", ".join(words)
 
 
-def summary(out: Path, outcome: Outcome, plan: TrainConfig, config: ResolvedPretrain) -> str:
+def summary(job: Job, outcome: Outcome, plan: TrainConfig, out: Path) -> str:
     """What was made, where, and what to type next."""
+    config = job.config
     pictures = sorted((out / runfolder.PICTURES).glob("step-*.png"))
     bad = len(runfolder.read_bad_files(out))
-    lines = [*head(out, outcome.last, plan), "", "Made:"]
+    lines = [*head(job, outcome.last, plan, out), "", "Made:"]
     lines.append(f"  {out / runfolder.MODEL}  encoder and decoder")
     if pictures:
         lines.append(f"  {pictures[-1]}  reconstructions")
@@ -134,21 +149,17 @@ def summary(out: Path, outcome: Outcome, plan: TrainConfig, config: ResolvedPret
     )
 
 
-def head(out: Path, last: dict[str, Any] | None, plan: TrainConfig) -> list[str]:
-    """How the training ended: its last loss beside those of two predictors that have learned
-    nothing."""
+def head(job: Job, last: dict[str, Any] | None, plan: TrainConfig, out: Path) -> list[str]:
+    """How the training ended: its loss beside those of two predictors that have learned nothing,
+    and what that means."""
     if last is None:
         return [finished_line(plan, out)]
-    loss = "not finite" if last["loss"] is None else f"{last['loss']:.4f}"
-    trivial = {
-        name.removeprefix("loss of "): last[name] for name in last if name.startswith("loss of ")
-    }
-    beside = ", ".join(f"{name}: {value:.4f}" for name, value in trivial.items())
+    records = [record for record in runfolder.read_log(out) if "loss" in record]
+    end = end_of(records)
+    loss = "not finite" if end.loss is None else f"{end.loss:.4f}"
+    beside = ", ".join(f"{name}: {value:.4f}" for name, value in end.baselines.items())
     lines = [f"Done: {plan.steps} steps, loss {loss} (predicting the {beside})"]
-    if last["loss"] is None or last["loss"] >= min(trivial.values()):
-        lines.append(
-            "It is not better than these trivial baselines yet: train longer (--epochs, new --out)."
-        )
+    lines += verdict(records, job.config.optim.base_lr, look_at(job.batches.source))
     if last.get("peak_memory_mb"):
         lines.append(f"Peak memory: {last['peak_memory_mb']:.0f} MB.")
     return lines

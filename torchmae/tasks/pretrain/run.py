@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torchmae import runfolder
 from torchmae.data.cache.choose import with_cache
+from torchmae.data.config import DecodeOptions, decode_as_run, listing_as_run
 from torchmae.data.loader import Batches
 from torchmae.data.scan import scan_and_report
 from torchmae.data.sources import open_source, with_decode
@@ -18,13 +19,19 @@ from torchmae.models.mae import MAE
 from torchmae.models.masking import num_visible
 from torchmae.report.curves import draw_curves
 from torchmae.settings.defaults import Facts
-from torchmae.settings.options import build, changeable, flatten, parse_size, requested
-from torchmae.tasks.pretrain.config import Pretrain, ResolvedPretrain, check, resolve
+from torchmae.settings.options import build, changeable, changed, flatten, parse_size, requested
+from torchmae.tasks.pretrain.config import (
+    Pretrain,
+    PretrainDecodeOptions,
+    ResolvedPretrain,
+    check,
+    resolve,
+)
 from torchmae.tasks.pretrain.job import Job
 from torchmae.tasks.pretrain.pictures import Pictures
 from torchmae.tasks.pretrain.plan import describe, summary, train_config
 from torchmae.tasks.pretrain.start import build_model, check_names, fit_target, init_from_run
-from torchmae.train.checkpoint import lock
+from torchmae.train.checkpoint import lock, verified
 from torchmae.train.distributed import World, machine_facts, start
 from torchmae.train.loop import finished_line, fit
 from torchmae.train.optim import can_lengthen
@@ -45,11 +52,32 @@ def run(config: Pretrain) -> Path:
     with start(config.runtime.device) as world, ExitStack() as stack:
         out = Path(config.output.out or Path("runs") / runfolder.name_of(data))
         refuse_runs(config, out)
-        source = open_source(data, config.decode)
+        config, source = open_data(config, out)
         resuming = world.on_main(lambda: runfolder.prepare(out, data))
         world.on_main(lambda: stack.enter_context(lock(out)))
+        if resuming:  # before a model is built: one of the checkpoints has to be good
+            world.on_main(lambda: verified(out))
         prepare = resumed if resuming else begun
         return train(prepare(config, source, out, world), out, world)
+
+
+def open_data(config: Pretrain, out: Path) -> tuple[Pretrain, Source]:
+    """The images, and the settings with which of them are taken: those of the run that is
+    resumed, or of --from, unless told otherwise."""
+    resuming = bool(runfolder.checkpoints(out))
+    run = str(out) if resuming else config.model.from_run or "none"
+    listing = listing_as_run(config.listing, config.source.data, run, resuming)
+    decode = decode_options(config.model.from_run, config.decode)
+    source = open_source(config.source.data, decode, listing)
+    return changed(config, **listing.settings(config.listing)), source
+
+
+def decode_options(parent: str | None, requested: PretrainDecodeOptions) -> DecodeOptions:
+    """How the images are decoded: what was not requested is as in the run of --from, which may be
+    gone when a run is resumed."""
+    known = parent if parent is not None and runfolder.is_run(Path(parent)) else "none"
+    decode = decode_as_run(known, requested.max_megapixels, requested.white)
+    return replace(decode, channels=requested.channels)
 
 
 def refuse_runs(config: Pretrain, out: Path) -> None:
@@ -81,15 +109,22 @@ def resumed(config: Pretrain, source: Source, out: Path, world: World) -> Job:
         raise UserError(finished_line(plan, out))
     if longer and can_lengthen(plan, done):
         may_differ |= {"epochs"}
-    identity = runfolder.identity(source)
+    identity = runfolder.stamped_identity(source)
     settings, described = runfolder.resume(out, "pretrain", requested(config), may_differ, identity)
+    changed_data = runfolder.other_times(out, identity)
+    if world.is_main and changed_data is not None:
+        logger.warning(changed_data)
     if "epochs" in may_differ:
         world.on_main(
             lambda: runfolder.write_config(out, "pretrain", settings, identity, described)
         )
+    other = runfolder.other_versions(out)
+    if other is not None and done < plan.steps and world.is_main:
+        logger.warning(other)
     settings["cache"] = config.runtime.cache  # machines differ, and it decides nothing
     resolved = build(ResolvedPretrain, settings)
-    batches = make_batches(resolved, with_decode(source, resolved.decode), world)
+    source = with_decode(source, decode_options(None, resolved.decode))
+    batches = make_batches(resolved, source, world)
     origin = resolved.model.from_run or "from scratch"
     return Job(resolved, batches, MAE.build(described), origin, None, {}, batches)
 
@@ -120,7 +155,7 @@ def begun(config: Pretrain, source: Source, out: Path, world: World) -> Job:
             seconds = measure_seconds_per_step(job.task(), job.stream, plan, world)
         resolved, chosen = resolve(config, replace(facts, seconds_per_step=seconds))
         job = replace(job, config=resolved, chosen=chosen)
-    identity = runfolder.identity(source)
+    identity = runfolder.stamped_identity(source)
     world.on_main(  # all that can be wrong with the settings is known by now
         lambda: runfolder.write_config(out, "pretrain", flatten(resolved), identity, model.config())
     )
@@ -160,5 +195,5 @@ def train(job: Job, out: Path, world: World) -> Path:
     outcome = fit(job.task(), job.stream, plan, out, world, [pictures])
     if world.is_main:
         draw_curves(out)
-        logger.info(summary(out, outcome, plan, job.config))
+        logger.info(summary(job, outcome, plan, out))
     return out

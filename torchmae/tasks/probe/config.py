@@ -7,13 +7,17 @@ from typing import ClassVar
 from torchmae.errors import UserError
 from torchmae.settings.defaults import Rule
 from torchmae.settings.groups import (
-    CropOptions,
     DeviceOptions,
+    LabelledCropOptions,
     LabelledSourceOptions,
     RunDecodeOptions,
+    SplitListingOptions,
     SplitOptions,
 )
 from torchmae.settings.options import (
+    BATCH,
+    EPOCHS,
+    NOT_NEGATIVE,
     POSITIVE,
     Range,
     argument,
@@ -25,7 +29,7 @@ from torchmae.settings.options import (
 
 
 @dataclass(frozen=True)
-class TrainedProbeOptions(CropOptions):
+class TrainedProbeOptions(LabelledCropOptions):
     """Of the probe that is trained."""
 
     GROUP: ClassVar[str] = "training (not with --fast)"
@@ -36,19 +40,19 @@ class TrainedProbeOptions(CropOptions):
     epochs: float | None = option(
         None,
         "Passes over the labelled images.",
-        within=POSITIVE,
+        within=EPOCHS,
         otherwise="as mae finetune --train head",
     )
     batch_size: int | None = option(
         None,
         "Images per optimizer step, over all processes.",
-        within=POSITIVE,
+        within=BATCH,
         otherwise="by the number of images",
     )
     base_lr: float | None = option(
         None,
         "Learning rate for 256 images a step.",
-        within=Range(at_least=0),
+        within=NOT_NEGATIVE,
         otherwise="1 for sgd, the paper's 0.1 for lars",
     )
     optimizer: str | None = option(
@@ -66,8 +70,8 @@ class TrainedProbeOptions(CropOptions):
 class Probe:
     """How well does a linear map tell the classes apart, from the features of the frozen encoder?
 
-    By default the paper's linear probe: the head alone, behind a BatchNorm, is trained by SGD or
-    LARS on weakly augmented images. With --fast, logistic regression on the stored features of
+    By default a linear probe as the paper's: the head alone, behind a BatchNorm, is trained by SGD
+    or LARS on weakly augmented images. With --fast, logistic regression on the stored features of
     whole images, beside the same on an untrained encoder and on raw pixels.
     """
 
@@ -77,6 +81,7 @@ class Probe:
 
     run: str = argument("a run folder", "RUN")
     source: LabelledSourceOptions
+    listing: SplitListingOptions = SplitListingOptions()
     split: SplitOptions = SplitOptions()
     decode: RunDecodeOptions = RunDecodeOptions()
     fast: bool = option(
@@ -102,7 +107,7 @@ class Probe:
         "encoder.",
         within=Range(at_least=0, below=1 << 62),
     )
-    training: TrainedProbeOptions = TrainedProbeOptions(crop_scale=(0.08, 1.0))
+    training: TrainedProbeOptions = TrainedProbeOptions()
     runtime: DeviceOptions = DeviceOptions()
 
 

@@ -4,24 +4,32 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from torchmae.data.config import decode_as_run
-from torchmae.data.labels import labelled_sets
-from torchmae.errors import UserError
-from torchmae.eval.baselines import baseline_features
-from torchmae.eval.logistic import STRENGTHS, linear_probe
-from torchmae.report.tables import accuracy_line
-from torchmae.runfolder import add_result
+from torchmae.data.config import DecodeOptions, decode_as_run, listing_as_run
+from torchmae.data.labels import LabelledSets, groups_of, labelled_sets
+from torchmae.data.suspicious import notes
+from torchmae.errors import UserError, printable
+from torchmae.eval.baselines import (
+    COMMONEST,
+    FEATURES,
+    RAW_SIDE,
+    baseline_features,
+    baseline_logits,
+    commonest,
+)
+from torchmae.eval.extract import collect, logits_of, say_view
+from torchmae.eval.logistic import STRENGTHS, LinearProbe, linear_probe
+from torchmae.eval.verdict import judge
+from torchmae.models.weights import load_classifier
+from torchmae.runfolder import add_result, read_config
 from torchmae.settings.options import build, flatten
 from torchmae.tasks.finetune.config import Finetune
 from torchmae.tasks.finetune.run import run as finetune
 from torchmae.tasks.probe.config import Probe, check
-from torchmae.train.distributed import find_device
+from torchmae.train.distributed import find_device, is_main
 
 logger = logging.getLogger(__name__)
 
-# px: with 32, raw pixels of Imagenette do no better at any strength (40.4 % at most, 41.4 % with
-# 16) and take over ten times as long.
-RAW_SIDE = 16
+MOST_REGRESSED = 20_000  # training images: regressions on more take longer than the probe
 
 
 def run(config: Probe) -> Path | dict[str, Any]:
@@ -29,66 +37,111 @@ def run(config: Probe) -> Path | dict[str, Any]:
     check(config)
     if config.fast:
         return regress(config)
-    return finetune(build(Finetune, {**flatten(config), "train": "head"}))
+    out = finetune(build(Finetune, {**flatten(config), "train": "head"}))
+    if is_main():
+        logger.info(compare_trained(config, out))
+    return out
+
+
+def compare_trained(config: Probe, out: Path) -> str:
+    """Whether a trained probe is better than what it is measured beside; added to its
+    results.json."""
+    sets = opened(config)
+    device = find_device(config.runtime.device)
+    if len(sets.train) > MOST_REGRESSED:
+        return (
+            f"{len(sets.train)} training images are too many for regressions on raw pixels and an "
+            "untrained encoder: mae knn measures these beside the features"
+        )
+    ids, baselines = baseline_logits(config.run, sets, config.seed, out, device)
+    model = load_classifier(out)
+    settings = read_config(out)["config"]
+    pixels = (settings[name] for name in ("max_megapixels", "white", "channels"))
+    images = sets.with_decode(DecodeOptions(*pixels)).val
+    _, (logits,), _ = collect(images, model.encoder, out, [logits_of(model, device)], device)
+    named = {"probe": logits, **{n: x for n, x in baselines.items() if n != FEATURES}}
+    guesses = {name: found.argmax(1) for name, found in named.items()}
+    verdict = judge(guesses, sets.val_labels[ids], "the probe is")
+    add_result(out, "probe", {}, {"probe": verdict.accuracies, **verdict.results()})
+    return f"Beside it, logistic regressions on the same labels:\n{verdict.text({})}"
+
+
+def opened(config: Probe) -> LabelledSets:
+    """The labelled images, decoded as the run's were unless told otherwise."""
+    source, split, decode = config.source, config.split, config.decode
+    return labelled_sets(
+        source.data,
+        source.val,
+        split.val_fraction,
+        split.labels_per_class,
+        config.seed,
+        decode_as_run(config.run, decode.max_megapixels, decode.white),
+        listing_as_run(config.listing, source.data, config.run),
+    )
 
 
 def regress(config: Probe) -> dict[str, Any]:
     """The probe by logistic regression, of the features, an untrained encoder and raw pixels.
 
     Returns:
-        The settings and the results; "probe" has what `linear_probe` returns for each of the three.
+        The settings and the results; "probe" has the accuracies of the three and of always saying
+        the commonest class, those of the regressions with "strength" and "cross_validated" of
+        `linear_probe`; "differences" of the features to each other; "verdict" in words.
     """
     device = find_device(config.runtime.device)
     pool = config.pool or "mean"
     extract = baseline_features(config.run, config.layer, pool, RAW_SIDE, config.seed, device)
-    sets = labelled_sets(
-        config.source.data,
-        config.source.val,
-        config.split.val_fraction,
-        config.split.labels_per_class,
-        config.seed,
-        decode_as_run(config.run, config.decode.max_megapixels, config.decode.white),
-    )
+    sets = opened(config)
+    for line in notes(sets.train, sets.val, [sets.classes[i] for i in sets.train_labels]):
+        logger.info(f"note: {printable(line)}")
+    say_view(sets.train, config.run)
     train_ids, train, train_bad = extract(sets.train)
-    for name, reason in train_bad:
-        logger.info(f"skipped: {name}: {reason}")
+    for file in train_bad:
+        logger.info(f"skipped: {file}")
     labels = sets.train_labels[train_ids]
     counts = labels.bincount(minlength=len(sets.classes)).tolist()
     if min(counts) == 0:
         raise UserError(f"no training image of class '{sets.classes[counts.index(0)]}' can be read")
     test_ids, test, test_bad = extract(sets.val)
-    for name, reason in test_bad:
-        logger.info(f"skipped: {name}: {reason}")
+    for file in test_bad:
+        logger.info(f"skipped: {file}")
     truth = sets.val_labels[test_ids]
     logger.info(
         f"Linear probe (logistic regression on frozen features, {pool} pooling), "
         f"{len(truth)} test and {len(labels)} training images, {len(sets.classes)} classes"
     )
     if min(counts) == 1:
+        single = printable(sets.classes[counts.index(1)])
         logger.info(
-            f"  class '{sets.classes[counts.index(1)]}' has one training image, too few for "
+            f"  class '{single}' has one training image, too few for "
             f"cross-validation: the strength is the middle one, {STRENGTHS[len(STRENGTHS) // 2]:g}"
         )
+    groups = groups_of(sets.train, train_ids)
     found = {
-        name: linear_probe(train[name], labels, test[name], truth, config.seed) for name in train
+        name: linear_probe(train[name], labels, test[name], config.seed, groups) for name in train
     }
-    for name, score in found.items():
-        strength = f"strength {score['strength']:g}{remark(score)}"
-        logger.info(f"{accuracy_line(name, score)}, {strength}")
+    guesses = {name: one.logits.argmax(1) for name, one in found.items()}
+    verdict = judge({**guesses, COMMONEST: commonest(truth)}, truth, "the features are")
+    strengths = {name: f", strength {one.strength:g}{remark(one)}" for name, one in found.items()}
+    logger.info(verdict.text(strengths))
     settings = {**flatten(config), "pool": pool}
+    accuracies: dict[str, dict[str, Any]] = dict(verdict.accuracies)
+    for name, one in found.items():
+        accuracies[name] |= {"strength": one.strength, "cross_validated": one.cross_validated}
     results = {
         "train_images": len(labels),
         "test_images": len(truth),
         "classes": len(sets.classes),
-        "probe": found,
+        "probe": accuracies,
+        **verdict.results(),
     }
     logger.info(f"Written to {add_result(Path(config.run), 'probe', settings, results)}")
     return {**settings, **results}
 
 
-def remark(score: dict[str, Any]) -> str:
+def remark(found: LinearProbe) -> str:
     """A warning where the best strength is the first or last tried, and better than the rest."""
-    validated, strength = score["cross_validated"], score["strength"]
+    validated, strength = found.cross_validated, found.strength
     at_end = strength in (STRENGTHS[0], STRENGTHS[-1])
     if not at_end or not validated or validated.count(max(validated)) > 1:
         return ""

@@ -14,7 +14,9 @@ class Reconstruct:
     GROUP: ClassVar[str] = "picture"
 
     run: str = argument("a run folder", "RUN")
-    images: tuple[str, ...] = argument("image files", "IMAGE...")
+    images: tuple[str, ...] = argument(
+        "image files, or arrays (.npy, .npz: the first 8 images)", "IMAGE..."
+    )
     out: str = option("reconstruction.png", "The picture to write (.png or .jpg).")
     mask_ratio: float | None = option(
         None, "Share of hidden patches.", within=Range(above=0, below=1), otherwise="the run's"
@@ -31,6 +33,12 @@ class Reconstruct:
         False,
         "With normalised targets: take each hidden patch's true mean and std (which leaks part of "
         "the answer).",
+    )
+    scale: int | None = option(
+        None,
+        "Enlarge images so many times, without smoothing.",
+        within=Range(at_least=1, at_most=100),
+        otherwise="so that a tile is at least about 150 px",
     )
     decode: RunDecodeOptions = RunDecodeOptions()
     runtime: DeviceOptions = DeviceOptions()

@@ -1,8 +1,10 @@
 """`mae reconstruct`: the hidden patches of images as a model predicts them, in a picture."""
 
 import logging
+import os
 from dataclasses import replace
-from pathlib import Path
+from glob import glob
+from pathlib import Path, PurePath
 
 import numpy as np
 import torch
@@ -12,19 +14,27 @@ from torch import Tensor
 
 from torchmae.data.config import DecodeOptions, decode_as_run
 from torchmae.data.decode import BadImage, decode
+from torchmae.data.loader import read_pixels
+from torchmae.data.sources import open_source
+from torchmae.data.sources.arrays import ARRAY_ERRORS
+from torchmae.data.sources.files import is_glob
+from torchmae.data.sources.source import read_file, suffix_of
 from torchmae.data.transforms import CenterCropResize
 from torchmae.errors import RunError, UserError
 from torchmae.models.mae import MAE
 from torchmae.models.masking import Mask, mask_from_bool
 from torchmae.models.patches import Size
 from torchmae.models.weights import load_mae
-from torchmae.report.pictures import caption, draw, draw_mask
-from torchmae.runfolder import read_config
+from torchmae.report.pictures import About, caption, draw, draw_mask
+from torchmae.report.sheet import bands_shown
+from torchmae.runfolder import last_step, read_config
 from torchmae.settings.options import check_ranges
 from torchmae.tasks.reconstruct.config import Reconstruct
 from torchmae.train.distributed import find_device
 
 logger = logging.getLogger(__name__)
+
+MOST = 8  # of the images of an array
 
 
 def run(config: Reconstruct) -> Path:
@@ -38,22 +48,91 @@ def run(config: Reconstruct) -> Path:
     settings = read_config(config.run)["config"]
     model = load_mae(config.run)
     decoding = decode_as_run(config.run, config.decode.max_megapixels, config.decode.white)
-    pixels = torch.stack([read_image(path, model, decoding) for path in config.images])
+    paths = [path for word in config.images for path in expanded(word)]
+    found = [read_images(path, model, decoding) for path in paths]
+    pixels = torch.cat(found)
+    name = settings["masking"] if config.masking is None else config.masking
     if config.mask is not None:
+        name = "own mask"
         mask = mask_from_image(config.mask, model.encoder.grid, len(pixels))
     else:
-        name = settings["masking"] if config.masking is None else config.masking
         ratio = settings["mask_ratio"] if config.mask_ratio is None else config.mask_ratio
         mask = draw_mask(model, name, ratio, config.seed, torch.arange(len(pixels)))
     model = model.to(find_device(config.runtime.device))
-    picture = draw(model, pixels, mask, config.true_statistics)
+    files = [file for path, images in zip(paths, found) for file in file_names(path, len(images))]
+    about = About(Path(config.run).resolve().name, last_step(Path(config.run)), name, files)
+    picture = draw(model, pixels, mask, about, config.true_statistics, config.scale)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         picture.save(out)
     except OSError as error:
         raise RunError(f"could not write {out}: {error.strerror or error}") from error
-    logger.info(f"{out}: {len(pixels)} images; {caption(model, config.true_statistics)}")
+    notes = [caption(model, config.true_statistics), bands_shown(pixels.shape[1])]
+    logger.info(f"{out}: {len(pixels)} images; {'; '.join(note for note in notes if note)}")
     return out
+
+
+def expanded(word: str) -> list[str]:
+    """The files that a pattern in quotes names; anything else is itself."""
+    return sorted(glob(word, recursive=True)) if is_glob(word) else [word]
+
+
+def file_names(path: str, count: int) -> list[str]:
+    """What the images of a file are called: those of an array are numbered."""
+    name = PurePath(path).name
+    return [name] if count == 1 else [f"{name}[{i}]" for i in range(count)]
+
+
+def read_images(path: str, model: MAE, options: DecodeOptions) -> UInt8[Tensor, "N C H W"]:
+    """The image of a file, or the first ones of an array (.npy, .npz).
+
+    Args:
+        path: what the user named; an array of one image, [H, W, C] or [C, H, W], is one image.
+        model: the images get its size and number of channels.
+        options: how they are decoded.
+    """
+    if suffix_of(path.partition("?")[0]) not in (".npy", ".npz"):
+        return read_image(path, model, options)[None]
+    channels = model.encoder.channels
+    one = single_image(path, channels)
+    images = [one] if one is not None else first_images(path, replace(options, channels=channels))
+    crop = CenterCropResize(model.encoder.image_size)
+    return torch.stack([crop(image)[0] for image in images])
+
+
+def single_image(path: str, channels: int) -> UInt8[np.ndarray, "H W C"] | None:
+    """A .npy file that is one image of so many channels; None for anything else."""
+    if suffix_of(path) != ".npy" or not os.path.isfile(path):
+        return None
+    try:
+        pixels = np.load(path, mmap_mode="r", allow_pickle=False)
+    except ARRAY_ERRORS:
+        return None  # `open_source` says why
+    if (
+        not isinstance(pixels, np.ndarray)
+        or pixels.dtype != np.uint8
+        or pixels.ndim != 3
+        or 0 in pixels.shape
+    ):
+        return None
+    if pixels.shape[2] == channels:
+        return np.array(pixels)
+    if pixels.shape[0] == channels:
+        return np.array(pixels.transpose(1, 2, 0))
+    if pixels.shape[2] <= 16 < pixels.shape[1]:  # no grey images are so narrow
+        raise UserError(
+            f"'{path}' has {pixels.shape[2]} channels, the run takes {channels} (grey images in an "
+            "array are [N, H, W])"
+        )
+    return None
+
+
+def first_images(path: str, options: DecodeOptions) -> list[UInt8[np.ndarray, "H W C"]]:
+    """The first images of an array of several."""
+    source = open_source(path, options)
+    if len(source) > MOST:
+        logger.info(f"{path}: the first {MOST} of {len(source)} images")
+    return [read_pixels(source, i) for i in range(min(MOST, len(source)))]
 
 
 def read_image(path: str, model: MAE, options: DecodeOptions) -> UInt8[Tensor, "C H W"]:
@@ -65,7 +144,7 @@ def read_image(path: str, model: MAE, options: DecodeOptions) -> UInt8[Tensor, "
         options: how it is decoded.
     """
     try:
-        pixels = decode(Path(path).read_bytes(), replace(options, channels=model.encoder.channels))
+        pixels = decode(read_file(path, options), replace(options, channels=model.encoder.channels))
         return CenterCropResize(model.encoder.image_size)(pixels)[0]
     except IsADirectoryError as error:
         raise UserError(
@@ -87,7 +166,7 @@ def mask_from_image(path: str, grid: Size, count: int) -> Mask:
     """
     try:
         picture = Image.fromarray(
-            decode(Path(path).read_bytes(), DecodeOptions(channels=1))[:, :, 0]
+            decode(read_file(path, DecodeOptions()), DecodeOptions(channels=1))[:, :, 0]
         )
     except (OSError, BadImage) as error:
         raise UserError(f"cannot read the mask {path}: {error}") from error

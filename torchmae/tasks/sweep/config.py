@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from torchmae.errors import UserError
-from torchmae.settings.groups import MOST_EPOCHS, SplitOptions
-from torchmae.settings.options import POSITIVE, Range, argument, hidden, option
+from torchmae.settings.groups import SplitOptions
+from torchmae.settings.options import EPOCHS, POSITIVE, Range, argument, hidden, option
 from torchmae.tasks.finetune.config import (
     ClassifierOptions,
     Finetune,
@@ -46,6 +46,14 @@ class CompareOptimOptions(FinetuneOptimOptions):
     )
     seed: int = hidden(0)
     minutes: float | None = hidden(None)  # each training would be timed, and have its own length
+    trials: int | None = option(
+        None,
+        "Trainings of each side, and of each number of labels, from which learning rate (x1/3, x1, "
+        "x3) and --augment level of that side are chosen, on training images that no seed "
+        "validates on; 0: no search.",
+        within=Range(at_least=0, at_most=9),
+        otherwise="6; none where too few images are left to choose on",
+    )
 
 
 @dataclass(frozen=True)
@@ -99,7 +107,7 @@ class PartialOptimOptions(FinetuneOptimOptions):
         "Passes over the labelled images. Several: each is tried, and the best of each part is "
         "shown (the paper: "
         "50 100 200).",
-        within=Range(above=0, at_most=MOST_EPOCHS),
+        within=EPOCHS,
         otherwise="as mae finetune",
     )
     minutes: float | None = hidden(None)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torchmae.data.config import decode_as_run
+from torchmae.data.config import decode_as_run, listing_as_run
 from torchmae.errors import UserError
 from torchmae.models.heads import blocks_of
 from torchmae.models.weights import load
@@ -16,6 +16,11 @@ from torchmae.tasks.finetune.config import Finetune
 from torchmae.tasks.sweep.config import Compare, Partial, check_compare
 
 Changes = Mapping[str, Any]  # of the fields of Finetune
+NOTHING: Changes = {}
+
+# The arms of mae compare.
+PRETRAINED = "pre-trained"
+SCRATCH = "from scratch"
 
 # Figure 9: top-1 in % by blocks that were fine-tuned, read from the figure's labels; 24 are all.
 FIGURE_9 = Curve(
@@ -47,9 +52,7 @@ class Grid:
         seeds: of the trainings; those of several arms with the same seed are pairs.
         row_title: what the rows differ in, such as "labels a class".
         folder: the name of the folder of a training, from row, arm and seed.
-        baseline: the arm to which the others' paired differences are shown.
         choose_best: whether the best arm of each row is what is shown.
-        beside: a published curve.
     """
 
     verb: str
@@ -60,14 +63,13 @@ class Grid:
     seeds: tuple[int, ...]
     row_title: str
     folder: Callable[[str, str, int], str]
-    baseline: str | None = None
     choose_best: bool = False
-    beside: Curve | None = None
 
-    def training(self, row: str, arm: str, seed: int) -> Finetune:
-        """The settings of one training."""
+    def training(self, row: str, arm: str, seed: int, chosen: Changes = NOTHING) -> Finetune:
+        """The settings of one training; `chosen` are those of a search, which may name the
+        folder."""
         out = str(self.out / self.folder(row, arm, seed))
-        changes = {"seed": seed, **self.rows[row], **self.arms[arm], "out": out}
+        changes = {"seed": seed, **self.rows[row], **self.arms[arm], "out": out, **chosen}
         return build(Finetune, {**flatten(self.config), **changes})
 
 
@@ -81,6 +83,7 @@ def compare_grid(config: Compare) -> Grid:
         "max_megapixels": decode.max_megapixels,
         "white": decode.white,
         "channels": config.decode.channels or channels,
+        **listing_as_run(config.listing, config.source.data, config.run).settings(config.listing),
     }
     few = config.split.labels_per_class or (None,)
     return Grid(
@@ -89,13 +92,12 @@ def compare_grid(config: Compare) -> Grid:
         out=Path(config.output.out or f"{config.run.rstrip('/')}-compare"),
         rows={str(n or "all"): {"labels_per_class": n} for n in few},
         arms={
-            "pre-trained": {"run": config.run},
-            "from scratch": {"run": "none", "model": config.run, "train": "all", **pixels},
+            PRETRAINED: {"run": config.run},
+            SCRATCH: {"run": "none", "model": config.run, "train": "all", **pixels},
         },
         seeds=config.optim.seeds,
         row_title="labels a class",
         folder=lambda row, arm, seed: f"{arm.replace(' ', '-')}-{row}-labels-seed-{seed}",
-        baseline="from scratch",
     )
 
 
@@ -127,5 +129,4 @@ def partial_grid(config: Partial) -> Grid:
         row_title="blocks fine-tuned",
         folder=folder,
         choose_best=len(arms) > 1,
-        beside=FIGURE_9,
     )

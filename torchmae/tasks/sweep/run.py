@@ -1,104 +1,157 @@
-"""`mae compare`, `mae partial`: a grid of fine-tunings, to a table, a picture and results.json."""
+"""`mae compare`, `mae partial`: fine-tunings in a grid, to a table, a picture and results.json."""
 
 import logging
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from torchmae.eval.intervals import paired_difference
+from torchmae.data.config import listing_as_run
+from torchmae.data.labels import labelled_sets
+from torchmae.eval.baselines import FEATURES, baseline_logits
+from torchmae.eval.classification import scores
+from torchmae.report.comparison import comparison_table, draw_comparison
 from torchmae.report.sweep import draw_sweep, sweep_table
 from torchmae.runfolder import add_result, last_validation
 from torchmae.settings.options import flatten
 from torchmae.tasks.finetune.run import run as finetune
 from torchmae.tasks.sweep.config import Compare, Partial
-from torchmae.tasks.sweep.grids import Grid, compare_grid, partial_grid
-from torchmae.train.distributed import is_main
+from torchmae.tasks.sweep.grids import (
+    FIGURE_9,
+    NOTHING,
+    SCRATCH,
+    Changes,
+    Grid,
+    compare_grid,
+    partial_grid,
+)
+from torchmae.tasks.sweep.search import plan_search, search_row
+from torchmae.tasks.sweep.verdict import FROZEN, summarize_comparison, training_losses
+from torchmae.train.distributed import find_device, is_main
 
 logger = logging.getLogger(__name__)
 
 
 def compare(config: Compare) -> Path:
-    """Trains pairs of pre-trained and from scratch; returns the folder of `run_grid`."""
-    return run_grid(compare_grid(config))
-
-
-def partial(config: Partial) -> Path:
-    """Fine-tunes more and more blocks; returns the folder of `run_grid`."""
-    return run_grid(partial_grid(config))
-
-
-def run_grid(grid: Grid) -> Path:
-    """Trains all of a grid, and writes a table, a picture and results.json.
+    """Pre-trained against from scratch, with the same search for both, beside baselines.
 
     Every training is a run folder of its own: the same command resumes a sweep that was stopped,
     and a finished training is not repeated.
 
     Returns:
         The folder of the sweep. The results (`torchmae.runfolder.read_results`) are
-        `{"rows": [...]}`, see `summarize`.
+        `{"search": words, "rows": [...]}`, see `summarize_comparison`.
     """
+    grid = compare_grid(config)
+    search = plan_search(config, grid)
+    if is_main():
+        logger.info(f"Settings of {' and '.join(grid.arms)}: {search.words}")
     rows: list[dict[str, Any]] = []
-    count, total = 0, len(grid.rows) * len(grid.arms) * len(grid.seeds)
-    for row in grid.rows:
-        scores: dict[str, list[dict[str, Any]]] = {arm: [] for arm in grid.arms}
-        for seed, arm in product(grid.seeds, grid.arms):
-            count += 1
-            if is_main():
-                prefix = f"{arm}, " if len(grid.arms) > 1 else ""
-                logger.info(f"[{count}/{total}] {prefix}{row} {grid.row_title}, seed {seed}")
-            # The plans of the first two show what differs: the arms, or head and blocks.
-            run = finetune(grid.training(row, arm, seed), quiet=count > 2)
-            scores[arm].append(last_validation(run))
-        rows.append(summarize(grid, row, scores))
-    if not is_main():
-        return grid.out
-    path = add_result(grid.out, grid.verb, flatten(grid.config), {"rows": rows})
-    picture = grid.out / f"{grid.verb}.png"
-    draw_sweep(rows, grid.row_title, picture, grid.beside)
-    logger.info(sweep_table(rows, grid.row_title))
-    logger.info(f"Written to {path} and {picture}; every training is a run folder beside them.")
+    for row, changes in grid.rows.items():
+        searched = search_row(grid, row, search)
+        runs = train_row(grid, row, {arm: found["chosen"] for arm, found in searched.items()})
+        if is_main():
+            measured: dict[str, list[Mapping[str, Any]]] = {}
+            for place, seed in enumerate(grid.seeds):
+                ended = {arm: found[place] for arm, found in runs.items()}
+                for name, one in scores_of(
+                    config, changes["labels_per_class"], seed, ended
+                ).items():
+                    measured.setdefault(name, []).append(one)
+            rows.append(summarize_comparison(row, changes, measured, searched))
+    if is_main():
+        results = {"search": search.words, "rows": rows}
+        picture = grid.out / "compare.png"
+        draw_comparison(rows, grid.row_title, picture)
+        logger.info(comparison_table(rows, grid.row_title, search.words))
+        say_where(add_result(grid.out, "compare", flatten(config), results), picture)
     return grid.out
 
 
-def summarize(
-    grid: Grid, row: str, scores: Mapping[str, Sequence[Mapping[str, Any]]]
-) -> dict[str, Any]:
-    """What results.json holds of a row of the grid.
+def partial(config: Partial) -> Path:
+    """Fine-tunes more and more blocks, resumable as `compare` is.
+
+    Returns:
+        The folder of the sweep. The results are `{"rows": [...]}`, see `summarize`.
+    """
+    grid = partial_grid(config)
+    rows = [summarize(grid, row, train_row(grid, row, {})) for row in grid.rows]
+    if is_main():
+        picture = grid.out / "partial.png"
+        draw_sweep(rows, grid.row_title, picture, FIGURE_9)
+        logger.info(sweep_table(rows, grid.row_title))
+        say_where(add_result(grid.out, "partial", flatten(config), {"rows": rows}), picture)
+    return grid.out
+
+
+def scores_of(
+    config: Compare, labels_per_class: int | None, seed: int, runs: Mapping[str, Path]
+) -> dict[str, Mapping[str, Any]]:
+    """The scores of the trainings of a row and seed, by arm, and of the baselines beside them."""
+    source, split = config.source, config.split
+    which = (source.data, source.val, split.val_fraction, labels_per_class, seed)
+    listing = listing_as_run(config.listing, source.data, config.run)
+    sets = labelled_sets(*which, listing=listing)
+    device = find_device(config.runtime.device)
+    ids, logits = baseline_logits(config.run, sets, seed, runs[SCRATCH], device)
+    measured = {
+        FROZEN if name == FEATURES else name: scores(
+            found, sets.val_labels[ids], sets.classes
+        ).summary()
+        for name, found in logits.items()
+    }
+    trained = {
+        arm: {**last_validation(run), **training_losses(run, sets.train_labels)}
+        for arm, run in runs.items()
+    }
+    return {**trained, **measured}
+
+
+def say_where(path: Path, picture: Path) -> None:
+    logger.info(f"Written to {path} and {picture}; every training is a run folder beside them.")
+
+
+def train_row(grid: Grid, row: str, chosen: Mapping[str, Changes]) -> dict[str, list[Path]]:
+    """Trains all of a row of the grid.
 
     Args:
-        grid: what was trained.
+        grid: what is trained.
         row: the name of the row.
-        scores: of each arm, the last validation of each seed.
+        chosen: what a search chose, of each arm.
+
+    Returns:
+        The run folders, by arm, in the order of the seeds.
+    """
+    runs: dict[str, list[Path]] = {arm: [] for arm in grid.arms}
+    each = len(grid.arms) * len(grid.seeds)
+    first = list(grid.rows).index(row) * each + 1
+    for number, (seed, arm) in enumerate(product(grid.seeds, grid.arms), first):
+        if is_main():
+            prefix = f"{arm}, " if len(grid.arms) > 1 else ""
+            where = f"{prefix}{row} {grid.row_title}, seed {seed}"
+            logger.info(f"[{number}/{len(grid.rows) * each}] {where}")
+        # The plans of the first two show what differs: the arms, or head and blocks.
+        training = grid.training(row, arm, seed, chosen.get(arm, NOTHING))
+        runs[arm].append(finetune(training, quiet=number > 2))
+    return runs
+
+
+def summarize(grid: Grid, row: str, runs: Mapping[str, list[Path]]) -> dict[str, Any]:
+    """What results.json holds of a row of `mae partial`.
 
     Returns:
         "name"; "settings": what the row changes; "images": how many were validated on; "arms": by
-        name, "top1" of each seed, their "mean" and "std" (None for a single seed), and for a
-        single seed its 95 % interval "low", "high"; "differences": by name, the paired difference
-        of each other arm to the baseline; "best": the name of the arm with the highest mean, where
-        the grid chooses it, else None.
+        name, "top1" with its 95 % interval "low", "high"; "best": the name of the arm with the
+        highest accuracy, where the grid chooses it, else None.
     """
-    arms: dict[str, dict[str, Any]] = {}
-    for arm, found in scores.items():
-        top1 = [score["top1"] for score in found]
-        arms[arm] = {"top1": top1, "mean": statistics.mean(top1), "std": None}
-        if len(top1) > 1:
-            arms[arm]["std"] = statistics.stdev(top1)
-        else:
-            arms[arm] |= {"low": found[0]["low"], "high": found[0]["high"]}
-    differences = {
-        f"{arm} - {grid.baseline}": paired_difference(
-            arms[arm]["top1"], arms[grid.baseline]["top1"]
-        )._asdict()
-        for arm in arms
-        if grid.baseline is not None and arm != grid.baseline
+    scores = {arm: last_validation(found[0]) for arm, found in runs.items()}
+    arms = {
+        arm: {name: one[name] for name in ("top1", "low", "high")} for arm, one in scores.items()
     }
     return {
         "name": row,
         "settings": dict(grid.rows[row]),
-        "images": found[0]["count"],
+        "images": next(iter(scores.values()))["count"],
         "arms": arms,
-        "differences": differences,
-        "best": max(arms, key=lambda arm: arms[arm]["mean"]) if grid.choose_best else None,
+        "best": max(arms, key=lambda arm: arms[arm]["top1"]) if grid.choose_best else None,
     }

@@ -1,23 +1,27 @@
-"""A run's model in the format of another library, reloaded there and compared. `EXPORTS` has one
-function a format."""
+"""Weights in the layout of another library, with what it needs to build the model."""
 
 import json
-import math
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from torchmae.errors import RunError, UserError
+from torchmae.errors import UserError
+from torchmae.interop.exporting.check import (
+    ExportInput,
+    ExportResult,
+    hidden,
+    no_decoder,
+    reference_output,
+)
 from torchmae.interop.foreign import library
 from torchmae.interop.names import (
     Weights,
     fold_bn,
     fold_class_position,
+    fold_layer_scale,
     to_ours,
     to_plain,
     to_torchvision,
@@ -25,119 +29,9 @@ from torchmae.interop.names import (
 )
 from torchmae.models.heads import Classifier
 from torchmae.models.mae import MAE
-from torchmae.models.masking import Mask, mask_from_order
 from torchmae.models.patches import WHITE, gather_tokens
 from torchmae.models.vit import ViT
 from torchmae.models.weights import build_any
-
-
-class ExportInput(NamedTuple):
-    """What is exported: the module in eval mode, its weights under plain names (see
-    `interop.names`), its `config()`, the final folder, and the share of an image's sides that
-    evaluation sees."""
-
-    model: Any
-    weights: Weights
-    config: dict[str, Any]
-    mask_ratio: float
-    out: Path
-    crop_pct: float
-
-    @property
-    def encoder(self) -> ViT:
-        encoder = self.model.encoder if isinstance(self.model, MAE | Classifier) else self.model
-        if not isinstance(encoder, ViT):
-            raise UserError(f"only a ViT can be exported, not {type(encoder).__name__}")
-        return encoder
-
-    @property
-    def pool(self) -> str:
-        return "mean" if isinstance(self.encoder.norm, nn.Identity) else "cls"
-
-
-class ExportResult(NamedTuple):
-    """An export.
-
-    `reloaded` is the function of the reloaded model, from images to what `reference_output`
-    returns; `lines` of Python load it; `model` is that model, if it is one of PyTorch; `tolerance`
-    is the largest difference allowed, in each size of batch of `batches`.
-    """
-
-    reloaded: Callable[[Float[Tensor, "B C H W"]], Tensor]
-    lines: list[str]
-    model: nn.Module | None
-    tolerance: float = 1e-5
-    batches: tuple[int, ...] = (16,)
-
-
-@torch.no_grad()
-def reference_output(subject: ExportInput, images: Float[Tensor, "B C H W"]) -> Tensor:
-    """Tokens of an encoder, logits of a classifier, predictions of an MAE for the hidden patches of
-    `hidden`."""
-    if isinstance(subject.model, MAE):
-        return subject.model(images, hidden(subject, images)).prediction
-    return subject.model(images)
-
-
-def hidden(subject: ExportInput, images: Tensor) -> Mask:
-    """The first patches are visible, as many as at the run's mask ratio."""
-    order = torch.arange(math.prod(subject.encoder.grid)).expand(len(images), -1)
-    return mask_from_order(order, subject.mask_ratio)
-
-
-def compare(subject: ExportInput, made: ExportResult) -> str:
-    """The largest difference on 16 random images, in words.
-
-    The tolerance is absolute. Where outputs are large, float32 itself rounds more coarsely than
-    that, in any order of the same sums; then the models are compared in float64, with the same
-    tolerance.
-
-    Raises:
-        RunError: the difference is larger than the tolerance.
-    """
-    encoder = subject.encoder
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(16, encoder.channels, *encoder.image_size, generator=generator)
-    difference, largest = max_abs_diff(subject, made, images)
-    words = f"by at most {difference:.1e}"
-    if not difference <= made.tolerance and made.model is not None:
-        models = (subject.model.double(), made.model.double())
-        difference, _ = max_abs_diff(subject, made, images.double())
-        words += f" in float32 (outputs go up to {largest:.0f}) and by {difference:.1e} in float64"
-        for model in models:
-            model.float()
-    if not difference <= made.tolerance:
-        raise RunError(
-            f"reloaded, the export differs by {difference:.1e} (allowed: {made.tolerance:.0e}): "
-            "nothing written"
-        )
-    return words
-
-
-def max_abs_diff(
-    subject: ExportInput, made: ExportResult, images: Float[Tensor, "B C H W"]
-) -> tuple[float, float]:
-    """The largest difference, over all sizes of batch, and the largest output."""
-    differences, outputs = [], []
-    for batch in made.batches:
-        expected = reference_output(subject, images[:batch])
-        output = made.reloaded(images[:batch])
-        if output.shape != expected.shape:
-            raise RunError(
-                f"reloaded, the export returns {list(output.shape)}, not {list(expected.shape)}: "
-                "nothing written"
-            )
-        differences.append((output - expected).abs().max())
-        outputs.append(expected.abs().max())
-    return float(torch.stack(differences).max()), float(torch.stack(outputs).max())
-
-
-def no_decoder(subject: ExportInput, form: str) -> None:
-    if isinstance(subject.model, MAE):
-        raise UserError(
-            f"{form} has no masked autoencoder: add --only encoder, or use --to transformers or "
-            "safetensors"
-        )
 
 
 def plain_vit(subject: ExportInput, form: str) -> None:
@@ -172,6 +66,8 @@ def to_timm(subject: ExportInput, folder: Path) -> ExportResult:
     arguments = {name: getattr(encoder, name) for name in names}
     arguments |= {"img_size": encoder.image_size, "in_chans": encoder.channels}
     arguments |= {"global_pool": "avg" if subject.pool == "mean" else "token"}
+    if encoder.init_values is not None:
+        arguments |= {"init_values": encoder.init_values}
     if encoder.registers:
         arguments |= {"class_token": True, "reg_tokens": encoder.registers, "no_embed_class": True}
     pretrained_cfg = {
@@ -222,7 +118,8 @@ def to_hugging_face(subject: ExportInput, folder: Path) -> ExportResult:
     # Not save_pretrained for the weights: 5.23 writes names of the decoder that no other version
     # knows.
     bare = kind is transformers.ViTModel
-    save(to_transformers(fold_bn(subject.weights), "" if bare else "vit."), folder)
+    weights = fold_layer_scale(fold_bn(subject.weights))
+    save(to_transformers(weights, "" if bare else "vit."), folder)
     write_preprocessor(subject.encoder, folder)
     again = kind.from_pretrained(folder, **({"add_pooling_layer": False} if bare else {})).eval()
 
@@ -326,7 +223,7 @@ def to_vision(subject: ExportInput, folder: Path) -> ExportResult:
     }
     if classes:
         arguments["num_classes"] = len(classes)
-    save(to_torchvision(fold_bn(subject.weights)), folder)
+    save(to_torchvision(fold_layer_scale(fold_bn(subject.weights))), folder)
     again = models.VisionTransformer(**arguments)
     if not classes:
         again.heads = nn.Identity()
@@ -345,51 +242,6 @@ def to_vision(subject: ExportInput, folder: Path) -> ExportResult:
     return ExportResult(
         again if classes else tokens, [*lines, "output = model.eval()(images)"], again
     )
-
-
-def program(subject: ExportInput, form: str) -> Any:
-    """The forward pass without a mask as a graph, for any number of images."""
-    no_decoder(subject, form)
-    images = torch.zeros(2, subject.encoder.channels, *subject.encoder.image_size)
-    batch = {"images": {0: torch.export.Dim("batch")}}
-    return torch.export.export(subject.model, (images,), dynamic_shapes=batch, strict=True)
-
-
-def to_torch_export(subject: ExportInput, folder: Path) -> ExportResult:
-    """A program that needs PyTorch, but not torchmae."""
-    torch.export.save(program(subject, "torch.export"), folder / "model.pt2")
-    again = torch.export.load(folder / "model.pt2").module()
-    lines = [
-        "import torch",
-        f'model = torch.export.load("{subject.out}/model.pt2").module()',
-        "output = model(images)",
-    ]
-    return ExportResult(again, lines, again, batches=(1, 3, 16))
-
-
-def to_onnx(subject: ExportInput, folder: Path) -> ExportResult:
-    """A graph for ONNX Runtime and others that read ONNX."""
-    onnxruntime = library("onnxruntime", "onnx")
-    library("onnxscript", "onnx")  # torch.onnx.export needs it
-    graph = program(subject, "ONNX")
-    made = torch.onnx.export(
-        graph, (), input_names=["images"], output_names=["output"], dynamo=True, verbose=False
-    )
-    assert made is not None
-    made.save(folder / "model.onnx")
-    session = onnxruntime.InferenceSession(
-        folder / "model.onnx", providers=["CPUExecutionProvider"]
-    )
-    lines = [
-        "import onnxruntime",
-        f'session = onnxruntime.InferenceSession("{subject.out}/model.onnx")',
-        'output = session.run(None, {"images": images.numpy()})[0]',
-    ]
-
-    def reloaded(images: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
-
-    return ExportResult(reloaded, lines, None, 1e-4, (1, 3, 16))
 
 
 def to_safetensors(subject: ExportInput, folder: Path) -> ExportResult:
@@ -419,13 +271,3 @@ def save(weights: Weights, folder: Path, metadata: dict[str, str] | None = None)
     """Writes model.safetensors."""
     stored = {name: weight.contiguous().clone() for name, weight in weights.items()}
     save_file(stored, folder / "model.safetensors", metadata or {"format": "pt"})
-
-
-EXPORTS: dict[str, Callable[[ExportInput, Path], ExportResult]] = {
-    "timm": to_timm,
-    "transformers": to_hugging_face,
-    "torchvision": to_vision,
-    "onnx": to_onnx,
-    "torch-export": to_torch_export,
-    "safetensors": to_safetensors,
-}

@@ -1,0 +1,169 @@
+"""What is exported, what an export is, and how far it agrees with torchmae once it is reloaded."""
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Shaped, UInt8
+from torch import Tensor, nn
+
+from torchmae.errors import RunError, UserError
+from torchmae.interop.names import Weights
+from torchmae.models.heads import Classifier
+from torchmae.models.mae import MAE
+from torchmae.models.masking import Mask, mask_from_order
+from torchmae.models.vit import ViT
+
+
+class WithPreprocessing(nn.Module):
+    """An encoder or a classifier that normalizes pixels by itself, for servers without torchmae.
+
+    Args:
+        model: a `Classifier`, or an encoder.
+        pool: of an encoder's tokens `[B, T, D]` with so many prefix tokens, to features `[B, F]`;
+            None for a classifier, which has its own.
+    """
+
+    def __init__(self, model: Any, pool: Callable[[Tensor, int], Tensor] | None):
+        super().__init__()
+        self.model = model
+        self.pool = pool
+        self.encoder: ViT = model.encoder if pool is None else model
+
+    def forward(self, images: UInt8[Tensor, "B C H W"]) -> Float[Tensor, "B F"]:
+        """Logits or features of pixels 0..255."""
+        output = self.model(self.encoder.normalize(images))
+        return output if self.pool is None else self.pool(output, self.encoder.num_prefix_tokens)
+
+
+class ExportInput(NamedTuple):
+    """What is exported.
+
+    Args:
+        model: the module in eval mode.
+        weights: under plain names (see `interop.names`).
+        config: the model's `config()`.
+        mask_ratio: of the run.
+        out: the final folder.
+        crop_pct: the share of an image's sides that evaluation sees.
+        origin: where the weights come from, by name, for the metadata of a graph.
+        serving: what a graph computes in place of the model, if it is to take pixels.
+    """
+
+    model: Any
+    weights: Weights
+    config: dict[str, Any]
+    mask_ratio: float
+    out: Path
+    crop_pct: float
+    origin: Mapping[str, str] = MappingProxyType({})
+    serving: WithPreprocessing | None = None
+
+    @property
+    def encoder(self) -> ViT:
+        encoder = self.model.encoder if isinstance(self.model, MAE | Classifier) else self.model
+        if not isinstance(encoder, ViT):
+            raise UserError(f"only a ViT can be exported, not {type(encoder).__name__}")
+        return encoder
+
+    @property
+    def pool(self) -> str:
+        return "mean" if isinstance(self.encoder.norm, nn.Identity) else "cls"
+
+
+class ExportResult(NamedTuple):
+    """An export.
+
+    `reloaded` is the function of the reloaded model, from images to what `reference_output`
+    returns; `lines` of Python load it; `model` is that model, if it is one of PyTorch; `tolerance`
+    is the largest difference allowed, in each size of batch of `batches`.
+    """
+
+    reloaded: Callable[[Shaped[Tensor, "B C H W"]], Tensor]
+    lines: list[str]
+    model: nn.Module | None
+    tolerance: float = 1e-5
+    batches: tuple[int, ...] = (16,)
+
+
+@torch.no_grad()
+def reference_output(subject: ExportInput, images: Shaped[Tensor, "B C H W"]) -> Tensor:
+    """Tokens of an encoder, logits of a classifier, predictions of an MAE for the hidden patches of
+    `hidden`; features or logits of pixels where preprocessing is exported too."""
+    if subject.serving is not None:
+        return subject.serving(images)
+    if isinstance(subject.model, MAE):
+        return subject.model(images, hidden(subject, images)).prediction
+    return subject.model(images)
+
+
+def hidden(subject: ExportInput, images: Tensor) -> Mask:
+    """The first patches are visible, as many as at the run's mask ratio."""
+    order = torch.arange(math.prod(subject.encoder.grid)).expand(len(images), -1)
+    return mask_from_order(order, subject.mask_ratio)
+
+
+def compare(subject: ExportInput, made: ExportResult) -> str:
+    """The largest difference on 16 random images, in words.
+
+    The tolerance is absolute. Where outputs are large, float32 itself rounds more coarsely than
+    that, in any order of the same sums; then the models are compared in float64, with the same
+    tolerance.
+
+    Raises:
+        RunError: the difference is larger than the tolerance.
+    """
+    encoder = subject.encoder
+    generator = torch.Generator().manual_seed(0)
+    shape = (16, encoder.channels, *encoder.image_size)
+    images = torch.randn(shape, generator=generator)
+    if subject.serving is not None:
+        images = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+    difference, largest = max_abs_diff(subject, made, images)
+    words = f"by at most {difference:.1e}"
+    if not difference <= made.tolerance and made.model is not None:
+        models = (subject.model.double(), made.model.double())
+        difference, _ = max_abs_diff(subject, made, as_double(images))
+        words += f" in float32 (outputs go up to {largest:.0f}) and by {difference:.1e} in float64"
+        for model in models:
+            model.float()
+    if not difference <= made.tolerance:
+        raise RunError(
+            f"reloaded, the export differs by {difference:.1e} (allowed: {made.tolerance:.0e}): "
+            "nothing written"
+        )
+    return words
+
+
+def as_double(images: Shaped[Tensor, "B C H W"]) -> Shaped[Tensor, "B C H W"]:
+    """Floats in float64; pixels as they are."""
+    return images.double() if images.is_floating_point() else images
+
+
+def max_abs_diff(
+    subject: ExportInput, made: ExportResult, images: Shaped[Tensor, "B C H W"]
+) -> tuple[float, float]:
+    """The largest difference, over all sizes of batch, and the largest output."""
+    differences, outputs = [], []
+    for batch in made.batches:
+        expected = reference_output(subject, images[:batch])
+        output = made.reloaded(images[:batch])
+        if output.shape != expected.shape:
+            raise RunError(
+                f"reloaded, the export returns {list(output.shape)}, not {list(expected.shape)}: "
+                "nothing written"
+            )
+        differences.append((output - expected).abs().max())
+        outputs.append(expected.abs().max())
+    return float(torch.stack(differences).max()), float(torch.stack(outputs).max())
+
+
+def no_decoder(subject: ExportInput, form: str) -> None:
+    if isinstance(subject.model, MAE):
+        raise UserError(
+            f"{form} has no masked autoencoder: add --only encoder, or use --to transformers or "
+            "safetensors"
+        )
