@@ -75,15 +75,15 @@ def test_an_attentive_classifier_is_built_again_from_its_config(batch_norm):
     again.load_state_dict(model.state_dict())
     images = torch.randn(3, 3, 16, 16)
     torch.testing.assert_close(again.eval()(images), model.eval()(images))
-    assert model.attn_pool.query.shape == (4, 16)
+    assert model.query_pool.query.shape == (4, 16)
     assert isinstance(model.fc_norm, nn.Identity) is batch_norm
 
 
 def test_the_head_of_an_attentive_probe_is_trained_with_its_queries():
     assert trainable(make("attentive", True), "head") == [
-        "attn_pool.query",
-        "attn_pool.value.weight",
-        "attn_pool.value.bias",
+        "query_pool.query",
+        "query_pool.value.weight",
+        "query_pool.value.bias",
         "head.weight",
         "head.bias",
     ]

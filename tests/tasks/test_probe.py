@@ -11,7 +11,8 @@ from PIL import Image
 import torchmae
 from torchmae.data.labels import labelled_sets
 from torchmae.errors import UserError
-from torchmae.eval.extract import collect, features_of
+from torchmae.eval.attentive import attentive_probe
+from torchmae.eval.extract import collect, features_of, patch_tokens_of
 from torchmae.eval.logistic import STRENGTHS, LinearProbe
 from torchmae.models.weights import load
 from torchmae.runfolder import read_config, read_results
@@ -25,7 +26,7 @@ def test_an_end_of_the_strengths_is_remarked() -> None:
     rising = [i / 10 for i in range(len(STRENGTHS))]
 
     def remark(strength: float, validated: list[float]) -> str:
-        return probe.remark(LinearProbe(torch.zeros(0, 3).double(), strength, validated))
+        return probe.warning(LinearProbe(torch.zeros(0, 3).double(), strength, validated))
 
     assert "weakest" in remark(STRENGTHS[-1], rising)
     assert "strongest" in remark(STRENGTHS[0], rising[::-1])
@@ -79,6 +80,44 @@ def test_the_fast_probe_with_few_labels(
     assert "has one training image" in capsys.readouterr().out
     strengths = [found.get("strength") for found in result["probe"].values()]
     assert strengths == [STRENGTHS[4]] * 3 + [None]
+
+
+def test_the_attentive_probe_on_stored_tokens_equals_its_parts(own: Path, tmp_path: Path) -> None:
+    photos = make_photos(tmp_path / "photos", each=10)
+    options: dict[str, Any] = dict(fast=True, head="attentive", queries=4, val_fraction=0.3)
+    result = torchmae.probe(own, photos, device="cpu", **options)
+    assert list(result["probe"]) == ["features", "untrained encoder", "commonest class"]
+    assert (result["pool"], result["head"], result["queries"]) == (None, "attentive", 4)
+    encoder, sets = load(own), labelled_sets(str(photos), None, 0.3, None, 0)
+    device = torch.device("cpu")
+    functions = [patch_tokens_of(encoder, None, device)]
+    train, test = (
+        collect(part, encoder, own, functions, device)[1][0] for part in (sets.train, sets.val)
+    )
+    assert train.dtype == torch.float16 and train.shape[1:] == (16, encoder.embed_dim)
+    found = attentive_probe(train, sets.train_labels, test, 0, queries=4)
+    right = float((found.logits.argmax(1) == sets.val_labels).double().mean())
+    assert result["probe"]["features"]["accuracy"] == pytest.approx(right)
+    assert result["probe"]["features"]["lr"] == found.lr
+
+
+def test_a_trained_attentive_probe_leaves_the_encoder_alone_and_is_a_classifier(
+    own: Path, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "probe"
+    torchmae.probe(own, photos, head="attentive", queries=8, epochs=2, workers=0, out=str(out))
+    stored = read_config(out)
+    assert stored["model"]["pool"] == "attentive" and stored["model"]["queries"] == 8
+    assert (stored["config"]["optimizer"], stored["config"]["train"]) == ("adamw", "head")
+    model, before = torchmae.load_classifier(out), load(own)
+    for name, value in before.state_dict().items():
+        assert torch.equal(model.encoder.state_dict()[name], value), name
+    assert model.query_pool is not None and model.query_pool.value.bias.any()
+    with pytest.raises(UserError, match="--only encoder"):
+        torchmae.export(out, to="timm", out=str(tmp_path / "timm"))
+    torchmae.export(out, to="safetensors", only="encoder", out=str(tmp_path / "encoder"))
+    again = torchmae.evaluate(out, photos, device="cpu")
+    assert 0 <= again["top1"] <= 1
 
 
 def test_labels_stay_with_their_images_when_one_before_them_is_skipped(

@@ -1,15 +1,15 @@
 """The attentive probe on stored tokens: learned queries, a norm and a linear map."""
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from torchmae.eval.classification import accuracy
-from torchmae.eval.logistic import stratified_folds
+from torchmae.eval.logistic import folds_of
 from torchmae.models.heads import AttentivePool
 from torchmae.models.weights import seeded
 
@@ -52,21 +52,36 @@ class AttentiveProbe(nn.Module):
         return self.head(self.norm(self.pool((tokens.float() - self.mean) / self.std)))
 
     @torch.no_grad()
-    def classify(self, tokens: Float[Tensor, "B N D"]) -> Int64[Tensor, " B"]:
-        """The most likely class of each image, in eval mode."""
+    def logits(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B classes"]:
+        """Of any number of images, in eval mode."""
         self.eval()
-        return torch.cat([self(rows).argmax(1) for rows in tokens.split(512)])
+        return torch.cat([self(rows) for rows in tokens.split(512)])
+
+
+class Attended(NamedTuple):
+    """What an attentive probe says of the test images, and how its learning rate was chosen.
+
+    `validated` is the accuracy of each of `LEARNING_RATES` on the fold; empty where there is none.
+    """
+
+    logits: Float[Tensor, "B classes"]
+    lr: float
+    validated: list[float]
+
+    def choices(self) -> dict[str, Any]:
+        """What was chosen, for results.json."""
+        return {"lr": self.lr, "validated": self.validated}
 
 
 def attentive_probe(
     train: Float[Tensor, "A N D"],
     labels: Int64[Tensor, " A"],
     test: Float[Tensor, "B N D"],
-    truth: Int64[Tensor, " B"],
     seed: int,
+    groups: Sequence[str] | None = None,
     queries: int = 32,
-) -> dict[str, Any]:
-    """Accuracy on the test images, which are used once, of a probe trained on all training images.
+) -> Attended:
+    """A probe trained on all training images, applied to the test images.
 
     The learning rate is the one of `LEARNING_RATES` that classifies best a fold of the training
     images that its trial does not see; the lowest where a class has a single image.
@@ -75,26 +90,21 @@ def attentive_probe(
         train: patch tokens of the training images, in any float type.
         labels: their classes, from 0.
         test: patch tokens of the test images.
-        truth: their classes.
         seed: of the fold, the weights and the order.
+        groups: of the training images, such as patients: the fold divides none.
         queries: of the pooling; they divide D.
-
-    Returns:
-        "accuracy", "low", "high" (see `accuracy`), "lr", and "validated": the accuracy
-        of each of `LEARNING_RATES` on the fold; empty where there is none.
     """
-    fold = stratified_folds(labels, seed)
+    fold = folds_of(labels, seed, groups)
     inside, outside = fold > 0, fold == 0
     validated: list[float] = []
     if inside.any():
         for lr in LEARNING_RATES:
             model = fit(train[inside], labels[inside], lr, seed, queries)
-            hits = model.classify(train[outside]) == labels[outside]
+            hits = model.logits(train[outside]).argmax(1) == labels[outside]
             validated.append(float(hits.double().mean()))
     best = max(range(len(validated)), key=validated.__getitem__) if validated else 0
     model = fit(train, labels, LEARNING_RATES[best], seed, queries)
-    score = accuracy(model.classify(test), truth)
-    return {**score, "lr": LEARNING_RATES[best], "validated": validated}
+    return Attended(model.logits(test), LEARNING_RATES[best], validated)
 
 
 def fit(

@@ -1,18 +1,18 @@
 """What features and classifiers are measured beside: an untrained encoder, raw pixels, and always
 the commonest class."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Int64, Shaped, UInt8
 from torch import Tensor
 
 from torchmae.data.config import DecodeOptions
 from torchmae.data.labels import LabelledSets, groups_of
 from torchmae.data.sources.source import BadFile, Source
-from torchmae.eval.extract import Function, collect, features_of
+from torchmae.eval.extract import Function, collect, features_of, patch_tokens_of
 from torchmae.eval.logistic import linear_probe
 from torchmae.models.encoders import Backbone, build_encoder
 from torchmae.models.vit import ViT
@@ -31,7 +31,7 @@ COMMONEST = "commonest class"
 RAW_SIDE = 16
 
 FeatureExtractor = Callable[
-    [Source], tuple[list[int], dict[str, Float[Tensor, "N F"]], list[BadFile]]
+    [Source], tuple[list[int], dict[str, Shaped[Tensor, "N ..."]], list[BadFile]]
 ]
 
 
@@ -61,10 +61,29 @@ def baseline_features(
         UNTRAINED: features_of(untrained(run, seed), layer, pool, device),
         PIXELS: lambda images: raw_pixels(images, side),
     }
+    return extractor(encoder, run, functions, device)
+
+
+def baseline_tokens(
+    run: str, layer: int | None, seed: int, device: torch.device
+) -> FeatureExtractor:
+    """As `baseline_features`, the patch tokens of both encoders, float16 [N, T, D], unpooled."""
+    encoder = load(run)
+    functions = {
+        FEATURES: patch_tokens_of(encoder, layer, device),
+        UNTRAINED: patch_tokens_of(untrained(run, seed), layer, device),
+    }
+    return extractor(encoder, run, functions, device)
+
+
+def extractor(
+    encoder: Backbone, run: str, functions: Mapping[str, Function], device: torch.device
+) -> FeatureExtractor:
+    """The function from a source to what several functions make of its images, by name."""
 
     def extract(
         images: Source,
-    ) -> tuple[list[int], dict[str, Float[Tensor, "N F"]], list[BadFile]]:
+    ) -> tuple[list[int], dict[str, Shaped[Tensor, "N ..."]], list[BadFile]]:
         ids, rows, bad = collect(images, encoder, run, list(functions.values()), device)
         return ids, dict(zip(functions, rows)), bad
 
@@ -98,6 +117,7 @@ def baseline_logits(
     encoder = load(run)
     encoder.adapt(shape["channels"], tuple(shape["mean"]), tuple(shape["std"]))
     size = parse_size(settings["image_size"])
+    pool = "mean" if settings["pool"] == "attentive" else settings["pool"]  # no queries here
     if isinstance(encoder, ViT) and settings.get("position_resizing") is not None:
         encoder.position_resizing = settings["position_resizing"]
     if encoder.image_size != size:
@@ -106,8 +126,8 @@ def baseline_logits(
         other = build_encoder(shape)
     other.restore_norm()
     functions: dict[str, Function] = {
-        FEATURES: features_of(encoder, None, settings["pool"], device),
-        UNTRAINED: features_of(other, None, settings["pool"], device),
+        FEATURES: features_of(encoder, None, pool, device),
+        UNTRAINED: features_of(other, None, pool, device),
         PIXELS: lambda images: raw_pixels(images, RAW_SIDE),
     }
     pixels = (settings[name] for name in ("max_megapixels", "white", "channels"))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Shaped, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
@@ -143,14 +143,35 @@ def features_of(encoder: Backbone, layer: int | None, pool: str, device: torch.d
     Raises:
         UserError: the encoder has no such layer or pool.
     """
-    pooled = choose_pool(encoder, pool)
-    depth, prefix = len(encoder.layers()), encoder.num_prefix_tokens
+    pooled, prefix = choose_pool(encoder, pool), encoder.num_prefix_tokens
+    tokens = tokens_after(encoder, layer, device)
+    return lambda images: pooled(tokens(images), prefix).float().cpu()
+
+
+def patch_tokens_of(encoder: Backbone, layer: int | None, device: torch.device) -> Function:
+    """The function from uint8 images to the tokens of their patches, float16 [B, N, D] on the CPU.
+
+    Half precision, since all tokens of a set take hundreds of megabytes.
+
+    Args:
+        encoder: it is moved to the device.
+        layer: as for `features_of`.
+        device: where it computes.
+    """
+    prefix = encoder.num_prefix_tokens
+    tokens = tokens_after(encoder, layer, device)
+    return lambda images: tokens(images)[:, prefix:].half().cpu()
+
+
+def tokens_after(
+    encoder: Backbone, layer: int | None, device: torch.device
+) -> Callable[[UInt8[Tensor, "B C H W"]], Float[Tensor, "B T D"]]:
+    """The function from uint8 images to the tokens after a block; `UserError` for no such block."""
+    depth = len(encoder.layers())
     if layer is not None and not 1 <= layer <= depth:
         raise UserError(f"--layer {layer}: 1 to {depth}")
     encoder = encoder.eval().to(device)
-    return lambda images: (
-        pooled(encoder(encoder.normalize(images.to(device)), layer=layer), prefix).float().cpu()
-    )
+    return lambda images: encoder(encoder.normalize(images.to(device)), layer=layer)
 
 
 def logits_of(model: Classifier, device: torch.device) -> Function:

@@ -1,7 +1,7 @@
 """Multinomial logistic regression on stored features, its penalty chosen by cross-validation."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,17 @@ class LinearProbe(NamedTuple):
     logits: Float64[Tensor, "B classes"]
     strength: float
     cross_validated: list[float]
+
+    def choices(self) -> dict[str, Any]:
+        """What was chosen, for results.json."""
+        return {"strength": self.strength, "cross_validated": self.cross_validated}
+
+
+def folds_of(
+    labels: Int64[Tensor, " N"], seed: int, groups: Sequence[str] | None
+) -> Int64[Tensor, " N"]:
+    """The fold of each row: of whole groups where there are any."""
+    return stratified_folds(labels, seed) if groups is None else group_folds(labels, seed, groups)
 
 
 def linear_probe(
@@ -82,7 +93,7 @@ def cross_validate(
 
     Empty where a class has a single row, which leaves nothing to divide.
     """
-    fold = stratified_folds(labels, seed) if groups is None else group_folds(labels, seed, groups)
+    fold = folds_of(labels, seed, groups)
     count = int(fold.max()) + 1
     if count < 2:
         return []

@@ -92,7 +92,7 @@ class Classifier(nn.Module):
         self.pool = pool
         if pool == "mean":
             encoder.remove_norm()
-        self.attn_pool = AttentivePool(dim, queries) if pool == "attentive" else None
+        self.query_pool = AttentivePool(dim, queries) if pool == "attentive" else None
         normed = pool == "mean" or (pool == "attentive" and not batch_norm)
         self.fc_norm = nn.LayerNorm(dim, eps=1e-6) if normed else nn.Identity()
         self.bn = nn.BatchNorm1d(dim, affine=False, eps=1e-6) if batch_norm else nn.Identity()
@@ -107,7 +107,7 @@ class Classifier(nn.Module):
             "classes": list(self.classes),
             "pool": self.pool,
             "batch_norm": isinstance(self.bn, nn.BatchNorm1d),
-            **({"queries": len(self.attn_pool.query)} if self.attn_pool is not None else {}),
+            **({"queries": len(self.query_pool.query)} if self.query_pool is not None else {}),
         }
 
     @classmethod
@@ -131,7 +131,7 @@ class Classifier(nn.Module):
         if self.pool == "cls":
             return tokens[:, 0]
         patches = tokens[:, self.encoder.num_prefix_tokens :]
-        pooled = patches.mean(1) if self.attn_pool is None else self.attn_pool(patches)
+        pooled = patches.mean(1) if self.query_pool is None else self.query_pool(patches)
         return self.fc_norm(pooled)
 
 
@@ -157,9 +157,9 @@ def trainable(classifier: Classifier, train: str) -> list[str]:
             paper section 4.3), with the norms after them and the head.
     """
     names = [name for name, _ in classifier.named_parameters()]
-    after = [n for n in names if n.startswith(("attn_pool.", "fc_norm.", "bn.", "head."))]
+    after = [n for n in names if n.startswith(("query_pool.", "fc_norm.", "bn.", "head."))]
     if train == "head":
-        return [n for n in after if n.startswith(("attn_pool.", "head."))]
+        return [n for n in after if n.startswith(("query_pool.", "head."))]
     if train == "all":
         return names
     layers = classifier.encoder.layers()

@@ -84,9 +84,16 @@ def open_run(config: Export) -> ExportInput:
     """The model of a run, or its encoder, with its weights under plain names."""
     described = read_config(config.run)
     kind, model = kind_of(described), described["model"]
-    weights = to_plain(
-        read_weights(config.run, "best.safetensors" if config.best else "model.safetensors")
-    )[1]
+    if model.get("pool") == "attentive" and not config.only:
+        raise UserError(
+            "classifiers that pool by learned queries are not exported yet: add --only encoder, or "
+            "load the run by torchmae.load_classifier"
+        )
+    weights = read_weights(config.run, "best.safetensors" if config.best else "model.safetensors")
+    if model.get("pool") == "attentive":  # its encoder has a norm of its own
+        pooling = ("query_pool.", "fc_norm.")
+        weights = {name: w for name, w in weights.items() if not name.startswith(pooling)}
+    weights = to_plain(weights)[1]
     if model.get("encode_all") and not config.only:
         raise UserError(
             "mask tokens in the encoder are known to no other library: add --only encoder"

@@ -92,7 +92,7 @@ class ClassifierOptions:
     queries: int = option(
         32,
         "Learned queries of --pool attentive, a divisor of the encoder's width.",
-        within=POSITIVE,
+        within=WIDTH,
     )
     model: str | None = option(
         None,
@@ -548,10 +548,7 @@ def check(config: Finetune) -> None:
             f"--val {source.val} is the data that is trained on: leave it out, and a share is held "
             "out"
         )
-    if model.pool not in (None, "mean", "cls", "attentive"):
-        raise UserError(f"--pool {model.pool}: mean, cls or attentive")
-    if model.queries != 32 and model.pool != "attentive":
-        raise UserError(f"--queries {model.queries} belongs to --pool attentive")
+    check_pool(model)
     if model.position_resizing is not None:
         rules = dict.fromkeys(("timm", "reference"))
         choose(rules, model.position_resizing, "--position-resizing")
@@ -576,6 +573,14 @@ def check(config: Finetune) -> None:
     check_probe(config)
     if model.image_size is not None:
         parse_size(model.image_size)
+
+
+def check_pool(model: ClassifierOptions) -> None:
+    """Raises UserError for a pooling that there is not, and queries without attentive pooling."""
+    if model.pool not in (None, "mean", "cls", "attentive"):
+        raise UserError(f"--pool {model.pool}: mean, cls or attentive")
+    if model.queries != 32 and model.pool != "attentive":
+        raise UserError(f"--queries {model.queries} belongs to --pool attentive")
 
 
 def check_optimizer(config: Finetune) -> None:

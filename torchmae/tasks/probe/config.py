@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torchmae.errors import UserError
+from torchmae.errors import UserError, choose
 from torchmae.settings.defaults import Rule
 from torchmae.settings.groups import (
     DeviceOptions,
@@ -19,6 +19,7 @@ from torchmae.settings.options import (
     EPOCHS,
     NOT_NEGATIVE,
     POSITIVE,
+    WIDTH,
     Range,
     argument,
     check_ranges,
@@ -68,11 +69,12 @@ class TrainedProbeOptions(LabelledCropOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """How well does a linear map tell the classes apart, from the features of the frozen encoder?
+    """How well does a small head tell the classes apart, from the features of the frozen encoder?
 
     By default a linear probe as the paper's: the head alone, behind a BatchNorm, is trained by SGD
     or LARS on weakly augmented images. With --fast, logistic regression on the stored features of
-    whole images, beside the same on an untrained encoder and on raw pixels.
+    whole images, beside the same on an untrained encoder and on raw pixels. With --head attentive
+    learned queries pool the patch tokens before the linear map, which suits MAE's features.
     """
 
     GROUP: ClassVar[str] = "features"
@@ -89,9 +91,17 @@ class Probe:
         "Logistic regression on stored features, its strength chosen by cross-validation on the "
         "training images.",
     )
+    head: str = option(
+        "linear",
+        "linear: a linear map of one pooled feature. attentive: learned queries pool the patch "
+        "tokens first (efficient probing).",
+    )
+    queries: int = option(
+        32, "Learned queries of --head attentive, a divisor of the encoder's width.", within=WIDTH
+    )
     pool: str | None = option(
         None,
-        "mean of the patch tokens, or cls, the class token.",
+        "Of --head linear: mean of the patch tokens, or cls, the class token.",
         otherwise="cls (the paper's); with --fast mean, as mae knn",
     )
     layer: int | None = option(
@@ -116,6 +126,11 @@ def check(config: Probe) -> None:
     check_ranges(config)
     if config.run == "none":
         raise UserError("mae probe needs a run: --fast measures an untrained encoder beside it")
+    choose(dict.fromkeys(("linear", "attentive")), config.head, "--head")
+    if config.head == "attentive" and config.pool is not None:
+        raise UserError(f"--pool {config.pool}: --head attentive pools by queries: leave it out")
+    if config.head == "linear" and config.queries != 32:
+        raise UserError(f"--queries {config.queries} belongs to --head attentive")
     foreign = flatten(config.training) if config.fast else {"layer": config.layer}
     known = options_of(Probe)
     for name, value in foreign.items():

@@ -1,6 +1,8 @@
 """`mae probe`: a linear classifier on frozen features, trained as in the paper or solved."""
 
 import logging
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +10,14 @@ from torchmae.data.config import DecodeOptions, decode_as_run, listing_as_run
 from torchmae.data.labels import LabelledSets, groups_of, labelled_sets
 from torchmae.data.suspicious import notes
 from torchmae.errors import UserError, printable
+from torchmae.eval.attentive import Attended, attentive_probe
 from torchmae.eval.baselines import (
     COMMONEST,
     FEATURES,
     RAW_SIDE,
     baseline_features,
     baseline_logits,
+    baseline_tokens,
     commonest,
 )
 from torchmae.eval.extract import collect, logits_of, say_view
@@ -37,7 +41,10 @@ def run(config: Probe) -> Path | dict[str, Any]:
     check(config)
     if config.fast:
         return regress(config)
-    out = finetune(build(Finetune, {**flatten(config), "train": "head"}))
+    settings = {**flatten(config), "train": "head"}
+    if settings.pop("head") == "attentive":
+        settings["pool"] = "attentive"
+    out = finetune(build(Finetune, settings))
     if is_main():
         logger.info(compare_trained(config, out))
     return out
@@ -81,16 +88,23 @@ def opened(config: Probe) -> LabelledSets:
 
 
 def regress(config: Probe) -> dict[str, Any]:
-    """The probe by logistic regression, of the features, an untrained encoder and raw pixels.
+    """The probe on stored features: of the run, an untrained encoder and, if linear, raw pixels.
 
     Returns:
-        The settings and the results; "probe" has the accuracies of the three and of always saying
-        the commonest class, those of the regressions with "strength" and "cross_validated" of
-        `linear_probe`; "differences" of the features to each other; "verdict" in words.
+        The settings and the results; "probe" has the accuracies of these and of always saying the
+        commonest class, those of probes with what `choices` returns; "differences" of the features
+        to each other; "verdict" in words.
     """
     device = find_device(config.runtime.device)
-    pool = config.pool or "mean"
-    extract = baseline_features(config.run, config.layer, pool, RAW_SIDE, config.seed, device)
+    run, layer, seed, pool = config.run, config.layer, config.seed, config.pool or "mean"
+    fit: Callable[..., LinearProbe | Attended] = linear_probe
+    if config.head == "attentive":
+        extract = baseline_tokens(run, layer, seed, device)
+        fit = partial(attentive_probe, queries=config.queries)
+        what = f"Attentive probe ({config.queries} learned queries on frozen patch tokens)"
+    else:
+        extract = baseline_features(run, layer, pool, RAW_SIDE, seed, device)
+        what = f"Linear probe (logistic regression on frozen features, {pool} pooling)"
     sets = opened(config)
     for line in notes(sets.train, sets.val, [sets.classes[i] for i in sets.train_labels]):
         logger.info(f"note: {printable(line)}")
@@ -107,27 +121,23 @@ def regress(config: Probe) -> dict[str, Any]:
         logger.info(f"skipped: {file}")
     truth = sets.val_labels[test_ids]
     logger.info(
-        f"Linear probe (logistic regression on frozen features, {pool} pooling), "
-        f"{len(truth)} test and {len(labels)} training images, {len(sets.classes)} classes"
+        f"{what}, {len(truth)} test and {len(labels)} training images, {len(sets.classes)} classes"
     )
     if min(counts) == 1:
         single = printable(sets.classes[counts.index(1)])
         logger.info(
             f"  class '{single}' has one training image, too few for "
-            f"cross-validation: the strength is the middle one, {STRENGTHS[len(STRENGTHS) // 2]:g}"
+            "validation: nothing is chosen by the data"
         )
     groups = groups_of(sets.train, train_ids)
-    found = {
-        name: linear_probe(train[name], labels, test[name], config.seed, groups) for name in train
-    }
+    found = {name: fit(train[name], labels, test[name], seed, groups) for name in train}
     guesses = {name: one.logits.argmax(1) for name, one in found.items()}
     verdict = judge({**guesses, COMMONEST: commonest(truth)}, truth, "the features are")
-    strengths = {name: f", strength {one.strength:g}{remark(one)}" for name, one in found.items()}
-    logger.info(verdict.text(strengths))
-    settings = {**flatten(config), "pool": pool}
+    logger.info(verdict.text({name: remark(one) for name, one in found.items()}))
+    settings = {**flatten(config), "pool": pool if config.head == "linear" else None}
     accuracies: dict[str, dict[str, Any]] = dict(verdict.accuracies)
     for name, one in found.items():
-        accuracies[name] |= {"strength": one.strength, "cross_validated": one.cross_validated}
+        accuracies[name] |= one.choices()
     results = {
         "train_images": len(labels),
         "test_images": len(truth),
@@ -139,8 +149,15 @@ def regress(config: Probe) -> dict[str, Any]:
     return {**settings, **results}
 
 
-def remark(found: LinearProbe) -> str:
-    """A warning where the best strength is the first or last tried, and better than the rest."""
+def remark(found: LinearProbe | Attended) -> str:
+    """What was chosen."""
+    if isinstance(found, Attended):
+        return f", learning rate {found.lr:g}"
+    return f", strength {found.strength:g}{warning(found)}"
+
+
+def warning(found: LinearProbe) -> str:
+    """Where the best strength is the first or last tried, and better than the rest; else empty."""
     validated, strength = found.cross_validated, found.strength
     at_end = strength in (STRENGTHS[0], STRENGTHS[-1])
     if not at_end or not validated or validated.count(max(validated)) > 1:
