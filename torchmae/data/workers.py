@@ -22,7 +22,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from torchmae.data.sources.source import Source
-from torchmae.errors import RunError
+from torchmae.errors import RunError, printable
 
 logger = logging.getLogger(__name__)
 
@@ -169,9 +169,9 @@ class Maker(Generic[T]):
         return f"a loading process was {how}" + f" while it read {file}" * bool(file)
 
     def names(self, which: Any = slice(None)) -> list[str]:
-        """The files that workers are reading."""
+        """The files that workers are reading, to be printed."""
         samples = self.slots[which, SAMPLE]
-        return [self.dataset.source.name(i) for i in samples[samples >= 0].tolist()]
+        return [printable(self.dataset.source.name(i)) for i in samples[samples >= 0].tolist()]
 
     def end_workers(self) -> None:
         """Without waiting for what they do, which may never end."""

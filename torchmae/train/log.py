@@ -144,7 +144,13 @@ class Log:
             if name not in self.changed:
                 self.changed.add(name)
                 count = len(self.changed)
-                what = name if count <= 3 else f"{count:,} files" if count in POWERS else None
+                what = (
+                    printable(name)
+                    if count <= 3
+                    else f"{count:,} files"
+                    if count in POWERS
+                    else None
+                )
                 if what:
                     logger.warning(
                         f"{what} changed since training started (by its times); used as it is "
