@@ -5,7 +5,9 @@ import errno
 import io
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import pairwise
@@ -83,6 +85,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0; 2 for a mistake of the user; 1 for a failed run, 65 for a loss that is not
         finite; 129, 130 and 143 after SIGHUP, SIGINT (Ctrl-C) and SIGTERM.
     """
+    # SIGUSR1 asks a training to save. Before and between trainings there is nothing to save, and
+    # its default would end the process.
+    if hasattr(signal, "SIGUSR1") and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     try:
         return answer(list(sys.argv[1:] if arguments is None else arguments))
     finally:

@@ -175,9 +175,13 @@ def mismatch(path: Path, wanted: list[Content], found: Content) -> str:
     else:
         what = f"its SHA-256 begins with {found.sha256[:8]}, not with {wanted[-1].sha256[:8]}"
     run = os.fspath(path.parent)
+    ways = {
+        "model.safetensors": f", or repeat the command that trained {run}, which writes it again "
+        "from its newest checkpoint",
+        "best.safetensors": ", or use the last weights (without --best)",
+    }
     return (
         f"{path} is not what torchmae wrote ({what}): it was damaged, or edited. Restore it from a "
-        f"copy, or (weights) repeat the command that trained {run}, which writes them again from "
-        f"its newest checkpoint. mae verify {run} checks every file; if you edited it on purpose: "
-        "--no-verify (in Python verify=False)"
+        f"copy{ways.get(path.name, '')}. mae verify {run} checks every file; if you "
+        "edited it on purpose: --no-verify (in Python verify=False)"
     )

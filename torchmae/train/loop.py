@@ -73,7 +73,8 @@ def fit(
         session = Session(trainer, log, meter, agenda, heard, start)
         if saved:
             log.say(f"resuming from step {start} of {plan.steps}")
-            if evaluation_is_due(start, plan) and log.lacks_evaluation():  # stopped between the two
+            # Stopped between the two; the main process alone looks, as it writes there.
+            if evaluation_is_due(start, plan) and world.on_main(log.lacks_evaluation):
                 session.evaluate(evaluators, start)
         loader = iter(batches.loader(start, plan.steps, plan.workers, world.device.type == "cuda"))
         for step in range(start, plan.steps):
@@ -224,7 +225,7 @@ def log_progress(
 
     Raises:
         RunError: the loss was not finite for `MAX_BAD_STEPS` steps in a row, or at the end of the
-            training in the last step, or no step since the last record was.
+            training in no step since the last record.
     """
     world = trainer.world
     with torch.no_grad():
@@ -240,12 +241,10 @@ def log_progress(
         )
     if bad:
         log.say(f"loss or gradient not finite, step not applied: {', '.join(map(str, bad))}")
-    ends_badly = meter.step == log.plan.steps and (
-        record["loss"] is None or not math.isfinite(meter.last_loss)
-    )
+    ends_badly = meter.step == log.plan.steps and record["loss"] is None
     if meter.bad_in_a_row >= MAX_BAD_STEPS or ends_badly:
         raise RunError(
-            f"the loss was not finite for {meter.bad_in_a_row} steps in a row, up to step "
+            f"the loss was not finite in the last {meter.bad_in_a_row} steps, up to step "
             f"{meter.step}. None was applied; checkpoints in {log.run}, if there are any, are "
             f"good. {COOLER}",
             NOT_FINITE,
@@ -332,7 +331,6 @@ class Meter:
     Attributes:
         step: up to which step records were read.
         bad_in_a_row: the last steps that were not finite, without a good one between them.
-        last_loss: of the last step that was read.
 
     Args:
         step: steps done before.
@@ -349,7 +347,6 @@ class Meter:
         self.bad_in_a_row = saved["bad_in_a_row"]
         self.slow_in_a_row = 0
         self.advised = False
-        self.last_loss = 0.0
         nan = math.nan
         self.values = [torch.tensor([nan if x is None else x for x in pair]) for pair in unlogged]
         self.restart()
@@ -382,7 +379,6 @@ class Meter:
         finite = [math.isfinite(sum(pair)) for pair in values]
         for good in finite:
             self.bad_in_a_row = 0 if good else self.bad_in_a_row + 1
-        self.last_loss = values[-1][0]
         bad = [self.step + 1 + i for i, good in enumerate(finite) if not good]
         losses = [loss for (loss, _), good in zip(values, finite) if good]
         self.step += len(values)

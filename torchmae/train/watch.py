@@ -71,7 +71,7 @@ class Heard:
     def install(self) -> None:
         """Takes the place of the signals' handlers; `restore` gives it back."""
         for number in filter(None, (*STOPPING, SAVING)):
-            nohup = number not in ALWAYS and signal.getsignal(number) == signal.SIG_IGN
+            nohup = number not in (*ALWAYS, SAVING) and signal.getsignal(number) == signal.SIG_IGN
             if not nohup:
                 self.before[number] = signal.signal(number, self.hear)
         # torch's handler raises, in the middle of whatever is done, when a loading process dies.

@@ -72,7 +72,7 @@ class TestArray:
         with pytest.raises(UserError, match="Did you mean val_images"):
             open_source(f"{tmp_path}/c.npz?key=val_image")
         with pytest.raises(UserError, match="Did you mean key"):
-            open_source(f"{tmp_path}/c.npz?kye=val_images")
+            open_source(f"{tmp_path}/c.npz?keys=val_images")
 
     def test_a_mapped_file_is_not_read_or_pickled_whole(self, tmp_path):
         np.save(tmp_path / "x.npy", noise(100, 64, 64, 3))

@@ -1,7 +1,6 @@
 """A fine-tuning in numbers and in words: what the loop is told, the plan before it, the summary
 after it."""
 
-import json
 from pathlib import Path
 
 from torchmae import runfolder
@@ -13,6 +12,7 @@ from torchmae.settings.options import size_text
 from torchmae.tasks.finetune.config import ResolvedFinetune
 from torchmae.tasks.finetune.job import Job
 from torchmae.tasks.finetune.task import ClassifyTask
+from torchmae.tasks.finetune.validation import read_scores
 from torchmae.train.config import TrainConfig
 from torchmae.train.optim import peak_lr
 from torchmae.version import command
@@ -79,8 +79,9 @@ def describe(job: Job, task: ClassifyTask, plan: TrainConfig, where: str) -> str
 
 def summary(out: Path, plan: TrainConfig, images: int) -> str:
     """What was made and how good it is; the same goes to results.json."""
-    names = (runfolder.BEST_SCORES, runfolder.LAST_SCORES)
-    best, last = (json.loads((out / name).read_text()) for name in names)
+    last = read_scores(out / runfolder.LAST_SCORES)
+    assert last is not None, "the last step is validated before this"
+    best = read_scores(out / runfolder.BEST_SCORES) or last
     path = runfolder.add_result(out, "finetune", {}, {"best": best, "last": last})
     beside = ", which is the best one too"
     if best["step"] != last["step"]:

@@ -126,7 +126,8 @@ def resumed(config: Finetune, data: LabelledSets, out: Path, world: World) -> Jo
     """
     stored = runfolder.stored_settings(out, "finetune")
     before = build(ResolvedFinetune, {**requested(config), **stored})
-    may_differ = changeable(Finetune)
+    # Which images the seeds leave is compared by the images themselves.
+    may_differ = changeable(Finetune) | {"avoid_seeds"}
     plan, done = train_config(before, len(data.train)), runfolder.last_step(out)
     longer = (config.optim.epochs or 0.0) > before.optim.epochs
     if longer and not can_lengthen(plan, done) and done >= plan.steps:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from torchmae import manifest, runfolder
 from torchmae.data.labels import LabelledSets
-from torchmae.disk import write_text
+from torchmae.disk import parse_json, write_text
 from torchmae.eval.classification import scores
 from torchmae.eval.extract import collect, logits_of
 from torchmae.models.heads import Classifier
@@ -25,6 +26,16 @@ MEASURED = (
     runfolder.RESULTS,
 )
 IN_MEMORY = 1 << 30  # bytes of validation pixels that are kept from one epoch to the next
+
+
+def read_scores(path: Path) -> dict[str, Any] | None:
+    """What a validation wrote; None where there is nothing, or it is damaged: then the next
+    validation writes it again."""
+    try:
+        found = parse_json(path.read_bytes())
+        return {**found, "step": int(found["step"]), "top1": float(found["top1"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 class Validation:
@@ -44,8 +55,8 @@ class Validation:
 
     def step(self) -> int | None:
         """The step that was validated last."""
-        path = self.out / runfolder.LAST_SCORES
-        return json.loads(path.read_text())["step"] if path.exists() else None
+        found = read_scores(self.out / runfolder.LAST_SCORES)
+        return found["step"] if found else None
 
     def logits(self) -> tuple[list[int], Float[Tensor, "N classes"]]:
         """Of the validation images that can be read: their numbers and logits."""
@@ -70,7 +81,8 @@ class Validation:
         best = self.out / runfolder.BEST_SCORES
 
         def is_best() -> bool:
-            return not best.exists() or json.loads(best.read_text())["top1"] < result.top1
+            before = read_scores(best)
+            return before is None or before["top1"] < result.top1
 
         text = json.dumps({"step": step, **result.summary()}, indent=1)
         weights: dict[str, Tensor] = {}

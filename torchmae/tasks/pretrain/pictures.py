@@ -35,10 +35,10 @@ class Pictures:
         shown = min(COUNT, images)
         self.samples = torch.arange(shown) * images // shown
         center = CenterCropResize(model.encoder.image_size)
-        pixels = (batches.read(int(i), [])[1] for i in self.samples)
-        self.images = torch.stack([center(image)[0] for image in pixels])
+        read = [batches.read(int(i), []) for i in self.samples]  # a bad file's replacement too
+        self.images = torch.stack([center(image)[0] for _, image in read])
         self.run = out.resolve().name
-        self.files = [PurePath(batches.source.name(int(i))).name for i in self.samples]
+        self.files = [PurePath(batches.source.name(index)).name for index, _ in read]
 
     def __call__(self, step: int) -> Iterator[tuple[str, float]]:
         """Draws; measures nothing."""

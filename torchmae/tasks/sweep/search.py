@@ -8,7 +8,7 @@ from itertools import count
 from typing import Any, NamedTuple
 
 from torchmae.data.config import listing_as_run
-from torchmae.data.labels import tuning_sets
+from torchmae.data.labels import open_pair, tuning_sets
 from torchmae.errors import UserError
 from torchmae.runfolder import last_validation
 from torchmae.tasks.finetune.run import run as finetune
@@ -63,15 +63,19 @@ class Search:
         trials: what is tried; empty: nothing.
         seed: of the trials.
         words: how settings were chosen, for the plan and for the caption.
+        avoid: the seeds whose validation images are not used; empty where all have the same.
     """
 
     trials: tuple[Trial, ...]
     seed: int
     words: str
+    avoid: tuple[int, ...] = ()
 
     def folder(self, row: str, arm: str, trial: Trial) -> str:
-        """Where a trial is, below the folder of the sweep."""
-        return f"trials/{arm.replace(' ', '-')}-{row}-labels-{trial.folder}"
+        """Where a trial is, below the folder of the sweep: other seeds leave other images."""
+        seeds = "".join(f"-{seed}" for seed in self.avoid)
+        place = f"trials-without-seeds{seeds}" if seeds else "trials"
+        return f"{place}/{arm.replace(' ', '-')}-{row}-labels-{trial.folder}"
 
 
 def plan_search(config: Compare, grid: Grid) -> Search:
@@ -95,6 +99,7 @@ def plan_search(config: Compare, grid: Grid) -> Search:
     few = split.labels_per_class or (None,)
     listing = listing_as_run(config.listing, source.data, config.run)
     try:
+        has_own_split = open_pair(source.data, source.val, listing=listing)[1] is not None
         chosen_on = [len(tuning_sets(*data, n, seed, grid.seeds, listing).val) for n in few]
     except UserError as error:
         if config.optim.trials is not None:
@@ -111,6 +116,7 @@ def plan_search(config: Compare, grid: Grid) -> Search:
         seed,
         f"the best of {len(trials)} trials for each side ({what}), chosen with seed {seed} on "
         f"{images} training images that no seed validates on",
+        () if has_own_split else grid.seeds,
     )
 
 
