@@ -4,6 +4,7 @@ The scan of a set of files is cached, so that it is made once as long as no file
 """
 
 import json
+import logging
 import os
 from array import array
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,8 @@ from torchmae.disk import cache_folder, write_whole
 from torchmae.errors import UserError
 from torchmae.runfolder import note_bad_files
 from torchmae.version import __version__
+
+logger = logging.getLogger(__name__)
 
 # So many images are all decoded, in seconds; of larger sets only headers and ends are read.
 FULL = 20_000
@@ -272,4 +275,8 @@ def scan_and_report(source: Source, out: Path, max_bad_percent: float = 1.0) -> 
             f"{len(found.bad)} of {found.images} images cannot be read, more than "
             f"--max-bad-percent {max_bad_percent:g} and 20 files allow. {examples}. {listed}"
         )
+    if found.bad:
+        share = len(found.bad) / found.images
+        log = logger.warning if share > 0.1 else logger.info
+        log(f"{len(found.bad)} of {found.images} images cannot be read; the first: {found.bad[0]}")
     return found

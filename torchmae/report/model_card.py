@@ -34,9 +34,8 @@ def card(
     """
     described = read_config(run)
     data: dict[str, Any] = described.get("data") or {}
-    recipe = {
-        n: public(v) for n, v in described.get("config", {}).items() if v is not None and n != "out"
-    }
+    chosen = {n: v for n, v in described.get("config", {}).items() if v not in (None, [])}
+    recipe = {n: public(v) for n, v in chosen.items() if n != "out"}
     names = described["model"].get("classes", ()) if what != "encoder" else ()
     classes = f"\n\nClasses: {', '.join(map(markdown, names))}." if names else ""
     results = json.dumps(public(read_results(Path(run))), indent=1)

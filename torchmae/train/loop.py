@@ -244,7 +244,7 @@ def log_progress(
     ends_badly = meter.step == log.plan.steps and record["loss"] is None
     if meter.bad_in_a_row >= MAX_BAD_STEPS or ends_badly:
         raise RunError(
-            f"the loss was not finite in the last {meter.bad_in_a_row} steps, up to step "
+            f"the loss was not finite for {meter.bad_in_a_row} steps in a row, up to step "
             f"{meter.step}. None was applied; checkpoints in {log.run}, if there are any, are "
             f"good. {COOLER}",
             NOT_FINITE,

@@ -147,7 +147,7 @@ def batch_size(facts: Facts, values: Mapping[str, Any]) -> Choice:
     value = defaults.batch_of(facts.images, on_gpu, facts.processes)
     return Choice(
         value,
-        f"for {facts.images:,} images on a {'GPU' if on_gpu else 'CPU'}: at least 8 steps an epoch",
+        f"for {facts.images:,} images on a {'GPU' if on_gpu else 'CPU'}",
     )
 
 
