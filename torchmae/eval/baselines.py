@@ -157,6 +157,15 @@ def commonest(truth: Int64[Tensor, " N"]) -> Int64[Tensor, " N"]:
     return named.mode().values.expand(len(truth)) if len(named) else torch.zeros_like(truth)
 
 
+def not_above_commonest(low: float, truth: Int64[Tensor, " N"]) -> str:
+    """A warning where the lower end of an accuracy's interval, 0 to 1, does not exceed the share of
+    the commonest class; else empty."""
+    share = float((commonest(truth) == truth).double().mean())
+    if low > share:
+        return ""
+    return f".\nNot clearly better than always saying the commonest class ({share:.1%})"
+
+
 def raw_pixels(images: UInt8[Tensor, "B C H W"], side: int) -> Float[Tensor, "B F"]:
     """The pixels, 0..255, of images reduced to at most `side` px a side (memory)."""
     size = [min(side, length) for length in images.shape[2:]]

@@ -10,6 +10,7 @@ from torchmae.data.config import decode_as_run, listing_as_run
 from torchmae.data.labels import labelled, open_pair
 from torchmae.disk import parse_json
 from torchmae.errors import UserError, printable
+from torchmae.eval.baselines import not_above_commonest
 from torchmae.eval.classification import Scores, scores
 from torchmae.eval.extract import collect, logits_of, say_view
 from torchmae.models.weights import load_classifier
@@ -68,7 +69,7 @@ def run(config: Evaluate) -> dict[str, Any]:
     title = f"{Path(config.data).name}: {found.count} images, {found.top1:.1%}"
     draw_confusion(found.confusion, model.classes, picture, title)
     path = add_result(Path(config.run), "evaluate", flatten(config), found.summary())
-    logger.info(describe(found, config.best))
+    logger.info(f"{describe(found, config.best)}{not_above_commonest(found.low, labels)}")
     logger.info(f"Written to {path} and {picture}")
     return {**flatten(config), **found.summary()}
 

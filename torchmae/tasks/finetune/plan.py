@@ -3,10 +3,14 @@ after it."""
 
 from pathlib import Path
 
+from jaxtyping import Int64
+from torch import Tensor
+
 from torchmae import runfolder
 from torchmae.data.suspicious import suspicious_labels
 from torchmae.data.view import Glance, view_notes
 from torchmae.errors import printable
+from torchmae.eval.baselines import not_above_commonest
 from torchmae.settings.defaults import reasons
 from torchmae.settings.options import size_text
 from torchmae.tasks.finetune.config import ResolvedFinetune
@@ -77,7 +81,7 @@ def describe(job: Job, task: ClassifyTask, plan: TrainConfig, where: str) -> str
     return "\n".join([*lines, *reasons(job.chosen)])
 
 
-def summary(out: Path, plan: TrainConfig, images: int) -> str:
+def summary(out: Path, plan: TrainConfig, labels: Int64[Tensor, " N"]) -> str:
     """What was made and how good it is; the same goes to results.json."""
     last = read_scores(out / runfolder.LAST_SCORES)
     assert last is not None, "the last step is validated before this"
@@ -93,9 +97,10 @@ def summary(out: Path, plan: TrainConfig, images: int) -> str:
     mae = command()
     return "\n".join(
         [
-            f"Done: {plan.steps} steps. Accuracy{averaged} on {images} validation images: "
+            f"Done: {plan.steps} steps. Accuracy{averaged} on {len(labels)} validation images: "
             f"last epoch {last['top1']:.1%} "
-            f"(95 % interval {last['low']:.1%} to {last['high']:.1%}){beside}",
+            f"(95 % interval {last['low']:.1%} to {last['high']:.1%}){beside}"
+            f"{not_above_commonest(last['low'], labels)}",
             f"Made:\n  {out / runfolder.MODEL}  the last weights",
             f"  {out / runfolder.BEST_MODEL}  the best epoch's (--best in the commands below)",
             f"  {out / runfolder.CURVES}, {path}  how it went",

@@ -253,7 +253,7 @@ def train(job: Job, out: Path, world: World, quiet: bool) -> Path:
         with torch.no_grad():
             list(validation(plan.steps))
     world.on_main(lambda: draw_curves(out))
-    text = world.on_main(lambda: summary(out, plan, len(data.val)))  # writes results.json too
+    text = world.on_main(lambda: summary(out, plan, data.val_labels))  # writes results.json too
     if world.is_main and not quiet:
         logger.info(text)
     return out
