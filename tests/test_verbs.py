@@ -59,7 +59,12 @@ def test_a_run_is_a_path_with_results_and_an_encoder(run: Path, photos: Path, tm
     assert torch.equal(encoder(images), again(images))
     measured = torchmae.knn(made, photos, device="cpu", k=3)
     assert made.results[-1]["verb"] == "knn"
-    assert set(measured["knn"]) == {"features", "untrained encoder", "raw pixels"}
+    assert set(measured["knn"]) == {
+        "features",
+        "untrained encoder",
+        "raw pixels",
+        "commonest class",
+    }
 
 
 def test_every_public_name_is_there():

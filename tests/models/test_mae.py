@@ -440,9 +440,11 @@ def test_unknown_names():
         MAE(encoder, DecoderConfig("transformer", 18, 2, 2))
 
 
-@pytest.mark.parametrize("depth", [0, -1])
-def test_a_decoder_needs_a_block(depth):
-    with pytest.raises(UserError, match=f"decoder depth {depth}: at least 1 block"):
+@pytest.mark.parametrize(
+    "depth, message", [(0, "decoder depth 0: at least 1 block"), (-1, "depth -1 of a model")]
+)
+def test_a_decoder_needs_a_block(depth, message):
+    with pytest.raises(UserError, match=message):
         MAE(ViT((8, 8), **TINY), decoder_config(32, depth=depth))
 
 

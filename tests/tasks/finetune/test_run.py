@@ -242,6 +242,7 @@ def test_grey_images_stored_in_colour_are_grey(run: Path, tmp_path: Path) -> Non
 
 UNSET = {
     "augment",  # a probe has none
+    *("include", "exclude", "path_column", "label_column", "group_column"),
     "out",
     "val",
     "model",
@@ -330,7 +331,7 @@ def test_mistakes_come_before_compute(run: Path, photos: Path, tmp_path: Path) -
         (changed(asked, labels_per_class=100), "has only 6 images"),
         (changed(asked, run=str(tmp_path)), "is not a run folder"),
         (changed(asked, train="9"), "number of blocks from 0 to 6"),
-        (changed(asked, pool="max"), "--pool max: mean or cls"),
+        (changed(asked, pool="max"), "--pool max: mean, cls or attentive"),
         (changed(asked, label_smoothing=1.0), "--label-smoothing 1: must be below 1"),
         (changed(asked, epochs=float("nan")), "--epochs nan: must be a finite number"),
         (changed(asked, run="none", train="head"), "from scratch .* everything has to be trained"),

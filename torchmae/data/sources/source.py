@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from torchmae.data.config import DecodeOptions
-from torchmae.data.decode import BadImage, check_bytes
+from torchmae.data.decode import BadImage, check_bytes, max_bytes
 from torchmae.errors import choose, printable
 
 Pixels = UInt8[np.ndarray, "H W C"]
@@ -107,6 +107,10 @@ def read_file(path: str | bytes | os.PathLike[str], options: DecodeOptions) -> b
     """
     with open(path, "rb") as file:
         facts = os.fstat(file.fileno())
+        if stat.S_ISFIFO(facts.st_mode):  # it has an end, when its writer closes it
+            data = file.read(max_bytes(options) + 1)
+            check_bytes(len(data), options)
+            return data
         if not stat.S_ISREG(facts.st_mode):  # such as /dev/zero, which has no end
             raise BadImage("not a regular file")
         return read_whole(file, facts.st_size, options)

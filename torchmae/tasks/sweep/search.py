@@ -2,7 +2,7 @@
 both."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, NamedTuple
@@ -100,7 +100,8 @@ def plan_search(config: Compare, grid: Grid) -> Search:
     listing = listing_as_run(config.listing, source.data, config.run)
     try:
         has_own_split = open_pair(source.data, source.val, listing=listing)[1] is not None
-        chosen_on = [len(tuning_sets(*data, n, seed, grid.seeds, listing).val) for n in few]
+        sets = [tuning_sets(*data, n, seed, grid.seeds, listing) for n in few]
+        refuse_small([len(one.train) for one in sets], config.optim.batch_size)
     except UserError as error:
         if config.optim.trials is not None:
             raise
@@ -110,7 +111,7 @@ def plan_search(config: Compare, grid: Grid) -> Search:
         ("augment", {trial.augment: None for trial in trials}),
     ]
     what = "; ".join(f"{name} {', '.join(values)}" for name, values in tried if len(values) > 1)
-    images = " and ".join(map(str, dict.fromkeys(chosen_on)))
+    images = " and ".join(map(str, dict.fromkeys(len(one.val) for one in sets)))
     return Search(
         trials,
         seed,
@@ -118,6 +119,15 @@ def plan_search(config: Compare, grid: Grid) -> Search:
         f"{images} training images that no seed validates on",
         () if has_own_split else grid.seeds,
     )
+
+
+def refuse_small(counts: Sequence[int], batch_size: int | None) -> None:
+    """Raises UserError where fewer training images are left for a trial than a batch has."""
+    if batch_size is not None and min(counts) < batch_size:
+        raise UserError(
+            f"{min(counts)} training images are left to try settings on, fewer than --batch-size "
+            f"{batch_size}: choose a smaller one, or --trials 0"
+        )
 
 
 def search_row(grid: Grid, row: str, search: Search) -> dict[str, dict[str, Any]]:
