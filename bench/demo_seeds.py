@@ -17,6 +17,8 @@ import torchmae
 from torchmae.presets.pretrain import demo
 from torchmae.runfolder import read_log
 
+MEASURED = ("features", "untrained encoder", "raw pixels")
+
 rows = []
 for seed in [int(text) for text in sys.argv[1:]] or [0, 1, 2]:
     with TemporaryDirectory() as folder:
@@ -26,7 +28,7 @@ for seed in [int(text) for text in sys.argv[1:]] or [0, 1, 2]:
         last = next(record for record in reversed(read_log(run.path)) if "loss" in record)
         scores = torchmae.knn(run.path, "digits", seed=seed)["knn"]
         losses = [last[name] for name in ("loss", "loss of patch mean", "loss of visible mean")]
-        rows.append([*losses, *(100 * score["accuracy"] for score in scores.values()), seconds])
+        rows.append([*losses, *(100 * scores[name]["accuracy"] for name in MEASURED), seconds])
 names = [
     "loss",
     "patch mean",
