@@ -146,6 +146,13 @@ def test_other_times_of_the_files_are_no_difference_but_are_said(tmp_path: Path)
     assert runfolder.other_times(tmp_path, both) is None, "an older version wrote no stamps"
 
 
+def test_a_file_of_a_run_is_answered_with_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match=f"name its folder, {tmp_path}$"):
+        runfolder.read_config(tmp_path / "model.safetensors")
+
+
 def test_a_line_that_a_kill_truncated_does_not_swallow_the_next(tmp_path: Path) -> None:
     (tmp_path / "bad-files.jsonl").write_bytes(b'\xff{"file": "a", "rea')
     assert runfolder.note_bad_files(tmp_path, [("a", "cut"), ("b", "cut")]) == ["a", "b"]

@@ -188,10 +188,14 @@ def read_config(run: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = Path(run) / CONFIG
     if not path.is_file():
-        raise UserError(
-            f"{run} is not a run folder (it has no {CONFIG}): "
-            "name a folder that mae pretrain, finetune or import made"
+        above = Path(run).parent
+        inside = os.path.isfile(run) and (above / CONFIG).is_file()
+        advice = (
+            f"name its folder, {above}"
+            if inside
+            else "name a folder that mae pretrain, finetune or import made"
         )
+        raise UserError(f"{run} is not a run folder (it has no {CONFIG}): {advice}")
     try:
         text = manifest.read(Path(run), CONFIG)
     except OSError as error:

@@ -35,11 +35,12 @@ def run(config: Embed) -> Path:
     ids, (features,), bad = collect(
         source, encoder, config.run, [function], device, config.batch_size
     )
+    replaced = " (in place of an earlier one)" if out.exists() else ""
     write_table(out, {"path": [source.name(i) for i in ids], "features": features.numpy()})
     for file in [*source.unusable, *bad]:
         logger.info(f"skipped: {file}")
     logger.info(
-        f"{out}: {len(features)} images, {features.shape[1]} features each "
-        f"({config.pool} of layer {config.layer or 'last'})"
+        f"{out}{replaced}: {len(features)} images, {features.shape[1]} features each "
+        f"({config.pool} of {f'layer {config.layer}' if config.layer else 'the last layer'})"
     )
     return out
