@@ -87,12 +87,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     # SIGUSR1 asks a training to save. Before and between trainings there is nothing to save, and
     # its default would end the process.
-    if hasattr(signal, "SIGUSR1") and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    ignores = hasattr(signal, "SIGUSR1") and threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN) if ignores else None
     try:
         return answer(list(sys.argv[1:] if arguments is None else arguments))
     finally:
         settle_output()
+        if ignores:  # the caller's again, and that of the processes it starts
+            signal.signal(signal.SIGUSR1, before or signal.SIG_DFL)
 
 
 def answer(words: list[str]) -> int:

@@ -93,13 +93,15 @@ def test_both_sides_are_searched_alike_and_measured_beside_baselines(
         used = read_config(out / f"{arm.replace(' ', '-')}-3-labels-seed-0")["config"]
         assert (used["lr_scale"], used["augment"]) == tuple(chosen.values())
     rates = [
-        read_config(out / "trials" / f"from-scratch-3-labels-lr-x{n}-mild")["config"]["base_lr"]
+        read_config(out / "trials-without-seeds-0-1" / f"from-scratch-3-labels-lr-x{n}-mild")[
+            "config"
+        ]["base_lr"]
         for n in (1, 3)
     ]
     assert rates[1] == pytest.approx(3 * rates[0])
 
     # No image on which is chosen is validated on by a seed.
-    trial, *_ = (out / "trials").iterdir()
+    trial, *_ = trials.iterdir()
     assert read_config(trial)["config"]["avoid_seeds"] == [0, 1]
     which = (str(photos), None, 0.2)
     tuning = tuning_sets(*which, 3, 100, (0, 1))

@@ -312,7 +312,9 @@ class Kinds(RandomBatches):
         return make_batch(kind=self.kinds[step], seed=step)
 
 
-@pytest.mark.parametrize("kinds", [(NAN, NAN, NAN), (INF,), (GRADIENT,), (GRADIENT, GRADIENT)])
+@pytest.mark.parametrize(
+    "kinds", [(NAN, NAN, NAN), (GOOD, GOOD, NAN), (GOOD, INF), (GRADIENT,), (GRADIENT, GRADIENT)]
+)
 def test_a_short_training_that_ends_badly_is_not_published(tmp_path, kinds):
     """Fewer steps than the five in a row that stop a longer one."""
     with pytest.raises(RunError, match="the loss was not finite for . steps in a row") as error:
@@ -321,9 +323,7 @@ def test_a_short_training_that_ends_badly_is_not_published(tmp_path, kinds):
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
-@pytest.mark.parametrize(
-    "kinds", [(GOOD, NAN, GOOD), (GOOD, GOOD, GRADIENT), (GOOD, GOOD, NAN), (GOOD, INF)]
-)
+@pytest.mark.parametrize("kinds", [(GOOD, NAN, GOOD), (GOOD, GOOD, GRADIENT)])
 def test_a_skipped_step_does_not_end_a_short_training(tmp_path, kinds):
     fit(Regression(), Kinds(*kinds), small_plan(len(kinds)), tmp_path, WORLD)
     assert (tmp_path / "model.safetensors").exists()

@@ -225,7 +225,7 @@ def log_progress(
 
     Raises:
         RunError: the loss was not finite for `MAX_BAD_STEPS` steps in a row, or at the end of the
-            training in no step since the last record.
+            training in the last step, or in no step since the last record.
     """
     world = trainer.world
     with torch.no_grad():
@@ -241,7 +241,9 @@ def log_progress(
         )
     if bad:
         log.say(f"loss or gradient not finite, step not applied: {', '.join(map(str, bad))}")
-    ends_badly = meter.step == log.plan.steps and record["loss"] is None
+    ends_badly = meter.step == log.plan.steps and (
+        record["loss"] is None or not math.isfinite(meter.last_loss)
+    )
     if meter.bad_in_a_row >= MAX_BAD_STEPS or ends_badly:
         raise RunError(
             f"the loss was not finite for {meter.bad_in_a_row} steps in a row, up to step "
@@ -331,6 +333,7 @@ class Meter:
     Attributes:
         step: up to which step records were read.
         bad_in_a_row: the last steps that were not finite, without a good one between them.
+        last_loss: of the last step that was read.
 
     Args:
         step: steps done before.
@@ -347,6 +350,7 @@ class Meter:
         self.bad_in_a_row = saved["bad_in_a_row"]
         self.slow_in_a_row = 0
         self.advised = False
+        self.last_loss = 0.0
         nan = math.nan
         self.values = [torch.tensor([nan if x is None else x for x in pair]) for pair in unlogged]
         self.restart()
@@ -379,6 +383,7 @@ class Meter:
         finite = [math.isfinite(sum(pair)) for pair in values]
         for good in finite:
             self.bad_in_a_row = 0 if good else self.bad_in_a_row + 1
+        self.last_loss = values[-1][0]
         bad = [self.step + 1 + i for i, good in enumerate(finite) if not good]
         losses = [loss for (loss, _), good in zip(values, finite) if good]
         self.step += len(values)

@@ -1,6 +1,5 @@
 """What a comparison shows, in words."""
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -105,13 +104,7 @@ def judge(
     """
     idle = [arm for arm in (PRETRAINED, SCRATCH) if arms[arm]["learned_nothing"]]
     compared = [arm for arm in arms if arm not in (PRETRAINED, FROZEN, *idle)]
-    # Seeds that all differ by the same, as happens with few images, do not show the spread.
-    unknown = (-math.inf, math.inf)
-    spread = {
-        arm: found if found.low < found.high else Difference(found.mean, *unknown)
-        for arm, found in differences.items()
-    }
-    signs = by_sign({arm: spread[arm] for arm in compared})
+    signs = by_sign({arm: differences[arm] for arm in compared})
     reasons = [in_words(signs)]
     for arm in idle:
         loss, chance = arms[arm]["training_loss"], arms[arm]["chance_loss"]
