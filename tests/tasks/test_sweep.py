@@ -92,10 +92,9 @@ def test_both_sides_are_searched_alike_and_measured_beside_baselines(
         assert chosen == {name: best[name] for name in ("lr_scale", "augment")}
         used = read_config(out / f"{arm.replace(' ', '-')}-3-labels-seed-0")["config"]
         assert (used["lr_scale"], used["augment"]) == tuple(chosen.values())
+    trials = out / "trials-without-seeds-0-1"
     rates = [
-        read_config(out / "trials-without-seeds-0-1" / f"from-scratch-3-labels-lr-x{n}-mild")[
-            "config"
-        ]["base_lr"]
+        read_config(trials / f"from-scratch-3-labels-lr-x{n}-mild")["config"]["base_lr"]
         for n in (1, 3)
     ]
     assert rates[1] == pytest.approx(3 * rates[0])
