@@ -301,6 +301,9 @@ def test_an_ema_teacher_ends_with_the_same_bits_when_resumed(tmp_path, ema):
     assert not torch.equal(task.model["teacher"][0].weight, first), "the teacher must follow"
 
 
+LATE = (GOOD, GOOD, GOOD, GOOD, NAN, NAN)
+
+
 class Kinds(RandomBatches):
     """Batches of these kinds, one a step."""
 
@@ -313,7 +316,8 @@ class Kinds(RandomBatches):
 
 
 @pytest.mark.parametrize(
-    "kinds", [(NAN, NAN, NAN), (GOOD, GOOD, NAN), (GOOD, INF), (GRADIENT,), (GRADIENT, GRADIENT)]
+    "kinds",
+    [(NAN, NAN, NAN), (GOOD, GOOD, NAN), (GOOD, INF), (GRADIENT,), (GRADIENT, GRADIENT), LATE],
 )
 def test_a_short_training_that_ends_badly_is_not_published(tmp_path, kinds):
     """Fewer steps than the five in a row that stop a longer one."""
@@ -323,7 +327,9 @@ def test_a_short_training_that_ends_badly_is_not_published(tmp_path, kinds):
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
-@pytest.mark.parametrize("kinds", [(GOOD, NAN, GOOD), (GOOD, GOOD, GRADIENT)])
+@pytest.mark.parametrize(
+    "kinds", [(GOOD, NAN, GOOD), (GOOD, GOOD, GRADIENT), (GOOD, GOOD, GOOD, GOOD, GOOD, NAN)]
+)
 def test_a_skipped_step_does_not_end_a_short_training(tmp_path, kinds):
     fit(Regression(), Kinds(*kinds), small_plan(len(kinds)), tmp_path, WORLD)
     assert (tmp_path / "model.safetensors").exists()

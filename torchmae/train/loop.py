@@ -225,7 +225,8 @@ def log_progress(
 
     Raises:
         RunError: the loss was not finite for `MAX_BAD_STEPS` steps in a row, or at the end of the
-            training in the last step, or in no step since the last record.
+            training in the last two, in no step since the last record or, in one of at most
+            `MAX_BAD_STEPS`, in the last.
     """
     world = trainer.world
     with torch.no_grad():
@@ -241,8 +242,12 @@ def log_progress(
         )
     if bad:
         log.say(f"loss or gradient not finite, step not applied: {', '.join(map(str, bad))}")
+    # At the end no good step may follow any more. One bad step is skipped as anywhere else, so that
+    # a long training does not end badly each time that it is resumed; where there are too few steps
+    # for a streak, the last loss has to be finite.
+    too_short = log.plan.steps <= MAX_BAD_STEPS and not math.isfinite(meter.last_loss)
     ends_badly = meter.step == log.plan.steps and (
-        record["loss"] is None or not math.isfinite(meter.last_loss)
+        record["loss"] is None or meter.bad_in_a_row > 1 or too_short
     )
     if meter.bad_in_a_row >= MAX_BAD_STEPS or ends_badly:
         raise RunError(
