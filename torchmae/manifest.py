@@ -71,14 +71,14 @@ def listed(folder: Path) -> dict[str, list[Content]] | None:
     """
     path = folder / MANIFEST
     try:
-        entries = json.loads(path.read_bytes())
+        entries = disk.parse_json(path.read_bytes())
         return {
             str(name): [Content(int(one["bytes"]), str(one["sha256"])) for one in contents]
             for name, contents in entries.items()
         }
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is damaged ({type(error).__name__}): restore it from a copy. If the other "
             "files are good, delete it: they are then used as they are"

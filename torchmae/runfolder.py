@@ -352,8 +352,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """The lines of a .jsonl file; what a kill truncated or a disk damaged is skipped."""
     records = []
     for line in path.read_bytes().split(b"\n") if path.exists() else []:
-        with suppress(ValueError, RecursionError):  # JSON's and UTF-8's errors are ValueErrors
-            record = json.loads(line.decode())
+        with suppress(ValueError):  # JSON's and UTF-8's errors are ValueErrors
+            record = parse_json(line.decode())
             if isinstance(record, dict):
                 records.append(record)
     return records

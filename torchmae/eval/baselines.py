@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64, Shaped, UInt8
 from torch import Tensor
 
-from torchmae.data.config import DecodeOptions
+from torchmae.data.config import decode_as_run
 from torchmae.data.labels import LabelledSets, groups_of
 from torchmae.data.sources.source import BadFile, Source
 from torchmae.eval.extract import Function, collect, features_of, patch_tokens_of
@@ -130,8 +130,7 @@ def baseline_logits(
         UNTRAINED: features_of(other, None, pool, device),
         PIXELS: lambda images: raw_pixels(images, RAW_SIDE),
     }
-    pixels = (settings[name] for name in ("max_megapixels", "white", "channels"))
-    decoded = sets.with_decode(DecodeOptions(*pixels))
+    decoded = sets.with_decode(decode_as_run(str(trained), None, None))
     train, test = (
         collect(part, encoder, trained, list(functions.values()), device)
         for part in (decoded.train, decoded.val)

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torchmae.data.config import DecodeOptions, decode_as_run, listing_as_run
+from torchmae.data.config import decode_as_run, listing_as_run
 from torchmae.data.labels import LabelledSets, groups_of, labelled_sets
 from torchmae.data.suspicious import notes
 from torchmae.errors import UserError, printable
@@ -24,7 +24,7 @@ from torchmae.eval.extract import collect, logits_of, say_view
 from torchmae.eval.logistic import STRENGTHS, LinearProbe, linear_probe
 from torchmae.eval.verdict import judge
 from torchmae.models.weights import load_classifier
-from torchmae.runfolder import add_result, read_config
+from torchmae.runfolder import add_result
 from torchmae.settings.options import build, flatten
 from torchmae.tasks.finetune.config import Finetune
 from torchmae.tasks.finetune.run import run as finetune
@@ -62,9 +62,7 @@ def compare_trained(config: Probe, out: Path) -> str:
         )
     ids, baselines = baseline_logits(config.run, sets, config.seed, out, device)
     model = load_classifier(out)
-    settings = read_config(out)["config"]
-    pixels = (settings[name] for name in ("max_megapixels", "white", "channels"))
-    images = sets.with_decode(DecodeOptions(*pixels)).val
+    images = sets.with_decode(decode_as_run(str(out), None, None)).val
     _, (logits,), _ = collect(images, model.encoder, out, [logits_of(model, device)], device)
     named = {"probe": logits, **{n: x for n, x in baselines.items() if n != FEATURES}}
     guesses = {name: found.argmax(1) for name, found in named.items()}
