@@ -140,7 +140,7 @@ def other_times(out: Path, data: dict[str, Any]) -> str | None:
     return (
         f"the files of the data have other times, or lie elsewhere, than when {out} began; their "
         "names and sizes are as then. If their contents have changed, what was trained on the "
-        "old ones goes on with the new ones: then use a new --out"
+        "old ones continues with the new ones: then use a new --out"
     )
 
 

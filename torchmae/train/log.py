@@ -165,7 +165,7 @@ class Log:
 
     @contextmanager
     def never_ending(self, what: str, errors: type[Exception] = Exception) -> Iterator[None]:
-        """No output may end a training: a failure is said once, and training goes on.
+        """No output may end a training: a failure is said once, and training continues.
 
         TensorBoard and tqdm raise whatever they like for a disk or a terminal that is gone.
         """
@@ -175,7 +175,7 @@ class Log:
             if what not in self.unwritten:
                 self.unwritten.add(what)
                 reason = getattr(error, "strerror", None) or error
-                logger.warning(f"{what} cannot be written ({reason}); training goes on")
+                logger.warning(f"{what} cannot be written ({reason}); training continues")
 
     def say(self, message: str) -> None:
         """A message of the main process."""
