@@ -159,6 +159,10 @@ def test_mistakes(own: Path, photos: Path) -> None:
         ({"fast": True, "labels_per_class": 0}, "--labels-per-class 0: must be more than 0"),
         ({"fast": True, "labels_per_class": 99}, "has only 6 images"),
         ({"pool": "cls+mean"}, "--pool cls"),
+        ({"head": "attentiv"}, "Did you mean attentive"),
+        ({"head": "attentive", "pool": "mean"}, "pools by queries: leave it out"),
+        ({"queries": 8}, "--queries 8 belongs to --head attentive"),
+        ({"fast": True, "head": "attentive", "queries": 7}, "--queries 7 does not divide"),
     ]:
         with pytest.raises(UserError, match=message):
             torchmae.probe(own, photos, **options)

@@ -15,6 +15,7 @@ from torchmae.data.sources.source import BadFile, Source
 from torchmae.eval.extract import Function, collect, features_of, patch_tokens_of
 from torchmae.eval.logistic import linear_probe
 from torchmae.models.encoders import Backbone, build_encoder
+from torchmae.models.heads import check_queries
 from torchmae.models.vit import ViT
 from torchmae.models.weights import load, seeded
 from torchmae.runfolder import read_config
@@ -65,10 +66,12 @@ def baseline_features(
 
 
 def baseline_tokens(
-    run: str, layer: int | None, seed: int, device: torch.device
+    run: str, layer: int | None, queries: int, seed: int, device: torch.device
 ) -> FeatureExtractor:
-    """As `baseline_features`, the patch tokens of both encoders, float16 [N, T, D], unpooled."""
+    """As `baseline_features`, the patch tokens of both encoders, float16 [N, T, D], which so many
+    queries shall pool."""
     encoder = load(run)
+    check_queries(encoder.embed_dim, queries)
     functions = {
         FEATURES: patch_tokens_of(encoder, layer, device),
         UNTRAINED: patch_tokens_of(untrained(run, seed), layer, device),

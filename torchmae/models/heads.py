@@ -31,12 +31,7 @@ class AttentivePool(nn.Module):
 
     def __init__(self, dim: int, queries: int = 32):
         super().__init__()
-        if queries < 1 or dim % queries:
-            divisors = ", ".join(str(n) for n in range(1, dim + 1) if dim % n == 0)
-            raise UserError(
-                f"--queries {queries} does not divide the width of the tokens, {dim}; "
-                f"possible: {divisors}"
-            )
+        check_queries(dim, queries)
         self.query = nn.Parameter(torch.empty(queries, dim))
         self.value = nn.Linear(dim, dim)
         nn.init.trunc_normal_(self.query, std=0.02)  # nearly the mean of the tokens at first
@@ -56,6 +51,16 @@ class AttentivePool(nn.Module):
         """How much each query takes of each token; they sum to 1 over the tokens."""
         products = self.query @ tokens.transpose(1, 2)
         return (products * tokens.shape[2] ** -0.5).softmax(2)
+
+
+def check_queries(dim: int, queries: int) -> None:
+    """Raises UserError unless so many queries divide the width of tokens."""
+    if queries < 1 or dim % queries:
+        divisors = ", ".join(str(n) for n in range(1, dim + 1) if dim % n == 0)
+        raise UserError(
+            f"--queries {queries} does not divide the width of the tokens, {dim}; "
+            f"possible: {divisors}"
+        )
 
 
 class Classifier(nn.Module):

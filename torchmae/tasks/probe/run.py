@@ -97,7 +97,7 @@ def regress(config: Probe) -> dict[str, Any]:
     run, layer, seed, pool = config.run, config.layer, config.seed, config.pool or "mean"
     fit: Callable[..., LinearProbe | Attended] = linear_probe
     if config.head == "attentive":
-        extract = baseline_tokens(run, layer, seed, device)
+        extract = baseline_tokens(run, layer, config.queries, seed, device)
         fit = partial(attentive_probe, queries=config.queries)
         what = f"Attentive probe ({config.queries} learned queries on frozen patch tokens)"
     else:
