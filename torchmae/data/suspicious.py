@@ -104,8 +104,15 @@ def of_parts(paths: Sequence[str]) -> Iterator[str]:
 
 def of_doubles(sources: Sequence[Source]) -> Iterator[str]:
     """Files with the same bytes: in the first set, and in the first and the second one."""
-    digests = digests_of(sources)
+    sizes = [some for some in map(sizes_of, sources) if some is not None]
+    if len(sizes) < len(sources):  # images that are no files
+        return
+    digests = digests_of(sources, np.concatenate(sizes))
     if digests is None:
+        yield (
+            "files with the same bytes were not looked for: too many have the same size as another "
+            "(mae pack --drop-duplicates looks at all)"
+        )
         return
     first = Counter(filter(None, digests[0]))
     count = sum(some - 1 for some in first.values())
@@ -134,13 +141,9 @@ def same_pair(digests: Sequence[bytes]) -> tuple[int, int]:
     raise ValueError("all differ")
 
 
-def digests_of(sources: Sequence[Source]) -> list[list[bytes]] | None:
-    """A digest of each file whose size another one has too, b"" for all others; None where sizes
-    are not known, or too much would have to be read."""
-    known = [sizes_of(source) for source in sources]
-    if any(sizes is None for sizes in known):
-        return None
-    sizes = np.concatenate([some for some in known if some is not None])
+def digests_of(sources: Sequence[Source], sizes: np.ndarray) -> list[list[bytes]] | None:
+    """A digest of each file whose size another one has too, b"" for all others; None where too much
+    would have to be read."""
     _, place, counts = np.unique(sizes, return_inverse=True, return_counts=True)
     candidates = np.flatnonzero(counts[place] > 1)
     if sizes[candidates].sum() > MOST_BYTES or len(candidates) > MOST_FILES:

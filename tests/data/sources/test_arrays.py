@@ -144,6 +144,8 @@ class TestUnpacking:
         assert "numpy.save" in self.refused(full)
         np.save(tmp_path / "full.npy", noise(100, 128, 128, 3))  # stays on the disk
         assert len(open_source(tmp_path / "full.npy")) == 100
+        np.save(tmp_path / "f.npy", np.asfortranarray(noise(100, 128, 128, 3)))
+        assert "Fortran order and has to be loaded whole" in self.refused(tmp_path / "f.npy")
 
     def test_labels_count_too(self, tmp_path, monkeypatch):
         monkeypatch.setattr(arrays, "SMALL", 10**6)

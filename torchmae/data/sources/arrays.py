@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from torchmae.data.cache.layout import free_memory
-from torchmae.data.sources.npy import ArrayFile, unmapped
+from torchmae.data.sources.npy import ArrayFile, in_one_piece, unmapped
 from torchmae.data.sources.source import (
     Pixels,
     Source,
@@ -129,7 +129,24 @@ ARRAY_ERRORS = (
 
 
 def _open_pixels(path: str, key: str, layout: str) -> np.ndarray | ArrayFile:
-    return unmapped(_load_array(path, key, layout))
+    pixels = _load_array(path, key, layout)
+    if isinstance(pixels, np.memmap) and not in_one_piece(pixels):
+        refuse_large(
+            f"'{path}' is in Fortran order and has to be loaded whole, "
+            f"{pixels.nbytes / 1e9:,.1f} GB",
+            pixels.nbytes,
+            "save it again with numpy.save(path, numpy.ascontiguousarray(x))",
+        )
+    return unmapped(pixels)
+
+
+def refuse_large(what: str, size: int, remedy: str) -> None:
+    """Raises UserError for an array that would take more than half of the free memory."""
+    free = free_memory()
+    if size > free / 2:
+        raise UserError(
+            f"{what}, more than half of the free memory ({free / 1e9:,.1f} GB): {remedy}"
+        )
 
 
 def _load_array(path: str, key: str, layout: str) -> UInt8[np.ndarray, "N H W C"]:
@@ -231,10 +248,7 @@ def _check_unpacked(
             f"{amount}, {size / info.compress_size:,.0f} times its size in the file: not unpacked. "
             f"If that is meant, {remedy}"
         )
-    if size > free_memory() / 2:
-        raise UserError(
-            f"{amount}, more than half of the free memory ({free_memory() / 1e9:,.1f} GB): {remedy}"
-        )
+    refuse_large(amount, size, remedy)
 
 
 DIGITS = {"all": slice(0, 1797), "train": slice(0, 1438), "test": slice(1438, 1797)}

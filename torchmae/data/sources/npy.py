@@ -36,9 +36,13 @@ class ArrayFile:
         return np.ndarray(self.shape[1:], self.dtype, data, strides=self.strides[1:])
 
 
+def in_one_piece(pixels: np.ndarray) -> bool:
+    """Whether the bytes of each image of an array lie together; not so in Fortran order."""
+    return bool(pixels.strides[0] == pixels[0].nbytes)
+
+
 def unmapped(pixels: np.ndarray) -> "np.ndarray | ArrayFile":
     """The same array without a file that is mapped into memory."""
     if not isinstance(pixels, np.memmap):
         return pixels
-    in_one_piece = pixels.strides[0] == pixels[0].nbytes
-    return ArrayFile(pixels) if in_one_piece else np.array(pixels)  # Fortran order
+    return ArrayFile(pixels) if in_one_piece(pixels) else np.array(pixels)
