@@ -1,10 +1,11 @@
 """Masked Autoencoders in PyTorch: pre-train a Vision Transformer on unlabelled images, and use it.
 
-run = torchmae.pretrain("photos/", out="runs/photos", epochs=50)     # the same names as the flags
-of `mae pretrain` encoder = run.encoder()                                              # an
-nn.Module: encoder(images) is [B, 1 + N, D] features = encoder(encoder.normalize(uint8_images))[:,
-1:].mean(1) torchmae.reconstruct(run, ["cat.jpg"], out="cat.png", mask_ratio=0.85)
-torchmae.embed(run, "photos/", out="features.npz")
+    # the same names as the flags of `mae pretrain`
+    run = torchmae.pretrain("photos/", out="runs/photos", epochs=50)
+    encoder = run.encoder()  # an nn.Module: encoder(images) is [B, 1 + N, D]
+    features = encoder(encoder.normalize(uint8_images))[:, 1:].mean(1)
+    torchmae.reconstruct(run, ["cat.jpg"], out="cat.png", mask_ratio=0.85)
+    torchmae.embed(run, "photos/", out="features.npz")
 
 Each verb of the command `mae` is a function with its name (`import_` for import);
 `help(torchmae.pretrain)` lists its options. A mistake is a `UserError`, a run that fails a
@@ -38,8 +39,8 @@ PLACES = {
     "Run": "torchmae.verbs",
 }
 FUNCTIONS = (
-    *("pretrain", "finetune", "probe", "knn", "partial", "compare", "evaluate", "predict"),
-    *("reconstruct", "embed", "verify", "pack", "import_", "export", "bench"),
+    *("pretrain", "finetune", "probe", "knn", "partial", "compare", "ablate", "evaluate"),
+    *("predict", "reconstruct", "embed", "verify", "pack", "import_", "export", "bench"),
 )
 __all__ = ["RunError", "UserError", "__version__", "presets", *FUNCTIONS, *PLACES]
 

@@ -69,15 +69,7 @@ def prepare(out: Path, data: str) -> bool:
         UserError: `out` is inside the data, is a file, holds other things, cannot be made, or has
             lost its checkpoints.
     """
-    folder = Path(data).expanduser()
-    if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
-        better = Path("..") / "runs" / folder.resolve().name
-        raise UserError(
-            f"--out {out} lies inside the data ({data}): "
-            f"name a folder outside, such as --out {better}"
-        )
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is a file: name a folder")
+    refuse_inside(out, data)
     if out.is_dir() and not (out / CONFIG).exists():
         # Left by a start that failed early.
         ours = {LOCK, BAD_FILES, manifest.MANIFEST}
@@ -105,6 +97,19 @@ def prepare(out: Path, data: str) -> bool:
             "choose another --out"
         )
     return False  # nothing was trained there yet: the settings may still change
+
+
+def refuse_inside(out: Path, data: str) -> None:
+    """Raises UserError for an output folder that is a file, or lies inside the data."""
+    folder = Path(data).expanduser()
+    if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
+        better = Path("..") / "runs" / folder.resolve().name
+        raise UserError(
+            f"--out {out} lies inside the data ({data}): "
+            f"name a folder outside, such as --out {better}"
+        )
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file: name a folder")
 
 
 def identity(source: Identifiable) -> dict[str, Any]:

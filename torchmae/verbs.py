@@ -47,6 +47,7 @@ VERBS: dict[str, Verb] = {
     "compare": task(
         "sweep", "Compare", "a run against the same encoder from scratch, over seeds", "run:compare"
     ),
+    "ablate": task("ablate", "Ablate", "many pre-trainings: the paper's ablations, or your own"),
     "evaluate": task("evaluate", "Evaluate", "accuracy, calibration and confusion of a classifier"),
     "predict": task("predict", "Predict", "write the classes of images to a file"),
     "reconstruct": task("reconstruct", "Reconstruct", "draw what a model makes of hidden patches"),

@@ -240,14 +240,9 @@ def help_text(setting: Option, rule: str | None) -> str:
     if default is None or default == ():
         otherwise = rule or setting.metadata["otherwise"]
         return f"{text} (default: {otherwise})" if otherwise else str(text)
-    shown = (
-        "on"
-        if default is True
-        else " ".join(f"{x:g}" for x in default)
-        if isinstance(default, tuple)
-        else default
-    )
-    return f"{text} (default: {f'{shown:g}' if isinstance(shown, float) else shown})"
+    values = default if isinstance(default, tuple) else (default,)
+    shown = " ".join(f"{x:g}" if isinstance(x, float) else str(x) for x in values)
+    return f"{text} (default: {'on' if default is True else shown})"
 
 
 def refuse_unknown(parser: Parser, unknown: Sequence[str]) -> None:

@@ -40,8 +40,12 @@ from torchmae.train.speed import measure_seconds_per_step
 logger = logging.getLogger(__name__)
 
 
-def run(config: Pretrain) -> Path:
+def run(config: Pretrain, quiet: bool = False) -> Path:
     """Pre-trains, or resumes a pre-training.
+
+    Args:
+        config: its settings.
+        quiet: without plan and summary, for verbs that run several.
 
     Returns:
         The run folder.
@@ -58,7 +62,7 @@ def run(config: Pretrain) -> Path:
         if resuming:  # before a model is built: one of the checkpoints has to be good
             world.on_main(lambda: verified(out))
         prepare = resumed if resuming else begun
-        return train(prepare(config, source, out, world), out, world)
+        return train(prepare(config, source, out, world), out, world, quiet)
 
 
 def open_data(config: Pretrain, out: Path) -> tuple[Pretrain, Source]:
@@ -184,16 +188,17 @@ def with_stream(job: Job, world: World) -> Job:
     return replace(job, cache=cache, stream=stream)
 
 
-def train(job: Job, out: Path, world: World) -> Path:
+def train(job: Job, out: Path, world: World, quiet: bool) -> Path:
     """Says the plan, trains by `fit`, says what was made."""
     plan = train_config(job.config, len(job.batches.source))
     if runfolder.last_step(out) < plan.steps and job.stream is job.batches:
         job = with_stream(job, world)
-    if world.is_main:
+    if world.is_main and not quiet:
         logger.info(describe(job, plan, out, world))
     pictures = Pictures(job.model, job.batches, job.config, out, world)
     outcome = fit(job.task(), job.stream, plan, out, world, [pictures])
     if world.is_main:
         draw_curves(out)
-        logger.info(summary(job, outcome, plan, out))
+        if not quiet:
+            logger.info(summary(job, outcome, plan, out))
     return out

@@ -1,0 +1,239 @@
+"""mae ablate: which trainings there are, what is measured, kills, and bad input."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.small import SMALL
+
+import torchmae
+from torchmae.errors import UserError
+from torchmae.settings.defaults import Facts
+from torchmae.settings.groups import SourceOptions
+from torchmae.settings.options import build, flatten
+from torchmae.tasks.ablate.config import Ablate, parse_budget, parse_part
+from torchmae.tasks.ablate.points import Ablation
+from torchmae.tasks.ablate.results import orderings
+from torchmae.tasks.ablate.studies import FINETUNED, LINEAR, STUDIES, Base
+
+FACTS = Facts(images=1000, height=64, width=64, channels=3)
+TINY = {**SMALL, "epochs": 1.0, "precision": "fp32", "seeds": (0, 1), "measure": ("knn", "linear")}
+
+
+def ablation(**options: Any) -> Ablation:
+    known = flatten(Ablate(source=SourceOptions("photos"), labelled_data="photos"))
+    assert set(options) <= set(known)
+    config = build(Ablate, {**known, **options})
+    return Ablation(config, FACTS, Path("out"))
+
+
+def results(out: Path) -> dict[str, Any]:
+    """ablation.json without what depends on the clock."""
+    content = json.loads((out / "ablation.json").read_text())
+    for study in content["studies"]:
+        for row in study["rows"]:
+            for name in ("minutes", "images_per_s", "peak_memory_mb"):
+                row.pop(name)
+    content.pop("settings")
+    return content
+
+
+def test_the_papers_numbers() -> None:
+    """Of shared/design/paper.md, section 1.2: the ends and the defaults of each series."""
+    base = Base(width=1024, depth=24, epochs=800)
+    found = {name: study.points(base) for name, study in STUDIES.items()}
+    lin = {name: [point.paper.get(LINEAR) for point in points] for name, points in found.items()}
+    assert lin["fig5"] == [54.6, 58.9, 61.7, 67.0, 69.9, 71.8, 73.2, 73.5, 71.8, 66.1]
+    assert lin["table1a"] == [65.5, 70.0, 71.9, 73.5, 73.3]
+    assert lin["table1b"] == [69.1, 71.3, 73.5, 73.1, 73.1]
+    assert lin["table1c"] == [59.6, 73.5]
+    assert lin["table1d"] == [73.5, 73.9, 72.3, 71.6]
+    assert lin["table1e"] == [65.7, 73.1, 73.5, 71.9]
+    assert lin["table1f"] == [73.5, 72.3, 63.9, 66.0]
+    assert lin["fig7"] == [57.3, 64.4, 69.7, 73.5, 75.1]
+    assert [p.label for p in found["fig7"]] == ["100", "200", "400", "800", "1600"]
+    assert [p.changes["decoder_dim"] for p in found["table1b"]] == [128, 256, 512, 768, 1024]
+    assert [p.paper[FINETUNED] for p in found["fig9"]][:3] == [73.5, 79.1, 81.0]
+    assert all(sum(p.default for p in points) == 1 for points in found.values())
+
+
+def test_a_point_that_is_the_default_is_trained_once() -> None:
+    made = ablation(study=("fig5", "loss", "table1a", "table1f"), seeds=(0, 1))
+    names = {name for name, _ in made.found}
+    # mask ratio 0.75, the loss on hidden patches, random 75 % and vit_micro's 2 decoder blocks
+    assert len(names) == 10 + 1 + 4 + 3
+    assert len(made.found) == 2 * len(names)
+    by = {experiment.name: experiment for experiment in made.experiments}
+    assert by["fig5"].trainings[7] == by["loss"].trainings[0] == "default"
+    assert by["table1a"].trainings[1] == by["table1f"].trainings[0] == "default"
+    assert by["fig5"].reference == 7
+    assert by["table1a"].reference == 1  # ours; the paper's is 8 blocks
+
+
+def test_a_reference_that_is_not_the_default_is_the_papers() -> None:
+    made = ablation(study=("fig5",), mask_ratio=0.65)
+    assert made.experiments[0].reference == 7
+
+
+def test_a_grid_varies_any_setting_in_every_combination() -> None:
+    words = ("mask-ratio", "0.5", "0.9", "flip", "on", "off", "crop_scale", "0.5,1")
+    made = ablation(vary=words, seeds=(0,))
+    found = [training.changes for training in made.found.values()]
+    assert found == [
+        {"mask_ratio": ratio, **({} if flip else {"flip": False}), "crop_scale": (0.5, 1.0)}
+        for ratio in (0.5, 0.9)
+        for flip in (True, False)
+    ]
+    assert next(p.label for p in made.experiments[0].points) == "0.5, True, (0.5, 1.0)"
+
+
+def test_a_budget_of_images_is_equal_for_all() -> None:
+    made = ablation(study=("loss",), budget="images=2500", seeds=(0,))
+    assert {training.config.optim.epochs for training in made.found.values()} == {2.5}
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"study": ("fig55",)}, "unknown study 'fig55'.*Did you mean fig5?"),
+        ({"vary": ("mask_ration", "0.5")}, "Did you mean mask_ratio?"),
+        ({"vary": ("mask_ratio",)}, "its values are missing"),
+        ({"vary": ("mask_ratio", "half")}, "mask_ratio half: not a number"),
+        ({"vary": ("decoder_depth", "0")}, "0: --decoder-depth 0: must be more than 0"),
+        ({"vary": ("mask_ratio", "1.5")}, "--mask-ratio 1.5: must be below 1"),
+        ({"vary": ("patch_size", "7")}, "7"),
+        ({"vary": ("masking", "blocks")}, "Did you mean block?"),
+        ({"vary": ("target", "pixel")}, "Did you mean pixels?"),
+        ({"vary": ("batch_size", "2000")}, "more than the 1000 images"),
+        ({"vary": ("encode_all", "yes")}, "encode_all"),
+    ],
+)
+def test_what_cannot_be_varied(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        ablation(**options)
+
+
+def test_budgets_and_parts() -> None:
+    assert parse_budget("images=2e5") == ("images", 200_000)
+    assert parse_part("3/12") == (3, 12)
+    for text in ("2e5", "epochs=3", "images=0", "images=-1", "images=many", "minutes=inf"):
+        with pytest.raises(UserError, match="--budget"):
+            parse_budget(text)
+    for text in ("3", "0/2", "3/2", "a/b", "1/2/3"):
+        with pytest.raises(UserError, match="--part"):
+            parse_part(text)
+
+
+def row(label: str, linear: float, *values: float) -> dict[str, Any]:
+    measures = {"linear": {"by_seed": dict(enumerate(values))}}
+    return {"label": label, "paper": {LINEAR: linear}, "measures": measures}
+
+
+def test_orderings_need_the_interval() -> None:
+    rows = [
+        row("a", 70.0, 0.70, 0.71, 0.70),
+        row("b", 60.0, 0.60, 0.61, 0.60),
+        row("c", 59.8, 0.80, 0.81, 0.80),
+        row("d", 50.0, 0.30, 0.90, 0.60),
+    ]
+    found = {(pair["better"], pair["worse"]): pair["verdict"] for pair in orderings(rows, "linear")}
+    assert found == {  # b and c differ by less than half a point in the paper
+        ("a", "b"): "reproduced",
+        ("a", "c"): "not reproduced",
+        ("a", "d"): "not decided",
+        ("b", "d"): "not decided",
+        ("c", "d"): "not decided",
+    }
+
+
+def test_an_ablation_is_measured_drawn_and_cleaned(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "a"
+    options = {**TINY, "study": ("loss",), "vary": ("mask_ratio", "0.5", "0.75")}
+    torchmae.ablate(photos, photos, out=out, **options)
+    loss, grid = json.loads((out / "ablation.json").read_text())["studies"]
+    assert [row["seeds"] for row in loss["rows"] + grid["rows"]] == [2, 2, 2, 2]
+    default = grid["rows"][1]
+    for name, found in loss["rows"][0]["measures"].items():
+        assert found["by_seed"] == default["measures"][name]["by_seed"], "it is trained once"
+    measured = loss["rows"][1]["measures"]["knn"]
+    assert measured["difference"]["mean"] == pytest.approx(
+        measured["mean"] - loss["rows"][0]["measures"]["knn"]["mean"]
+    )
+    for name in ("loss.png", "grid.png"):
+        assert (out / name).stat().st_size > 10_000
+    assert not list(out.glob("trainings/*/model.safetensors"))
+    assert not list(out.glob("trainings/*/state"))
+    assert list(out.glob("trainings/*/log.jsonl"))
+    printed = capsys.readouterr().out
+    assert "6 trainings with 2 seeds, 0 finished, 6 to do" in printed
+    assert "MB of disk" in printed
+    assert "Section 4.1: patches of the loss. Accuracy in %, mean ± std over 2 seeds" in printed
+
+    before = results(out)
+    torchmae.ablate(photos, photos, out=out, **options)
+    assert results(out) == before
+    assert "6 finished, 0 to do" in capsys.readouterr().out
+    with pytest.raises(UserError, match="made with epochs 1.0, not 2.0: use another --out"):
+        torchmae.ablate(photos, photos, out=out, **{**options, "epochs": 2.0})
+    with pytest.raises(UserError, match="made with labels_per_class 10, not 4"):
+        torchmae.ablate(photos, photos, out=out, **options, labels_per_class=4)
+
+
+def command(photos: Path, out: Path, *more: str) -> list[str]:
+    words = [sys.executable, "-m", "torchmae", "ablate", str(photos), str(photos)]
+    flags = [
+        text
+        for name, value in SMALL.items()
+        for text in (f"--{name.replace('_', '-')}", str(value))
+    ]
+    fixed = ["--epochs", "3", "--precision", "fp32", "--seeds", "0", "1", "--study", "loss"]
+    fixed += ["--measure", "knn", "few-label", "--labels-per-class", "3", "--finetune-epochs", "1"]
+    return [*words, *flags, *fixed, "--out", str(out), *more]
+
+
+def test_killed_anywhere_it_ends_with_the_same_table(photos: Path, tmp_path: Path) -> None:
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    whole = tmp_path / "whole"
+    began = time.monotonic()
+    subprocess.run(command(photos, whole), check=True, env=env, **quiet)
+    seconds = time.monotonic() - began
+    killed, draw = tmp_path / "killed", random.Random(0)
+    for _ in range(4):
+        process = subprocess.Popen(command(photos, killed), env=env, **quiet)
+        time.sleep(draw.uniform(0.3, 0.8) * seconds)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run(command(photos, killed), check=True, env=env, **quiet)
+    assert results(killed) == results(whole)
+
+    parts = tmp_path / "parts"
+    for part in ("2/2", "1/2"):
+        subprocess.run(command(photos, parts, "--part", part), check=True, env=env, **quiet)
+    assert results(parts) == results(whole)
+    jobs = tmp_path / "jobs"
+    subprocess.run(command(photos, jobs, "--jobs", "2"), check=True, env=env, **quiet)
+    assert results(jobs) == results(whole)
+
+
+def test_bad_data_before_any_training(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nothing to vary"):
+        torchmae.ablate(photos, photos, out=tmp_path / "a", **TINY)
+    with pytest.raises(UserError, match="class"):
+        torchmae.ablate(photos, photos / "blob", out=tmp_path / "b", study=("loss",), **TINY)
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "letter.txt").write_text("dear")
+    with pytest.raises(UserError, match="holds other things"):
+        torchmae.ablate(photos, photos, out=tmp_path / "c", study=("loss",), **TINY)
+    with pytest.raises(UserError, match="--measure kn: some of knn"):
+        torchmae.ablate(photos, photos, study=("loss",), **{**TINY, "measure": ("kn",)})
+    assert not list(tmp_path.rglob("config.json"))

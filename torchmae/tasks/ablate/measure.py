@@ -1,0 +1,196 @@
+"""One training of an ablation: the encoder is pre-trained and measured, and its record written."""
+
+import json
+import logging
+import shutil
+import statistics
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from torchmae import runfolder
+from torchmae.data.config import listing_as_run
+from torchmae.data.labels import labelled_sets
+from torchmae.disk import parse_json, write_text
+from torchmae.errors import RunError, UserError
+from torchmae.eval.measures import FROZEN, frozen_guesses
+from torchmae.settings.options import build, changeable, changed
+from torchmae.tasks.ablate.config import Ablate
+from torchmae.tasks.ablate.points import Training
+from torchmae.tasks.finetune.config import Finetune
+from torchmae.tasks.finetune.run import run as finetune
+from torchmae.tasks.pretrain.config import Pretrain
+from torchmae.tasks.pretrain.run import run as pretrain
+
+logger = logging.getLogger(__name__)
+
+POINTS, TRAININGS = "points", "trainings"  # folders of the ablation
+FEW_LABEL, FINETUNE = "few-label", "finetune"
+# Of a training's settings, those that do not decide what is measured.
+FREE = changeable(Pretrain) | {"target"}  # a tokenizer's folder; its name tells the target
+
+
+def record_of(out: Path, training: Training) -> Path:
+    """The file with what was measured on a training."""
+    return out / POINTS / f"{training.name}.json"
+
+
+def read_record(out: Path, training: Training, config: Ablate) -> dict[str, Any] | None:
+    """What was measured on a training, if all of it was.
+
+    Raises:
+        UserError: it was measured with other settings or on other labelled images.
+    """
+    path = record_of(out, training)
+    if not path.exists():
+        return None
+    record = parse_json(path.read_text())
+    now = described(training, config)
+    for what in ("settings", "measured_on"):
+        before = record[what]
+        for name, value in json.loads(json.dumps(now[what])).items():
+            if before.get(name) != value:
+                raise UserError(
+                    f"{path} was made with {name} {before.get(name)}, not {value}: use another "
+                    "--out, or the settings of before"
+                )
+    return record if set(training.measures) <= set(record["measures"]) else None
+
+
+def described(training: Training, config: Ablate) -> dict[str, Any]:
+    """The settings that decide what is measured."""
+    measures = config.measures
+    return {
+        "name": training.name,
+        "seed": training.seed,
+        "changes": dict(training.changes),
+        "settings": {n: v for n, v in training.resolved.items() if n not in FREE},
+        "measured_on": {
+            "labelled": config.labelled_data,
+            "val": measures.val,
+            "val_fraction": measures.val_fraction,
+            "labels_per_class": measures.labels_per_class,
+            "finetune_epochs": measures.finetune_epochs,
+        },
+    }
+
+
+def train_and_measure(training: Training, config: Ablate, out: Path, device: torch.device) -> None:
+    """Pre-trains, measures, and writes the record; resumes what was stopped anywhere.
+
+    A training that fails by itself (its loss is not finite) gets a record that says so.
+    """
+    run = out / TRAININGS / training.folder
+    record = described(training, config)
+    try:
+        pretrain(changed(training.config, out=str(run)), quiet=True)
+        began = time.monotonic()
+        measures = {
+            **frozen(training, config, run, device),
+            **finetuned(training, config, run),
+        }
+        record |= cost_of(run) | {
+            "measures": measures,
+            "minutes_to_measure": (time.monotonic() - began) / 60,
+        }
+    except RunError as error:
+        record |= {"measures": {}, "failed": str(error)}
+    path = record_of(out, training)
+    path.parent.mkdir(exist_ok=True)
+    write_text(path, json.dumps(record, indent=1))
+
+
+def frozen(
+    training: Training, config: Ablate, run: Path, device: torch.device
+) -> dict[str, dict[str, float]]:
+    """Accuracies of the probes on frozen features, and the validation images they are of."""
+    names = [name for name in training.measures if name in FROZEN]
+    if not names:
+        return {}
+    measures = config.measures
+    which = (config.labelled_data, measures.val, measures.val_fraction, None, training.seed)
+    listing = listing_as_run(config.listing, config.labelled_data, str(run))
+    sets = labelled_sets(*which, listing=listing)
+    ids, guesses = frozen_guesses(str(run), sets, training.seed, names, device)
+    truth = sets.val_labels[ids]
+    return {
+        name: {"accuracy": float((found == truth).double().mean()), "images": len(truth)}
+        for name, found in guesses.items()
+    }
+
+
+def finetuned(training: Training, config: Ablate, run: Path) -> dict[str, dict[str, float]]:
+    """Accuracies of fine-tunings, each in a folder of its own beside the run."""
+    measures, runtime = config.measures, config.runtime
+    found = {}
+    for name in training.measures:
+        if name in FROZEN:
+            continue
+        settings = {
+            "run": str(run),
+            "data": config.labelled_data,
+            "val": measures.val,
+            "val_fraction": measures.val_fraction,
+            "labels_per_class": measures.labels_per_class if name == FEW_LABEL else None,
+            "train": part_of(name),
+            "epochs": measures.finetune_epochs,
+            "seed": training.seed,
+            "device": runtime.device,
+            "workers": runtime.workers,
+            "out": str(finetune_folder(run, training, name)),
+        }
+        scores = runfolder.last_validation(finetune(build(Finetune, settings), quiet=True))
+        found[name] = {"accuracy": scores["top1"], "images": scores["count"]}
+    return found
+
+
+def finetune_folder(run: Path, training: Training, measure: str) -> Path:
+    """A training that continues another has its own fine-tunings."""
+    return run.with_name(f"{training.name}-{measure}")
+
+
+def part_of(measure: str) -> str:
+    """What a fine-tuning may change: `finetune-2` the last two blocks, others everything."""
+    return measure.partition(f"{FINETUNE}-")[2] or "all"
+
+
+def check_measures(names: Sequence[str]) -> None:
+    """Raises UserError for a measure that there is not."""
+    known = (*FROZEN, FEW_LABEL, FINETUNE)
+    for name in names:
+        if name not in known and not name.startswith(f"{FINETUNE}-"):
+            raise UserError(
+                f"--measure {name}: some of {', '.join(known)}, or {FINETUNE}-PART with a part as "
+                "of mae partial, such as finetune-0.5"
+            )
+
+
+def cost_of(run: Path) -> dict[str, Any]:
+    """What a training took and how it ended, from its log: of all its steps, however often it was
+    resumed."""
+    records = [record for record in runfolder.read_log(run) if "loss" in record]
+    last = records[-1]
+    speed = statistics.median(record["images_per_s"] for record in records)
+    return {
+        "loss": last["loss"],
+        "images_per_s": speed,
+        "images_seen": last.get("images_seen", last["step"] * 32),
+        "flops": last.get("flops", 1.0),
+        "minutes": last.get("images_seen", last["step"] * 32) / speed / 60,
+        "peak_memory_mb": last["peak_memory_mb"],
+    }
+
+
+def drop_weights(out: Path, unit: Sequence[Training]) -> None:
+    """Removes the weights of finished trainings; logs, curves and pictures stay."""
+    run = out / TRAININGS / unit[0].folder
+    shutil.rmtree(run / runfolder.STATE, ignore_errors=True)
+    with suppress(OSError):
+        (run / runfolder.MODEL).unlink(missing_ok=True)
+    for training in unit:
+        for measure in training.measures:
+            shutil.rmtree(finetune_folder(run, training, measure), ignore_errors=True)

@@ -1,0 +1,260 @@
+"""From studies and grids to trainings: which there are, without doubles, and that each can run."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby, product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torchmae.errors import UserError, choose
+from torchmae.models.decoders import decoder_config
+from torchmae.models.masking import MASKINGS, num_visible
+from torchmae.models.patches import as_size, grid_of
+from torchmae.models.sizes import size_of
+from torchmae.models.targets import TARGETS
+from torchmae.runfolder import read_config
+from torchmae.settings.defaults import Facts
+from torchmae.settings.options import build, flatten, options_of, parse_size
+from torchmae.settings.parser import value_type
+from torchmae.tasks.ablate.config import Ablate, parse_budget
+from torchmae.tasks.ablate.studies import ALL, OWN_TOKENS, STUDIES, Base, Changes, Point, Study
+from torchmae.tasks.pretrain.config import Pretrain, check, resolve
+
+TOKENIZER = "tokenizer"  # the folder, below that of the ablation
+
+
+class Training(NamedTuple):
+    """One pre-training, and how its encoder is measured.
+
+    Attributes:
+        name: unique within the ablation; a file name.
+        folder: of its run. Trainings of the warmup-stable-decay schedule that differ in their
+            length alone share one: each continues the shorter.
+        changes: the settings in which it differs from the others.
+        seed: of everything.
+        config: the settings that it starts with.
+        resolved: the same with nothing left to choose, by name.
+        measures: what is measured.
+    """
+
+    name: str
+    folder: str
+    changes: Changes
+    seed: int
+    config: Pretrain
+    resolved: Mapping[str, Any]
+    measures: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A study on these images: its points, each with the name of its training without the seed."""
+
+    name: str
+    study: Study
+    points: tuple[Point, ...]
+    trainings: tuple[str, ...]
+    reference: int | None  # the point that the others are compared with
+
+    def measured_by(self, point: Point, measures: Sequence[str]) -> Mapping[str, str]:
+        """The measures of a point, by the column that shows them."""
+        return point.measured_by or {name: name for name in measures}
+
+
+class Ablation:
+    """All experiments of a call, and the trainings that they need.
+
+    Args:
+        config: the settings.
+        facts: what is known of data and device.
+        out: the folder of the ablation.
+
+    Raises:
+        UserError: a study or setting that there is not; a point that cannot be trained.
+    """
+
+    def __init__(self, config: Ablate, facts: Facts, out: Path):
+        self.config = config
+        self.facts = facts
+        self.out = out
+        self.found: dict[tuple[str, int], Training] = {}
+        self.base_config = build(Pretrain, flatten(config))
+        self.base = self.resolve({})
+        model = config.model.from_run
+        width = facts.embed_dim or size_of(self.base["model"])["embed_dim"]
+        depth = (
+            read_config(model)["model"]["encoder"].get("depth", 0)
+            if model
+            else size_of(self.base["model"])["depth"]
+        )
+        known = Base(width, depth, self.base["epochs"])
+        studies = named_studies(config.ablation.study)
+        if config.ablation.vary:
+            studies["grid"] = grid(config.ablation.vary)
+        self.experiments = [
+            self.experiment(name, study, study.points(known)) for name, study in studies.items()
+        ]
+
+    def experiment(self, name: str, study: Study, points: Sequence[Point]) -> Experiment:
+        """The experiment of a study; its trainings are added to those that are needed."""
+        trainings = [self.add(name, point) for point in points]
+        # The default of these trainings, if it is one of the points; else the paper's.
+        places = [i for i, training in enumerate(trainings) if training == DEFAULT]
+        if len(places) != 1:
+            places = [i for i, point in enumerate(points) if point.default]
+        return Experiment(name, study, tuple(points), tuple(trainings), next(iter(places), None))
+
+    def add(self, study: str, point: Point) -> str:
+        """The name of a point's training, of which there is one for each seed."""
+        try:
+            resolved = self.resolve(point.changes)
+        except UserError as error:
+            raise UserError(f"{study}, {point.label}: {error}") from error
+        changes = {n: v for n, v in point.changes.items() if resolved[n] != self.base[n]}
+        name = name_of(changes)
+        trunk = resolved.get("schedule") == "wsd"
+        folder = name_of({n: v for n, v in changes.items() if n != "epochs"}) if trunk else name
+        measures = tuple(point.measured_by.values()) or self.config.measures.measure
+        for seed in self.config.ablation.seeds:
+            before = self.found.get((name, seed))
+            wanted = (before.measures if before else ()) + measures
+            self.found[name, seed] = Training(
+                f"{name}-seed-{seed}",
+                f"{folder}-seed-{seed}",
+                changes,
+                seed,
+                self.training(changes, seed),
+                {**resolved, "seed": seed},
+                tuple(dict.fromkeys(wanted)),
+            )
+        return name
+
+    def training(self, changes: Changes, seed: int) -> Pretrain:
+        """The settings of a training; those that a budget decides included."""
+        changes = {**changes, "seed": seed}
+        if changes.get("target") == OWN_TOKENS:
+            changes["target"] = f"{OWN_TOKENS}:{self.out / TOKENIZER}"
+        budget = parse_budget(self.config.ablation.budget)
+        if budget is not None and "epochs" not in changes:
+            changes |= self.lengths(budget, changes)
+        return build(Pretrain, {**flatten(self.base_config), **changes})
+
+    def lengths(self, budget: tuple[str, float], changes: Changes) -> Changes:
+        """The setting that gives a training its budget."""
+        kind, amount = budget
+        if kind == "minutes":
+            return {"minutes": amount, "epochs": None}
+        return {"epochs": amount / self.facts.images}
+
+    def resolve(self, changes: Changes) -> dict[str, Any]:
+        """All settings of a training with nothing left to choose, the decoder's included.
+
+        Raises:
+            UserError: it could not be trained.
+        """
+        config = self.training(changes, 0)
+        check(config)
+        resolved, _ = resolve(config, self.facts)
+        model, masked = resolved.model, resolved.masking
+        choose(MASKINGS, masked.masking, "masking")
+        if masked.target.partition(":")[0] != OWN_TOKENS:
+            choose(TARGETS, masked.target, "target")
+        patches = grid_of(parse_size(model.image_size), as_size(model.patch_size))
+        num_visible(patches[0] * patches[1], masked.mask_ratio)
+        width = self.facts.embed_dim or size_of(model.model or "")["embed_dim"]
+        sizes = (model.decoder_dim, model.decoder_depth, model.decoder_heads)
+        decoder = decoder_config(width, model.decoder, *sizes)
+        found = {"dim": decoder.dim, "depth": decoder.depth, "heads": decoder.heads}
+        return flatten(resolved) | {f"decoder_{name}": value for name, value in found.items()}
+
+    def units(self) -> list[list[Training]]:
+        """The trainings in the order in which they run, seed by seed, those that share a folder
+        together, the shortest first."""
+        order = {training.folder: place for place, training in enumerate(self.found.values())}
+        every = sorted(
+            self.found.values(), key=lambda t: (t.seed, order[t.folder], t.resolved["epochs"])
+        )
+        return [list(group) for _, group in groupby(every, key=lambda t: t.folder)]
+
+    @property
+    def needs_tokenizer(self) -> bool:
+        """Whether a training predicts the tokens of the ablation's own tokenizer."""
+        return any(training.changes.get("target") == OWN_TOKENS for training in self.found.values())
+
+
+DEFAULT = "default"
+
+
+def name_of(changes: Changes) -> str:
+    """What a training is called: "mask_ratio=0.5", in letters that every file system has."""
+    text = "-".join(f"{name}={value}" for name, value in changes.items()) or DEFAULT
+    return re.sub(r"[^\w.=+-]+", "_", text)
+
+
+def named_studies(names: Sequence[str]) -> dict[str, Study]:
+    """The studies of these names, "all" of them included."""
+    for name in names:
+        choose({**STUDIES, ALL: None}, name, "study")
+    return {n: study for n, study in STUDIES.items() if n in names or ALL in names}
+
+
+def grid(words: Sequence[str]) -> Study:
+    """The study that `--vary SETTING VALUE... SETTING VALUE...` describes: every combination."""
+    varied = list(settings_in(words))
+    axes = [[(name, value) for value in values] for name, values in varied]
+    names = [name.replace("_", " ") for name, _ in varied]
+
+    def points(base: Base) -> list[Point]:
+        return [point_of(dict(pairs)) for pairs in product(*axes)]
+
+    return Study(f"Grid: {', '.join(names)}", ", ".join(names), points)
+
+
+def point_of(changes: Changes) -> Point:
+    """A point of a grid, with a place on the axis where one number varies."""
+    values = list(changes.values())
+    number = len(values) == 1 and isinstance(values[0], int | float)
+    number = number and not isinstance(values[0], bool)
+    label = ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in values)
+    return Point(label, changes, x=values[0] if number else None)
+
+
+def settings_in(words: Sequence[str]) -> Iterator[tuple[str, list[Any]]]:
+    """The settings of `--vary` with their values; a word that names a setting begins the next.
+
+    Raises:
+        UserError: an unknown setting, a value of another type, no value.
+    """
+    known = {
+        name: setting
+        for name, setting in options_of(Pretrain).items()
+        if not (setting.positional or name in ("seed", "out", "minutes"))
+    }
+    starts = [i for i, word in enumerate(words) if plain(word) in known]
+    if not starts or starts[0] != 0:
+        choose(known, plain(words[0]), "setting of mae pretrain:")
+    for start, stop in zip(starts, [*starts[1:], len(words)]):
+        name, texts = plain(words[start]), words[start + 1 : stop]
+        if not texts:
+            raise UserError(f"--vary {words[start]}: its values are missing, such as 0.5 0.75")
+        yield name, [value_of(name, known[name].type, text) for text in texts]
+
+
+def plain(word: str) -> str:
+    return word.removeprefix("--").replace("-", "_")
+
+
+def value_of(name: str, kind: Any, text: str) -> Any:
+    """A value of `--vary`; several numbers are divided by commas, as in 0.2,1."""
+    single, several = value_type(kind)
+    switches = {"on": True, "true": True, "off": False, "false": False}
+    if single is bool:
+        return choose(switches, text.lower(), f"value of {name}:")
+    try:
+        if several:
+            return tuple(single(part) for part in text.split(","))
+        return single(text)
+    except ValueError:
+        what = "a whole number" if single is int else "a number"
+        raise UserError(f"--vary {name} {text}: not {what}, and no other setting") from None

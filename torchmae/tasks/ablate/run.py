@@ -1,0 +1,304 @@
+"""`mae ablate`: many pre-trainings, each measured, to ablation.json, tables and pictures."""
+
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from torchmae import runfolder
+from torchmae.data.config import decode_as_run, listing_as_run
+from torchmae.data.labels import labelled_sets
+from torchmae.data.scan import scan_and_report
+from torchmae.data.sources import open_source
+from torchmae.errors import RunError, UserError
+from torchmae.plugins import prepare
+from torchmae.settings.defaults import Facts
+from torchmae.settings.options import build, check_ranges, flatten
+from torchmae.tasks.ablate.config import Ablate, parse_budget, parse_part
+from torchmae.tasks.ablate.measure import (
+    FEW_LABEL,
+    TRAININGS,
+    check_measures,
+    drop_weights,
+    read_record,
+    train_and_measure,
+)
+from torchmae.tasks.ablate.points import TOKENIZER, Ablation, Training
+from torchmae.tasks.ablate.results import RESULTS, write_results
+from torchmae.tasks.pretrain.config import Pretrain
+from torchmae.tasks.pretrain.run import run as pretrain
+from torchmae.train.checkpoint import lock
+from torchmae.train.distributed import available_cores, find_device, machine_facts, start
+from torchmae.train.speed import duration
+
+logger = logging.getLogger(__name__)
+
+LOCKS, TRIAL = "locks", "trial"
+TRIAL_STEPS = 40
+
+
+def run(config: Ablate) -> Path:
+    """Trains and measures what is not finished yet, and writes the results of what is.
+
+    Every training is a run folder: the same command resumes at any step. Its record is written when
+    it is measured; then its weights are removed, unless `keep`.
+
+    Returns:
+        The folder of the ablation.
+
+    Raises:
+        RunError: a training failed; the others are finished.
+    """
+    out = Path(config.output.out or f"runs/{runfolder.name_of(config.source.data)}-ablation")
+    ablation = planned(config, out)
+    for folder in (TRAININGS, LOCKS):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    part, parts = parse_part(config.ablation.part)
+    units = ablation.units()[part - 1 :: parts]
+    left = unfinished(units, config, out)
+    logger.info(plan_text(ablation, units, left))
+    if left:
+        logger.info(trial_text(ablation, left, out))
+        if ablation.needs_tokenizer:
+            train_tokenizer(ablation, out)
+        work_side_by_side(left, config, out)
+    failed = write_results(ablation, out)
+    if failed:
+        raise RunError(f"{len(failed)} trainings failed; the first: {failed[0]}")
+    return out
+
+
+def planned(config: Ablate, out: Path) -> Ablation:
+    """The ablation, with all that can be wrong with it found.
+
+    Raises:
+        UserError: what is asked for does not exist, or does not fit the images or each other.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("mae ablate starts its own processes (--jobs, --part): leave torchrun out")
+    check_ranges(config)
+    parse_budget(config.ablation.budget)
+    parse_part(config.ablation.part)
+    check_measures(config.measures.measure)
+    if not config.ablation.study and not config.ablation.vary:
+        raise UserError("nothing to vary: --study fig5 (or another, or all), or --vary SETTING ...")
+    seeds = config.ablation.seeds
+    if len(set(seeds)) != len(seeds):
+        raise UserError(f"--seeds {' '.join(map(str, seeds))}: all different")
+    measures, listing = config.measures, config.listing
+    labelled_sets(  # labels, and enough of each class
+        config.labelled_data,
+        measures.val,
+        measures.val_fraction,
+        measures.labels_per_class if FEW_LABEL in measures.measure else None,
+        seeds[0],
+        listing=listing_as_run(listing, config.labelled_data, config.model.from_run or "none"),
+    )
+    runfolder.refuse_inside(out, config.source.data)
+    if out.is_dir() and any(out.iterdir()) and not (out / RESULTS).exists():
+        raise UserError(f"--out {out} holds other things than an ablation: name a new folder")
+    out.mkdir(parents=True, exist_ok=True)
+    return Ablation(config, facts_of(config, out), out)
+
+
+def facts_of(config: Ablate, out: Path) -> Facts:
+    """What is known of the images and the device."""
+    parent = config.model.from_run or "none"
+    decode = decode_as_run(parent, config.decode.max_megapixels, config.decode.white)
+    decode = replace(decode, channels=config.decode.channels)
+    listing = listing_as_run(config.listing, config.source.data, parent)
+    source = open_source(config.source.data, decode, listing)
+    found = scan_and_report(source, out, config.scan.max_bad_percent)
+    shape = {} if parent == "none" else runfolder.read_config(parent)["model"]["encoder"]
+    with start(config.runtime.device) as world:
+        return Facts(
+            images=found.images,
+            height=found.height,
+            width=found.width,
+            channels=source.channels,
+            embed_dim=shape.get("embed_dim"),
+            **machine_facts(world),
+        )
+
+
+def unfinished(units: Sequence[list[Training]], config: Ablate, out: Path) -> list[list[Training]]:
+    """The units of which something is not measured; weights of the others are removed."""
+    left = []
+    for unit in units:
+        records = [read_record(out, training, config) for training in unit]
+        if any(record is None for record in records):
+            left.append(unit)
+        elif not config.ablation.keep:
+            drop_weights(out, unit)
+    return left
+
+
+def plan_text(
+    ablation: Ablation, units: Sequence[list[Training]], left: Sequence[list[Training]]
+) -> str:
+    """What there is to do, in words."""
+    seeds = ablation.config.ablation.seeds
+    lines = [
+        f"{experiment.study.title}: {', '.join(point.label for point in experiment.points)}"
+        for experiment in ablation.experiments
+    ]
+    every, rest = (sum(map(len, some)) for some in (units, left))
+    part = f" (part {ablation.config.ablation.part})" if ablation.config.ablation.part else ""
+    return "\n".join(
+        [
+            *lines,
+            f"{every} trainings{part} with {len(seeds)} seed{'s' * (len(seeds) > 1)}, "
+            f"{every - rest} finished, {rest} to do",
+        ]
+    )
+
+
+class Trial(NamedTuple):
+    """What a short training of the default has shown."""
+
+    images_per_s: float
+    megabytes: float  # of a run folder with its checkpoints
+
+
+def measured_trial(ablation: Ablation, out: Path) -> Trial:
+    """Trains the default for a few steps."""
+    base = ablation.base
+    steps = TRIAL_STEPS * base["batch_size"] / ablation.facts.images
+    settings = {**flatten(ablation.base_config), "epochs": steps, "warmup_epochs": 0.0}
+    place = out / TRIAL
+    settings |= {"out": str(place), "log_every": TRIAL_STEPS // 4, "minutes": None}
+    pretrain(build(Pretrain, settings), quiet=True)
+    speeds = [record["images_per_s"] for record in runfolder.read_log(place) if "loss" in record]
+    size = sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
+    return Trial(max(speeds), size / 1e6)
+
+
+def trial_text(ablation: Ablation, left: Sequence[list[Training]], out: Path) -> str:
+    """How long the trainings take and how much disk they need, measured on the device."""
+    trial = measured_trial(ablation, out)
+    config = ablation.config.ablation
+    # A unit continues its trainings: its longest is all that is trained.
+    images = sum(unit[-1].resolved["epochs"] * ablation.facts.images for unit in left)
+    seconds = images / trial.images_per_s
+    budget = parse_budget(config.budget)
+    if budget is not None and budget[0] == "minutes":
+        seconds = len(left) * budget[1] * 60
+    kept = len(left) if config.keep else min(config.jobs, len(left))
+    return (
+        f"about {duration(seconds)} of pre-training at {trial.images_per_s:.0f} images/s (the "
+        "default, measured; other points are faster or slower), and the measures, whose time is "
+        f"known after the first; {kept * trial.megabytes:.0f} MB of disk"
+    )
+
+
+def train_tokenizer(ablation: Ablation, out: Path) -> None:
+    """The tokenizer whose tokens a study predicts; other parts of the ablation wait for it."""
+    from torchmae.tasks.tokenizer.config import Tokenizer
+    from torchmae.tasks.tokenizer.run import run as tokenizer
+
+    base, config = ablation.base, ablation.config
+    settings = {
+        **flatten(config),
+        "out": str(out / TOKENIZER),
+        "image_size": base["image_size"],
+        "patch_size": base["patch_size"],
+        "seed": 0,
+    }
+    known = flatten(Tokenizer(source=config.source))
+    values = {name: value for name, value in settings.items() if name in known}
+    for name in ("epochs", "base_lr", "warmup_epochs", "batch_size", "minutes"):
+        values.pop(name, None)  # a tokenizer has its own
+    with waiting_lock(out / LOCKS / TOKENIZER):
+        tokenizer(build(Tokenizer, values), quiet=True)
+
+
+@contextmanager
+def waiting_lock(folder: Path) -> Iterator[None]:
+    """A lock for which one waits."""
+    folder.mkdir(exist_ok=True)
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(lock(folder))
+                break
+            except UserError:
+                time.sleep(2)
+        yield
+
+
+def work_side_by_side(units: Sequence[list[Training]], config: Ablate, out: Path) -> None:
+    """Works on units in so many processes; each takes what no other has."""
+    jobs = min(config.ablation.jobs, len(units))
+    if jobs == 1:
+        return work(units, config, out)
+    context = multiprocessing.get_context("spawn")
+    processes = [
+        context.Process(target=job, args=(units, config, out, jobs, number))
+        for number in range(jobs)
+    ]
+    for process in processes:
+        process.start()
+    try:
+        for process in processes:
+            process.join()
+    finally:
+        for process in processes:
+            if process.is_alive():
+                process.terminate()
+                process.join()
+    codes = [process.exitcode for process in processes]
+    if any(codes):
+        raise RunError(
+            f"a job ended with exit code {max(codes, key=lambda code: abs(code or 0))}; its output "
+            f"is in {out}/job-*.log. The same command goes on"
+        )
+    return None
+
+
+def job(units: Sequence[list[Training]], config: Ablate, out: Path, jobs: int, number: int) -> None:
+    """One of several processes: its share of the cores, and its output in a file."""
+    torch.set_num_threads(max(1, available_cores() // jobs))
+    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
+    package = logging.getLogger("torchmae")
+    package.setLevel(logging.INFO)
+    package.addHandler(logging.FileHandler(out / f"job-{number}.log"))
+    work(units, prepare(config), out)
+
+
+def end_with(parent: int) -> None:
+    """Stops this process, which saves what it trains, once the process that started it is gone."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def work(units: Sequence[list[Training]], config: Ablate, out: Path) -> None:
+    """Trains and measures every unit that no other process has."""
+    device = find_device(config.runtime.device)
+    began, done = time.monotonic(), 0
+    for number, unit in enumerate(units, 1):
+        place = out / LOCKS / unit[0].folder
+        place.mkdir(exist_ok=True)
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(lock(place))
+            except UserError:
+                continue  # another process has it
+            for training in unit:
+                if read_record(out, training, config) is None:
+                    logger.info(f"[{number}/{len(units)}] {training.name}")
+                    train_and_measure(training, config, out, device)
+            if not config.ablation.keep:
+                drop_weights(out, unit)
+        done += 1
+        rest = (len(units) - number) * (time.monotonic() - began) / done
+        logger.info(f"  {duration(rest)} left" if rest else "  all done")
