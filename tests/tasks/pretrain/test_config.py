@@ -8,8 +8,10 @@ from helpers.settings import flat, pretrain_config, resolve_pretrain
 
 from torchmae import runfolder
 from torchmae.errors import UserError
+from torchmae.presets import PRESETS
 from torchmae.settings.defaults import patch_side
 from torchmae.settings.options import changeable
+from torchmae.settings.parser import parse
 from torchmae.tasks.pretrain.config import RULES, Pretrain, check
 
 
@@ -76,11 +78,39 @@ def test_minutes_decide_the_epochs_once_a_step_is_timed() -> None:
         ({"workers": 100_000}, "--workers 100000: must be at most 1024"),
         ({"clip_grad": 0.0}, "--clip-grad 0: a gradient norm of at least 1e-06"),
         ({"save_minutes": -1.0}, "--save-minutes -1: must not be negative"),
+        ({"crop": "center"}, "unknown --crop 'center'; one of: random, fixed, none"),
+        ({"crop": "none", "flip": True}, "--crop none mirrors nothing: leave --flip out"),
+        ({"crop": "fixed", "crop_scale": (0.2, 1.0)}, "--crop-scale belongs to --crop random"),
+        ({"color_jitter": 1.5}, "--color-jitter 1.5: must be at most 1"),
+        ({"color_jitter": 0.4, "cache": "device"}, "no --color-jitter: use --cache memory"),
     ],
 )
 def test_absurd_values_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         check(pretrain_config("x", **options))
+
+
+@pytest.mark.parametrize(
+    "asked, scale, flip",
+    [
+        ({}, (0.2, 1.0), True),
+        ({"flip": False, "crop_scale": (0.5, 1.0)}, (0.5, 1.0), False),
+        ({"crop": "fixed"}, None, True),
+        ({"crop": "fixed", "flip": False}, None, False),
+        ({"crop": "none"}, None, False),
+        ({"crop": "none", "flip": False}, None, False),
+    ],
+)
+def test_what_a_crop_brings_with_it(asked: dict[str, Any], scale: Any, flip: bool) -> None:
+    config = pretrain_config("x", **asked)
+    check(config)
+    found = chosen(**asked)
+    assert (found.crop_scale, found.flip) == (scale, flip)
+
+
+def test_a_crop_takes_the_place_of_a_preset_s_scale() -> None:
+    words = ["--preset", "demo", "--crop", "none"]
+    check(parse(Pretrain, "pretrain", words, PRESETS["pretrain"]))
 
 
 def test_what_may_change_when_a_run_is_resumed() -> None:

@@ -7,13 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 
 from torchmae import runfolder
+from torchmae.data.augment import ColorJitter
 from torchmae.data.cache.choose import with_cache
 from torchmae.data.config import DecodeOptions, decode_as_run, listing_as_run
-from torchmae.data.loader import Batches
+from torchmae.data.loader import Batches, Transform
 from torchmae.data.scan import scan_and_report
 from torchmae.data.sources import open_source, with_decode
 from torchmae.data.sources.source import Source
-from torchmae.data.transforms import RandomResizedCropFlip
+from torchmae.data.transforms import (
+    CenterCropResize,
+    FixedCropFlip,
+    RandomResizedCropFlip,
+    WindowCrop,
+)
 from torchmae.errors import UserError
 from torchmae.models.mae import MAE
 from torchmae.models.masking import num_visible
@@ -164,14 +170,19 @@ def begun(config: Pretrain, source: Source, out: Path, world: World) -> Job:
 
 def make_batches(config: ResolvedPretrain, source: Source, world: World) -> Batches:
     """The batches of this process."""
-    crop = RandomResizedCropFlip(
-        parse_size(config.model.image_size),
-        config.optim.seed,
-        config.crop.crop_scale,
-        config.crop.flip,
-    )
     batch_size, seed = config.optim.batch_size, config.optim.seed
-    return Batches(source, crop, batch_size, seed, world.rank, world.size)
+    return Batches(source, augmentation(config), batch_size, seed, world.rank, world.size)
+
+
+def augmentation(config: ResolvedPretrain) -> Transform:
+    """What happens to the pixels of an image before it is in a batch."""
+    size, seed, asked = parse_size(config.model.image_size), config.optim.seed, config.crop
+    crop: WindowCrop = CenterCropResize(size)
+    if asked.crop_scale is not None:
+        crop = RandomResizedCropFlip(size, seed, asked.crop_scale, asked.flip)
+    elif asked.crop == "fixed":
+        crop = FixedCropFlip(size, seed, asked.flip)
+    return ColorJitter(crop, asked.color_jitter, seed) if asked.color_jitter else crop
 
 
 def with_stream(job: Job, world: World) -> Job:
