@@ -34,6 +34,7 @@ from torchmae.settings.options import (
     option,
     parse_size,
 )
+from torchmae.train.config import DECAY_SHARE, SCHEDULES
 
 # What --crop may be, in words.
 CROPS = {
@@ -153,6 +154,17 @@ class PretrainOptimOptions(OptimOptions):
     """Of AdamW with betas 0.9 and 0.95 (paper, appendix Table 8)."""
 
     weight_decay: float = option(0.05, "AdamW's, on all but 1-D parameters.", within=DECAY)
+    schedule: str = option(
+        "cosine",
+        "Learning rate after the warm-up: cosine, or wsd (the peak, then a decay in the last "
+        "fifth: the run can be lengthened).",
+        metavar="KIND",
+    )
+
+    def check(self) -> None:
+        """Raises UserError for what does not go together."""
+        super().check()
+        choose(SCHEDULES, self.schedule, "--schedule")
 
 
 @dataclass(frozen=True)
@@ -213,6 +225,14 @@ def base_lr(facts: Facts, values: Mapping[str, Any]) -> Choice:
     return Choice(value, "small models bear more than the paper's 1.5e-4 with small batches")
 
 
+def warmup_epochs(facts: Facts, values: Mapping[str, Any]) -> Choice:
+    """The paper's share; with wsd it must not depend on how long the training is."""
+    if values["schedule"] == "wsd":
+        usual = epochs(facts, {"minutes": None}).value
+        return Choice(usual / 20, f"a twentieth of the default {usual}, for runs of any length")
+    return Choice(values["epochs"] / 20, "a twentieth of the epochs, as in the paper")
+
+
 def crop_scale(facts: Facts, values: Mapping[str, Any]) -> Choice:
     """The paper's range, where sizes are random."""
     if values["crop"] == "random":
@@ -246,10 +266,7 @@ RULES: dict[str, Rule] = {
     "epochs": Rule("100,000 crops on a CPU, 20 million on a GPU", epochs),
     "base_lr": Rule("the paper's 1.5e-4 from vit_base on, more for smaller models", base_lr),
     "warmup_epochs": Rule(
-        "a twentieth of the epochs, as in the paper",
-        lambda facts, values: Choice(
-            values["epochs"] / 20, "a twentieth of the epochs, as in the paper"
-        ),
+        "a twentieth of the epochs, as in the paper; with wsd of the default ones", warmup_epochs
     ),
     "crop_scale": Rule("0.2 1, with --crop random", crop_scale),
     "flip": Rule("on, but with --crop none", flip),
@@ -386,7 +403,7 @@ def resolve(config: Pretrain, facts: Facts) -> tuple[ResolvedPretrain, dict[str,
     """The settings with nothing left to choose, and what was chosen.
 
     Raises:
-        UserError: a batch larger than the data set.
+        UserError: a batch larger than the data set; a warm-up that does not end before the decay.
     """
     requested = config.decode
     decode = decode_as_run(
@@ -399,5 +416,11 @@ def resolve(config: Pretrain, facts: Facts) -> tuple[ResolvedPretrain, dict[str,
         raise UserError(
             f"--batch-size {batch} is more than the {facts.images} images of the data set: use at "
             f"most {facts.images}"
+        )
+    warmup, stable = resolved.optim.warmup_epochs, (1 - DECAY_SHARE) * resolved.optim.epochs
+    if resolved.optim.schedule == "wsd" and warmup > stable:
+        raise UserError(
+            f"--schedule wsd falls from epoch {stable:.4g} on, but the warm-up takes {warmup:.4g} "
+            "epochs: use more --epochs, or less --warmup-epochs"
         )
     return resolved, chosen

@@ -37,10 +37,10 @@ from torchmae.tasks.pretrain.job import Job
 from torchmae.tasks.pretrain.pictures import Pictures
 from torchmae.tasks.pretrain.plan import describe, summary, train_config
 from torchmae.tasks.pretrain.start import build_model, check_names, fit_target, init_from_run
-from torchmae.train.checkpoint import lock, verified
+from torchmae.train.checkpoint import lock, return_to, verified
 from torchmae.train.distributed import World, machine_facts, start
 from torchmae.train.loop import finished_line, fit
-from torchmae.train.optim import can_lengthen
+from torchmae.train.optim import can_lengthen, trunk
 from torchmae.train.speed import measure_seconds_per_step
 
 logger = logging.getLogger(__name__)
@@ -104,19 +104,27 @@ def refuse_runs(config: Pretrain, out: Path) -> None:
 def resumed(config: Pretrain, source: Source, out: Path, world: World) -> Job:
     """The job that the run folder holds; settings of the runtime are those of this call.
 
-    A run may be lengthened where its first steps are also those of a longer one.
+    A run may be lengthened where its first steps are also those of a longer one; in the decay of a
+    wsd schedule it returns to the checkpoint before it.
     """
     stored = runfolder.stored_settings(out, "pretrain")
     before = build(ResolvedPretrain, {**requested(config), **stored})
     may_differ = changeable(Pretrain)
-    plan, done = train_config(before, len(source)), runfolder.last_step(out)
-    longer = (config.optim.epochs or 0.0) > before.optim.epochs
-    if longer and not can_lengthen(plan, done) and done >= plan.steps:
+    plan, done = train_config(before, len(source)), world.on_main(lambda: runfolder.last_step(out))
+    longer, stable = (config.optim.epochs or 0.0) > before.optim.epochs, trunk(plan)
+    same_so_far = can_lengthen(plan, done)
+    if longer and not same_so_far and stable is None and done >= plan.steps:
         raise UserError(finished_line(plan, out))
-    if longer and can_lengthen(plan, done):
+    if longer and (same_so_far or stable is not None):
         may_differ |= {"epochs"}
     identity = runfolder.stamped_identity(source)
     settings, described = runfolder.resume(out, "pretrain", requested(config), may_differ, identity)
+    if longer and not same_so_far and stable is not None:
+        # Before config.json: after a kill between them the command finds the same way again.
+        world.on_main(lambda: return_to(out, stable))
+        if world.is_main:
+            logger.info(f"{out}: back to step {stable:,}, before the learning rate fell")
+        done = stable
     changed_data = runfolder.other_times(out, identity)
     if world.is_main and changed_data is not None:
         logger.warning(changed_data)
