@@ -45,6 +45,7 @@ class TrainConfig:
     save_minutes: float = 5.0
     evaluate_minutes: float = 3.0
     tensorboard: bool = False
+    image_flops: int | None = None  # operations of a step for an image, which the log adds up
     evaluate_steps: float | None = None  # between two evaluations, in place of evaluate_minutes
     timeout_minutes: float = 10.0  # of the processes for each other, once the first step is done
 

@@ -236,6 +236,8 @@ def log_progress(
         diagnosed = trainer.task.diagnose(batch)
         extra = {name: float(world.mean(value)) for name, value in diagnosed.items()}
     record, bad = meter.read()
+    if log.plan.image_flops is not None:
+        record["flops"] = log.plan.image_flops * record["images_seen"]
     record |= {**extra, "lr": lr, "peak_memory_mb": peak_memory_mb(world.device)}
     log.write(record)
     if meter.is_slow():
@@ -405,6 +407,7 @@ class Meter:
         wait = self.waited / seconds
         record = {
             "step": self.step,
+            "images_seen": self.step * self.batch_size,
             "loss": sum(losses) / len(losses) if losses else None,
             "grad_norm": values[-1][1] if finite[-1] else None,
             "images_per_s": self.steps * self.batch_size / seconds,

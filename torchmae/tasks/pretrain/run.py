@@ -21,7 +21,7 @@ from torchmae.data.transforms import (
     WindowCrop,
 )
 from torchmae.errors import UserError
-from torchmae.models.mae import MAE
+from torchmae.models.mae import MAE, training_flops
 from torchmae.models.masking import num_visible
 from torchmae.report.curves import draw_curves
 from torchmae.settings.defaults import Facts
@@ -206,6 +206,8 @@ def with_stream(job: Job, world: World) -> Job:
 def train(job: Job, out: Path, world: World) -> Path:
     """Says the plan, trains by `fit`, says what was made."""
     plan = train_config(job.config, len(job.batches.source))
+    work = training_flops(job.model, job.config.masking.mask_ratio)
+    plan = replace(plan, image_flops=work)
     if runfolder.last_step(out) < plan.steps and job.stream is job.batches:
         job = with_stream(job, world)
     if world.is_main:
