@@ -17,6 +17,8 @@ from PIL import Image
 
 import torchmae
 from torchmae import cli
+from torchmae.errors import UserError
+from torchmae.train.checkpoint import return_to
 
 OPTIONS = SMALL | dict(epochs=9, base_lr=0.02, precision="fp32", log_every=4)
 STEPS = 27  # 9 epochs of 24 images, 8 a step
@@ -297,3 +299,94 @@ def test_changed_contents_of_equal_size_are_said_at_a_resume(tmp_path, capfd):
     assert cli.main(command) == 0
     out = capfd.readouterr().out
     assert out.count("warning: the files of the data have other times") == 1 and "--out" in out
+
+
+# --- wsd: one trunk for all lengths
+
+WSD = OPTIONS | dict(schedule="wsd", warmup_epochs=1, epochs=4)  # 12 steps, falling from 10 on
+
+
+@pytest.fixture(scope="module")
+def longer(photos, tmp_path_factory):
+    """8 epochs from the start: 24 steps, falling from 19 on."""
+    out = str(tmp_path_factory.mktemp("longer") / "run")
+    return torchmae.pretrain(str(photos), **(WSD | dict(out=out, epochs=8))).path
+
+
+@pytest.fixture(scope="module")
+def short(photos, tmp_path_factory):
+    out = str(tmp_path_factory.mktemp("short") / "run")
+    return torchmae.pretrain(str(photos), **(WSD | dict(out=out))).path
+
+
+def records(run):
+    drop = ("images_per_s", "wait", "peak_memory_mb")
+    lines = (run / "log.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in drop} for line in lines]
+
+
+def saved(run):
+    return sorted(int(p.name[5:]) for p in (run / "state").iterdir())
+
+
+def test_a_lengthened_wsd_run_is_the_longer_run_bit_for_bit(short, longer, photos, tmp_path, capfd):
+    run = tmp_path / "run"
+    shutil.copytree(short, run)
+    assert saved(run) == [10, 12] and saved(longer) == [19, 24]
+    assert records(short)[-1]["step"] == 12 and records(short)[-1]["lr"] < records(longer)[0]["lr"]
+    torchmae.pretrain(str(photos), **(WSD | dict(out=str(run))))
+    said = capfd.readouterr().out
+    assert "continues it from step 10, before the decay, and replaces its weights" in said
+    torchmae.pretrain(str(photos), **(WSD | dict(out=str(run), epochs=8)))
+    assert f"{run}: back to step 10, before the learning rate fell" in capfd.readouterr().out
+    assert weights(run) == weights(longer) != weights(short)
+    assert records(run) == records(longer) and saved(run) == [19, 24]
+    torchmae.pretrain(str(photos), **(WSD | dict(out=str(run), epochs=8)))  # the same: finished
+    assert weights(run) == weights(longer)
+    with pytest.raises(UserError, match="epochs was 8, is 4"):
+        torchmae.pretrain(str(photos), **(WSD | dict(out=str(run))))
+
+
+@pytest.mark.parametrize("stop", [11, 14, 20])
+def test_a_wsd_run_that_is_killed_and_lengthened_is_the_longer_run(longer, photos, tmp_path, stop):
+    """In the first decay, in the part that both share, in the second decay."""
+    run = tmp_path / "run"
+    options = WSD | {"out": run, "save_minutes": 1e-6}
+    for epochs in (4, 8):
+        command = [sys.executable, "-m", "torchmae", "pretrain", str(photos)]
+        command += flags(options | {"epochs": epochs})
+        process = subprocess.Popen(command, env=ENV, stdout=subprocess.DEVNULL)
+        while process.poll() is None:
+            if steps_saved(run) >= stop and epochs == (4 if stop < 12 else 8):
+                process.kill()
+            time.sleep(0.001)
+        process.wait()
+    assert steps_saved(run) < 24 or stop < 12
+    torchmae.pretrain(str(photos), **(WSD | dict(out=str(run), epochs=8)))
+    assert weights(run) == weights(longer) and records(run) == records(longer)
+
+
+def test_a_kill_between_going_back_and_the_new_length_changes_nothing(
+    short, longer, photos, tmp_path
+):
+    run = tmp_path / "run"
+    shutil.copytree(short, run)
+    return_to(run, 10)
+    assert saved(run) == [10]
+    again = tmp_path / "again"
+    shutil.copytree(run, again)
+    torchmae.pretrain(str(photos), **(WSD | dict(out=str(again))))  # as if nothing had been asked
+    assert weights(again) == weights(short)
+    torchmae.pretrain(str(photos), **(WSD | dict(out=str(run), epochs=8)))
+    assert weights(run) == weights(longer)
+
+
+def test_without_its_trunk_a_decayed_wsd_run_is_not_lengthened(short, photos, tmp_path, capfd):
+    run = tmp_path / "run"
+    shutil.copytree(short, run)
+    (run / "state" / "step-00000010" / "state.json").write_text("{}")
+    before = contents(run)
+    assert cli.main(["pretrain", str(photos), *flags(WSD | {"out": run, "epochs": 8})]) == 2
+    err = capfd.readouterr().err
+    assert f"{run} can be lengthened from step 10 only, and that checkpoint is gone or" in err
+    assert len(err.splitlines()) == 1 and contents(run) == before

@@ -3,12 +3,10 @@
 import json
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from torchmae import cli
 from torchmae.benchmarks import peers as bench_peers
@@ -16,11 +14,9 @@ from torchmae.benchmarks import run as bench
 from torchmae.benchmarks import timing as bench_timing
 from torchmae.benchmarks.config import Bench
 from torchmae.benchmarks.peers import PEERS
-from torchmae.benchmarks.step import flops
 from torchmae.errors import UserError
-from torchmae.models.decoders import DecoderConfig, decoder_config
+from torchmae.models.decoders import DecoderConfig
 from torchmae.models.mae import MAE
-from torchmae.models.masking import noise, random
 from torchmae.models.sizes import SIZES
 from torchmae.models.vit import ViT
 
@@ -36,75 +32,9 @@ TINY = dict(
 )
 
 
-def on_meta(
-    name: str = "vit_base", patch_size: int = 16, depth: int | None = None, **options: Any
-) -> MAE:
-    with torch.device("meta"):
-        encoder = ViT(patch_size=patch_size, **SIZES[name])
-        return MAE(encoder, decoder_config(encoder.embed_dim, depth=depth), **options)
-
-
 def needs(name: str) -> None:
     if any(find_spec(package) is None for package in PEERS[name].packages):
         pytest.skip(f"{name} is not installed: pip install torchmae[bench]")
-
-
-def counted(function: Any) -> int:
-    """What torch counts in `function()` and its backward pass; on meta nothing is computed."""
-    with FlopCounterMode(display=False) as counter:
-        function().backward()
-    return counter.get_total_flops()
-
-
-# ---------------------------------------------------------------- operations
-
-
-def test_the_count_of_the_paper_s_model() -> None:
-    assert flops(on_meta()) / 1e9 == pytest.approx(58.46, abs=0.01)
-    assert flops(on_meta(), mask_ratio=0.5) > 1.3 * flops(on_meta())
-
-
-@pytest.mark.parametrize("name, patch", [("vit_base", 16), ("vit_huge", 14)])
-def test_the_count_is_torch_s_own_for_transformers(name: str, patch: int) -> None:
-    """It embeds and predicts every patch, as the reference does.
-
-    With plain attention: the fused one computes some products twice.
-    """
-    model = on_meta(name, patch)
-    with torch.device("meta"):
-        theirs = PEERS["transformers"].build(model.config(), 0.75)
-        theirs.model.set_attn_implementation("eager")
-        found = counted(lambda: theirs(torch.randn(2, 3, 224, 224)))
-    assert found / 2 == pytest.approx(flops(model), rel=1e-3)
-
-
-@pytest.mark.parametrize("encode_all", [False, True])
-def test_the_count_is_torch_s_own_for_the_plain_model(encode_all: bool) -> None:
-    """`Decoder.forward` and the loss on all patches.
-
-    It embeds visible patches only and predicts nothing for the class token; its fused attention
-    computes some products twice: 2 % in all.
-    """
-    model = on_meta(loss_on="all", encode_all=encode_all)
-    ids = torch.arange(2, device="meta")
-    mask = random(noise(0, ids * 0, ids, 196), (14, 14), 0.75)
-    found = counted(lambda: model(torch.randn(2, 3, 224, 224, device="meta"), mask).loss)
-    assert found / 2 == pytest.approx(flops(model), rel=0.02)
-
-
-@pytest.mark.parametrize(
-    "name, patch, with_8, with_1", [("vit_large", 16, 3.23, 4.16), ("vit_huge", 14, 3.60, 4.12)]
-)
-def test_the_operations_of_table_2(name: str, patch: int, with_8: float, with_1: float) -> None:
-    base, eight, one = (
-        flops(on_meta(name, patch, depth, encode_all=all_))
-        for all_, depth in ((True, 8), (False, 8), (False, 1))
-    )
-    assert base / eight == pytest.approx(with_8, abs=0.01) and base / one == pytest.approx(
-        with_1, abs=0.01
-    )
-    if name == "vit_large":
-        assert base / eight == pytest.approx(3.3, rel=0.03)  # the paper's Table 1c
 
 
 # ---------------------------------------------------------------- peers

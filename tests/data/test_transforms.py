@@ -10,7 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from torchmae.data.transforms import CenterCropResize, Crop, RandomResizedCropFlip, resized_crop
+from torchmae.data.transforms import (
+    CenterCropResize,
+    Crop,
+    FixedCropFlip,
+    RandomResizedCropFlip,
+    resized_crop,
+)
 from torchmae.hashing import CROP, uniform
 
 SHAPES = [
@@ -31,6 +37,7 @@ SIZES = [(224, 224), (192, 256), (32, 8), (1, 1)]
 # A change of these changes every run that is resumed or repeated with a later version.
 GOLDEN_CROPS = [(48, 10, 290, 346, True), (5, 14, 370, 316, False), (109, 214, 245, 286, False)]
 GOLDEN_WIDE = (47, 47, 413, 459, True)
+GOLDEN_FIXED = (13, 96, 328, 328, False)
 
 
 def noise(*shape: int) -> np.ndarray:
@@ -313,3 +320,47 @@ def test_whole_is_the_largest_centred_window_of_the_right_aspect(shape, size, wi
     found = CenterCropResize(size)(image)[0]
     assert (found == resized_crop(image, Crop(*window, False), size)).all()  # type: ignore[call-arg]
     assert (found == CenterCropResize(size)(image, None, 7, 9)[0]).all()  # nothing random
+
+
+def test_a_centre_crop_is_the_same_window_in_every_epoch():
+    crop = CenterCropResize((32, 48))
+    window = crop.crop(100, 120)
+    assert window == Crop(10, 0, 80, 120, False)  # 2:3, all of the width
+    picture = photo(100, 120, 3)
+    expected = resized_crop(picture, window, (32, 48))
+    assert all((crop(picture, None, epoch, 5)[0] == expected).all() for epoch in range(5))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 3000), st.integers(1, 3000), st.sampled_from(SIZES), st.integers(0, 2**40))
+def test_crops_of_fixed_size_lie_anywhere_inside(height, width, size, seed):
+    augment = FixedCropFlip(size, seed)
+    full = CenterCropResize(size).crop(height, width)
+    for sample in range(5):
+        crop = augment.crop(height, width, 2, sample)
+        assert 0 <= crop.top <= height - crop.height and 0 <= crop.left <= width - crop.width
+        for side, whole in ((crop.height, full.height), (crop.width, full.width)):
+            assert side >= 1 and abs(side - 0.875 * whole) <= 1  # both were rounded
+        assert crop == augment.crop(height, width, 2, sample)
+    numbers = np.array([[height, width, epoch, 7] for epoch in range(5)]).T
+    assert augment.crops(*numbers) == [augment.crop(height, width, n, 7) for n in range(5)]
+
+
+def test_crops_of_fixed_size_are_uniform_and_mirrored_half_of_the_time():
+    """As resizing the shorter side to 256 px and cutting 224."""
+    found = crops(FixedCropFlip((224, 224), seed=4), 300, 400, 2000)
+    assert {tuple(row) for row in found[:, 2:4]} == {(round(300 * 0.875),) * 2}
+    top, left, room = found[:, 0], found[:, 1], (300 - 262, 400 - 262)
+    for place, most in ((top, room[0]), (left, room[1])):
+        assert distance(place, np.arange(most + 1).repeat(60)) < 1
+        assert place.min() == 0 and place.max() == most
+    assert abs(np.corrcoef(top, left)[0, 1]) < 0.08
+    assert 0.46 < found[:, 4].mean() < 0.54
+    assert not crops(FixedCropFlip((224, 224), seed=4, flip=False), 300, 400, 50)[:, 4].any()
+
+
+def test_a_crop_of_fixed_size_depends_on_seed_epoch_and_sample():
+    base = FixedCropFlip((64, 64), seed=5).crop(375, 500, 2, 7)
+    assert base == FixedCropFlip((64, 64), seed=5).crop(375, 500, 2, 7) == GOLDEN_FIXED
+    others = [(6, 2, 7), (5, 3, 7), (5, 2, 8), (5, 7, 2)]
+    assert all(FixedCropFlip((64, 64), s).crop(375, 500, e, i) != base for s, e, i in others)

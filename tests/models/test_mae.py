@@ -4,18 +4,21 @@ head harmless."""
 import json
 import math
 from dataclasses import asdict
+from typing import Any
 
 import pytest
 import torch
 from helpers.mae import DECODER, TINY, gradients, noise, some, tiny
 from torch import nn
 from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
+from torchmae.benchmarks.peers import PEERS
 from torchmae.errors import UserError
 from torchmae.models import masking
-from torchmae.models.decoders import DecoderConfig, decoder_config
-from torchmae.models.mae import LOSSES, MAE
+from torchmae.models.decoders import DecoderConfig, LinearDecoder, decoder_config
+from torchmae.models.mae import LOSSES, MAE, training_flops
 from torchmae.models.masking import Mask
 from torchmae.models.patches import (
     gather_tokens,
@@ -25,6 +28,7 @@ from torchmae.models.patches import (
     sincos_positions,
     unpatchify,
 )
+from torchmae.models.sizes import SIZES
 from torchmae.models.targets import TARGETS
 from torchmae.models.vit import ViT
 
@@ -526,3 +530,90 @@ def test_it_learns():
         (output.loss + output.statistics_loss).backward()
         optimizer.step()
     assert mae(images, mask).loss < 0.5
+
+
+# --- operations
+
+
+def on_meta(
+    name: str = "vit_base", patch_size: int = 16, depth: int | None = None, **options: Any
+) -> MAE:
+    with torch.device("meta"):
+        encoder = ViT(patch_size=patch_size, **SIZES[name])
+        return MAE(encoder, decoder_config(encoder.embed_dim, depth=depth), **options)
+
+
+def counted(function: Any) -> int:
+    """What torch counts in `function()` and its backward pass; on meta nothing is computed."""
+    with FlopCounterMode(display=False) as counter:
+        function().backward()
+    return counter.get_total_flops()
+
+
+def test_the_count_of_the_paper_s_model() -> None:
+    count = training_flops(on_meta())
+    assert count is not None and count / 1e9 == pytest.approx(58.46, abs=0.01)
+    assert training_flops(on_meta(), mask_ratio=0.5) > 1.3 * count
+
+
+@pytest.mark.parametrize("name, patch", [("vit_base", 16), ("vit_huge", 14)])
+def test_the_count_is_torch_s_own_for_transformers(name: str, patch: int) -> None:
+    """It embeds and predicts every patch, as the reference does.
+
+    With plain attention: the fused one computes some products twice.
+    """
+    model = on_meta(name, patch)
+    with torch.device("meta"):
+        theirs = PEERS["transformers"].build(model.config(), 0.75)
+        theirs.model.set_attn_implementation("eager")
+        found = counted(lambda: theirs(torch.randn(2, 3, 224, 224)))
+    assert found / 2 == pytest.approx(training_flops(model), rel=1e-3)
+
+
+@pytest.mark.parametrize("registers", [0, 3])
+@pytest.mark.parametrize("encode_all", [False, True])
+@pytest.mark.parametrize("decoder", ["transformer", "linear"])
+def test_the_count_is_exactly_torch_s_own_for_the_plain_model(
+    decoder: str, encode_all: bool, registers: int
+) -> None:
+    """`Decoder.forward` and the loss on all patches; in bf16, where attention is plain.
+
+    It embeds visible patches only and predicts nothing for the class token, which is added here.
+    """
+    encoder = ViT((32, 40), 8, 2, 24, 3, 2, registers=registers)
+    config = DecoderConfig("linear", 16, 0, 0)
+    config = DecoderConfig("transformer", 16, 2, 4) if decoder == "transformer" else config
+    model = MAE(encoder, config, "pixels", "all", encode_all)
+    ids = torch.arange(3)
+    mask = masking.random(masking.noise(0, ids * 0, ids, 20), (4, 5), 0.6)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = counted(lambda: model(torch.randn(3, 2, 32, 40), mask).loss)
+    values = 8 * 8 * 2
+    spared = 2 * 2 * 12 * values * 24  # 12 hidden patches, forward and once backward
+    spared += 3 * 2 * 1 * 16 * values if decoder == "transformer" else 0
+    assert found == 3 * (training_flops(model, 0.6) - spared)
+
+
+def test_other_kinds_are_not_counted() -> None:
+    class Mine(LinearDecoder):
+        """Whatever it computes."""
+
+    model = MAE(ViT((16, 16), 8, 1, 16, 1, 2), DecoderConfig("linear", 16, 0, 0))
+    assert training_flops(model) is not None
+    model.decoder = Mine(model.decoder.config, model.encoder, 64, True)
+    assert training_flops(model) is None
+
+
+@pytest.mark.parametrize(
+    "name, patch, with_8, with_1", [("vit_large", 16, 3.23, 4.16), ("vit_huge", 14, 3.60, 4.12)]
+)
+def test_the_operations_of_table_2(name: str, patch: int, with_8: float, with_1: float) -> None:
+    base, eight, one = (
+        training_flops(on_meta(name, patch, depth, encode_all=all_))
+        for all_, depth in ((True, 8), (False, 8), (False, 1))
+    )
+    assert base / eight == pytest.approx(with_8, abs=0.01) and base / one == pytest.approx(
+        with_1, abs=0.01
+    )
+    if name == "vit_large":
+        assert base / eight == pytest.approx(3.3, rel=0.03)  # the paper's Table 1c

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from torchmae import disk, manifest
 from torchmae.errors import RunError, UserError
-from torchmae.runfolder import last_step
+from torchmae.runfolder import checkpoints, last_step, step_of
 from torchmae.train import checkpoint
 from torchmae.train.checkpoint import Checkpoint
 
@@ -373,3 +373,19 @@ def test_save_tensors_follows_the_umask(tmp_path):
     finally:
         os.umask(before)
     assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_kept_step_stays_and_training_may_return_to_it(tmp_path):
+    for step in (3, 5, 7, 9):
+        checkpoint.save(tmp_path, make(step), kept=5)
+    assert [step_of(folder) for folder in checkpoints(tmp_path)] == [9, 7, 5]
+    checkpoint.return_to(tmp_path, 5)
+    assert [folder.name for folder in (tmp_path / "state").iterdir()] == ["step-00000005"]
+    assert_same(checkpoint.newest(tmp_path), make(5))
+    published = load_file(tmp_path / "model.safetensors")
+    assert all(torch.equal(published[name], value) for name, value in make(5).model.items())
+    with pytest.raises(UserError, match="can be lengthened from step 4 only"):
+        checkpoint.return_to(tmp_path, 4)
+    checkpoint.save(tmp_path, make(6), kept=6)
+    checkpoint.save(tmp_path, make(8), kept=6)
+    assert [step_of(folder) for folder in checkpoints(tmp_path)] == [8, 6]

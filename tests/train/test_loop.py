@@ -34,6 +34,8 @@ from torchmae.data.sources import open_source
 from torchmae.data.transforms import RandomResizedCropFlip
 from torchmae.errors import RunError
 from torchmae.models import masking
+from torchmae.models.mae import training_flops
+from torchmae.models.weights import load_mae
 from torchmae.report.curves import draw_curves, panels
 from torchmae.runfolder import last_step
 from torchmae.train.config import TrainConfig
@@ -88,6 +90,8 @@ def test_the_log_has_a_line_a_step_with_all_fields(whole):
         assert set(line) == {
             *(
                 "step",
+                "images_seen",
+                "flops",
                 "loss",
                 "grad_norm",
                 "images_per_s",
@@ -99,6 +103,8 @@ def test_the_log_has_a_line_a_step_with_all_fields(whole):
             *("loss of patch mean", "loss of visible mean"),
         }
         assert all(math.isfinite(value) for value in line.values())
+        assert line["images_seen"] == 8 * line["step"]
+        assert line["flops"] == line["images_seen"] * training_flops(load_mae(whole), 0.75)
         assert line["skipped"] == 0 and 0 <= line["wait"] <= 1 and line["images_per_s"] > 0
         assert 50 < line["peak_memory_mb"] < 50_000  # MB, whatever the system counts in
         assert line["lr"] == pytest.approx(lr_at(line["step"] - 1, STEPS, 2, peak_lr(0.02, 8)))

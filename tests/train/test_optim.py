@@ -5,15 +5,19 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from torchmae.models.decoders import DecoderConfig
 from torchmae.models.mae import MAE
 from torchmae.models.vit import ViT
-from torchmae.train.config import TrainConfig
+from torchmae.train.config import SCHEDULES, TrainConfig
 from torchmae.train.optim import (
+    SHARES,
     adamw,
     can_lengthen,
+    decay_start,
     ema_decay_at,
     init_optimizer_state,
     lars,
@@ -21,6 +25,7 @@ from torchmae.train.optim import (
     param_groups_weight_decay,
     peak_lr,
     sgd,
+    trunk,
 )
 
 BLOCK_DECAYED = ["attn.qkv.weight", "attn.proj.weight", "mlp.fc1.weight", "mlp.fc2.weight"]
@@ -220,3 +225,28 @@ def test_what_can_be_lengthened_has_the_learning_rates_of_a_longer_run(min_lr):
         # A cosine's first step is at the peak whatever its length.
         assert can_lengthen(plan, done) == (ours == theirs) or done == warmup + 1
     assert can_lengthen(plan, warmup) and can_lengthen(plan, 11) == (min_lr == peak)
+
+
+def test_the_wsd_schedule_of_every_step_in_numbers():
+    """20 steps, 4 of warm-up, the last 4 fall by 1 - sqrt."""
+    rates = [lr_at(step, 20, 4, 2.0, schedule="wsd") for step in range(20)]
+    assert rates[:17] == [0.0, 0.5, 1.0, 1.5, *[2.0] * 13]  # the first of the decay too
+    falling = [2 * (1 - math.sqrt(done)) for done in (0.25, 0.5, 0.75)]
+    assert rates[17:] == pytest.approx(falling)
+    assert lr_at(20, 20, 4, 2.0, schedule="wsd") == 0
+    assert lr_at(20, 20, 4, 2.0, 0.5, "wsd") == 0.5
+    assert lr_at(18, 20, 4, 2.0, 0.5, "wsd") == pytest.approx(0.5 + 1.5 * (1 - math.sqrt(0.5)))
+    assert set(SHARES) == set(SCHEDULES)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 10**6), st.integers(0, 10**6), st.integers(0, 10**6))
+def test_the_trunk_of_wsd_is_the_beginning_of_every_longer_training(steps, more, at):
+    plan = TrainConfig(steps, steps // 10, 2.0, 0.0, (0.9, 0.95), None, "fp32", schedule="wsd")
+    longer = steps + more
+    stable = trunk(plan)
+    assert stable == decay_start(steps) <= decay_start(longer) and stable >= 0.8 * steps - 0.5
+    step = at % stable if stable else 0
+    same = [lr_at(step, n, steps // 10, 2.0, schedule="wsd") for n in (steps, longer)]
+    assert same[0] == same[1] or not stable
+    assert can_lengthen(plan, stable) and (stable == steps or not can_lengthen(plan, stable + 1))

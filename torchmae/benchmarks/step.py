@@ -1,7 +1,6 @@
 """`mae bench step` and `mae bench wall-clock`: a training step beside other libraries; Table 2."""
 
 import logging
-import math
 from collections.abc import Iterator
 from statistics import median
 from typing import Any, NamedTuple
@@ -21,8 +20,7 @@ from torchmae.benchmarks.timing import (
 )
 from torchmae.data.loader import Batch
 from torchmae.models.decoders import decoder_config
-from torchmae.models.mae import MAE
-from torchmae.models.masking import num_visible
+from torchmae.models.mae import MAE, training_flops
 from torchmae.models.patches import normalize
 from torchmae.models.sizes import size_of
 from torchmae.models.vit import ViT
@@ -47,37 +45,11 @@ BETAS = (0.9, 0.95)
 PAPER = {("vit_large", 8): 2.8, ("vit_large", 1): 3.7, ("vit_huge", 8): 3.5, ("vit_huge", 1): 4.1}
 
 
-def flops(model: MAE, mask_ratio: float = MASK_RATIO) -> int:
-    """Floating-point operations of a training step for one image.
-
-    Matrix products only, additions and multiplications apart, as the reference code does them: all
-    patches embedded, encoder on the visible tokens (on all with `encode_all`), decoder and
-    prediction on all tokens. The backward pass is twice the forward pass; only once for the
-    embedding, since pixels need no gradient. What an implementation saves or computes twice does
-    not change the count.
-    """
-    encoder = model.encoder
-    decoder = model.decoder
-    patches = math.prod(encoder.grid)
-    assert isinstance(encoder, ViT)
-    dim = encoder.embed_dim
-    width = decoder.config.dim
-    encoded = 1 + (patches if model.encode_all else num_visible(patches, mask_ratio))
-
-    def linear(tokens: int, inputs: int, outputs: int) -> int:
-        return 2 * tokens * inputs * outputs
-
-    def block(tokens: int, dim: int, hidden: int) -> int:
-        return linear(tokens, dim, 4 * dim + 2 * hidden) + 2 * linear(tokens, dim, tokens)
-
-    embedding = linear(patches, math.prod(encoder.patch) * encoder.channels, dim)
-    rest = encoder.depth * block(encoded, dim, int(dim * encoder.mlp_ratio)) + linear(
-        encoded, dim, width
-    )
-    rest += len(decoder.blocks) * block(1 + patches, width, 4 * width) + linear(
-        1 + patches, width, model.target.width
-    )
-    return 2 * embedding + 3 * rest
+def flops(model: MAE) -> int:
+    """`training_flops` at the ratio of the bench, whose models are all counted."""
+    count = training_flops(model, MASK_RATIO)
+    assert count is not None
+    return count
 
 
 class Case(NamedTuple):

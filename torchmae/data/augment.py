@@ -1,10 +1,10 @@
-"""The strong augmentation of fine-tuning (paper Table 9): crop, flip, RandAugment, random erasing.
+"""What changes more than the window: the strong augmentation of fine-tuning (paper Table 9), and
+the colour jitter of pre-training (paper Table 1e).
 
-Everything is drawn from a generator keyed by (seed, epoch, sample): workers and resuming change
-nothing.
+Everything is drawn by (seed, epoch, sample): workers and resuming change nothing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,8 @@ from jaxtyping import UInt8
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
-from torchmae.data.transforms import Pixels, RandomResizedCropFlip
-from torchmae.hashing import AUGMENT, hash32
+from torchmae.data.transforms import Pixels, RandomResizedCropFlip, WindowCrop
+from torchmae.hashing import AUGMENT, JITTER, hash32, uniform
 
 Op = Callable[[Image.Image, float, "Fill"], Image.Image]
 Fill = tuple[int, ...] | int
@@ -142,3 +142,71 @@ class StrongAugment:
                 )
                 break
         return pixels
+
+
+def shift_hue(image: Image.Image, shift: float) -> Image.Image:
+    """Hues moved by a share of the colour circle, -0.5..0.5, in steps of 1/255."""
+    hue, saturation, value = image.convert("HSV").split()
+    hue = hue.point([(i + int(255 * shift)) % 256 for i in range(256)])
+    return Image.merge("HSV", (hue, saturation, value)).convert("RGB")
+
+
+# The operations of colour jitter by what their number is: a factor, or a shift of hues. The first
+# two are defined for one channel.
+JITTERS: dict[str, Callable[[Image.Image, float], Image.Image]] = {
+    "brightness": lambda image, factor: ImageEnhance.Brightness(image).enhance(factor),
+    "contrast": lambda image, factor: ImageEnhance.Contrast(image).enhance(factor),
+    "saturation": lambda image, factor: ImageEnhance.Color(image).enhance(factor),
+    "hue": shift_hue,
+}
+
+
+@dataclass(frozen=True)
+class ColorJitter:
+    """A crop whose colours change at random: "crop + color jitter" (paper Table 1e).
+
+    Brightness, contrast and saturation are multiplied by factors in 1 - strength..1 + strength,
+    hues move by up to strength / 4 of the circle, in a random order. These are the proportions of
+    SimCLR (Chen et al. 2020, appendix A) and, with 0.4, of MoCo v2; the paper gives none. Images
+    that do not have 3 channels have no saturation and no hue: brightness and contrast change, by
+    the same factors in each channel, contrast around the channel's own mean.
+
+    Args:
+        crop: makes the image, before its colours change.
+        strength: 0..1.
+        seed: of all draws.
+    """
+
+    crop: WindowCrop
+    strength: float
+    seed: int = 0
+
+    def draw(self, epoch: int, sample: int) -> list[tuple[str, float]]:
+        """The operations of one sample with their numbers, in their order."""
+        drawn = [uniform(self.seed, JITTER, epoch, sample, i) for i in range(2 * len(JITTERS))]
+        changes = [(2 * x - 1) * self.strength for x in drawn[: len(JITTERS)]]
+        numbers = [*(1 + change for change in changes[:3]), changes[3] / 4]
+        order = sorted(zip(drawn[len(JITTERS) :], JITTERS, numbers))
+        return [(name, number) for _, name, number in order]
+
+    def __call__(
+        self, image: Pixels, target: Any, epoch: int, sample: int
+    ) -> tuple[UInt8[Tensor, "C h w"], Any]:
+        """The crop of one sample with its colours changed; a label stays as it is."""
+        pixels, target = self.crop(image, target, epoch, sample)
+        return jittered(pixels, self.draw(epoch, sample)), target
+
+
+def jittered(
+    pixels: UInt8[Tensor, "C h w"], changes: Sequence[tuple[str, float]]
+) -> UInt8[Tensor, "C h w"]:
+    """The image after some of `JITTERS`, one after the other."""
+    colour = len(pixels) == 3
+    array = pixels.permute(1, 2, 0).contiguous().numpy()
+    images = [Image.fromarray(array)] if colour else list(map(Image.fromarray, pixels.numpy()))
+    for name, number in changes:
+        if colour or name in ("brightness", "contrast"):
+            images = [JITTERS[name](image, number) for image in images]
+    if colour:
+        return torch.from_numpy(np.array(images[0])).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(np.stack([np.asarray(image) for image in images]))

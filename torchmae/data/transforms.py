@@ -32,7 +32,40 @@ class Crop(NamedTuple):
 
 
 @dataclass(frozen=True)
-class RandomResizedCropFlip:
+class WindowCrop:
+    """What cuts one window of an image and resizes it; subclasses say which window.
+
+    Args:
+        size: (H, W) of the result.
+    """
+
+    size: tuple[int, int]
+
+    def crop(self, height: int, width: int, epoch: int, sample: int) -> Crop:
+        """The window of one sample, in an image of these sides."""
+        raise NotImplementedError
+
+    def crops(
+        self,
+        heights: Int64[np.ndarray, " B"],
+        widths: Int64[np.ndarray, " B"],
+        epochs: Int64[np.ndarray, " B"],
+        samples: Int64[np.ndarray, " B"],
+    ) -> list[Crop]:
+        """`crop` of each sample."""
+        each = zip(heights.tolist(), widths.tolist(), epochs.tolist(), samples.tolist())
+        return [self.crop(*one) for one in each]
+
+    def __call__(
+        self, image: Pixels, target: Any = None, epoch: int = 0, sample: int = 0
+    ) -> tuple[UInt8[Tensor, "C h w"], Any]:
+        """The crop of one sample; a label stays as it is."""
+        crop = self.crop(image.shape[0], image.shape[1], epoch, sample)
+        return resized_crop(image, crop, self.size), target
+
+
+@dataclass(frozen=True)
+class RandomResizedCropFlip(WindowCrop):
     """The paper's pre-training augmentation: random resized crop and horizontal flip (Table 1e).
 
     A pure function of (seed, epoch, sample).
@@ -46,7 +79,6 @@ class RandomResizedCropFlip:
             reference's linear probe), in place of `MAX_ATTEMPTS` draws (torchvision's).
     """
 
-    size: tuple[int, int]
     seed: int = 0
     scale: tuple[float, float] = (0.2, 1.0)
     flip: bool = True
@@ -100,16 +132,37 @@ class RandomResizedCropFlip:
         h = min(height, max(1, round(width / low)))
         return Crop((height - h) // 2, (width - w) // 2, h, w, flip)
 
-    def __call__(
-        self, image: Pixels, target: Any, epoch: int, sample: int
-    ) -> tuple[UInt8[Tensor, "C h w"], Any]:
-        """The crop of one sample; a label stays as it is."""
-        crop = self.crop(image.shape[0], image.shape[1], epoch, sample)
-        return resized_crop(image, crop, self.size), target
+
+@dataclass(frozen=True)
+class FixedCropFlip(WindowCrop):
+    """A window of one size at a random place, and horizontal flip: "crop, fixed size" (Table 1e).
+
+    The paper does not give its margin. As usual for 224 px, the shorter side is resized to 256 px
+    (in general `size / share`) and `size` is cut; here the window is cut before it is resized.
+    A pure function of (seed, epoch, sample).
+
+    Args:
+        size: (H, W) of the result.
+        seed: of all draws.
+        flip: mirror half of the crops.
+        share: sides of the window, of those of the largest window of its aspect.
+    """
+
+    seed: int = 0
+    flip: bool = True
+    share: float = 224 / 256
+
+    def crop(self, height: int, width: int, epoch: int, sample: int) -> Crop:
+        """The window of one sample, in an image of these sides."""
+        h, w = largest_window(height, width, self.size, self.share)
+        keys = self.seed, CROP, epoch, sample
+        flip, down, across = (uniform(*keys, counter) for counter in range(3))
+        top, left = int(down * (height - h + 1)), int(across * (width - w + 1))
+        return Crop(top, left, h, w, self.flip and flip < 0.5)
 
 
 @dataclass(frozen=True)
-class CenterCropResize:
+class CenterCropResize(WindowCrop):
     """The largest centred window of the right aspect, resized; nothing random.
 
     Args:
@@ -117,21 +170,22 @@ class CenterCropResize:
         share: of the window's sides: 0.875 is "resize to 256, crop the centre 224".
     """
 
-    size: tuple[int, int]
     share: float = 1.0
 
-    def __call__(
-        self, image: Pixels, target: Any = None, epoch: int = 0, sample: int = 0
-    ) -> tuple[UInt8[Tensor, "C h w"], Any]:
-        """The window, which is the same in every epoch; a label stays as it is."""
-        height, width = image.shape[:2]
-        ratio = min(height / self.size[0], width / self.size[1]) * self.share
-        h, w = (
-            max(1, min(side, round(ratio * wanted)))
-            for side, wanted in zip((height, width), self.size)
-        )
-        crop = Crop((height - h) // 2, (width - w) // 2, h, w, False)
-        return resized_crop(image, crop, self.size), target
+    def crop(self, height: int, width: int, epoch: int = 0, sample: int = 0) -> Crop:
+        """The window in an image of these sides, the same in every epoch."""
+        h, w = largest_window(height, width, self.size, self.share)
+        return Crop((height - h) // 2, (width - w) // 2, h, w, False)
+
+
+def largest_window(
+    height: int, width: int, size: tuple[int, int], share: float = 1.0
+) -> tuple[int, int]:
+    """(height, width) of the largest window in an image that has the aspect of `size`, its sides
+    times `share`."""
+    ratio = min(height / size[0], width / size[1]) * share
+    h, w = (max(1, min(side, round(ratio * wanted))) for side, wanted in zip((height, width), size))
+    return h, w
 
 
 def resized_crop(image: Pixels, crop: Crop, size: tuple[int, int]) -> UInt8[Tensor, "C h w"]:

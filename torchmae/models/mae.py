@@ -9,9 +9,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from torchmae.errors import UserError, choose
-from torchmae.models.decoders import DECODERS, DecoderConfig, decoder_config, statistics_head
+from torchmae.models.decoders import (
+    DECODERS,
+    DecoderConfig,
+    LinearDecoder,
+    TransformerDecoder,
+    decoder_config,
+    statistics_head,
+)
 from torchmae.models.encoders import Backbone, build_encoder
-from torchmae.models.masking import Mask
+from torchmae.models.masking import Mask, num_visible
 from torchmae.models.patches import gather_tokens, patch_statistics, patchify
 from torchmae.models.targets import TARGETS
 from torchmae.models.vit import ViT
@@ -152,3 +159,42 @@ class MAE(nn.Module):
         self.encoder.set_grad_checkpointing(on)
         for block in self.decoder.blocks:
             block.checkpointed = on  # type: ignore[assignment]
+
+
+def training_flops(model: MAE, mask_ratio: float = 0.75) -> int | None:
+    """Floating-point operations of a training step for one image; None for encoders and decoders
+    that are not torchmae's own.
+
+    Matrix products only, additions and multiplications apart, as the reference code does them: all
+    patches embedded, encoder on the visible tokens (on all with `encode_all`), decoder and
+    prediction on all tokens. The backward pass is twice the forward pass; only once for the
+    embedding, since pixels need no gradient. What an implementation saves or computes twice does
+    not change the count; the statistics head, which the reference lacks, is not counted.
+
+    Args:
+        model: its sizes count, not its weights.
+        mask_ratio: share of hidden patches.
+    """
+    encoder, decoder = model.encoder, model.decoder
+    ours = type(decoder) in (TransformerDecoder, LinearDecoder)
+    if not (isinstance(encoder, ViT) and ours):
+        return None
+    patches = math.prod(encoder.grid)
+    dim, width, deep = encoder.embed_dim, decoder.config.dim, len(decoder.blocks)
+    encoded = patches if model.encode_all else num_visible(patches, mask_ratio)
+
+    def linear(tokens: int, inputs: int, outputs: int) -> int:
+        return 2 * tokens * inputs * outputs
+
+    def block(tokens: int, dim: int, hidden: int) -> int:
+        return linear(tokens, dim, 4 * dim + 2 * hidden) + 2 * linear(tokens, dim, tokens)
+
+    embedding = linear(patches, math.prod(encoder.patch) * encoder.channels, dim)
+    rest = encoder.depth * block(
+        encoder.num_prefix_tokens + encoded, dim, int(dim * encoder.mlp_ratio)
+    )
+    rest += deep * block(1 + patches, width, 4 * width)
+    # A linear decoder takes a vector for each patch, and none for the class token.
+    rest += linear(1 + encoded if deep else patches, dim, width)
+    rest += linear(1 + patches if deep else patches, width, model.target.width)
+    return 2 * embedding + 3 * rest

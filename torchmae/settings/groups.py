@@ -180,15 +180,17 @@ class CropOptions:
 
     GROUP: ClassVar[str] = "data"
 
-    crop_scale: tuple[float, float] = option(
-        (0.2, 1.0),
+    crop_scale: tuple[float, float] | None = option(
+        None,
         "Smallest and largest share of the image's area that a random crop takes.",
         metavar="S",
     )
-    flip: bool = option(True, "Mirror half of the crops (not for text or digits).")
+    flip: bool | None = option(None, "Mirror half of the crops (not for text or digits).")
 
     def check(self) -> None:
         """Raises UserError for shares that are none."""
+        if self.crop_scale is None:
+            return
         low, high = self.crop_scale
         if not 0 < low <= high <= 1:
             raise UserError(
@@ -201,20 +203,15 @@ class CropOptions:
 class LabelledCropOptions(CropOptions):
     """Random crops and flips of labelled images, chosen where they are left open."""
 
-    crop_scale: tuple[float, float] | None = option(  # type: ignore[assignment]
+    crop_scale: tuple[float, float] | None = option(
         None,
         "Smallest and largest share of the image's area that a random crop takes.",
         metavar="S",
         otherwise="the paper's probe: 0.08 1",
     )
-    flip: bool | None = option(  # type: ignore[assignment]
+    flip: bool | None = option(
         None, "Mirror half of the crops (not for text or digits).", otherwise="on"
     )
-
-    def check(self) -> None:
-        """Raises UserError for shares that are none."""
-        if self.crop_scale is not None:
-            super().check()
 
 
 @dataclass(frozen=True)

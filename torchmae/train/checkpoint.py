@@ -26,7 +26,7 @@ from torchmae import manifest
 from torchmae.disk import copy, parse_json, sha256, sync, write_text
 from torchmae.errors import NOT_FINITE, RunError, UserError
 from torchmae.manifest import MANIFEST, Content
-from torchmae.runfolder import LISTED, LOCK, MODEL, STATE, checkpoint_folder, checkpoints
+from torchmae.runfolder import LISTED, LOCK, MODEL, STATE, checkpoint_folder, checkpoints, step_of
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +47,13 @@ class Checkpoint(NamedTuple):
     metadata: dict[str, Any]
 
 
-def save(run: Path, checkpoint: Checkpoint) -> None:
-    """Writes a checkpoint, then deletes the oldest ones but `KEEP`.
+def save(run: Path, checkpoint: Checkpoint, kept: int | None = None) -> None:
+    """Writes a checkpoint, then deletes older ones but the newest `KEEP`.
+
+    Args:
+        run: the run folder.
+        checkpoint: what is written.
+        kept: a step whose checkpoint is never deleted.
 
     Raises:
         RunError: it could not be written, e.g. because the disk is full, or (exit code 65) its
@@ -82,7 +87,29 @@ def save(run: Path, checkpoint: Checkpoint) -> None:
             "make room, then the same command resumes from the newest"
         ) from error
     for old in checkpoints(run)[KEEP:]:
-        shutil.rmtree(old, ignore_errors=True)
+        if step_of(old) != kept:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def return_to(run: Path, step: int) -> None:
+    """Deletes the checkpoints after that of a step, so that training goes on from it.
+
+    Raises:
+        UserError: it is not there, or damaged; nothing is deleted then.
+    """
+    folder = checkpoint_folder(run, step)
+    try:
+        check(folder)
+    except DAMAGE as error:
+        raise UserError(
+            f"{run} can be lengthened from step {step:,} only, and that checkpoint is gone or "
+            f"damaged ({error}): for a longer run use a new --out"
+        ) from error
+    partial = folder.parent / ".partial"
+    for newer in (path for path in checkpoints(run) if step_of(path) > step):
+        shutil.rmtree(partial, ignore_errors=True)
+        os.rename(newer, partial)  # a kill leaves no half of a checkpoint under its name
+        shutil.rmtree(partial)
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:

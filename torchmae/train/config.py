@@ -13,6 +13,13 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+# Shapes of the learning rate after the warm-up, in words.
+SCHEDULES = {
+    "cosine": "half a cosine over all steps",
+    "wsd": "at the peak, then a decay over the last fifth of the steps",
+}
+DECAY_SHARE = 0.2  # of the steps, in wsd (Hägele et al. 2024: as good as a cosine)
+
 BatchT = TypeVar("BatchT", bound="TrainBatch")  # Self, which beartype knows in whole classes only
 
 
@@ -38,11 +45,13 @@ class TrainConfig:
     save_minutes: float = 5.0
     evaluate_minutes: float = 3.0
     tensorboard: bool = False
+    image_flops: int | None = None  # operations of a step for an image, which the log adds up
     evaluate_steps: float | None = None  # between two evaluations, in place of evaluate_minutes
     timeout_minutes: float = 10.0  # of the processes for each other, once the first step is done
 
     # These decide the weights too; the defaults are those of pre-training.
-    min_lr: float = 0.0  # where the cosine ends
+    schedule: str = "cosine"  # a name in SCHEDULES
+    min_lr: float = 0.0  # where it ends
     optimizer: str = "adamw"  # a name in optim.OPTIMIZERS
     layer_decay: float | None = None  # None: one learning rate for every layer
     ema: float | None = None  # decay of the averaged weights, which are evaluated and saved

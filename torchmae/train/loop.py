@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from torchmae.errors import NOT_FINITE, RunError
+from torchmae.runfolder import checkpoint_folder
 from torchmae.train import optim
 from torchmae.train.checkpoint import COOLER, Checkpoint, newest, save
 from torchmae.train.config import B, BatchStream, Evaluator, Task, TrainConfig, Waitable
@@ -83,7 +84,9 @@ def fit(
             heard.doing = f"computing step {step + 1}"
             log.bad_files(batch.bad)
             log.changed_files(batch.changed)
-            lr = optim.lr_at(step, plan.steps, plan.warmup_steps, plan.lr, plan.min_lr)
+            lr = optim.lr_at(
+                step, plan.steps, plan.warmup_steps, plan.lr, plan.min_lr, plan.schedule
+            )
             meter.add(trainer(batch, lr, optim.ema_decay_at(step, plan.ema)))
             with torch.no_grad():
                 task.after_step(step)
@@ -124,7 +127,7 @@ class Session(Generic[B]):
         if done == self.saved:
             return
         self.heard.doing = f"saving at step {done}"
-        save_checkpoint(self.trainer, done, self.log.run, self.meter)
+        save_checkpoint(self.trainer, done, self.log, self.meter)
         self.saved = done
         self.agenda.saved_at = self.meter.restart()
         if self.heard.save:
@@ -210,12 +213,12 @@ class Session(Generic[B]):
         return []
 
 
-def save_checkpoint(trainer: Trainer[B], done: int, run: Path, meter: "Meter") -> None:
+def save_checkpoint(trainer: Trainer[B], done: int, log: Log, meter: "Meter") -> None:
     """Gathers the state from all processes; the main one writes it."""
     weights, optimizer_state, metadata = trainer.state()
     metadata["meter"] = meter.state()
     checkpoint = Checkpoint(done, weights, optimizer_state, metadata)
-    trainer.world.on_main(lambda: save(run, checkpoint))
+    trainer.world.on_main(lambda: save(log.run, checkpoint, optim.trunk(log.plan)))
 
 
 def log_progress(
@@ -233,6 +236,8 @@ def log_progress(
         diagnosed = trainer.task.diagnose(batch)
         extra = {name: float(world.mean(value)) for name, value in diagnosed.items()}
     record, bad = meter.read()
+    if log.plan.image_flops is not None:
+        record["flops"] = log.plan.image_flops * record["images_seen"]
     record |= {**extra, "lr": lr, "peak_memory_mb": peak_memory_mb(world.device)}
     log.write(record)
     if meter.is_slow():
@@ -280,6 +285,12 @@ def finished_line(plan: TrainConfig, run: Path, flag: str = "--from") -> str:
     head = f"{run} is finished ({plan.steps:,} steps)."
     if optim.can_lengthen(plan, plan.steps):
         return f"{head} The same command with more --epochs continues it."
+    trunk = optim.trunk(plan)
+    if trunk is not None and checkpoint_folder(run, trunk).is_dir():
+        return (
+            f"{head} The same command with more --epochs continues it from step {trunk:,}, before "
+            "the decay, and replaces its weights."
+        )
     start = f" with {flag} {shlex.quote(str(run))}" if flag else ""
     return (
         f"{head} Its learning rate has fallen to {plan.min_lr:g}; "
@@ -329,6 +340,7 @@ class Agenda:
         )
         if done == plan.steps:
             return Due(save=True, evaluate=True, stop=False)
+        saving |= done == optim.trunk(plan)  # a longer run begins there
         return Due(save=stopping or saving, evaluate=evaluating and not stopping, stop=stopping)
 
 
@@ -395,6 +407,7 @@ class Meter:
         wait = self.waited / seconds
         record = {
             "step": self.step,
+            "images_seen": self.step * self.batch_size,
             "loss": sum(losses) / len(losses) if losses else None,
             "grad_norm": values[-1][1] if finite[-1] else None,
             "images_per_s": self.steps * self.batch_size / seconds,

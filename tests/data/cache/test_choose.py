@@ -10,6 +10,7 @@ import torch
 from helpers.sources import BUILDERS, grey12, noise
 from PIL import Image
 
+from torchmae.data.augment import ColorJitter
 from torchmae.data.cache import choose as module
 from torchmae.data.cache.choose import (
     CacheFacts,
@@ -26,7 +27,7 @@ from torchmae.data.loader import Batch, Batches
 from torchmae.data.scan import scan
 from torchmae.data.sources import open_source
 from torchmae.data.sources.source import Subset
-from torchmae.data.transforms import CenterCropResize, RandomResizedCropFlip
+from torchmae.data.transforms import RandomResizedCropFlip
 from torchmae.disk import cache_folder
 from torchmae.errors import UserError
 from torchmae.train.distributed import World
@@ -194,7 +195,7 @@ def test_a_part_of_a_set_does_not_take_the_place_of_the_whole(tmp_path):
 
 def test_on_the_device_go_labels_and_crops_only(tmp_path):
     source = open_source(BUILDERS["folder"](tmp_path / "set", 8))
-    with pytest.raises(UserError, match="makes random crops and flips only, not CenterCropResize"):
-        keep_decoded(Batches(source, CenterCropResize((8, 8)), 4), "device", "set", CPU)
+    with pytest.raises(UserError, match="makes crops and flips only, not ColorJitter"):
+        keep_decoded(Batches(source, ColorJitter(CROP, 0.4), 4), "device", "set", CPU)
     with pytest.raises(UserError, match="labels only"):
         keep_decoded(Batches(source, CROP, 4, targets=[{}] * 8), "device", "set", CPU)

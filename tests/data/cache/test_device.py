@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from torchmae.data.augment import ColorJitter
 from torchmae.data.cache import device as module
 from torchmae.data.cache.device import DeviceLoader, Filter, bytes_needed, resampling, rounded
 from torchmae.data.config import DecodeOptions
 from torchmae.data.loader import Batch, Batches
 from torchmae.data.sources import open_source
-from torchmae.data.transforms import CenterCropResize, RandomResizedCropFlip
+from torchmae.data.transforms import CenterCropResize, FixedCropFlip, RandomResizedCropFlip
 from torchmae.errors import RunError, UserError
 
 CPU = torch.device("cpu")
@@ -181,9 +182,17 @@ def test_a_set_of_nothing_but_bad_files_ends_the_run(tmp_path):
         next(made(batches, True).loader(0, 1, 0))
 
 
+@pytest.mark.parametrize("together", PATHS)
+@pytest.mark.parametrize("crop", [FixedCropFlip((16, 24), seed=3), CenterCropResize((24, 16))])
+def test_crops_of_one_size_are_those_of_the_loader(tmp_path, crop, together):
+    batches = Batches(open_source(plant(tmp_path / "set", 9)), crop, 4)
+    assert_equal(batches, together, 0, 4)
+
+
 def test_other_transforms_are_refused(tmp_path):
-    batches = Batches(open_source(plant(tmp_path / "set", 2)), CenterCropResize((16, 16)), 2)
-    with pytest.raises(UserError, match="not CenterCropResize: use --cache memory$"):
+    jitter = ColorJitter(CenterCropResize((16, 16)), 0.4)
+    batches = Batches(open_source(plant(tmp_path / "set", 2)), jitter, 2)
+    with pytest.raises(UserError, match="not ColorJitter: use --cache memory$"):
         DeviceLoader(batches, CPU)
 
 

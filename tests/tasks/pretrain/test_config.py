@@ -8,8 +8,10 @@ from helpers.settings import flat, pretrain_config, resolve_pretrain
 
 from torchmae import runfolder
 from torchmae.errors import UserError
+from torchmae.presets import PRESETS
 from torchmae.settings.defaults import patch_side
 from torchmae.settings.options import changeable
+from torchmae.settings.parser import parse
 from torchmae.tasks.pretrain.config import RULES, Pretrain, check
 
 
@@ -76,11 +78,39 @@ def test_minutes_decide_the_epochs_once_a_step_is_timed() -> None:
         ({"workers": 100_000}, "--workers 100000: must be at most 1024"),
         ({"clip_grad": 0.0}, "--clip-grad 0: a gradient norm of at least 1e-06"),
         ({"save_minutes": -1.0}, "--save-minutes -1: must not be negative"),
+        ({"crop": "center"}, "unknown --crop 'center'; one of: random, fixed, none"),
+        ({"crop": "none", "flip": True}, "--crop none mirrors nothing: leave --flip out"),
+        ({"crop": "fixed", "crop_scale": (0.2, 1.0)}, "--crop-scale belongs to --crop random"),
+        ({"color_jitter": 1.5}, "--color-jitter 1.5: must be at most 1"),
+        ({"color_jitter": 0.4, "cache": "device"}, "no --color-jitter: use --cache memory"),
     ],
 )
 def test_absurd_values_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         check(pretrain_config("x", **options))
+
+
+@pytest.mark.parametrize(
+    "asked, scale, flip",
+    [
+        ({}, (0.2, 1.0), True),
+        ({"flip": False, "crop_scale": (0.5, 1.0)}, (0.5, 1.0), False),
+        ({"crop": "fixed"}, None, True),
+        ({"crop": "fixed", "flip": False}, None, False),
+        ({"crop": "none"}, None, False),
+        ({"crop": "none", "flip": False}, None, False),
+    ],
+)
+def test_what_a_crop_brings_with_it(asked: dict[str, Any], scale: Any, flip: bool) -> None:
+    config = pretrain_config("x", **asked)
+    check(config)
+    found = chosen(**asked)
+    assert (found.crop_scale, found.flip) == (scale, flip)
+
+
+def test_a_crop_takes_the_place_of_a_preset_s_scale() -> None:
+    words = ["--preset", "demo", "--crop", "none"]
+    check(parse(Pretrain, "pretrain", words, PRESETS["pretrain"]))
 
 
 def test_what_may_change_when_a_run_is_resumed() -> None:
@@ -117,6 +147,17 @@ def test_the_image_size_follows_the_data() -> None:
 )
 def test_the_run_folder_is_named_after_the_data(data: str, name: str) -> None:
     assert runfolder.name_of(data) == name
+
+
+def test_the_warm_up_of_wsd_does_not_depend_on_the_length() -> None:
+    lengths = [chosen(schedule="wsd", epochs=epochs).warmup_epochs for epochs in (10, 50, 2000)]
+    assert lengths == [100 / 20] * 3  # of the default: 100,000 crops of 1,000 images
+    assert chosen(schedule="wsd").epochs == 100
+    assert chosen(schedule="wsd", epochs=10, warmup_epochs=2).warmup_epochs == 2
+    with pytest.raises(UserError, match="falls from epoch 4.8 on, but the warm-up takes 5 epochs"):
+        chosen(schedule="wsd", epochs=6)
+    with pytest.raises(UserError, match="unknown --schedule 'constant'; one of: cosine, wsd"):
+        check(pretrain_config("x", schedule="constant"))
 
 
 def test_a_batch_larger_than_the_data_is_refused() -> None:

@@ -19,6 +19,8 @@ from safetensors.torch import load_file
 
 import torchmae
 from torchmae import cli
+from torchmae.data.augment import ColorJitter
+from torchmae.data.transforms import CenterCropResize, FixedCropFlip, RandomResizedCropFlip
 from torchmae.errors import UserError
 from torchmae.models.decoders import DecoderConfig
 from torchmae.models.mae import MAE
@@ -28,7 +30,8 @@ from torchmae.models.vit import ViT
 from torchmae.models.weights import load_mae
 from torchmae.runfolder import read_config, stored_settings
 from torchmae.settings.options import build
-from torchmae.tasks.pretrain.config import Pretrain
+from torchmae.tasks.pretrain.config import Pretrain, ResolvedPretrain
+from torchmae.tasks.pretrain.run import augmentation
 
 FLAGS = [
     *(
@@ -392,6 +395,27 @@ def test_a_cache_does_not_change_the_weights(tmp_path, cache, capsys):
         str(photos), out=str(tmp_path / str(cache)), epochs=3, cache="none", **SMALL
     )  # may change at any time
     assert "is finished" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "flags, kind",
+    [
+        ({"crop": "fixed"}, FixedCropFlip((32, 32), 0)),
+        ({"crop": "none"}, CenterCropResize((32, 32))),
+        ({"color_jitter": 0.4}, ColorJitter(RandomResizedCropFlip((32, 32), 0), 0.4, 0)),
+        ({"crop": "none", "color_jitter": 0.5}, ColorJitter(CenterCropResize((32, 32)), 0.5, 0)),
+    ],
+)
+def test_augmentations_of_table_1e_train_and_resume(tmp_path, flags, kind):
+    photos = make_photos(tmp_path / "photos")
+    asked = dict(out=str(tmp_path / "run"), epochs=1, **flags, **SMALL)
+    run = torchmae.pretrain(str(photos), **asked)
+    stored = stored_settings(run)
+    assert augmentation(build(ResolvedPretrain, stored)) == kind
+    assert torchmae.pretrain(str(photos), **asked) == run  # finished: nothing differs
+    other = {"crop": "random", "color_jitter": 0.0}
+    with pytest.raises(UserError, match="is another run: (crop|color_jitter) was"):
+        torchmae.pretrain(str(photos), **{**asked, **other})
 
 
 def test_a_cache_that_does_not_exist_is_an_error(tmp_path):

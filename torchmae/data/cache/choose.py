@@ -22,7 +22,7 @@ from torchmae.data.decode import BadImage
 from torchmae.data.loader import Batches, read_pixels
 from torchmae.data.scan import scan
 from torchmae.data.sources.source import Pixels, Source, SourceWrapper
-from torchmae.data.transforms import RandomResizedCropFlip
+from torchmae.data.transforms import WindowCrop
 from torchmae.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ def decide_cache(
         decode_ms, copy_ms = decoding_cost(source)
         found = CacheFacts(decode_ms, copy_ms, 0, free, workers == 0 or can_fork())
         on_gpu = world.device.type == "cuda"
-        crops = isinstance(batches.transform, RandomResizedCropFlip)
+        crops = isinstance(batches.transform, WindowCrop)
         if decode_ms <= COSTLY * copy_ms and not (on_gpu and crops):
             return found
         have = scan(source).sizes if sizes is None else sizes

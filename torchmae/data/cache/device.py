@@ -23,7 +23,7 @@ from tqdm import tqdm
 from torchmae.data.decode import BadImage
 from torchmae.data.loader import Batch, Batches, read_pixels
 from torchmae.data.sources.source import BadFile, Source, SourceWrapper
-from torchmae.data.transforms import Crop, Pixels, RandomResizedCropFlip, resized_crop
+from torchmae.data.transforms import Crop, Pixels, WindowCrop, resized_crop
 from torchmae.errors import UserError
 
 AT_ONCE = 2**23  # values that are resized together; each takes up to 64 bytes meanwhile
@@ -33,14 +33,14 @@ class DeviceLoader:
     """The batches of `Batches`, bit for bit, made on the device that holds all images decoded.
 
     Raises:
-        UserError: the transform is not `RandomResizedCropFlip`, or targets are not labels.
+        UserError: the transform does more than a `WindowCrop`, or targets are not labels.
     """
 
     def __init__(self, batches: Batches, device: torch.device):
-        if not isinstance(batches.transform, RandomResizedCropFlip):
+        if not isinstance(batches.transform, WindowCrop):
             given = type(batches.transform).__name__
             raise UserError(
-                f"--cache device makes random crops and flips only, not {given}: use --cache memory"
+                f"--cache device makes crops and flips only, not {given}: use --cache memory"
             )
         if not isinstance(batches.targets, Tensor | None):
             raise UserError(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torchmae.data.config import decode_as_run
-from torchmae.errors import UserError
+from torchmae.errors import UserError, choose
 from torchmae.models.sizes import SIZES, size_of
 from torchmae.settings import defaults
 from torchmae.settings.defaults import Choice, Facts, Rule
@@ -25,6 +25,7 @@ from torchmae.settings.options import (
     DECAY,
     MEGAPIXELS,
     MINUTES,
+    SHARE,
     WHITE,
     WIDTH,
     Range,
@@ -33,6 +34,14 @@ from torchmae.settings.options import (
     option,
     parse_size,
 )
+from torchmae.train.config import DECAY_SHARE, SCHEDULES
+
+# What --crop may be, in words.
+CROPS = {
+    "random": "windows of any size and place",
+    "fixed": "windows of one size at any place",
+    "none": "the centre",
+}
 
 
 @dataclass(frozen=True)
@@ -110,10 +119,52 @@ class MaskingOptions:
 
 
 @dataclass(frozen=True)
+class PretrainCropOptions(CropOptions):
+    """The augmentations of the paper's Table 1e."""
+
+    crop: str = option(
+        "random",
+        "random (any size and place), fixed (7/8 of the shorter side, any place) or none (the "
+        "centre) (paper, Table 1e).",
+        metavar="KIND",
+        instead_of="crop_scale",
+    )
+    color_jitter: float = option(
+        0.0,
+        "Change brightness, contrast and saturation by up to this share, hue by a quarter of it "
+        "(0.4 is usual).",
+        within=SHARE,
+        metavar="S",
+    )
+
+    def check(self) -> None:
+        """Raises UserError for an unknown crop, and for what it does not use."""
+        super().check()
+        choose(CROPS, self.crop, "--crop")
+        if self.crop != "random" and self.crop_scale is not None:
+            raise UserError(
+                f"--crop-scale belongs to --crop random, not to {self.crop}: leave one of them out"
+            )
+        if self.crop == "none" and self.flip:
+            raise UserError("--crop none mirrors nothing: leave --flip out, or choose --crop fixed")
+
+
+@dataclass(frozen=True)
 class PretrainOptimOptions(OptimOptions):
     """Of AdamW with betas 0.9 and 0.95 (paper, appendix Table 8)."""
 
     weight_decay: float = option(0.05, "AdamW's, on all but 1-D parameters.", within=DECAY)
+    schedule: str = option(
+        "cosine",
+        "Learning rate after the warm-up: cosine, or wsd (the peak, then a decay in the last "
+        "fifth: the run can be lengthened).",
+        metavar="KIND",
+    )
+
+    def check(self) -> None:
+        """Raises UserError for what does not go together."""
+        super().check()
+        choose(SCHEDULES, self.schedule, "--schedule")
 
 
 @dataclass(frozen=True)
@@ -174,6 +225,28 @@ def base_lr(facts: Facts, values: Mapping[str, Any]) -> Choice:
     return Choice(value, "small models bear more than the paper's 1.5e-4 with small batches")
 
 
+def warmup_epochs(facts: Facts, values: Mapping[str, Any]) -> Choice:
+    """The paper's share; with wsd it must not depend on how long the training is."""
+    if values["schedule"] == "wsd":
+        usual = epochs(facts, {"minutes": None}).value
+        return Choice(usual / 20, f"a twentieth of the default {usual}, for runs of any length")
+    return Choice(values["epochs"] / 20, "a twentieth of the epochs, as in the paper")
+
+
+def crop_scale(facts: Facts, values: Mapping[str, Any]) -> Choice:
+    """The paper's range, where sizes are random."""
+    if values["crop"] == "random":
+        return Choice((0.2, 1.0), "the paper's")
+    return Choice(None, f"--crop {values['crop']} has one size")
+
+
+def flip(facts: Facts, values: Mapping[str, Any]) -> Choice:
+    """As in the paper; its images without augmentation are not mirrored."""
+    if values["crop"] == "none":
+        return Choice(False, "--crop none mirrors nothing")
+    return Choice(True, "half of the crops, as in the paper")
+
+
 RULES: dict[str, Rule] = {
     "model": Rule("by the number of images and the device; with --from the run's", model_size),
     "image_size": Rule("the largest usual side that the median image has", defaults.largest_side),
@@ -193,11 +266,10 @@ RULES: dict[str, Rule] = {
     "epochs": Rule("100,000 crops on a CPU, 20 million on a GPU", epochs),
     "base_lr": Rule("the paper's 1.5e-4 from vit_base on, more for smaller models", base_lr),
     "warmup_epochs": Rule(
-        "a twentieth of the epochs, as in the paper",
-        lambda facts, values: Choice(
-            values["epochs"] / 20, "a twentieth of the epochs, as in the paper"
-        ),
+        "a twentieth of the epochs, as in the paper; with wsd of the default ones", warmup_epochs
     ),
+    "crop_scale": Rule("0.2 1, with --crop random", crop_scale),
+    "flip": Rule("on, but with --crop none", flip),
     "precision": defaults.PRECISION,
     "workers": defaults.WORKERS,
 }
@@ -242,7 +314,7 @@ class Pretrain:
     output: PretrainOutputOptions = PretrainOutputOptions()
     model: ModelOptions = ModelOptions()
     masking: MaskingOptions = MaskingOptions()
-    crop: CropOptions = CropOptions()
+    crop: PretrainCropOptions = PretrainCropOptions()
     decode: PretrainDecodeOptions = PretrainDecodeOptions()
     scan: ScanOptions = ScanOptions()
     runtime: RuntimeOptions = RuntimeOptions()
@@ -267,6 +339,13 @@ class ResolvedModel(ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ResolvedCrop(PretrainCropOptions):
+    """With nothing left to choose."""
+
+    flip: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class ResolvedOptim(PretrainOptimOptions):
     """With nothing left to choose."""
 
@@ -288,6 +367,7 @@ class ResolvedRuntime(RuntimeOptions):
 class ResolvedPretrain(Pretrain):
     """The settings of a run: what config.json holds."""
 
+    crop: ResolvedCrop
     decode: ResolvedDecode
     model: ResolvedModel
     optim: ResolvedOptim
@@ -301,6 +381,10 @@ def check(config: Pretrain) -> None:
     config.optim.check()
     config.runtime.check()
     config.output.check()
+    if config.crop.color_jitter and config.runtime.cache == "device":
+        raise UserError(
+            "--cache device makes crops and flips only, no --color-jitter: use --cache memory"
+        )
     model = config.model
     if model.normalize not in (None, "data", "imagenet", "run"):
         raise UserError(f"--normalize {model.normalize}: data or imagenet, or run with --from")
@@ -319,7 +403,7 @@ def resolve(config: Pretrain, facts: Facts) -> tuple[ResolvedPretrain, dict[str,
     """The settings with nothing left to choose, and what was chosen.
 
     Raises:
-        UserError: a batch larger than the data set.
+        UserError: a batch larger than the data set; a warm-up that does not end before the decay.
     """
     requested = config.decode
     decode = decode_as_run(
@@ -332,5 +416,11 @@ def resolve(config: Pretrain, facts: Facts) -> tuple[ResolvedPretrain, dict[str,
         raise UserError(
             f"--batch-size {batch} is more than the {facts.images} images of the data set: use at "
             f"most {facts.images}"
+        )
+    warmup, stable = resolved.optim.warmup_epochs, (1 - DECAY_SHARE) * resolved.optim.epochs
+    if resolved.optim.schedule == "wsd" and warmup > stable:
+        raise UserError(
+            f"--schedule wsd falls from epoch {stable:.4g} on, but the warm-up takes {warmup:.4g} "
+            "epochs: use more --epochs, or less --warmup-epochs"
         )
     return resolved, chosen

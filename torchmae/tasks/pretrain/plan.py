@@ -22,7 +22,7 @@ from torchmae.tasks.pretrain.verdict import end_of, look_at, verdict
 from torchmae.train.config import TrainConfig
 from torchmae.train.distributed import World
 from torchmae.train.loop import Outcome, finished_line
-from torchmae.train.optim import peak_lr
+from torchmae.train.optim import peak_lr, trunk
 from torchmae.version import command
 
 
@@ -36,6 +36,7 @@ def train_config(config: ResolvedPretrain, images: int) -> TrainConfig:
         lr=peak_lr(optim.base_lr, optim.batch_size),
         weight_decay=optim.weight_decay,
         betas=(0.9, 0.95),  # paper, appendix Table 8
+        schedule=optim.schedule,
         clip_grad=optim.clip_grad,
         precision=optim.precision,
         compile=runtime.compile,
@@ -55,7 +56,8 @@ def describe(job: Job, plan: TrainConfig, out: Path, world: World) -> str:
     was chosen."""
     config, model, cache = job.config, job.model, job.cache
     images = len(job.batches.source)
-    optim, masking = config.optim, config.masking
+    optim, masking, stable = config.optim, config.masking, trunk(plan)
+    decay = "" if stable is None else f", falling from step {stable} on"
     seen = f"{images} images"
     bad = len(runfolder.read_bad_files(out))
     if bad:
@@ -76,7 +78,7 @@ def describe(job: Job, plan: TrainConfig, out: Path, world: World) -> str:
         f"{grid} patches of {patch} px, "
         f"{masking.mask_ratio:.0%} hidden ({masking.masking})",
         "training": f"{optim.epochs:.4g} epochs, {plan.steps} steps of {optim.batch_size} images, "
-        f"peak learning rate {plan.lr:.2g} (base {optim.base_lr:.2g})",
+        f"peak learning rate {plan.lr:.2g} (base {optim.base_lr:.2g}){decay}",
         "device": describe_device(config, world),
         "loading": loading,
         "run folder": str(out),

@@ -7,15 +7,21 @@ from dataclasses import replace
 from pathlib import Path
 
 from torchmae import runfolder
+from torchmae.data.augment import ColorJitter
 from torchmae.data.cache.choose import with_cache
 from torchmae.data.config import DecodeOptions, decode_as_run, listing_as_run
-from torchmae.data.loader import Batches
+from torchmae.data.loader import Batches, Transform
 from torchmae.data.scan import scan_and_report
 from torchmae.data.sources import open_source, with_decode
 from torchmae.data.sources.source import Source
-from torchmae.data.transforms import RandomResizedCropFlip
+from torchmae.data.transforms import (
+    CenterCropResize,
+    FixedCropFlip,
+    RandomResizedCropFlip,
+    WindowCrop,
+)
 from torchmae.errors import UserError
-from torchmae.models.mae import MAE
+from torchmae.models.mae import MAE, training_flops
 from torchmae.models.masking import num_visible
 from torchmae.report.curves import draw_curves
 from torchmae.settings.defaults import Facts
@@ -31,10 +37,10 @@ from torchmae.tasks.pretrain.job import Job
 from torchmae.tasks.pretrain.pictures import Pictures
 from torchmae.tasks.pretrain.plan import describe, summary, train_config
 from torchmae.tasks.pretrain.start import build_model, check_names, fit_target, init_from_run
-from torchmae.train.checkpoint import lock, verified
+from torchmae.train.checkpoint import lock, return_to, verified
 from torchmae.train.distributed import World, machine_facts, start
 from torchmae.train.loop import finished_line, fit
-from torchmae.train.optim import can_lengthen
+from torchmae.train.optim import can_lengthen, trunk
 from torchmae.train.speed import measure_seconds_per_step
 
 logger = logging.getLogger(__name__)
@@ -102,19 +108,27 @@ def refuse_runs(config: Pretrain, out: Path) -> None:
 def resumed(config: Pretrain, source: Source, out: Path, world: World) -> Job:
     """The job that the run folder holds; settings of the runtime are those of this call.
 
-    A run may be lengthened where its first steps are also those of a longer one.
+    A run may be lengthened where its first steps are also those of a longer one; in the decay of a
+    wsd schedule it returns to the checkpoint before it.
     """
     stored = runfolder.stored_settings(out, "pretrain")
     before = build(ResolvedPretrain, {**requested(config), **stored})
     may_differ = changeable(Pretrain)
-    plan, done = train_config(before, len(source)), runfolder.last_step(out)
-    longer = (config.optim.epochs or 0.0) > before.optim.epochs
-    if longer and not can_lengthen(plan, done) and done >= plan.steps:
+    plan, done = train_config(before, len(source)), world.on_main(lambda: runfolder.last_step(out))
+    longer, stable = (config.optim.epochs or 0.0) > before.optim.epochs, trunk(plan)
+    same_so_far = can_lengthen(plan, done)
+    if longer and not same_so_far and stable is None and done >= plan.steps:
         raise UserError(finished_line(plan, out))
-    if longer and can_lengthen(plan, done):
+    if longer and (same_so_far or stable is not None):
         may_differ |= {"epochs"}
     identity = runfolder.stamped_identity(source)
     settings, described = runfolder.resume(out, "pretrain", requested(config), may_differ, identity)
+    if longer and not same_so_far and stable is not None:
+        # Before config.json: after a kill between them the command finds the same way again.
+        world.on_main(lambda: return_to(out, stable))
+        if world.is_main:
+            logger.info(f"{out}: back to step {stable:,}, before the learning rate fell")
+        done = stable
     changed_data = runfolder.other_times(out, identity)
     if world.is_main and changed_data is not None:
         logger.warning(changed_data)
@@ -168,14 +182,19 @@ def begun(config: Pretrain, source: Source, out: Path, world: World) -> Job:
 
 def make_batches(config: ResolvedPretrain, source: Source, world: World) -> Batches:
     """The batches of this process."""
-    crop = RandomResizedCropFlip(
-        parse_size(config.model.image_size),
-        config.optim.seed,
-        config.crop.crop_scale,
-        config.crop.flip,
-    )
     batch_size, seed = config.optim.batch_size, config.optim.seed
-    return Batches(source, crop, batch_size, seed, world.rank, world.size)
+    return Batches(source, augmentation(config), batch_size, seed, world.rank, world.size)
+
+
+def augmentation(config: ResolvedPretrain) -> Transform:
+    """What happens to the pixels of an image before it is in a batch."""
+    size, seed, asked = parse_size(config.model.image_size), config.optim.seed, config.crop
+    crop: WindowCrop = CenterCropResize(size)
+    if asked.crop_scale is not None:
+        crop = RandomResizedCropFlip(size, seed, asked.crop_scale, asked.flip)
+    elif asked.crop == "fixed":
+        crop = FixedCropFlip(size, seed, asked.flip)
+    return ColorJitter(crop, asked.color_jitter, seed) if asked.color_jitter else crop
 
 
 def with_stream(job: Job, world: World) -> Job:
@@ -191,6 +210,8 @@ def with_stream(job: Job, world: World) -> Job:
 def train(job: Job, out: Path, world: World, quiet: bool) -> Path:
     """Says the plan, trains by `fit`, says what was made."""
     plan = train_config(job.config, len(job.batches.source))
+    work = training_flops(job.model, job.config.masking.mask_ratio)
+    plan = replace(plan, image_flops=work)
     if runfolder.last_step(out) < plan.steps and job.stream is job.batches:
         job = with_stream(job, world)
     if world.is_main and not quiet:
