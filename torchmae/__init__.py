@@ -27,6 +27,7 @@ PLACES = {
     "load": "torchmae.models.weights",
     "load_mae": "torchmae.models.weights",
     "load_classifier": "torchmae.models.weights",
+    "load_tokenizer": "torchmae.models.weights",
     "param_groups_weight_decay": "torchmae.train.optim",
     "MASKINGS": "torchmae.models.masking",
     "TARGETS": "torchmae.models.targets",
@@ -39,7 +40,7 @@ PLACES = {
 }
 FUNCTIONS = (
     *("pretrain", "finetune", "probe", "knn", "partial", "compare", "evaluate", "predict"),
-    *("reconstruct", "embed", "verify", "pack", "import_", "export", "bench"),
+    *("reconstruct", "embed", "verify", "tokenizer", "pack", "import_", "export", "bench"),
 )
 __all__ = ["RunError", "UserError", "__version__", "presets", *FUNCTIONS, *PLACES]
 

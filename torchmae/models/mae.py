@@ -13,7 +13,7 @@ from torchmae.models.decoders import DECODERS, DecoderConfig, decoder_config, st
 from torchmae.models.encoders import Backbone, build_encoder
 from torchmae.models.masking import Mask
 from torchmae.models.patches import gather_tokens, patch_statistics, patchify
-from torchmae.models.targets import TARGETS
+from torchmae.models.targets import build_target
 from torchmae.models.vit import ViT
 
 LOSSES = {
@@ -42,9 +42,9 @@ class MAE(nn.Module):
     Args:
         encoder: any `Backbone`.
         decoder: None for the default at this width of the encoder (`decoder_config`).
-        target: a name in `TARGETS`. With normalised pixels, a linear head on detached decoder
-            features predicts mean and std of each hidden patch, so that pictures need not use the
-            true ones.
+        target: a name in `TARGETS`, or what else `build_target` takes. With normalised pixels, a
+            linear head on detached decoder features predicts mean and std of each hidden patch, so
+            that pictures need not use the true ones.
         loss_on: "hidden" (the paper's) or "all" patches.
         encode_all: the encoder gets mask tokens at the hidden places, and the decoder none of its
             own (paper Table 1c: worse features, for ViT-L 3.3 times the work); to compare with. For
@@ -58,7 +58,7 @@ class MAE(nn.Module):
         self,
         encoder: Backbone,
         decoder: DecoderConfig | None = None,
-        target: str = "norm-pixels",
+        target: str | dict[str, Any] = "norm-pixels",
         loss_on: str = "hidden",
         encode_all: bool = False,
     ):
@@ -68,10 +68,12 @@ class MAE(nn.Module):
             raise UserError(f"mask tokens in the encoder: for ViT, not {type(encoder).__name__}")
         decoder = decoder or decoder_config(encoder.embed_dim)
         self.encoder = encoder
-        self.target_name = target
+        self.target_name = target if isinstance(target, str) else target["name"]
+        self.described_target = target
         self.loss_on = loss_on
         self.encode_all = encode_all
-        self.target = choose(TARGETS, target, "target")(encoder.patch, encoder.channels)
+        statistics = (encoder.mean, encoder.std)
+        self.target = build_target(target, encoder.patch, encoder.channels, *statistics)
         build_decoder = choose(DECODERS, decoder.kind, "decoder")
         self.decoder = build_decoder(decoder, encoder, self.target.width, not encode_all)
         if self.target.needs_statistics:  # last, so that no other weight depends on it
@@ -86,7 +88,7 @@ class MAE(nn.Module):
         return {
             "encoder": self.encoder.config(),
             "decoder": asdict(self.decoder.config),
-            "target": self.target_name,
+            "target": self.described_target,
             "loss_on": self.loss_on,
             "encode_all": self.encode_all,
         }

@@ -98,6 +98,11 @@ def open_run(config: Export) -> ExportInput:
         raise UserError(
             "mask tokens in the encoder are known to no other library: add --only encoder"
         )
+    if isinstance(model.get("target"), dict) and not config.only:
+        raise UserError(
+            f"predictions of {model['target']['name']} mean nothing without the run they are made "
+            "of, for which no other library has a place: add --only encoder"
+        )
     if config.only:
         kind, model = "encoder", {n: v for n, v in model.items() if n in ("encoder", "pool")}
         weights = {

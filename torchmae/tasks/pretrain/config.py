@@ -95,9 +95,8 @@ class MaskingOptions:
     masking: str = option("random", "random, block or grid.")
     target: str = option(
         "norm-pixels",
-        "What is predicted: norm-pixels (each patch normalised: better features), pixels or pca "
-        "(the largest "
-        "components of normalised patches).",
+        "What is predicted: norm-pixels (each patch normalised: better features), pixels, pca "
+        "(the largest components of normalised patches) or tokens:RUN (of a run of mae tokenizer).",
     )
     loss_on: str = option(
         "hidden", "hidden patches, or all (the paper's worse variant).", metavar="PATCHES"

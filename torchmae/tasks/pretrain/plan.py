@@ -136,11 +136,12 @@ def summary(job: Job, outcome: Outcome, plan: TrainConfig, out: Path) -> str:
             f"  {out / runfolder.BAD_FILES}  {bad} files that could not be read, with reasons"
         )
     run, data, mae = shlex.quote(str(out)), shlex.quote(config.source.data), command()
+    look = [f"  {mae} reconstruct {run} IMAGE...  look at images of your own"]
     return "\n".join(
         [
             *lines,
             "Next:",
-            f"  {mae} reconstruct {run} IMAGE...  look at images of your own",
+            *(look if job.model.target.has_pictures() else []),
             f"  {mae} knn {run} LABELLED_FOLDER  how good are the features?",
             f"  {mae} finetune {run} LABELLED_FOLDER  a classifier from a few labels "
             "(mae compare: what pre-training is worth)",

@@ -41,20 +41,11 @@ class PretrainTask(nn.Module):
         return {"loss": loss}
 
     def diagnose(self, batch: Batch) -> dict[str, Tensor]:
-        """The loss of two predictors that have learned nothing, on the same images, masks and
+        """The losses of predictors that have learned nothing, on the same images, masks and
         target."""
-        images, mask, target = (
-            self.model.encoder.normalize(batch.images),
-            self.mask(batch),
-            self.model.target,
-        )
-        truth = target(images, mask.hide)
-        patch_mean = truth.mean(2, keepdim=True)
-        visible_mean = target(images, mask.keep).mean(1, keepdim=True)
-        return {
-            "loss of patch mean": target.loss(patch_mean.expand_as(truth), truth),
-            "loss of visible mean": target.loss(visible_mean.expand_as(truth), truth),
-        }
+        images = self.model.encoder.normalize(batch.images)
+        losses = self.model.target.trivial_losses(images, self.mask(batch))
+        return {f"loss of {name}": loss for name, loss in losses.items()}
 
     def after_step(self, step: int) -> None:
         """Nothing follows the weights."""

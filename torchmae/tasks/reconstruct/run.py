@@ -47,6 +47,11 @@ def run(config: Reconstruct) -> Path:
         raise UserError(f"the picture must be a .png or .jpg file, not '{config.out}'")
     settings = read_config(config.run)["config"]
     model = load_mae(config.run)
+    if not model.target.has_pictures():
+        raise UserError(
+            f"{config.run} predicts {model.target_name}, not pixels: there is nothing to draw. Its "
+            "encoder is as any other: mae knn, mae finetune"
+        )
     decoding = decode_as_run(config.run, config.decode.max_megapixels, config.decode.white)
     paths = [path for word in config.images for path in expanded(word)]
     found = [read_images(path, model, decoding) for path in paths]
