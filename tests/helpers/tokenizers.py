@@ -1,5 +1,7 @@
 """Small tokenizers with random weights."""
 
+from dataclasses import asdict
+
 import torch
 
 from torchmae.models.targets.tokenizer import Tokenizer, TokenizerConfig
@@ -11,3 +13,8 @@ def small_tokenizer(patch=4, channels=3, vocabulary=16, image_size=(8, 8)):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return Tokenizer(TokenizerConfig(patch, vocabulary, image_size, mean, std)).eval()
+
+
+def tokens_of(tokenizer):
+    """The target of its tokens, as `MAE` takes it."""
+    return {"name": "tokens", "model": {"tokenizer": asdict(tokenizer.config)}}

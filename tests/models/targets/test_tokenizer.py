@@ -1,5 +1,5 @@
-"""The discrete VAE: Gumbel-softmax and divergence against numpy in float64, noise that is a function
-of the sample, tokens that are local."""
+"""The discrete VAE: Gumbel-softmax and divergence against numpy in float64, noise that is a
+function of the sample, tokens that are local."""
 
 import numpy as np
 import pytest

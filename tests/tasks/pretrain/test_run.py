@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.mae import VALUE_TARGETS
 from helpers.small import SMALL, make_photos
 from PIL import Image
 from safetensors.torch import load_file
@@ -23,7 +24,6 @@ from torchmae.errors import UserError
 from torchmae.models.decoders import DecoderConfig
 from torchmae.models.mae import MAE
 from torchmae.models.masking import MASKINGS
-from torchmae.models.targets import TARGETS
 from torchmae.models.vit import ViT
 from torchmae.models.weights import load_mae
 from torchmae.runfolder import read_config, stored_settings
@@ -151,7 +151,7 @@ def test_a_strange_folder_trains_reports_each_file_rightly_and_stays_as_it_was(
 
 
 @pytest.mark.parametrize("masking", MASKINGS)
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", VALUE_TARGETS)
 def test_every_masking_and_target_trains(
     photos: Path, tmp_path: Path, masking: str, target: str
 ) -> None:

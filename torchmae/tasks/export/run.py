@@ -93,15 +93,17 @@ def open_run(config: Export) -> ExportInput:
     if model.get("pool") == "attentive":  # its encoder has a norm of its own
         pooling = ("query_pool.", "fc_norm.")
         weights = {name: w for name, w in weights.items() if not name.startswith(pooling)}
+    if isinstance(model.get("target"), dict):
+        if not config.only:
+            raise UserError(
+                f"predictions of {model['target']['name']} mean nothing without the run they are "
+                "made of, for which no other library has a place: add --only encoder"
+            )
+        weights = {name: w for name, w in weights.items() if not name.startswith("target.")}
     weights = to_plain(weights)[1]
     if model.get("encode_all") and not config.only:
         raise UserError(
             "mask tokens in the encoder are known to no other library: add --only encoder"
-        )
-    if isinstance(model.get("target"), dict) and not config.only:
-        raise UserError(
-            f"predictions of {model['target']['name']} mean nothing without the run they are made "
-            "of, for which no other library has a place: add --only encoder"
         )
     if config.only:
         kind, model = "encoder", {n: v for n, v in model.items() if n in ("encoder", "pool")}
