@@ -26,8 +26,8 @@ class Output(NamedTuple):
     """What one forward pass of `MAE` returns.
 
     Gradients of `loss` never reach the statistics head, and those of `statistics_loss` reach
-    nothing else. `prediction` is of the hidden patches, `statistics` their predicted mean and std
-    (None unless the target needs them).
+    nothing else. `prediction` is of the patches `mask.predicted`, `statistics` their predicted mean
+    and std (None unless the target needs them).
     """
 
     loss: Float[Tensor, ""]
@@ -101,13 +101,21 @@ class MAE(nn.Module):
         rest = {name: v for name, v in config.items() if name not in ("encoder", "decoder")}
         return cls(encoder, decoder, **rest)
 
-    def forward(self, images: Float[Tensor, "B C H W"], mask: Mask) -> Output:
+    def forward(
+        self,
+        images: Float[Tensor, "B C H W"],
+        mask: Mask,
+        seen: Float[Tensor, "B C H W"] | None = None,
+    ) -> Output:
         """Loss and prediction; draws no random numbers, the caller makes the mask.
 
         Args:
             images: normalised floats (`encoder.normalize`).
             mask: the visible and the hidden patches of each image.
+            seen: what the encoder gets of the images, such as the images with noise; None: the
+                images themselves.
         """
+        seen = images if seen is None else seen
         visible = mask.keep.shape[1]
         count = visible + mask.hide.shape[1]
         if self.decoder.grid != self.encoder.grid or count != math.prod(self.encoder.grid):
@@ -115,7 +123,9 @@ class MAE(nn.Module):
                 f"encoder, decoder and mask disagree: grids {self.encoder.grid} and "
                 f"{self.decoder.grid}, {count} patches"
             )
-        latent = self.encode(images, mask)
+        if self.loss_on == "hidden" and not mask.hide.shape[1]:
+            raise UserError("no patch is hidden: a loss on hidden patches needs some")
+        latent = self.encode(seen, mask)
         # Under autocast predictions are in half precision, too coarse for a loss.
         exact = torch.promote_types(images.dtype, torch.float32)
         if self.loss_on == "hidden":
@@ -124,15 +134,18 @@ class MAE(nn.Module):
             loss = self.target.loss(prediction, self.target(images, mask.hide))
         else:
             features = self.decoder(latent, mask)
-            hidden = features[:, visible:]
+            first = visible if mask.hide.shape[1] else 0
+            hidden = features[:, first:]
             everything = self.decoder.pred(features).to(exact)
             loss = self.target.loss(everything, self.target(images, torch.cat(mask, dim=1)))
-            prediction = everything[:, visible:]
+            prediction = everything[:, first:]
         if self.decoder.statistics is None:
             return Output(loss, prediction, None, None)
-        seen, truth = (patch_statistics(patchify(images, self.encoder.patch, ids)) for ids in mask)
+        patch = self.encoder.patch
+        around = patch_statistics(patchify(seen, patch, mask.keep))
+        truth = patch_statistics(patchify(images, patch, mask.predicted))
         change = self.decoder.statistics(hidden.detach()).to(exact)
-        statistics = seen.mean(dim=1, keepdim=True) + change
+        statistics = around.mean(dim=1, keepdim=True) + change
         return Output(loss, prediction, (statistics - truth).square().mean(), statistics)
 
     def encode(self, images: Float[Tensor, "B C H W"], mask: Mask) -> Float[Tensor, "B T D"]:

@@ -116,7 +116,7 @@ def test_the_loss_by_hand(tokenizer: Path) -> None:
     task, batch = make_task(tokenizer)
     temperature = (1 + 1 / 16) / 2  # half way of the cosine
     assert task.temperature(50) == pytest.approx(temperature)
-    assert (task.temperature(0), task.temperature(100)) == (1, pytest.approx(1 / 16))
+    assert task.temperature(0) == 1 and task.temperature(100) == pytest.approx(1 / 16)
     assert task.kl_weight_at(0) == 0 and task.kl_weight_at(50) == 0.5
     assert 0 < task.kl_weight_at(5) < 0.5
     model = task.model
@@ -270,19 +270,14 @@ def test_export(pretrained: Path, tmp_path: Path, capsys) -> None:
     ],
 )
 def test_a_tokenizer_that_does_not_fit(
-    tokenizer: Path, pretrained: Path, photos: Path, line: str, words: str
+    tokenizer: Path, pretrained: Path, photos: Path, line: str, words: str, capsys
 ) -> None:
     out = pretrained.parent / "refused"
     line = line.replace("PRETRAINED", str(pretrained)).replace("TOKENIZER", str(tokenizer))
-    done = subprocess.run(
-        [sys.executable, "-m", "torchmae", "pretrain", str(photos)]
-        + [*flags(SMALL | {"out": out, "epochs": 1}), *line.split()],
-        env=ENV,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2
-    assert words in done.stderr and done.stderr.count("\n") == 1
+    options = flags(SMALL | {"out": out, "epochs": 1})
+    assert cli.main(["pretrain", str(photos), *options, *line.split()]) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
     assert not (out / "config.json").exists()
 
 

@@ -63,18 +63,24 @@ class Target(nn.Module):
         return (prediction - truth).square().mean()
 
     def trivial_losses(
-        self, images: Float[Tensor, "B C H W"], mask: Mask
+        self, images: Float[Tensor, "B C H W"], mask: Mask, seen: Float[Tensor, "B C H W"]
     ) -> dict[str, Float[Tensor, ""]]:
-        """The losses of predictors that have learned nothing, by name, on the hidden patches.
+        """The losses of predictors that have learned nothing, by name, on `mask.predicted`.
 
         They are logged as "loss of NAME" beside the loss, and a training that is not better than
-        the least of them has not learned. Here: the mean of each patch's own values, and the mean
-        of the visible patches.
+        the least of them has not learned. Here: the mean of each patch's own values, the mean of
+        the visible patches and, where nothing is hidden, the noisy patches as they are.
+
+        Args:
+            images: normalised.
+            mask: their patches.
+            seen: the images as the encoder gets them: with noise, if there is any.
         """
-        truth = self(images, mask.hide)
-        visible = self(images, mask.keep).mean(1, keepdim=True)
-        means = {"patch mean": truth.mean(2, keepdim=True), "visible mean": visible}
-        return {name: self.loss(mean.expand_as(truth), truth) for name, mean in means.items()}
+        truth, visible = self(images, mask.predicted), self(seen, mask.keep)
+        guesses = {"patch mean": truth.mean(2, keepdim=True), "visible mean": visible.mean(1, True)}
+        if not mask.hide.shape[1]:
+            guesses["noisy input"] = visible
+        return {name: self.loss(x.expand_as(truth), truth) for name, x in guesses.items()}
 
     def to_pixels(
         self, prediction: Float[Tensor, "B M width"], statistics: Float[Tensor, "B M 2"] | None

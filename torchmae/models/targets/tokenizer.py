@@ -22,6 +22,7 @@ from torchmae.models.patches import Size, as_size, denormalize, grid_of, normali
 
 DIM = 128  # channels at one position a patch
 FINE_DIM = 64  # channels at finer resolutions
+LOGIT_STD = 2.0  # of the logits before training
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,8 @@ class Relaxed(NamedTuple):
 class Tokenizer(nn.Module):
     """The discrete VAE: convolutions that halve the image, a codebook, convolutions that double it.
 
-    No normalization layers: a token depends on the pixels around its patch and on nothing else, so
-    that images of another size have the same tokens.
+    Nothing is normalised over places: a token depends on the pixels around its patch and on nothing
+    else, so that images of another size have the same tokens.
     """
 
     def __init__(self, config: TokenizerConfig):
@@ -107,8 +108,13 @@ class Tokenizer(nn.Module):
         layers: list[nn.Module] = []
         for before, dim in zip([self.channels, *dims], dims):
             layers += [nn.Conv2d(before, dim, 4, stride=2, padding=1), Block(dim)]
-        self.encoder = nn.Sequential(*layers, Block(DIM), nn.ReLU())
+        self.encoder = nn.Sequential(*layers, Block(DIM))
+        self.norm = nn.LayerNorm(DIM)  # over the channels of one position
         self.head = nn.Linear(DIM, config.vocabulary)
+        # Patches that differ have different likely tokens from the start. With torch's small
+        # initial logits all are alike, a few win, and the others stay unused (measured: 5 in use
+        # of 512 where now 11 are, at half the error).
+        nn.init.normal_(self.head.weight, std=LOGIT_STD / DIM**0.5)
         self.codebook = nn.Embedding(config.vocabulary, DIM)
         layers = [Block(DIM)]
         for dim, after in zip(dims[::-1], [*dims[::-1][1:], self.channels]):
@@ -135,7 +141,8 @@ class Tokenizer(nn.Module):
 
     def logits(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N V"]:
         """The logits of each patch's token, in the precision of the images."""
-        return self.head(self.encoder(images).flatten(2).transpose(1, 2)).to(images.dtype)
+        features = self.norm(self.encoder(images).flatten(2).transpose(1, 2))
+        return self.head(features).to(images.dtype)
 
     def tokens(self, images: Float[Tensor, "B C H W"]) -> Int64[Tensor, "B N"]:
         """The likeliest token of each patch, row by row, of normalised images."""

@@ -76,7 +76,9 @@ class Tokens(Target):
         """Cross-entropy in nats, the mean over patches."""
         return F.cross_entropy(prediction.flatten(0, 1), truth.flatten())
 
-    def trivial_losses(self, images: Float[Tensor, "B C H W"], mask: Mask) -> dict[str, Tensor]:
+    def trivial_losses(
+        self, images: Float[Tensor, "B C H W"], mask: Mask, seen: Float[Tensor, "B C H W"]
+    ) -> dict[str, Float[Tensor, ""]]:
         """Of predicting how often each token occurs in the batch, and of the uniform distribution.
 
         The first is the entropy of the batch's tokens. A sample's is too small on average, by

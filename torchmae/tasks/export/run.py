@@ -100,6 +100,11 @@ def open_run(config: Export) -> ExportInput:
                 "made of, for which no other library has a place: add --only encoder"
             )
         weights = {name: w for name, w in weights.items() if not name.startswith("target.")}
+    if kind == "mae" and not described["config"].get("mask_ratio", 0.75) and not config.only:
+        raise UserError(
+            "an autoencoder of which nothing is hidden is none that other libraries have: add "
+            "--only encoder"
+        )
     weights = to_plain(weights)[1]
     if model.get("encode_all") and not config.only:
         raise UserError(

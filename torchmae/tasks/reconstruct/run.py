@@ -65,7 +65,8 @@ def run(config: Reconstruct) -> Path:
         mask = draw_mask(model, name, ratio, config.seed, torch.arange(len(pixels)))
     model = model.to(find_device(config.runtime.device))
     files = [file for path, images in zip(paths, found) for file in file_names(path, len(images))]
-    about = About(Path(config.run).resolve().name, last_step(Path(config.run)), name, files)
+    step, noise = last_step(Path(config.run)), settings.get("noise", 0.0)
+    about = About(Path(config.run).resolve().name, step, name, files, noise)
     picture = draw(model, pixels, mask, about, config.true_statistics, config.scale)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
