@@ -218,6 +218,33 @@ def test_loss_equals_a_loop(target, loss_on):
     torch.testing.assert_close(output.prediction, gather_tokens(everything, mask.hide))
 
 
+@pytest.mark.parametrize("target", VALUE_TARGETS)
+def test_denoising_equals_a_loop(target):
+    """Nothing hidden: what the encoder sees is noisy, the truth of all patches is not."""
+    mae = tiny(target=target, loss_on="all").double()
+    images, mask = some(mae, ratio=0.0)
+    seen = images + 0.5 * torch.randn_like(images)
+    output = mae(images, mask, seen)
+    predicted = mae.decoder.pred(mae.decoder(mae.encoder(seen, mask.keep), mask))
+    truth = mae.target(images, mask.keep)
+    expected = (predicted - truth).square().mean()
+    torch.testing.assert_close(output.loss, expected, rtol=1e-12, atol=0)
+    assert torch.equal(output.prediction, predicted)
+    if output.statistics is not None:
+        assert output.statistics.shape == (3, 16, 2)
+        assert output.statistics_loss.isfinite()
+    losses = mae.target.trivial_losses(images, mask, seen)
+    noisy = (mae.target(seen, mask.keep) - truth).square().mean()
+    torch.testing.assert_close(losses["noisy input"], noisy, rtol=1e-12, atol=0)
+    assert set(losses) == {"patch mean", "visible mean", "noisy input"}
+
+
+def test_a_loss_on_hidden_patches_needs_some():
+    mae = tiny()
+    with pytest.raises(UserError, match="no patch is hidden"):
+        mae(*some(mae, ratio=0.0))
+
+
 def test_hidden_pixels_reach_the_target_only():
     mae = tiny(target="pixels")
     images, mask = some(mae)
