@@ -28,6 +28,7 @@ PLACES = {
     "load": "torchmae.models.weights",
     "load_mae": "torchmae.models.weights",
     "load_classifier": "torchmae.models.weights",
+    "load_tokenizer": "torchmae.models.weights",
     "param_groups_weight_decay": "torchmae.train.optim",
     "MASKINGS": "torchmae.models.masking",
     "TARGETS": "torchmae.models.targets",
@@ -39,8 +40,9 @@ PLACES = {
     "Run": "torchmae.verbs",
 }
 FUNCTIONS = (
-    *("pretrain", "finetune", "probe", "knn", "partial", "compare", "ablate", "evaluate"),
-    *("predict", "reconstruct", "embed", "verify", "pack", "import_", "export", "bench"),
+    *("pretrain", "tokenizer", "finetune", "probe", "knn", "partial", "compare", "ablate"),
+    *("evaluate", "predict", "reconstruct", "embed", "verify", "pack", "import_", "export"),
+    "bench",
 )
 __all__ = ["RunError", "UserError", "__version__", "presets", *FUNCTIONS, *PLACES]
 

@@ -8,7 +8,7 @@
     state/step-00001200/   a checkpoint (train/checkpoint.py owns what is in it)
     log.jsonl, curves.png  how training went
     bad-files.jsonl        the files that could not be read, with reasons
-    pictures/              mae pretrain: reconstructions while training
+    pictures/              mae pretrain, mae tokenizer: reconstructions while training
     results.json           what evaluations measured
     confusion.png          mae evaluate: the confusion matrix
 
@@ -138,7 +138,7 @@ def other_times(out: Path, data: dict[str, Any]) -> str | None:
         out: the run folder.
         data: the `identity` of the data now.
     """
-    was = read_config(out)["data"]
+    was = read_any_config(out)["data"]
     pairs = [(was, data), (was.get("val") or {}, data.get("val") or {})]
     if all(one.get("stamp") in (None, other.get("stamp")) for one, other in pairs):
         return None
@@ -156,7 +156,7 @@ def write_config(
 
     Args:
         out: the run folder.
-        verb: which verb made the run: "pretrain", "finetune" or "import".
+        verb: which verb made the run: "pretrain", "finetune", "tokenizer" or "import".
         config: its settings, fully resolved.
         data: the `identity` of the data; None where there was none.
         model: what the model's own `config()` returns; its `build` takes it.
@@ -176,7 +176,7 @@ def write_config(
 
 def other_versions(run: Path) -> str | None:
     """A line where a run began with other versions than these; None where it did not."""
-    began, now = read_config(run), versions()
+    began, now = read_any_config(run), versions()
     if all(began.get(name, version) == version for name, version in now.items()):
         return None
     one, other = (
@@ -186,7 +186,22 @@ def other_versions(run: Path) -> str | None:
 
 
 def read_config(run: str | os.PathLike[str]) -> dict[str, Any]:
-    """config.json of a run folder.
+    """config.json of a run folder that has an encoder.
+
+    Raises:
+        UserError: as `read_any_config`, or it is the run of a tokenizer.
+    """
+    config = read_any_config(run)
+    if kind_of(config) == "tokenizer":
+        raise UserError(
+            f"{run} holds a tokenizer, no encoder: it is for mae pretrain DATA --target "
+            f"tokens:{run}"
+        )
+    return config
+
+
+def read_any_config(run: str | os.PathLike[str]) -> dict[str, Any]:
+    """config.json of a run folder of any kind.
 
     Raises:
         UserError: it is no run folder, or config.json is not what was written (see `manifest`).
@@ -207,7 +222,8 @@ def read_config(run: str | os.PathLike[str]) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     try:
         config = parse_json(text)
-        assert isinstance(config["model"]["encoder"], dict)
+        part = "tokenizer" if kind_of(config) == "tokenizer" else "encoder"
+        assert isinstance(config["model"][part], dict)
         check_settings(config)
     except (ValueError, KeyError, TypeError, AssertionError, OSError) as error:
         raise UserError(
@@ -222,7 +238,7 @@ def check_settings(config: dict[str, Any]) -> None:
     settings = config.setdefault("config", {})
     if not isinstance(settings, dict):
         raise ValueError("its settings are none")
-    for name in ("white", "max_megapixels", "crop_pct", "mask_ratio"):
+    for name in ("white", "max_megapixels", "crop_pct", "mask_ratio", "noise"):
         value = settings.get(name, 1)
         if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
             raise ValueError(f"{name} {value!r} is no number")
@@ -235,8 +251,11 @@ def check_settings(config: dict[str, Any]) -> None:
 
 
 def kind_of(config: dict[str, Any]) -> str:
-    """What a config.json describes: "mae" (encoder and decoder), "classifier" or "encoder"."""
+    """What a config.json describes: "mae" (encoder and decoder), "classifier", "encoder" or
+    "tokenizer"."""
     model = config["model"]
+    if "tokenizer" in model:
+        return "tokenizer"
     return "mae" if "decoder" in model else "classifier" if "classes" in model else "encoder"
 
 
@@ -268,7 +287,7 @@ def resume(
     """
     # A setting that the run's older version did not have is as it is requested now.
     before = {**requested, **stored_settings(out, verb)}
-    stored = read_config(out)
+    stored = read_any_config(out)
     merged = {
         name: value if name in free and value is not None else before[name]
         for name, value in requested.items()
@@ -302,7 +321,7 @@ def stored_settings(run: str | os.PathLike[str], verb: str | None = None) -> dic
     Raises:
         UserError: it is no run folder, or (where a verb is given) another verb made it.
     """
-    stored = read_config(run)
+    stored = read_any_config(run)
     if verb is not None and stored.get("verb") != verb:
         raise UserError(
             f"{run} was made by mae {stored.get('verb')}, not by mae {verb}: choose another --out"

@@ -55,6 +55,11 @@ VERBS: dict[str, Verb] = {
     "verify": task(
         "verify", "Verify", "compare every file of a run with what was written: damaged disks"
     ),
+    "tokenizer": task(
+        "tokenizer",
+        "TrainTokenizer",
+        "train a discrete VAE, for pretrain's target tokens:RUN",
+    ),
     "pack": task(
         "pack", "Pack", "put image files into tar shards with an index, which open at once"
     ),

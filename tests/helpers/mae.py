@@ -7,12 +7,16 @@ import torch
 from torchmae.models import masking
 from torchmae.models.decoders import DecoderConfig
 from torchmae.models.mae import MAE
+from torchmae.models.targets import TARGETS
 from torchmae.models.vit import ViT
 
 TINY = dict(patch_size=4, embed_dim=32, depth=2, num_heads=4)
 
 
 DECODER = DecoderConfig("transformer", 16, 2, 2)
+
+# Targets that are values of patches, and are made of nothing else.
+VALUE_TARGETS = sorted(name for name, cls in TARGETS.items() if cls.run_kind is None)
 
 
 def tiny(size=(16, 16), channels=3, encoder=None, decoder=DECODER, **arguments):

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers.mae import DECODER, TINY, gradients, some, tiny
+from helpers.mae import DECODER, TINY, VALUE_TARGETS, gradients, some, tiny
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.utils.flop_counter import FlopCounterMode
@@ -22,7 +22,6 @@ from torchmae.errors import UserError
 from torchmae.models.decoders import DECODERS, Decoder, DecoderConfig, decoder_config
 from torchmae.models.mae import LOSSES, MAE
 from torchmae.models.patches import gather_tokens, patchify, scatter_tokens, unpatchify
-from torchmae.models.targets import TARGETS
 from torchmae.models.vit import ViT
 
 
@@ -82,7 +81,7 @@ def assert_same(one, other, tolerance):
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 2e-5)])
 @pytest.mark.parametrize("depth", [1, 2, 3])
 @pytest.mark.parametrize("encode_all", [False, True])
-@pytest.mark.parametrize("target", sorted(TARGETS))
+@pytest.mark.parametrize("target", VALUE_TARGETS)
 def test_hidden_features_only(dtype, tolerance, depth, encode_all, target):
     mae = tiny((8, 24), decoder=deep(depth), target=target, encode_all=encode_all).to(dtype)
     images, mask = some(mae, batch=5, ratio=0.6)
@@ -364,7 +363,7 @@ def test_the_linear_decoder_with_mask_tokens_in_the_encoder():
     torch.testing.assert_close(mae(images, mask).prediction, expected)
 
 
-@pytest.mark.parametrize("target", sorted(TARGETS))
+@pytest.mark.parametrize("target", VALUE_TARGETS)
 @pytest.mark.parametrize("loss_on", sorted(LOSSES))
 def test_the_linear_decoder_trains_and_is_built_again(loss_on, target):
     mae = linear(loss_on=loss_on, target=target)

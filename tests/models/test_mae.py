@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.mae import DECODER, TINY, gradients, noise, some, tiny
+from helpers.mae import DECODER, TINY, VALUE_TARGETS, gradients, noise, some, tiny
 from torch import nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
@@ -29,7 +29,6 @@ from torchmae.models.patches import (
     unpatchify,
 )
 from torchmae.models.sizes import SIZES
-from torchmae.models.targets import TARGETS
 from torchmae.models.vit import ViT
 
 
@@ -200,7 +199,7 @@ def test_predictions_vary_with_position(tmp_path):
 # ---------------------------------------------------------------- loss
 
 
-@pytest.mark.parametrize("target", sorted(TARGETS))
+@pytest.mark.parametrize("target", VALUE_TARGETS)
 @pytest.mark.parametrize("loss_on", sorted(LOSSES))
 def test_loss_equals_a_loop(target, loss_on):
     mae = tiny(target=target, loss_on=loss_on).double()
@@ -223,6 +222,33 @@ def test_loss_equals_a_loop(target, loss_on):
     torch.testing.assert_close(output.prediction, gather_tokens(everything, mask.hide))
 
 
+@pytest.mark.parametrize("target", VALUE_TARGETS)
+def test_denoising_equals_a_loop(target):
+    """Nothing hidden: what the encoder sees is noisy, the truth of all patches is not."""
+    mae = tiny(target=target, loss_on="all").double()
+    images, mask = some(mae, ratio=0.0)
+    seen = images + 0.5 * torch.randn_like(images)
+    output = mae(images, mask, seen)
+    predicted = mae.decoder.pred(mae.decoder(mae.encoder(seen, mask.keep), mask))
+    truth = mae.target(images, mask.keep)
+    expected = (predicted - truth).square().mean()
+    torch.testing.assert_close(output.loss, expected, rtol=1e-12, atol=0)
+    assert torch.equal(output.prediction, predicted)
+    if output.statistics is not None:
+        assert output.statistics.shape == (3, 16, 2)
+        assert output.statistics_loss.isfinite()
+    losses = mae.target.trivial_losses(images, mask, seen)
+    noisy = (mae.target(seen, mask.keep) - truth).square().mean()
+    torch.testing.assert_close(losses["noisy input"], noisy, rtol=1e-12, atol=0)
+    assert set(losses) == {"patch mean", "visible mean", "noisy input"}
+
+
+def test_a_loss_on_hidden_patches_needs_some():
+    mae = tiny()
+    with pytest.raises(UserError, match="no patch is hidden"):
+        mae(*some(mae, ratio=0.0))
+
+
 def test_hidden_pixels_reach_the_target_only():
     mae = tiny(target="pixels")
     images, mask = some(mae)
@@ -236,7 +262,7 @@ def test_hidden_pixels_reach_the_target_only():
     )
 
 
-@pytest.mark.parametrize("target", sorted(TARGETS))
+@pytest.mark.parametrize("target", VALUE_TARGETS)
 @pytest.mark.parametrize("loss_on", sorted(LOSSES))
 def test_order_within_the_mask_does_not_matter(target, loss_on):
     mae = tiny(target=target, loss_on=loss_on).double()
@@ -346,7 +372,7 @@ def functional_gradcheck(mae, images, mask, names, value):
     return torch.autograd.gradcheck(function, inputs, fast_mode=True, atol=1e-7, rtol=1e-5)
 
 
-@pytest.mark.parametrize("target", sorted(TARGETS))
+@pytest.mark.parametrize("target", VALUE_TARGETS)
 @pytest.mark.parametrize("loss_on", sorted(LOSSES))
 def test_loss_by_finite_differences(target, loss_on):
     small = dict(patch_size=2, embed_dim=8, depth=1, num_heads=2)

@@ -5,13 +5,14 @@ import itertools
 import math
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 
 from torchmae.errors import UserError
 from torchmae.hashing import BLOCK, MASK, hash32
 from torchmae.models import masking
-from torchmae.models.masking import MASKINGS, noise, num_visible
+from torchmae.models.masking import MASKINGS, gaussian, noise, num_visible
 
 GRIDS = [(2, 2), (4, 4), (3, 5), (7, 7), (14, 14), (8, 32), (32, 8), (1, 16), (12, 9)]
 RATIOS = [0.1, 0.5, 0.75, 0.9]
@@ -117,7 +118,7 @@ def test_kept_equals_the_reference():
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("ratio, left", [(0.0, 16), (1.0, 0), (0.95, 0), (1.5, -8), (-0.5, 24)])
+@pytest.mark.parametrize("ratio, left", [(1.0, 0), (0.95, 0), (1.5, -8), (-0.5, 24)])
 def test_ratios_that_leave_nothing(name, ratio, left):
     with pytest.raises(
         UserError, match=rf"mask ratio {ratio} leaves {left} of 16 patches.*at least one"
@@ -322,3 +323,30 @@ def test_given_refuses():
         masking.mask_from_bool(torch.zeros(2, 3, dtype=torch.bool))
     with pytest.raises(UserError, match="hides 3 of 3 patches"):
         masking.mask_from_bool(torch.ones(2, 3, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_at_ratio_zero_all_patches_are_visible(name):
+    """For denoising, where the visible ones are what is predicted."""
+    scores = noise(0, torch.zeros(3).long(), torch.arange(3), 16)
+    mask = MASKINGS[name](scores, (4, 4), 0.0)
+    assert mask.hide.shape == (3, 0)
+    assert torch.equal(mask.keep.sort(1).values, torch.arange(16).expand(3, -1))
+    assert mask.predicted is mask.keep
+    hiding = MASKINGS[name](scores, (4, 4), 0.5)
+    assert hiding.predicted is hiding.hide
+
+
+def test_gaussian_noise_is_a_function_of_the_sample_and_standard_normal():
+    epoch, sample = torch.tensor([0, 0, 1]), torch.tensor([5, 9, 5])
+    made = gaussian(3, epoch, sample, (3, 40, 50))
+    assert made.shape == (3, 3, 40, 50)
+    assert torch.equal(gaussian(3, epoch[1:], sample[1:], (3, 40, 50)), made[1:])
+    for other in (made[1], made[2], gaussian(4, epoch, sample, (3, 40, 50))[0]):
+        assert not torch.equal(made[0], other)
+        assert abs(np.corrcoef(made[0].flatten(), other.flatten())[0, 1]) < 0.05
+    values = made.flatten().double().numpy()
+    assert abs(values.mean()) < 0.03 and abs(values.std() - 1) < 0.02
+    for edge, share in {-1.0: 0.1587, 0.0: 0.5, 2.0: 0.9772}.items():
+        assert (values < edge).mean() == pytest.approx(share, abs=0.01)
+    assert np.isfinite(values).all()

@@ -201,7 +201,7 @@ def command(photos: Path, out: Path, *more: str) -> list[str]:
 
 
 def test_killed_anywhere_it_ends_with_the_same_table(photos: Path, tmp_path: Path) -> None:
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     whole = tmp_path / "whole"
     began = time.monotonic()

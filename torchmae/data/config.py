@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from torchmae.errors import UserError
-from torchmae.runfolder import CONFIG, read_config
+from torchmae.runfolder import CONFIG, read_any_config
 from torchmae.settings.groups import ListingOptions
 from torchmae.settings.options import (
     CHANNELS,
@@ -59,7 +59,7 @@ def decode_as_run(run: str, max_megapixels: float | None, white: int | None) -> 
         max_megapixels: what was requested; None for the run's.
         white: likewise.
     """
-    known = {} if run == "none" else read_config(run)["config"]
+    known = {} if run == "none" else read_any_config(run)["config"]
     default = DecodeOptions()
     return DecodeOptions(
         max_megapixels or known.get("max_megapixels") or default.max_megapixels,
@@ -117,7 +117,7 @@ def listing_as_run(
         resuming: the data is that of the run, wherever it lies now.
     """
     has_run = str(run) != "none" and (Path(run) / CONFIG).is_file()
-    known = read_config(run).get("config", {}) if has_run else {}
+    known = read_any_config(run).get("config", {}) if has_run else {}
     same = resuming or any(
         isinstance(before, str) and same_place(before, data)
         for before in (known.get("data"), known.get("val"))

@@ -20,7 +20,7 @@ from torchmae.models.decoders import (
 from torchmae.models.encoders import Backbone, build_encoder
 from torchmae.models.masking import Mask, num_visible
 from torchmae.models.patches import gather_tokens, patch_statistics, patchify
-from torchmae.models.targets import TARGETS
+from torchmae.models.targets import build_target
 from torchmae.models.vit import ViT
 
 LOSSES = {
@@ -33,8 +33,8 @@ class Output(NamedTuple):
     """What one forward pass of `MAE` returns.
 
     Gradients of `loss` never reach the statistics head, and those of `statistics_loss` reach
-    nothing else. `prediction` is of the hidden patches, `statistics` their predicted mean and std
-    (None unless the target needs them).
+    nothing else. `prediction` is of the patches `mask.predicted`, `statistics` their predicted mean
+    and std (None unless the target needs them).
     """
 
     loss: Float[Tensor, ""]
@@ -49,9 +49,9 @@ class MAE(nn.Module):
     Args:
         encoder: any `Backbone`.
         decoder: None for the default at this width of the encoder (`decoder_config`).
-        target: a name in `TARGETS`. With normalised pixels, a linear head on detached decoder
-            features predicts mean and std of each hidden patch, so that pictures need not use the
-            true ones.
+        target: a name in `TARGETS`, or what else `build_target` takes. With normalised pixels, a
+            linear head on detached decoder features predicts mean and std of each hidden patch, so
+            that pictures need not use the true ones.
         loss_on: "hidden" (the paper's) or "all" patches.
         encode_all: the encoder gets mask tokens at the hidden places, and the decoder none of its
             own (paper Table 1c: worse features, for ViT-L 3.3 times the work); to compare with. For
@@ -65,7 +65,7 @@ class MAE(nn.Module):
         self,
         encoder: Backbone,
         decoder: DecoderConfig | None = None,
-        target: str = "norm-pixels",
+        target: str | dict[str, Any] = "norm-pixels",
         loss_on: str = "hidden",
         encode_all: bool = False,
     ):
@@ -75,10 +75,12 @@ class MAE(nn.Module):
             raise UserError(f"mask tokens in the encoder: for ViT, not {type(encoder).__name__}")
         decoder = decoder or decoder_config(encoder.embed_dim)
         self.encoder = encoder
-        self.target_name = target
+        self.target_name = target if isinstance(target, str) else target["name"]
+        self.described_target = target
         self.loss_on = loss_on
         self.encode_all = encode_all
-        self.target = choose(TARGETS, target, "target")(encoder.patch, encoder.channels)
+        statistics = (encoder.mean, encoder.std)
+        self.target = build_target(target, encoder.patch, encoder.channels, *statistics)
         build_decoder = choose(DECODERS, decoder.kind, "decoder")
         self.decoder = build_decoder(decoder, encoder, self.target.width, not encode_all)
         if self.target.needs_statistics:  # last, so that no other weight depends on it
@@ -93,7 +95,7 @@ class MAE(nn.Module):
         return {
             "encoder": self.encoder.config(),
             "decoder": asdict(self.decoder.config),
-            "target": self.target_name,
+            "target": self.described_target,
             "loss_on": self.loss_on,
             "encode_all": self.encode_all,
         }
@@ -106,13 +108,21 @@ class MAE(nn.Module):
         rest = {name: v for name, v in config.items() if name not in ("encoder", "decoder")}
         return cls(encoder, decoder, **rest)
 
-    def forward(self, images: Float[Tensor, "B C H W"], mask: Mask) -> Output:
+    def forward(
+        self,
+        images: Float[Tensor, "B C H W"],
+        mask: Mask,
+        seen: Float[Tensor, "B C H W"] | None = None,
+    ) -> Output:
         """Loss and prediction; draws no random numbers, the caller makes the mask.
 
         Args:
             images: normalised floats (`encoder.normalize`).
             mask: the visible and the hidden patches of each image.
+            seen: what the encoder gets of the images, such as the images with noise; None: the
+                images themselves.
         """
+        seen = images if seen is None else seen
         visible = mask.keep.shape[1]
         count = visible + mask.hide.shape[1]
         if self.decoder.grid != self.encoder.grid or count != math.prod(self.encoder.grid):
@@ -120,7 +130,9 @@ class MAE(nn.Module):
                 f"encoder, decoder and mask disagree: grids {self.encoder.grid} and "
                 f"{self.decoder.grid}, {count} patches"
             )
-        latent = self.encode(images, mask)
+        if self.loss_on == "hidden" and not mask.hide.shape[1]:
+            raise UserError("no patch is hidden: a loss on hidden patches needs some")
+        latent = self.encode(seen, mask)
         # Under autocast predictions are in half precision, too coarse for a loss.
         exact = torch.promote_types(images.dtype, torch.float32)
         if self.loss_on == "hidden":
@@ -129,15 +141,18 @@ class MAE(nn.Module):
             loss = self.target.loss(prediction, self.target(images, mask.hide))
         else:
             features = self.decoder(latent, mask)
-            hidden = features[:, visible:]
+            first = visible if mask.hide.shape[1] else 0
+            hidden = features[:, first:]
             everything = self.decoder.pred(features).to(exact)
             loss = self.target.loss(everything, self.target(images, torch.cat(mask, dim=1)))
-            prediction = everything[:, visible:]
+            prediction = everything[:, first:]
         if self.decoder.statistics is None:
             return Output(loss, prediction, None, None)
-        seen, truth = (patch_statistics(patchify(images, self.encoder.patch, ids)) for ids in mask)
+        patch = self.encoder.patch
+        around = patch_statistics(patchify(seen, patch, mask.keep))
+        truth = patch_statistics(patchify(images, patch, mask.predicted))
         change = self.decoder.statistics(hidden.detach()).to(exact)
-        statistics = seen.mean(dim=1, keepdim=True) + change
+        statistics = around.mean(dim=1, keepdim=True) + change
         return Output(loss, prediction, (statistics - truth).square().mean(), statistics)
 
     def encode(self, images: Float[Tensor, "B C H W"], mask: Mask) -> Float[Tensor, "B T D"]:

@@ -6,16 +6,17 @@ and is deterministic in it. The noise is integers from a counter-based hash, so 
 (seed, epoch, sample) only, and CPU and GPU agree. `MASKINGS["mine"] = function` adds one.
 """
 
+import math
 from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from torchmae.errors import UserError, choose
-from torchmae.hashing import BLOCK, MASK, hash32
+from torchmae.hashing import BLOCK, MASK, NOISE, hash32, uniform
 from torchmae.models.patches import Size
 
 
@@ -24,6 +25,12 @@ class Mask(NamedTuple):
 
     keep: Int64[Tensor, "B K"]
     hide: Int64[Tensor, "B M"]
+
+    @property
+    def predicted(self) -> Int64[Tensor, "B M"]:
+        """The patches whose predictions are shown and judged: the hidden ones, or all where none
+        are hidden."""
+        return self.hide if self.hide.shape[1] else self.keep
 
 
 Masking = Callable[[Int64[Tensor, "B N"], Size, float], Mask]
@@ -44,18 +51,28 @@ def num_visible(patches: int, ratio: float) -> int:
     Floats make it one less than the decimals say where these give a whole number and 1 - ratio is
     rounded down: 39 of 400 patches at 0.9, not 40. The same masks as the reference and
     transformers, in which an exported model must be the same function, are worth more than that
-    patch.
+    patch. At ratio 0 all are visible, which is for a denoising autoencoder.
 
     Raises:
-        UserError: unless 0 < K < N.
+        UserError: unless 0 < K < N, or K = N at ratio 0.
     """
     count = int(patches * (1 - ratio))
-    if not 0 < count < patches:
+    if not 0 < count < patches and ratio:
         raise UserError(
             f"mask ratio {ratio} leaves {count} of {patches} patches visible: at least one "
             "must be visible and one hidden"
         )
     return count
+
+
+def gaussian(
+    seed: int, epoch: Int64[Tensor, " B"], sample: Int64[Tensor, " B"], size: Size
+) -> Float[Tensor, "B C H W"]:
+    """Standard normal noise for images of a size (C, H, W), a function of (seed, epoch, sample)."""
+    place = torch.arange(math.prod(size), device=sample.device)
+    keys = (seed, NOISE, epoch.unsqueeze(1), sample.unsqueeze(1), place)
+    radius = (-2 * (1 - uniform(*keys, 0)).log()).sqrt()  # Box-Muller; 1 - u is above 0
+    return (radius * (2 * math.pi * uniform(*keys, 1)).cos()).unflatten(1, size)
 
 
 def mask_from_order(order: Int64[Tensor, "B N"], ratio: float) -> Mask:

@@ -17,8 +17,9 @@ from torchmae.errors import UserError
 from torchmae.models.encoders import Backbone, build_encoder
 from torchmae.models.heads import Classifier
 from torchmae.models.mae import MAE
+from torchmae.models.targets.tokenizer import Tokenizer
 from torchmae.plugins import load_run_plugins
-from torchmae.runfolder import kind_of, read_config
+from torchmae.runfolder import kind_of, read_any_config, read_config
 
 
 @contextmanager
@@ -168,6 +169,29 @@ def read_classifier(run: str | os.PathLike[str], best: bool) -> Classifier:
     model = build(Classifier.build, config["model"], run)
     load_weights(model, read_weights(run, "best.safetensors" if best else "model.safetensors"), run)
     return model.eval()
+
+
+def load_tokenizer(run: str | os.PathLike[str], verify: bool = True) -> Tokenizer:
+    """The tokenizer of a run folder, in eval mode on the CPU; `UserError` if it holds none.
+
+    Args:
+        run: the folder.
+        verify: as for `load_mae`.
+
+    Returns:
+        The tokenizer; `tokenizer.tokens(tokenizer.normalize(images))` of uint8 images returns
+        integers `[B, N]`.
+    """
+    with manifest.verification(verify):
+        config = read_any_config(run)
+        if kind_of(config) != "tokenizer":
+            raise UserError(
+                f"{run} holds no tokenizer: make one with mae tokenizer DATA, which makes a run "
+                "folder of its own"
+            )
+        model = build(Tokenizer.build, config["model"]["tokenizer"], run)
+        load_weights(model, read_weights(run), run)
+        return model.eval()
 
 
 def load(run: str | os.PathLike[str], verify: bool = True) -> Backbone:

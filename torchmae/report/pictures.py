@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from torchmae.models.mae import MAE
-from torchmae.models.masking import Mask, masking, noise
+from torchmae.models.masking import Mask, gaussian, masking, noise
 from torchmae.models.patches import (
     gather_tokens,
     patch_statistics,
@@ -38,7 +38,11 @@ def draw_mask(model: MAE, name: str, ratio: float, seed: int, sample: Tensor) ->
 
 @torch.no_grad()
 def predict_pixels(
-    model: MAE, images: UInt8[Tensor, "B C H W"], mask: Mask, true_statistics: bool = False
+    model: MAE,
+    images: UInt8[Tensor, "B C H W"],
+    mask: Mask,
+    true_statistics: bool = False,
+    noise_std: float = 0.0,
 ) -> UInt8[Tensor, "3 B C H W"]:
     """The model's predictions as pixels.
 
@@ -49,17 +53,22 @@ def predict_pixels(
         true_statistics: normalised targets have no brightness or contrast: take those of the hidden
             patches themselves, which leaks part of the answer, and not those that the model's
             statistics head predicts.
+        noise_std: of noise on what the encoder sees, the same in each picture.
 
     Returns:
-        Three pictures of each image: the masked input (hidden patches grey), the input with its
-        hidden patches predicted, and the prediction alone (visible patches white).
+        Three pictures of each image: the input (hidden patches grey), the input with its hidden
+        patches predicted, and the prediction alone (visible patches white). Where no patch is
+        hidden, all are predicted.
     """
     encoder = model.encoder
     size = encoder.patch
     floats = encoder.normalize(images)
-    output = model(floats, mask)
-    patches = patchify(floats, size)
-    truth = gather_tokens(patches, mask.hide)
+    first = torch.arange(len(images), device=images.device)
+    noise = gaussian(0, torch.zeros_like(first), first, tuple(images.shape[1:]))
+    seen = floats + noise_std * noise if noise_std else floats
+    output = model(floats, mask, seen)
+    patches, ids = patchify(seen, size), mask.predicted
+    truth = patchify(floats, size, ids)
     statistics = patch_statistics(truth) if true_statistics else output.statistics
     predicted = model.target.to_pixels(output.prediction, statistics)
     grey, white = (
@@ -67,8 +76,8 @@ def predict_pixels(
     )
     rows = [
         scatter_tokens(patches, mask.hide, gather_tokens(grey, mask.hide)),
-        scatter_tokens(patches, mask.hide, predicted),
-        scatter_tokens(white, mask.hide, predicted),
+        scatter_tokens(patches, ids, predicted),
+        scatter_tokens(white, ids, predicted),
     ]
     return torch.stack([encoder.denormalize(unpatchify(row, size, encoder.grid)) for row in rows])
 
@@ -92,19 +101,28 @@ class About(NamedTuple):
         step: the training step of its weights; 0 where that is not known.
         masking: what chose the hidden patches.
         files: a name for each image.
+        noise_std: of noise on what the encoder sees.
     """
 
     run: str
     step: int
     masking: str
     files: Sequence[str]
+    noise_std: float = 0.0
 
     def title(self, mask: Mask) -> str:
         """Such as "photos, step 1,200, 75 % of patches hidden (random)"."""
         hidden = mask.hide.shape[1] / (mask.hide.shape[1] + mask.keep.shape[1])
         step = [f"step {self.step:,}"] if self.step else []
-        words = [self.run, *step, f"{100 * hidden:.0f} % of patches hidden ({self.masking})"]
+        words = [self.run, *step, hidden_words(hidden, self.masking, self.noise_std)]
         return " \N{MIDDLE DOT} ".join(words)
+
+
+def hidden_words(ratio: float, masking: str, noise_std: float) -> str:
+    """What the encoder does not see, such as "75 % of patches hidden (random)"."""
+    noise = [f"noise of std {noise_std:g}"] if noise_std else []
+    hidden = [f"{100 * ratio:.0f} % of patches hidden ({masking})"] if ratio else []
+    return ", ".join([*hidden, *noise])
 
 
 def draw(
@@ -128,10 +146,16 @@ def draw(
     device = next(model.parameters()).device
     was_training = model.training
     made = predict_pixels(
-        model.eval(), images.to(device), Mask(*(ids.to(device) for ids in mask)), true_statistics
+        model.eval(),
+        images.to(device),
+        Mask(*(ids.to(device) for ids in mask)),
+        true_statistics,
+        about.noise_std,
     ).cpu()
     model.train(was_training)
-    rows = dict(zip(("original", "masked", "reconstruction", "prediction"), [images.cpu(), *made]))
+    seen = "noisy" if about.noise_std else "masked"
+    alone = ["prediction"] if mask.hide.shape[1] else []  # else it is the reconstruction
+    rows = dict(zip(["original", seen, "reconstruction", *alone], [images.cpu(), *made]))
     notes = [caption(model, true_statistics), bands_shown(images.shape[1])]
     return sheet(
         rows, about.title(mask), about.files, [f"{n[0].upper()}{n[1:]}." for n in notes if n], scale

@@ -4,6 +4,7 @@ nothing of it is changed."""
 import hashlib
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.mae import VALUE_TARGETS
+from helpers.runs_on_disk import flags
 from helpers.small import SMALL, make_photos
 from PIL import Image
 from safetensors.torch import load_file
@@ -25,7 +28,6 @@ from torchmae.errors import UserError
 from torchmae.models.decoders import DecoderConfig
 from torchmae.models.mae import MAE
 from torchmae.models.masking import MASKINGS
-from torchmae.models.targets import TARGETS
 from torchmae.models.vit import ViT
 from torchmae.models.weights import load_mae
 from torchmae.runfolder import read_config, stored_settings
@@ -154,7 +156,7 @@ def test_a_strange_folder_trains_reports_each_file_rightly_and_stays_as_it_was(
 
 
 @pytest.mark.parametrize("masking", MASKINGS)
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", VALUE_TARGETS)
 def test_every_masking_and_target_trains(
     photos: Path, tmp_path: Path, masking: str, target: str
 ) -> None:
@@ -163,6 +165,42 @@ def test_every_masking_and_target_trains(
     )
     records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert np.isfinite(records[-1]["loss"]) and records[-1]["step"] == 3
+
+
+@pytest.mark.parametrize("target", VALUE_TARGETS)
+def test_denoising(photos: Path, tmp_path: Path, target: str, capsys, written: list[str]) -> None:
+    """A run, its baselines, its pictures; resumed it ends with the same bits."""
+    words = f"--noise 0.5 --mask-ratio 0 --loss-on all --target {target} --epochs 3 --log-every 4"
+    command = ["pretrain", str(photos), *flags(SMALL), *words.split(), "--save-minutes", "1e-6"]
+    run = tmp_path / "run"
+    assert cli.main([*command, "--out", str(run)]) == 0
+    assert "16 px" not in (out := capsys.readouterr().out) and "patches of 8 px, noise of" in out
+    assert "noisy" in written and "prediction" not in written
+    assert any("noise of std 0.5" in text and "hidden" not in text for text in written)
+    records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert all(np.isfinite(r["loss"]) and r["loss of noisy input"] > 0 for r in records)
+    whole = (run / "model.safetensors").read_bytes()
+    shutil.rmtree(max((run / "state").iterdir()))
+    (run / "model.safetensors").unlink()
+    assert cli.main([*command, "--out", str(run), "--micro-batch-size", "8"]) == 0
+    assert (run / "model.safetensors").read_bytes() == whole
+    picture = tmp_path / "x.png"
+    assert (
+        cli.main(["reconstruct", str(run), str(photos / "blob/0.jpg"), "--out", f"{picture}"]) == 0
+    )
+    assert picture.is_file()
+    capsys.readouterr()
+    export = ["export", str(run), "--to", "safetensors", "--out", str(tmp_path / "exported")]
+    assert cli.main(export) == 2
+    assert "add --only encoder" in capsys.readouterr().err
+    assert cli.main([*export, "--only", "encoder"]) == 0
+
+
+@pytest.mark.parametrize("words", ["--noise 0.5", "--loss-on all", "--loss-on all --noise 0"])
+def test_a_ratio_of_zero_needs_noise_and_all_patches(photos: Path, words: str, capsys) -> None:
+    assert cli.main(["pretrain", str(photos), "--mask-ratio", "0", *words.split()]) == 2
+    error = capsys.readouterr().err
+    assert "add --noise 0.5 --loss-on all" in error and error.count("\n") == 1
 
 
 def test_checkpointed_blocks_give_the_same_weights_and_may_change_when_a_run_goes_on(

@@ -1,11 +1,60 @@
 """What the decoder predicts for a patch: one file a kind. `TARGETS["mine"] = cls` adds one."""
 
+from collections.abc import Callable
+from typing import Any
+
+from torchmae.errors import UserError, choose
+from torchmae.models.patches import Size
 from torchmae.models.targets.pca import PCA
 from torchmae.models.targets.pixels import NormalizedPixels, Pixels
 from torchmae.models.targets.target import Target as Target
+from torchmae.models.targets.tokens import Tokens
 
 TARGETS: dict[str, type[Target]] = {
     "norm-pixels": NormalizedPixels,
     "pixels": Pixels,
     "pca": PCA,
+    "tokens": Tokens,
 }
+
+
+def split_target(text: str) -> tuple[str, str | None]:
+    """`NAME` or `NAME:RUN` as a name in `TARGETS` and the run folder that it is made of.
+
+    Raises:
+        UserError: no such name, or a run where none is needed or none where one is.
+    """
+    name, colon, run = text.partition(":")
+    kind = choose(TARGETS, name, "target").run_kind
+    if kind is None and colon:
+        raise UserError(f"target {text}: {name} is made of no run: leave :{run} out")
+    if kind is not None and not run:
+        raise UserError(
+            f"target {name} needs a run of mae {kind}: --target {name}:RUN (mae {kind} DATA makes "
+            "one)"
+        )
+    return name, run or None
+
+
+def build_target(
+    described: str | dict[str, Any],
+    patch: Size,
+    channels: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> Target:
+    """A target for images that are normalised by `mean` and `std`.
+
+    Args:
+        described: a name in `TARGETS`; for one that is made of a run its "name", and the "model" of
+            that run's config.json.
+        patch: height and width of a patch in pixels.
+        channels: of the images.
+        mean: that the images are normalised by, by channel.
+        std: likewise.
+    """
+    if isinstance(described, str):
+        return choose(TARGETS, split_target(described)[0], "target")(patch, channels)
+    # Classes of targets that are made of a run take more than the contract's.
+    cls: Callable[..., Target] = choose(TARGETS, described["name"], "target")
+    return cls(patch, channels, described["model"], mean, std)

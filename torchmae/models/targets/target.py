@@ -1,8 +1,11 @@
 """The contract of a target."""
 
-from jaxtyping import Float, Int64
+from typing import ClassVar
+
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
 
+from torchmae.models.masking import Mask
 from torchmae.models.patches import Size
 
 
@@ -11,11 +14,14 @@ class Target(nn.Module):
 
     A target may have state (buffers), which is saved with the model's weights. One whose state
     comes from data says so with `needs_fit`; `mae pretrain` then calls `fit` once, before the first
-    step of a new run.
+    step of a new run. One that is made of the model of another run says so with `run_kind`; its
+    flag is then `--target NAME:RUN`.
 
     Args:
         patch: height and width of a patch in pixels.
         channels: of the images.
+        model, mean, std: with `run_kind` only: what config.json of that run says of its model;
+            mean and std of the normalised images, by channel.
 
     Attributes:
         width: values predicted for a patch.
@@ -23,8 +29,13 @@ class Target(nn.Module):
         needs_statistics: True if a prediction has no brightness and contrast of its own; the
             decoder then has a head that predicts mean and std of each hidden patch, which
             `to_pixels` gets.
+        run_kind: the kind of run (`runfolder.kind_of`) that it is made of; None: of none.
+        network: with `run_kind` the module that gets the weights of that run, before the first step
+            of a new run. They are part of the target's state: buffers, so that nothing trains them.
     """
 
+    run_kind: ClassVar[str | None] = None
+    network: nn.Module
     width: int
     needs_fit: bool = False
     needs_statistics: bool = False
@@ -40,20 +51,42 @@ class Target(nn.Module):
 
     def forward(
         self, images: Float[Tensor, "B C H W"], ids: Int64[Tensor, "B M"]
-    ) -> Float[Tensor, "B M width"]:
-        """The true values of the patches `ids`, from normalised images."""
+    ) -> Shaped[Tensor, "B M ..."]:
+        """The truth about the patches `ids`, from normalised images: `width` values each, or
+        whatever `loss` compares predictions with."""
         raise NotImplementedError
 
     def loss(
-        self, prediction: Float[Tensor, "B M width"], truth: Float[Tensor, "B M width"]
+        self, prediction: Float[Tensor, "B M width"], truth: Shaped[Tensor, "B M ..."]
     ) -> Float[Tensor, ""]:
         """Mean squared error over all values (paper section 3)."""
         return (prediction - truth).square().mean()
 
+    def trivial_losses(
+        self, images: Float[Tensor, "B C H W"], mask: Mask, seen: Float[Tensor, "B C H W"]
+    ) -> dict[str, Float[Tensor, ""]]:
+        """The losses of predictors that have learned nothing, by name, on `mask.predicted`.
+
+        They are logged as "loss of NAME" beside the loss, and a training that is not better than
+        the least of them has not learned. Here: the mean of each patch's own values, the mean of
+        the visible patches and, where nothing is hidden, the noisy patches as they are.
+
+        Args:
+            images: normalised.
+            mask: their patches.
+            seen: the images as the encoder gets them: with noise, if there is any.
+        """
+        truth, visible = self(images, mask.predicted), self(seen, mask.keep)
+        guesses = {"patch mean": truth.mean(2, keepdim=True), "visible mean": visible.mean(1, True)}
+        if not mask.hide.shape[1]:
+            guesses["noisy input"] = visible
+        return {name: self.loss(x.expand_as(truth), truth) for name, x in guesses.items()}
+
     def to_pixels(
         self, prediction: Float[Tensor, "B M width"], statistics: Float[Tensor, "B M 2"] | None
     ) -> Float[Tensor, "B M P"]:
-        """A prediction as the values of normalised pixels, for pictures.
+        """A prediction as the values of normalised pixels, for pictures; optional, without it there
+        are none.
 
         Args:
             prediction: what the decoder predicts.
@@ -61,3 +94,8 @@ class Target(nn.Module):
                 `needs_statistics`.
         """
         raise NotImplementedError
+
+    @classmethod
+    def has_pictures(cls) -> bool:
+        """Whether predictions become pixels (`to_pixels`)."""
+        return cls.to_pixels is not Target.to_pixels

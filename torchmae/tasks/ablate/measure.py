@@ -178,8 +178,8 @@ def cost_of(run: Path) -> dict[str, Any]:
     return {
         "loss": last["loss"],
         "images_per_s": speed,
-        "images_seen": last.get("images_seen", last["step"] * 32),
-        "flops": last.get("flops", 1.0),
+        "images_seen": last["images_seen"],
+        "flops": last["flops"],
         "minutes": last.get("images_seen", last["step"] * 32) / speed / 60,
         "peak_memory_mb": last["peak_memory_mb"],
     }

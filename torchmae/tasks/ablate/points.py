@@ -7,12 +7,16 @@ from itertools import groupby, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from torchmae.errors import UserError, choose
-from torchmae.models.decoders import decoder_config
+from torchmae.models.decoders import DecoderConfig, decoder_config
+from torchmae.models.encoders import build_encoder
+from torchmae.models.mae import MAE, training_flops
 from torchmae.models.masking import MASKINGS, num_visible
 from torchmae.models.patches import as_size, grid_of
 from torchmae.models.sizes import size_of
-from torchmae.models.targets import TARGETS
+from torchmae.models.targets import split_target
 from torchmae.runfolder import read_config
 from torchmae.settings.defaults import Facts
 from torchmae.settings.options import build, flatten, options_of, parse_size
@@ -35,6 +39,7 @@ class Training(NamedTuple):
         seed: of everything.
         config: the settings that it starts with.
         resolved: the same with nothing left to choose, by name.
+        relative_flops: of an image, over those of the default.
         measures: what is measured.
     """
 
@@ -44,6 +49,7 @@ class Training(NamedTuple):
     seed: int
     config: Pretrain
     resolved: Mapping[str, Any]
+    relative_flops: float
     measures: tuple[str, ...]
 
 
@@ -126,6 +132,7 @@ class Ablation:
                 seed,
                 self.training(changes, seed),
                 {**resolved, "seed": seed},
+                self.image_flops(resolved) / self.image_flops(self.base),
                 tuple(dict.fromkeys(wanted)),
             )
         return name
@@ -145,6 +152,9 @@ class Ablation:
         kind, amount = budget
         if kind == "minutes":
             return {"minutes": amount, "epochs": None}
+        if kind == "flops":
+            plain = self.resolve_config(build(Pretrain, {**flatten(self.base_config), **changes}))
+            amount /= self.image_flops(plain)
         return {"epochs": amount / self.facts.images}
 
     def resolve(self, changes: Changes) -> dict[str, Any]:
@@ -153,13 +163,15 @@ class Ablation:
         Raises:
             UserError: it could not be trained.
         """
-        config = self.training(changes, 0)
+        return self.resolve_config(self.training(changes, 0))
+
+    def resolve_config(self, config: Pretrain) -> dict[str, Any]:
+        """As `resolve`, of the settings that a training starts with."""
         check(config)
         resolved, _ = resolve(config, self.facts)
         model, masked = resolved.model, resolved.masking
         choose(MASKINGS, masked.masking, "masking")
-        if masked.target.partition(":")[0] != OWN_TOKENS:
-            choose(TARGETS, masked.target, "target")
+        split_target(masked.target)
         patches = grid_of(parse_size(model.image_size), as_size(model.patch_size))
         num_visible(patches[0] * patches[1], masked.mask_ratio)
         width = self.facts.embed_dim or size_of(model.model or "")["embed_dim"]
@@ -167,6 +179,18 @@ class Ablation:
         decoder = decoder_config(width, model.decoder, *sizes)
         found = {"dim": decoder.dim, "depth": decoder.depth, "heads": decoder.heads}
         return flatten(resolved) | {f"decoder_{name}": value for name, value in found.items()}
+
+    def image_flops(self, resolved: Mapping[str, Any]) -> float:
+        """Operations of a training step for one image. What --from brings, and tokens that a target
+        is yet to learn, count as the default model and pixels."""
+        with torch.device("meta"):
+            shape = {name: resolved[name] for name in ("patch_size", "channels")}
+            shape["image_size"] = parse_size(resolved["image_size"])
+            encoder = build_encoder({**shape, **size_of(resolved["model"] or "vit_base")})
+            sizes = (resolved[f"decoder_{name}"] for name in ("dim", "depth", "heads"))
+            decoder = DecoderConfig(resolved["decoder"], *sizes)
+            model = MAE(encoder, decoder, "pixels", encode_all=resolved["encode_all"])
+        return float(training_flops(model, resolved["mask_ratio"]) or 1)
 
     def units(self) -> list[list[Training]]:
         """The trainings in the order in which they run, seed by seed, those that share a folder

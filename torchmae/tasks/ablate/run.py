@@ -36,6 +36,8 @@ from torchmae.tasks.ablate.points import TOKENIZER, Ablation, Training
 from torchmae.tasks.ablate.results import RESULTS, write_results
 from torchmae.tasks.pretrain.config import Pretrain
 from torchmae.tasks.pretrain.run import run as pretrain
+from torchmae.tasks.tokenizer.config import TrainTokenizer
+from torchmae.tasks.tokenizer.run import run as tokenizer
 from torchmae.train.checkpoint import lock
 from torchmae.train.distributed import available_cores, find_device, machine_facts, start
 from torchmae.train.speed import duration
@@ -187,24 +189,21 @@ def trial_text(ablation: Ablation, left: Sequence[list[Training]], out: Path) ->
     trial = measured_trial(ablation, out)
     config = ablation.config.ablation
     # A unit continues its trainings: its longest is all that is trained.
-    images = sum(unit[-1].resolved["epochs"] * ablation.facts.images for unit in left)
-    seconds = images / trial.images_per_s
+    epochs = sum(unit[-1].resolved["epochs"] * unit[-1].relative_flops for unit in left)
+    seconds = epochs * ablation.facts.images / trial.images_per_s
     budget = parse_budget(config.budget)
     if budget is not None and budget[0] == "minutes":
         seconds = len(left) * budget[1] * 60
     kept = len(left) if config.keep else min(config.jobs, len(left))
     return (
-        f"about {duration(seconds)} of pre-training at {trial.images_per_s:.0f} images/s (the "
-        "default, measured; other points are faster or slower), and the measures, whose time is "
-        f"known after the first; {kept * trial.megabytes:.0f} MB of disk"
+        f"about {duration(seconds)} of pre-training: {trial.images_per_s:.0f} images/s were "
+        "measured with the default, other points count by their FLOPs; and the measures, whose "
+        f"time is known after the first; {kept * trial.megabytes:.0f} MB of disk"
     )
 
 
 def train_tokenizer(ablation: Ablation, out: Path) -> None:
     """The tokenizer whose tokens a study predicts; other parts of the ablation wait for it."""
-    from torchmae.tasks.tokenizer.config import Tokenizer
-    from torchmae.tasks.tokenizer.run import run as tokenizer
-
     base, config = ablation.base, ablation.config
     settings = {
         **flatten(config),
@@ -213,12 +212,12 @@ def train_tokenizer(ablation: Ablation, out: Path) -> None:
         "patch_size": base["patch_size"],
         "seed": 0,
     }
-    known = flatten(Tokenizer(source=config.source))
+    known = flatten(TrainTokenizer(source=config.source))
     values = {name: value for name, value in settings.items() if name in known}
     for name in ("epochs", "base_lr", "warmup_epochs", "batch_size", "minutes"):
         values.pop(name, None)  # a tokenizer has its own
     with waiting_lock(out / LOCKS / TOKENIZER):
-        tokenizer(build(Tokenizer, values), quiet=True)
+        tokenizer(build(TrainTokenizer, values))
 
 
 @contextmanager

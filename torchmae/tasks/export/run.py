@@ -93,6 +93,18 @@ def open_run(config: Export) -> ExportInput:
     if model.get("pool") == "attentive":  # its encoder has a norm of its own
         pooling = ("query_pool.", "fc_norm.")
         weights = {name: w for name, w in weights.items() if not name.startswith(pooling)}
+    if isinstance(model.get("target"), dict):
+        if not config.only:
+            raise UserError(
+                f"predictions of {model['target']['name']} mean nothing without the run they are "
+                "made of, for which no other library has a place: add --only encoder"
+            )
+        weights = {name: w for name, w in weights.items() if not name.startswith("target.")}
+    if kind == "mae" and not described["config"].get("mask_ratio", 0.75) and not config.only:
+        raise UserError(
+            "an autoencoder of which nothing is hidden is none that other libraries have: add "
+            "--only encoder"
+        )
     weights = to_plain(weights)[1]
     if model.get("encode_all") and not config.only:
         raise UserError(

@@ -20,6 +20,7 @@ from torchmae.settings.groups import (
     SourceOptions,
 )
 from torchmae.settings.options import (
+    BELOW_ONE,
     BLOCKS,
     CHANNELS,
     DECAY,
@@ -96,17 +97,26 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class MaskingOptions:
-    """Which patches are hidden, and what is predicted of them."""
+    """What the encoder does not see of an image, and what is predicted of it."""
 
     GROUP: ClassVar[str] = "masking"
 
-    mask_ratio: float = option(0.75, "Share of hidden patches.", within=Range(above=0, below=1))
+    mask_ratio: float = option(
+        0.75,
+        "Share of hidden patches; 0 (with --noise and --loss-on all): a denoising autoencoder.",
+        within=BELOW_ONE,
+    )
     masking: str = option("random", "random, block or grid.")
     target: str = option(
         "norm-pixels",
-        "What is predicted: norm-pixels (each patch normalised: better features), pixels or pca "
-        "(the largest "
-        "components of normalised patches).",
+        "What is predicted: norm-pixels (each patch normalised: better features), pixels, pca "
+        "(the largest components of normalised patches) or tokens:RUN (of a run of mae tokenizer).",
+    )
+    noise: float = option(
+        0.0,
+        "Std of Gaussian noise on what the encoder sees of the normalised images; the truth has "
+        "none.",
+        within=Range(at_least=0, at_most=100),
     )
     loss_on: str = option(
         "hidden", "hidden patches, or all (the paper's worse variant).", metavar="PATCHES"
@@ -384,6 +394,12 @@ def check(config: Pretrain) -> None:
     if config.crop.color_jitter and config.runtime.cache == "device":
         raise UserError(
             "--cache device makes crops and flips only, no --color-jitter: use --cache memory"
+        )
+    masking = config.masking
+    if not masking.mask_ratio and (masking.loss_on != "all" or not masking.noise):
+        raise UserError(
+            "--mask-ratio 0 hides nothing, so that there is nothing to predict: for a denoising "
+            "autoencoder add --noise 0.5 --loss-on all, else hide some patches"
         )
     model = config.model
     if model.normalize not in (None, "data", "imagenet", "run"):

@@ -27,5 +27,6 @@ class Job:
 
     def task(self) -> PretrainTask:
         """What `fit` trains."""
-        masking = self.config.masking
-        return PretrainTask(self.model, masking.masking, masking.mask_ratio, self.config.optim.seed)
+        masking, seed = self.config.masking, self.config.optim.seed
+        hidden = (masking.masking, masking.mask_ratio)
+        return PretrainTask(self.model, *hidden, seed, masking.noise)

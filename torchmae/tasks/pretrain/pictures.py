@@ -44,7 +44,7 @@ class Pictures:
         """Draws; measures nothing."""
         masking = self.masking
         mask = draw_mask(self.model, masking.masking, masking.mask_ratio, self.seed, self.samples)
-        about = About(self.run, step, masking.masking, self.files)
+        about = About(self.run, step, masking.masking, self.files, masking.noise)
         picture = draw(self.model, self.images, mask, about)
         if self.is_main:
             self.folder.mkdir(exist_ok=True, parents=False)

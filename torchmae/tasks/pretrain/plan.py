@@ -14,6 +14,7 @@ from torchmae.data.view import Glance, view_notes
 from torchmae.errors import printable
 from torchmae.models.mae import MAE
 from torchmae.models.vit import attention
+from torchmae.report.pictures import hidden_words
 from torchmae.settings.defaults import reasons
 from torchmae.settings.groups import CACHES
 from torchmae.tasks.pretrain.config import ResolvedPretrain
@@ -76,7 +77,7 @@ def describe(job: Job, plan: TrainConfig, out: Path, world: World) -> str:
         "model": describe_model(model, config.model.model),
         "image": f"{size} px, {channels} channel{'s' * (channels > 1)}, "
         f"{grid} patches of {patch} px, "
-        f"{masking.mask_ratio:.0%} hidden ({masking.masking})",
+        f"{hidden_words(masking.mask_ratio, masking.masking, masking.noise)}",
         "training": f"{optim.epochs:.4g} epochs, {plan.steps} steps of {optim.batch_size} images, "
         f"peak learning rate {plan.lr:.2g} (base {optim.base_lr:.2g}){decay}",
         "device": describe_device(config, world),
@@ -138,11 +139,12 @@ def summary(job: Job, outcome: Outcome, plan: TrainConfig, out: Path) -> str:
             f"  {out / runfolder.BAD_FILES}  {bad} files that could not be read, with reasons"
         )
     run, data, mae = shlex.quote(str(out)), shlex.quote(config.source.data), command()
+    look = [f"  {mae} reconstruct {run} IMAGE...  look at images of your own"]
     return "\n".join(
         [
             *lines,
             "Next:",
-            f"  {mae} reconstruct {run} IMAGE...  look at images of your own",
+            *(look if job.model.target.has_pictures() else []),
             f"  {mae} knn {run} LABELLED_FOLDER  how good are the features?",
             f"  {mae} finetune {run} LABELLED_FOLDER  a classifier from a few labels "
             "(mae compare: what pre-training is worth)",

@@ -36,7 +36,13 @@ from torchmae.tasks.pretrain.config import (
 from torchmae.tasks.pretrain.job import Job
 from torchmae.tasks.pretrain.pictures import Pictures
 from torchmae.tasks.pretrain.plan import describe, summary, train_config
-from torchmae.tasks.pretrain.start import build_model, check_names, fit_target, init_from_run
+from torchmae.tasks.pretrain.start import (
+    build_model,
+    check_names,
+    described_target,
+    fit_target,
+    init_from_run,
+)
 from torchmae.train.checkpoint import lock, return_to, verified
 from torchmae.train.distributed import World, machine_facts, start
 from torchmae.train.loop import finished_line, fit
@@ -149,6 +155,7 @@ def resumed(config: Pretrain, source: Source, out: Path, world: World) -> Job:
 
 def begun(config: Pretrain, source: Source, out: Path, world: World) -> Job:
     """A new job: the data scanned, everything chosen, the model built, config.json written."""
+    described_target(config.masking.target)  # its run is there, or nothing is scanned
     config, init_run = init_from_run(config, source.channels)
     found = world.on_main(lambda: scan_and_report(source, out, config.scan.max_bad_percent))
     facts = Facts(
@@ -216,8 +223,10 @@ def train(job: Job, out: Path, world: World, quiet: bool) -> Path:
         job = with_stream(job, world)
     if world.is_main and not quiet:
         logger.info(describe(job, plan, out, world))
-    pictures = Pictures(job.model, job.batches, job.config, out, world)
-    outcome = fit(job.task(), job.stream, plan, out, world, [pictures])
+    pictures = []
+    if job.model.target.has_pictures():
+        pictures = [Pictures(job.model, job.batches, job.config, out, world)]
+    outcome = fit(job.task(), job.stream, plan, out, world, pictures)
     if world.is_main:
         draw_curves(out)
         if not quiet:

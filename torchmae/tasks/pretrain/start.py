@@ -19,11 +19,11 @@ from torchmae.models.mae import LOSSES, MAE
 from torchmae.models.masking import masking, noise
 from torchmae.models.patches import IMAGENET, Size, as_size, grid_of, patchify, size_name
 from torchmae.models.sizes import SIZES, size_of
-from torchmae.models.targets import TARGETS
+from torchmae.models.targets import TARGETS, split_target
 from torchmae.models.targets.pixels import Pixels
 from torchmae.models.vit import ViT
-from torchmae.models.weights import load, load_mae, seeded
-from torchmae.runfolder import kind_of, read_config
+from torchmae.models.weights import load, load_mae, load_weights, read_weights, seeded
+from torchmae.runfolder import kind_of, read_any_config, read_config
 from torchmae.settings.options import changed, flatten, options_of, parse_size, size_text
 from torchmae.tasks.pretrain.config import Pretrain, ResolvedPretrain
 from torchmae.train.distributed import World
@@ -125,7 +125,7 @@ def check_names(config: Pretrain) -> None:
     """Raises UserError for a masking, target, decoder or loss that there is not, a plugin's
     included."""
     masking(config.masking.masking)
-    choose(TARGETS, config.masking.target, "target")
+    split_target(config.masking.target)
     choose(DECODERS, config.model.decoder, "decoder")
     choose(LOSSES, config.masking.loss_on, "loss")
     if config.model.image_size is not None and config.model.patch_size is not None:
@@ -157,6 +157,34 @@ def build_model(config: ResolvedPretrain, found: Scan, init_run: InitRun | None)
         return with_new_decoder(config, build_encoder(described)), "from scratch"
 
 
+def described_target(text: str) -> str | dict[str, Any]:
+    """A target as `MAE` takes it, from its flag; reads the config.json of the run it is made of.
+
+    Raises:
+        UserError: that run is of another kind, or there is none.
+    """
+    name, run = split_target(text)
+    if run is None:
+        return name
+    config, kind = read_any_config(run), TARGETS[name].run_kind
+    if kind_of(config) != kind:
+        raise UserError(
+            f"--target {text}: {run} holds no {kind}, but {WORDS[kind_of(config)]}: name a run of "
+            f"mae {kind}"
+        )
+    return {"name": name, "model": config["model"]}
+
+
+WORDS = {"mae": "an encoder and a decoder", "encoder": "an encoder", "classifier": "a classifier"}
+
+
+def load_target(model: MAE, text: str) -> None:
+    """Loads the weights of the run that a target is made of, if it is."""
+    _, run = split_target(text)
+    if run is not None:
+        load_weights(model.target.network, read_weights(run), run)
+
+
 def with_new_decoder(
     config: ResolvedPretrain, encoder: Backbone, decoder: DecoderConfig | None = None
 ) -> MAE:
@@ -164,7 +192,10 @@ def with_new_decoder(
     model, masked = config.model, config.masking
     sizes = (model.decoder_dim, model.decoder_depth, model.decoder_heads)
     decoder = decoder or decoder_config(encoder.embed_dim, model.decoder, *sizes)
-    return MAE(encoder, decoder, masked.target, masked.loss_on, masked.encode_all)
+    target = described_target(masked.target)
+    mae = MAE(encoder, decoder, target, masked.loss_on, masked.encode_all)
+    load_target(mae, masked.target)
+    return mae
 
 
 def warm_start(
@@ -192,10 +223,10 @@ def warm_start(
         origin = f"{init_run.run}: encoder, with a new decoder"
         return with_new_decoder(config, encoder), "; ".join([origin, *notes])
     model = with_new_decoder(config, encoder, parent.decoder.config)
-    target, encode_all = config.masking.target, config.masking.encode_all
-    if target != parent.target_name:
-        layer = "its layer keeps its weights" if carries_target(parent, model) else "a new layer"
-        notes.append(f"target {target}, was {parent.target_name} ({layer})")
+    keeps, encode_all = carries_target(parent, model), config.masking.encode_all
+    if not keeps or model.target_name != parent.target_name:
+        layer = "its layer keeps its weights" if keeps else "a new layer"
+        notes.append(f"target {config.masking.target}, was {parent.target_name} ({layer})")
     if encode_all != parent.encode_all:
         now, was = ("encoder", "decoder") if encode_all else ("decoder", "encoder")
         notes.append(f"mask tokens in the {now}, were in the {was} (a new one)")
@@ -209,7 +240,9 @@ def carries_target(old: MAE, new: MAE) -> bool:
         return True  # normalised or not
     one, other = old.target.state_dict(), new.target.state_dict()
     same = {n: v.shape for n, v in one.items()} == {n: v.shape for n, v in other.items()}
-    return same and old.target_name == new.target_name
+    if not same or old.target_name != new.target_name:
+        return False
+    return new.target.needs_fit or all(torch.equal(one[name], other[name]) for name in one)
 
 
 def carry_decoder(old: MAE, new: MAE) -> None:

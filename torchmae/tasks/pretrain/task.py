@@ -6,19 +6,30 @@ from torch import Tensor, nn
 
 from torchmae.data.loader import Batch
 from torchmae.models.mae import MAE
-from torchmae.models.masking import Mask, masking, noise
+from torchmae.models.masking import Mask, gaussian, masking, noise
 
 
 class PretrainTask(nn.Module):
-    """A batch of images to the MAE's loss; the mask of a sample is a function of (seed, epoch,
-    sample)."""
+    """A batch of images to the MAE's loss; the mask and the noise of a sample are a function of
+    (seed, epoch, sample).
 
-    def __init__(self, model: MAE, masking_name: str, mask_ratio: float, seed: int):
+    Args:
+        model: the MAE.
+        masking_name: what chooses the hidden patches.
+        mask_ratio: share of hidden patches.
+        seed: of masks and noise.
+        noise_std: of Gaussian noise on the normalised images that the encoder gets.
+    """
+
+    def __init__(
+        self, model: MAE, masking_name: str, mask_ratio: float, seed: int, noise_std: float = 0.0
+    ):
         super().__init__()
         self.model = model
         self.masking = masking(masking_name)
         self.mask_ratio = mask_ratio
         self.seed = seed
+        self.noise_std = noise_std
         self.exclude_from_grad_norm = frozenset(
             n for n, _ in model.named_parameters() if n.startswith("decoder.statistics.")
         )
@@ -31,8 +42,17 @@ class PretrainTask(nn.Module):
         scores = noise(self.seed, batch.epoch, batch.sample, math.prod(grid))
         return self.masking(scores, grid, self.mask_ratio)
 
+    def inputs(self, batch: Batch) -> tuple[Tensor, Mask, Tensor]:
+        """Normalised images, their masks, and the images as the encoder gets them."""
+        images = self.model.encoder.normalize(batch.images)
+        seen = images
+        if self.noise_std:
+            size = tuple(images.shape[1:])
+            seen = images + self.noise_std * gaussian(self.seed, batch.epoch, batch.sample, size)
+        return images, self.mask(batch), seen
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        output = self.model(self.model.encoder.normalize(batch.images), self.mask(batch))
+        output = self.model(*self.inputs(batch))
         loss = output.loss
         if (
             output.statistics_loss is not None
@@ -41,20 +61,10 @@ class PretrainTask(nn.Module):
         return {"loss": loss}
 
     def diagnose(self, batch: Batch) -> dict[str, Tensor]:
-        """The loss of two predictors that have learned nothing, on the same images, masks and
+        """The losses of predictors that have learned nothing, on the same images, masks and
         target."""
-        images, mask, target = (
-            self.model.encoder.normalize(batch.images),
-            self.mask(batch),
-            self.model.target,
-        )
-        truth = target(images, mask.hide)
-        patch_mean = truth.mean(2, keepdim=True)
-        visible_mean = target(images, mask.keep).mean(1, keepdim=True)
-        return {
-            "loss of patch mean": target.loss(patch_mean.expand_as(truth), truth),
-            "loss of visible mean": target.loss(visible_mean.expand_as(truth), truth),
-        }
+        losses = self.model.target.trivial_losses(*self.inputs(batch))
+        return {f"loss of {name}": loss for name, loss in losses.items()}
 
     def after_step(self, step: int) -> None:
         """Nothing follows the weights."""

@@ -47,6 +47,11 @@ def run(config: Reconstruct) -> Path:
         raise UserError(f"the picture must be a .png or .jpg file, not '{config.out}'")
     settings = read_config(config.run)["config"]
     model = load_mae(config.run)
+    if not model.target.has_pictures():
+        raise UserError(
+            f"{config.run} predicts {model.target_name}, not pixels: there is nothing to draw. Its "
+            "encoder is as any other: mae knn, mae finetune"
+        )
     decoding = decode_as_run(config.run, config.decode.max_megapixels, config.decode.white)
     paths = [path for word in config.images for path in expanded(word)]
     found = [read_images(path, model, decoding) for path in paths]
@@ -60,7 +65,8 @@ def run(config: Reconstruct) -> Path:
         mask = draw_mask(model, name, ratio, config.seed, torch.arange(len(pixels)))
     model = model.to(find_device(config.runtime.device))
     files = [file for path, images in zip(paths, found) for file in file_names(path, len(images))]
-    about = About(Path(config.run).resolve().name, last_step(Path(config.run)), name, files)
+    step, noise = last_step(Path(config.run)), settings.get("noise", 0.0)
+    about = About(Path(config.run).resolve().name, step, name, files, noise)
     picture = draw(model, pixels, mask, about, config.true_statistics, config.scale)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

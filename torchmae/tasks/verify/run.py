@@ -97,7 +97,7 @@ def unreadable(path: Path) -> str:
     """Why weights or a config.json cannot be used, whatever their hash; empty if they can."""
     if path.name == runfolder.CONFIG:
         with manifest.verification(False):
-            runfolder.read_config(path.parent)
+            runfolder.read_any_config(path.parent)
         return ""
     try:
         weights = load_file(path)

@@ -1,0 +1,151 @@
+"""`mae tokenizer`: any folder of images to a run folder with a discrete VAE, for the target
+`tokens:RUN` of `mae pretrain`."""
+
+import logging
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from torchmae import runfolder
+from torchmae.data.cache.choose import with_cache
+from torchmae.data.config import DecodeOptions, listing_as_run
+from torchmae.data.loader import Batches
+from torchmae.data.scan import scan_and_report
+from torchmae.data.sources import open_source, with_decode
+from torchmae.data.sources.source import Source
+from torchmae.data.transforms import RandomResizedCropFlip
+from torchmae.errors import UserError
+from torchmae.models.targets.tokenizer import Tokenizer, TokenizerConfig
+from torchmae.models.weights import seeded
+from torchmae.report.curves import draw_curves
+from torchmae.settings.defaults import Facts
+from torchmae.settings.options import build, changeable, changed, flatten, parse_size, requested
+from torchmae.tasks.tokenizer.config import ResolvedTokenizer, TrainTokenizer, check, resolve
+from torchmae.tasks.tokenizer.evaluation import Evaluation
+from torchmae.tasks.tokenizer.job import Job
+from torchmae.tasks.tokenizer.plan import describe, summary, train_config
+from torchmae.train.checkpoint import lock, verified
+from torchmae.train.distributed import World, machine_facts, start
+from torchmae.train.loop import finished_line, fit
+from torchmae.train.speed import measure_seconds_per_step
+
+logger = logging.getLogger(__name__)
+
+
+def run(config: TrainTokenizer) -> Path:
+    """Trains a tokenizer, or resumes its training.
+
+    Returns:
+        The run folder.
+    """
+    check(config)
+    data = config.source.data
+    if runfolder.is_run(Path(data)):
+        raise UserError(f"{data} is a run folder, not images")
+    out = Path(config.output.out or Path("runs") / f"{runfolder.name_of(data)}-tokenizer")
+    with start(config.runtime.device) as world, ExitStack() as stack:
+        listing = listing_as_run(config.listing, data, out, bool(runfolder.checkpoints(out)))
+        config = changed(config, **listing.settings(config.listing))
+        source = open_source(data, config.decode, listing)
+        resuming = world.on_main(lambda: runfolder.prepare(out, data))
+        world.on_main(lambda: stack.enter_context(lock(out)))
+        if resuming:  # before a model is built: one of the checkpoints has to be good
+            world.on_main(lambda: verified(out))
+        prepare = resumed if resuming else begun
+        return train(prepare(config, source, out, world), out, world)
+
+
+def described(model: Tokenizer) -> dict[str, Any]:
+    """What config.json says of the model."""
+    return {"tokenizer": asdict(model.config)}
+
+
+def resumed(config: TrainTokenizer, source: Source, out: Path, world: World) -> Job:
+    """The job that the run folder holds; settings of the runtime are those of this call."""
+    identity = runfolder.stamped_identity(source)
+    free = changeable(TrainTokenizer)
+    settings, about = runfolder.resume(out, "tokenizer", requested(config), free, identity)
+    notes = (runfolder.other_times(out, identity), runfolder.other_versions(out))
+    for note in notes:
+        if note is not None and world.is_main:
+            logger.warning(note)
+    settings["cache"] = config.runtime.cache  # machines differ, and it decides nothing
+    resolved = build(ResolvedTokenizer, settings)
+    model = Tokenizer.build(about["tokenizer"])
+    batches = make_batches(resolved, source, world)
+    return Job(resolved, batches, model, None, {}, batches)
+
+
+def begun(config: TrainTokenizer, source: Source, out: Path, world: World) -> Job:
+    """A new job: the data scanned, everything chosen, the model built, config.json written."""
+    found = world.on_main(lambda: scan_and_report(source, out, config.scan.max_bad_percent))
+    facts = Facts(
+        images=found.images,
+        height=found.height,
+        width=found.width,
+        channels=source.channels,
+        **machine_facts(world),
+    )
+    resolved, chosen = resolve(config, facts)
+    size, mean, std = parse_size(resolved.model.image_size), found.mean, found.std
+    about = resolved.model
+    with seeded(resolved.optim.seed):
+        model = Tokenizer(TokenizerConfig(about.patch_size, about.vocabulary, size, mean, std))
+    batches = make_batches(resolved, source, world)
+    job = Job(resolved, batches, model, found, chosen, batches)
+    if config.optim.minutes is not None:
+        job = with_stream(job, world)
+        plan = train_config(resolved, found.images)
+        task = job.task(plan.steps)
+        seconds = measure_seconds_per_step(task, job.stream, plan, world)
+        if job.cache.name in ("memory", "disk"):  # the first time everything was decoded
+            seconds = measure_seconds_per_step(task, job.stream, plan, world)
+        resolved, chosen = resolve(config, replace(facts, seconds_per_step=seconds))
+        job = replace(job, config=resolved, chosen=chosen)
+    settings, identity = flatten(resolved), runfolder.stamped_identity(source)
+    world.on_main(
+        lambda: runfolder.write_config(out, "tokenizer", settings, identity, described(model))
+    )
+    return job
+
+
+def make_batches(config: ResolvedTokenizer, source: Source, world: World) -> Batches:
+    """The batches of this process."""
+    optim, crops, decode = config.optim, config.crop, config.decode
+    options = DecodeOptions(decode.max_megapixels, decode.white, decode.channels)
+    size = parse_size(config.model.image_size)
+    crop = RandomResizedCropFlip(size, optim.seed, crops.crop_scale, crops.flip)
+    source = with_decode(source, options)
+    return Batches(source, crop, optim.batch_size, optim.seed, world.rank, world.size)
+
+
+def with_stream(job: Job, world: World) -> Job:
+    """The job as it computes: with its cache, and with gradient checkpointing."""
+    runtime, sizes = job.config.runtime, job.found.sizes if job.found else None
+    job.model.set_grad_checkpointing(runtime.grad_checkpointing)
+    cache, stream = with_cache(
+        job.batches, runtime.cache, job.config.source.data, world, runtime.workers, sizes
+    )
+    return replace(job, cache=cache, stream=stream)
+
+
+def train(job: Job, out: Path, world: World) -> Path:
+    """Says the plan, trains by `fit` with evaluations, says what was made."""
+    plan = train_config(job.config, len(job.batches.source))
+    if runfolder.last_step(out) < plan.steps and job.stream is job.batches:
+        job = with_stream(job, world)
+    if world.is_main:
+        where = f"{world.size} process{'es' * (world.size > 1)}, to {out}"
+        logger.info(describe(job, plan, where))
+    task, evaluation = job.task(plan.steps), Evaluation(job.model, job.batches, out, world)
+    outcome = fit(task, job.stream, plan, out, world, [evaluation])
+    if not evaluation.found:  # it was finished before
+        task.eval()
+        list(evaluation(plan.steps))
+    if world.is_main:
+        draw_curves(out)
+        if outcome.last is None:
+            logger.info(finished_line(plan, out, ""))
+        logger.info(summary(job.config, evaluation.found, plan, out))
+    return out
