@@ -129,12 +129,7 @@ def regress(config: Probe) -> dict[str, Any]:
     truth = sets.val_labels[test_ids]
     what += f", {len(truth)} test and {len(labels)} training images, {len(sets.classes)} classes"
     logger.info(what)
-    if min(counts) == 1:
-        single = printable(sets.classes[counts.index(1)])
-        logger.info(
-            f"  class '{single}' has one training image, too few for "
-            "validation: nothing is chosen by the data"
-        )
+    say_single(counts, sets.classes)
     fit = partial(fit, labels=labels, seed=seed, groups=groups_of(sets.train, train_ids))
     more: dict[str, Any] = {}
     if layer == ALL:
@@ -173,6 +168,16 @@ def guess_by(fit: Callable[..., LinearProbe | Attended]) -> Guess:
         return found.logits.argmax(1), found.choices()
 
     return guess
+
+
+def say_single(counts: Sequence[int], classes: Sequence[str]) -> None:
+    """Says so where a class has one training image, which leaves nothing to choose by."""
+    if min(counts) == 1:
+        single = printable(classes[counts.index(1)])
+        logger.info(
+            f"  class '{single}' has one training image, too few for "
+            "validation: nothing is chosen by the data"
+        )
 
 
 def say_skipped(files: Sequence[BadFile]) -> None:
