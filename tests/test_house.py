@@ -49,7 +49,7 @@ ROOM_LINES = {
     "models": 1200,
     "data": 4000,
     "train": 1450,
-    "eval": 680,
+    "eval": 720,
     "report": 700,
     "interop": 1300,
     "tasks": 4150,

@@ -11,6 +11,7 @@
     pictures/              mae pretrain, mae tokenizer: reconstructions while training
     results.json           what evaluations measured
     confusion.png          mae evaluate: the confusion matrix
+    layers.png             mae knn and mae probe --fast with --layer all: accuracy by block
 
 Light: neither torch nor numpy is imported here.
 """
@@ -41,6 +42,7 @@ BAD_FILES = "bad-files.jsonl"
 PICTURES = "pictures"
 RESULTS = "results.json"
 CONFUSION = "confusion.png"
+LAYERS = "layers.png"
 LOCK = ".lock"
 LISTED = (CONFIG, MODEL, BEST_MODEL)  # in the manifest: what the models of later verbs depend on
 

@@ -73,6 +73,18 @@ def test_feature_maps_equal_timm_s(taps, registers):
         torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("registers", [0, 2])
+def test_all_layers_in_one_pass_are_those_of_single_layers(registers):
+    model = vit(registers=registers).eval()
+    images = torch.randn(2, 3, 8, 24)
+    found = list(model.forward_layers(images))
+    assert len(found) == 3 and torch.equal(found[-1], model(images))
+    for i, tokens in enumerate(found):
+        assert torch.equal(tokens, model(images, layer=i + 1))
+    model.remove_norm()
+    assert torch.equal(list(model.forward_layers(images))[-1], model(images))
+
+
 @pytest.mark.parametrize("taps", [[3], [-4], [0, 5]])
 def test_taps_that_do_not_exist(taps):
     with pytest.raises(UserError, match="blocks are numbered 0 to 2"):
@@ -181,6 +193,9 @@ class Mixer(nn.Module):
     def forward(self, images, keep=None, layer=None, draws=None):
         x = self.embed(patchify(images, self.patch, keep))
         return x + self.block(x.mean(1, keepdim=True))
+
+    def forward_layers(self, images):
+        yield self(images)
 
     def forward_intermediates(self, images, taps):
         return [self(images).transpose(1, 2).unflatten(2, self.grid) for _ in taps]

@@ -72,6 +72,23 @@ def test_the_fast_probe_equals_scikit_learn_by_hand(
     assert by_hand.score(test_rows, sets.val_labels.numpy()) == pytest.approx(found["accuracy"])
 
 
+def test_every_block_in_one_pass_is_what_each_is_alone(
+    own: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options: dict[str, Any] = dict(fast=True, val_fraction=0.25, device="cpu")
+    every = torchmae.probe(own, photos, layer="all", **options)
+    assert [row["block"] for row in every["layers"]] == [1, 2, 3, 4, 5, 6]
+    assert "that flatters it" in capsys.readouterr().out
+    for layer in (2, None):
+        alone = torchmae.probe(own, photos, layer=layer, **options)
+        row = every["layers"][(layer or 6) - 1]
+        found = alone["probe"]["features"]
+        assert {name: row[name] for name in found} == found
+        assert row["rankme"] == alone["rankme"]
+    assert every["probe"] == alone["probe"]
+    assert (own / "layers.png").exists()
+
+
 def test_the_fast_probe_with_few_labels(
     own: Path, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -155,6 +172,8 @@ def test_mistakes(own: Path, photos: Path) -> None:
         ({"fast": True, "workers": 0}, "--workers belongs"),
         ({"fast": True, "pool": "token"}, "unknown pool 'token'; one of: mean, cls"),
         ({"fast": True, "layer": 99}, "--layer 99: 1 to"),
+        ({"layer": "all"}, "--layer belongs to the probe on stored features: add --fast"),
+        ({"fast": True, "layer": "all", "head": "attentive"}, "needs all tokens: name one block"),
         ({"fast": True, "val_fraction": 0.0}, "--val-fraction 0: must be more than 0"),
         ({"fast": True, "labels_per_class": 0}, "--labels-per-class 0: must be more than 0"),
         ({"fast": True, "labels_per_class": 99}, "has only 6 images"),

@@ -2,6 +2,7 @@
 the commonest class."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,14 +13,14 @@ from torch import Tensor
 from torchmae.data.config import decode_as_run
 from torchmae.data.labels import LabelledSets, groups_of
 from torchmae.data.sources.source import BadFile, Source
-from torchmae.eval.extract import Function, collect, features_of, patch_tokens_of
+from torchmae.eval.extract import Function, collect, features_of, layers_of, patch_tokens_of
 from torchmae.eval.logistic import linear_probe
 from torchmae.models.encoders import Backbone, build_encoder
 from torchmae.models.heads import check_queries
 from torchmae.models.vit import ViT
 from torchmae.models.weights import load, seeded
 from torchmae.runfolder import read_config
-from torchmae.settings.options import parse_size
+from torchmae.settings.options import ALL, parse_size
 
 # The names of the measurements. FEATURES are those of the run, of a frozen encoder.
 FEATURES = "features"
@@ -37,13 +38,14 @@ FeatureExtractor = Callable[
 
 
 def baseline_features(
-    run: str, layer: int | None, pool: str, side: int, seed: int, device: torch.device
+    run: str, layer: int | str | None, pool: str, side: int, seed: int, device: torch.device
 ) -> FeatureExtractor:
     """The function from a source to the run's features and those of the two baselines, in one pass.
 
     Args:
         run: a run folder.
-        layer: as for `features_of`, of both encoders.
+        layer: as for `features_of`, of both encoders; `ALL`: the run's features have one row for
+            each block, [N, depth, F], and the untrained encoder's are the last.
         pool: as for `features_of`, of both encoders.
         side: raw pixels are those of images reduced to at most so many px a side.
         seed: of the untrained encoder.
@@ -56,10 +58,13 @@ def baseline_features(
     Raises:
         UserError: no such run, layer or pool; before any image is read.
     """
-    encoder = load(run)
+    encoder, every = load(run), layer == ALL
+    one = layer if isinstance(layer, int) else None
     functions: dict[str, Function] = {
-        FEATURES: features_of(encoder, layer, pool, device),
-        UNTRAINED: features_of(untrained(run, seed), layer, pool, device),
+        FEATURES: (layers_of if every else partial(features_of, layer=one))(
+            encoder, pool=pool, device=device
+        ),
+        UNTRAINED: features_of(untrained(run, seed), one, pool, device),
         PIXELS: lambda images: raw_pixels(images, side),
     }
     return extractor(encoder, run, functions, device)

@@ -148,6 +148,19 @@ def features_of(encoder: Backbone, layer: int | None, pool: str, device: torch.d
     return lambda images: pooled(tokens(images), prefix).float().cpu()
 
 
+def layers_of(encoder: Backbone, pool: str, device: torch.device) -> Function:
+    """As `features_of`, the features after every block in one pass: float32 [B, depth, F] on the
+    CPU."""
+    pooled, prefix = choose_pool(encoder, pool), encoder.num_prefix_tokens
+    encoder = encoder.eval().to(device)
+
+    def every(images: UInt8[Tensor, "B C H W"]) -> Float[Tensor, "B L F"]:
+        layers = encoder.forward_layers(encoder.normalize(images.to(device)))
+        return torch.stack([pooled(tokens, prefix).float().cpu() for tokens in layers], dim=1)
+
+    return every
+
+
 def patch_tokens_of(encoder: Backbone, layer: int | None, device: torch.device) -> Function:
     """The function from uint8 images to the tokens of their patches, float16 [B, N, D] on the CPU.
 

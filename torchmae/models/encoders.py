@@ -50,6 +50,10 @@ class Backbone(Protocol):
         """
         ...
 
+    def forward_layers(self, images: Float[Tensor, "B C H W"]) -> Iterator[Float[Tensor, "B T D"]]:
+        """What `__call__` gives for `layer` = 1, 2, ... and the last, in one pass."""
+        ...
+
     def forward_intermediates(
         self, images: Float[Tensor, "B C H W"], taps: Sequence[int]
     ) -> list[Float[Tensor, "B D h w"]]:

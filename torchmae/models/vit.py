@@ -5,7 +5,7 @@
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -345,6 +345,16 @@ class ViT(nn.Module):
         for i, block in enumerate(self.blocks[:layer]):
             tokens = block(tokens, draws=None if draws is None else draws[:, i])
         return self.norm(tokens)
+
+    def forward_layers(self, images: Float[Tensor, "B C H W"]) -> Iterator[Float[Tensor, "B T D"]]:
+        """What `forward` returns for `layer` = 1, 2, ... depth, in one pass.
+
+        Each is after the final norm, which is that of the last block.
+        """
+        tokens = self.tokens(images)
+        for block in self.blocks:
+            tokens = block(tokens)
+            yield self.norm(tokens)
 
     def forward_intermediates(
         self, images: Float[Tensor, "B C H W"], taps: Sequence[int]

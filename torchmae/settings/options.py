@@ -342,3 +342,15 @@ def parse_size(text: str | int) -> tuple[int, int]:
 def size_text(size: tuple[int, ...]) -> str:
     """The inverse of `parse_size`: "224" or "192x256"."""
     return str(size[0]) if len(set(size)) == 1 else "x".join(map(str, size))
+
+
+ALL = "all"  # of --layer
+
+
+def parse_layer(text: str | int | None) -> int | str | None:
+    """`6` to 6, "all" to itself (`ALL`): which block's tokens are taken; None is the last."""
+    if text is None or isinstance(text, int) or text == ALL:
+        return text
+    if not re.fullmatch(r"-?\d+", text):
+        raise UserError(f"--layer {text}: the number of a block, from 1, or all")
+    return int(text)

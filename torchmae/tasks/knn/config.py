@@ -26,10 +26,11 @@ class Knn:
     k: int = option(
         20, "Neighbours that vote, each with the weight exp(similarity / 0.07).", within=POSITIVE
     )
-    layer: int | None = option(
+    layer: int | str | None = option(
         None,
-        "Take the tokens after this block, 1 to depth.",
+        "Take the tokens after this block, 1 to depth; all: each of them, with a picture.",
         within=POSITIVE,
+        metavar="BLOCK",
         otherwise="after the last",
     )
     pool: str = option("mean", "mean (of the patch tokens), cls (the class token) or cls+mean.")

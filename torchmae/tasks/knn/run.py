@@ -1,6 +1,8 @@
 """`mae knn`: k-NN accuracy on frozen features, beside raw pixels and an untrained encoder."""
 
 import logging
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,15 @@ from torchmae.data.labels import labelled, open_pair, refuse_shared_groups, spli
 from torchmae.data.sources.source import Subset
 from torchmae.data.suspicious import notes
 from torchmae.errors import UserError, printable
-from torchmae.eval.baselines import COMMONEST, baseline_features, commonest
+from torchmae.eval.baselines import COMMONEST, FEATURES, baseline_features, commonest
 from torchmae.eval.extract import say_view
 from torchmae.eval.knn import knn
+from torchmae.eval.layers import measure_layers
+from torchmae.eval.rank import rank_line, rankme
 from torchmae.eval.verdict import judge
-from torchmae.runfolder import add_result
-from torchmae.settings.options import check_ranges, flatten
+from torchmae.report.layers import report_layers
+from torchmae.runfolder import LAYERS, add_result
+from torchmae.settings.options import ALL, check_ranges, flatten, parse_layer
 from torchmae.tasks.knn.config import Knn
 from torchmae.train.distributed import find_device
 
@@ -31,8 +36,10 @@ def run(config: Knn) -> dict[str, Any]:
     Returns:
         The settings and the results; "knn" has "accuracy", "low" and "high" of "features",
         "untrained encoder", "raw pixels" and "commonest class"; "differences" of the first to each
-        other; "verdict" in words.
+        other; "verdict" in words; "rankme" of the training features; with `--layer all` what
+        `measure_layers` returns, "layers", and the others are of the last block.
     """
+    config = replace(config, layer=parse_layer(config.layer))
     check_ranges(config)
     device = find_device(config.runtime.device)
     extract = baseline_features(
@@ -54,20 +61,34 @@ def run(config: Knn) -> dict[str, Any]:
     labels = torch.tensor([classes[train_names[i]] for i in train_ids])
     # -1: a class of the test images alone, which no neighbour can name
     truth = torch.tensor([classes.get(test_names[i], -1) for i in test_ids])
-    guesses = {name: knn(train[name], test[name], labels, len(classes), config.k) for name in train}
+    vote = partial(knn, labels=labels, classes=len(classes), k=config.k)
+    more: dict[str, Any] = {}
+    if config.layer == ALL:
+        more["layers"] = measure_layers(
+            train[FEATURES], test[FEATURES], truth, lambda a, b: (vote(a, b), {})
+        )
+        train, test = ({**rows, FEATURES: rows[FEATURES][:, -1]} for rows in (train, test))
+    guesses = {name: vote(train[name], test[name]) for name in train}
     verdict = judge({**guesses, COMMONEST: commonest(truth)}, truth, "the features are")
     results = {
         "train_images": len(labels),
         "test_images": len(truth),
         "classes": len(classes),
         "knn": verdict.accuracies,
+        "rankme": rankme(train[FEATURES]),
+        **more,
         **verdict.results(),
     }
-    logger.info(
+    what = (
         f"k-NN accuracy (k = {config.k}), {len(truth)} test and {len(labels)} training images, "
         f"{len(classes)} classes"
     )
+    logger.info(what)
     logger.info(verdict.text({}))
+    logger.info(rank_line(results["rankme"], *train[FEATURES].shape))
+    if more:
+        picture = Path(config.run) / LAYERS
+        logger.info(report_layers(more["layers"], what, verdict.accuracies, picture))
     settings = flatten(config)
     logger.info(f"Written to {add_result(Path(config.run), 'knn', settings, results)}")
     return {**settings, **results}

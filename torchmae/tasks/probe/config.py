@@ -15,6 +15,7 @@ from torchmae.settings.groups import (
     SplitOptions,
 )
 from torchmae.settings.options import (
+    ALL,
     BATCH,
     EPOCHS,
     NOT_NEGATIVE,
@@ -104,10 +105,12 @@ class Probe:
         "Of --head linear: mean of the patch tokens, or cls, the class token.",
         otherwise="cls (the paper's); with --fast mean, as mae knn",
     )
-    layer: int | None = option(
+    layer: int | str | None = option(
         None,
-        "With --fast: take the tokens after this block, 1 to depth.",
+        "With --fast: take the tokens after this block, 1 to depth; all: each of them, with a "
+        "picture.",
         within=POSITIVE,
+        metavar="BLOCK",
         otherwise="after the last",
     )
     seed: int = option(
@@ -129,6 +132,11 @@ def check(config: Probe) -> None:
     choose(dict.fromkeys(("linear", "attentive")), config.head, "--head")
     if config.head == "attentive" and config.pool is not None:
         raise UserError(f"--pool {config.pool}: --head attentive pools by queries: leave it out")
+    if config.head == "attentive" and config.layer == ALL:
+        raise UserError(
+            "--layer all keeps one pooled feature of each block, and --head attentive needs all "
+            "tokens: name one block, or leave --head out"
+        )
     if config.head == "linear" and config.queries != 32:
         raise UserError(f"--queries {config.queries} belongs to --head attentive")
     foreign = flatten(config.training) if config.fast else {"layer": config.layer}

@@ -57,12 +57,12 @@ class TokenizerOptions:
 class TokenizerCropOptions(CropOptions):
     """Those of mae pretrain's random crops: the tokenizer sees what the encoder will see."""
 
-    crop_scale: tuple[float, float] = option(  # type: ignore[assignment]
+    crop_scale: tuple[float, float] = option(
         (0.2, 1.0),
         "Smallest and largest share of the image's area that a random crop takes.",
         metavar="S",
     )
-    flip: bool = option(True, "Mirror half of the crops (not for text or digits).")  # type: ignore[assignment]
+    flip: bool = option(True, "Mirror half of the crops (not for text or digits).")
 
 
 @dataclass(frozen=True)
