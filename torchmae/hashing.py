@@ -12,7 +12,7 @@ WORD = 0xFFFFFFFF
 
 # The second key, so that crop, mask and others of one (seed, epoch, sample) are independent.
 # Never renumber: the numbers are part of every run that was made.
-ORDER, CROP, MASK, BLOCK, REPLACE, SPLIT, AUGMENT, MIX, DROP = range(9)
+ORDER, CROP, MASK, BLOCK, REPLACE, SPLIT, AUGMENT, MIX, DROP, CORRUPT = range(10)
 
 
 def mix(x: Any) -> Any:

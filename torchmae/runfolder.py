@@ -11,6 +11,8 @@
     pictures/              mae pretrain: reconstructions while training
     results.json           what evaluations measured
     confusion.png          mae evaluate: the confusion matrix
+    corruptions.png        mae evaluate --corrupt: accuracy by corruption and strength
+    corrupted.png          the first image with each corruption
 
 Light: neither torch nor numpy is imported here.
 """
@@ -41,6 +43,8 @@ BAD_FILES = "bad-files.jsonl"
 PICTURES = "pictures"
 RESULTS = "results.json"
 CONFUSION = "confusion.png"
+CORRUPTIONS = "corruptions.png"
+CORRUPTED = "corrupted.png"
 LOCK = ".lock"
 LISTED = (CONFIG, MODEL, BEST_MODEL)  # in the manifest: what the models of later verbs depend on
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from torchmae.settings.groups import DeviceOptions, LabelledListingOptions, RunDecodeOptions
-from torchmae.settings.options import argument, option
+from torchmae.settings.options import Range, argument, option
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,16 @@ class Evaluate:
     best: bool = option(
         False,
         "Take the weights of the epoch that was best on the validation images, not the last ones.",
+    )
+    corrupt: bool = option(
+        False,
+        "Measure with noise, blur, weather and digital damage: the 15 corruptions of ImageNet-C in "
+        "5 strengths.",
+    )
+    seed: int = option(
+        0,
+        "With --corrupt: seed of the noise and the like.",
+        within=Range(at_least=0, below=1 << 62),
     )
     listing: LabelledListingOptions = LabelledListingOptions()
     decode: RunDecodeOptions = RunDecodeOptions()
