@@ -19,7 +19,8 @@ def corruption_table(found: Mapping[str, Any]) -> str:
     """Accuracies in %: a line for each corruption, a column for each strength.
 
     Args:
-        found: what `torchmae.eval.robustness.means` returns; "top1" of the clean images, if known.
+        found: what `torchmae.eval.robustness.means` returns; "top1" of the clean images and the
+            corruption errors ("ce"), if known.
     """
     rows = {
         name.replace("_", " "): [*one["accuracy"], one["mean"]]
@@ -31,6 +32,10 @@ def corruption_table(found: Mapping[str, Any]) -> str:
     if "top1" in found:
         lines.append(["clean", *[""] * len(STRENGTHS), f"{100 * found['top1']:.1f}"])
     lines += [[name, *(f"{100 * share:.1f}" for share in shares)] for name, shares in rows.items()]
+    if "mce" in found:
+        errors = [*(one["ce"] for one in found["corruptions"].values()), found["mce"]]
+        for line, cell in zip(lines, ["CE", *(f"{100 * error:.1f}" for error in errors)]):
+            line.append(cell)
     widths = [max(map(len, column)) for column in zip(*lines)]
     return "\n".join(
         "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])

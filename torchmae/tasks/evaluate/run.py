@@ -4,20 +4,13 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from torchmae.errors import printable
-from torchmae.eval.baselines import not_above_commonest
-from torchmae.eval.classification import Scores, scores
-from torchmae.eval.extract import collect, logits_of, say_view
-from torchmae.models.heads import Classifier
 from torchmae.models.weights import load_classifier
-from torchmae.report.confusion import draw_confusion
-from torchmae.runfolder import CONFUSION, add_result
+from torchmae.runfolder import add_result
 from torchmae.settings.options import check_ranges, flatten
+from torchmae.tasks.evaluate.benchmark import measure_benchmark
 from torchmae.tasks.evaluate.config import Evaluate
 from torchmae.tasks.evaluate.corrupt import measure_corrupted
-from torchmae.tasks.evaluate.images import among_of, open_labelled
+from torchmae.tasks.evaluate.once import measure_once
 from torchmae.train.distributed import find_device
 
 logger = logging.getLogger(__name__)
@@ -28,46 +21,18 @@ def run(config: Evaluate) -> dict[str, Any]:
 
     Returns:
         The settings and the scores: "top1", "top5" (of more than 5 classes), "low", "high", ...;
-        with --corrupt those of `torchmae.eval.robustness.corrupted_scores`.
+        with --corrupt those of `torchmae.eval.robustness.corrupted_scores`, on ImageNet-C those of
+        `corruption_errors` there.
     """
     check_ranges(config)
+    config.check()
     model = load_classifier(config.run, config.best)
     device = find_device(config.runtime.device)
-    measure = measure_corrupted if config.corrupt else measure_once
-    results = measure(config, model, device)
+    if config.benchmark is not None:
+        results = measure_benchmark(config, model, device)
+    else:
+        measure = measure_corrupted if config.corrupt else measure_once
+        results = measure(config, model, device)
     path = add_result(Path(config.run), "evaluate", flatten(config), results)
     logger.info(f"Written to {path}")
     return {**flatten(config), **results}
-
-
-def measure_once(config: Evaluate, model: Classifier, device: torch.device) -> dict[str, Any]:
-    """The results on the images as they are; draws confusion.png."""
-    images, of_all = open_labelled(config, model.classes, config.data)
-    say_view(images, config.run)
-    ids, (logits,), bad = collect(
-        images, model.encoder, config.run, [logits_of(model, device)], device
-    )
-    for file in bad:
-        logger.info(f"skipped: {file}")
-    labels = of_all[ids]
-    if config.among:
-        logits = logits.masked_fill(~among_of(of_all, len(model.classes)), -torch.inf)
-    found = scores(logits, labels, model.classes)
-    picture = Path(config.run) / CONFUSION
-    title = f"{Path(config.data).name}: {found.count} images, {found.top1:.1%}"
-    draw_confusion(found.confusion, model.classes, picture, title)
-    logger.info(f"{describe(found, config.best)}{not_above_commonest(found.low, labels)}")
-    logger.info(f"Drawn: {picture}")
-    return found.summary()
-
-
-def describe(found: Scores, best: bool) -> str:
-    """The scores as text; `best`: of the weights of the best epoch."""
-    top5 = "" if found.top5 is None else f"top 5 {found.top5:.1%}, "
-    worst = sorted(found.per_class.items(), key=lambda pair: pair[1])[:3]
-    return (
-        f"{found.count} images{', weights of the best epoch' if best else ''}: "
-        f"top 1 {found.top1:.1%} (95 % interval {found.low:.1%} to {found.high:.1%}), "
-        f"{top5}calibration error {found.calibration_error:.3f}\n"
-        f"weakest classes: {', '.join(f'{printable(name)} {share:.1%}' for name, share in worst)}"
-    )
