@@ -47,13 +47,13 @@ ROOM_LINES = {
     "root": 1000,
     "settings": 900,
     "models": 1200,
-    "data": 4000,
+    "data": 4300,
     "train": 1450,
-    "eval": 720,
-    "report": 700,
+    "eval": 1000,
+    "report": 1000,
     "interop": 1300,
-    "tasks": 4150,
-    "presets": 150,
+    "tasks": 4350,
+    "presets": 220,
     "benchmarks": 1250,
 }
 

@@ -12,6 +12,8 @@
     results.json           what evaluations measured
     confusion.png          mae evaluate: the confusion matrix
     layers.png             mae knn and mae probe --fast with --layer all: accuracy by block
+    corruptions.png        mae evaluate --corrupt: accuracy by corruption and strength
+    corrupted.png          the first image with each corruption
 
 Light: neither torch nor numpy is imported here.
 """
@@ -43,6 +45,8 @@ PICTURES = "pictures"
 RESULTS = "results.json"
 CONFUSION = "confusion.png"
 LAYERS = "layers.png"
+CORRUPTIONS = "corruptions.png"
+CORRUPTED = "corrupted.png"
 LOCK = ".lock"
 LISTED = (CONFIG, MODEL, BEST_MODEL)  # in the manifest: what the models of later verbs depend on
 

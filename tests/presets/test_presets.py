@@ -58,6 +58,23 @@ def test_the_paper_s_rows_in_numbers() -> None:
     assert PRESETS["finetune"]["probe_large"]()["epochs"] == 50
 
 
+def test_the_sets_of_table_6_have_imagenet_s_recipe_and_their_numbers() -> None:
+    numbers = {
+        "finetune_inat2017": (70.5, 75.7, 79.3, 83.4),
+        "finetune_inat2018": (75.4, 80.1, 83.0, 86.8),
+        "finetune_inat2019": (80.5, 83.4, 85.7, 88.3),
+        "finetune_places205": (63.9, 65.8, 65.9, 66.8),
+        "finetune_places365": (57.9, 59.4, 59.8, 60.3),
+    }
+    for name, row in numbers.items():
+        recipe = PRESETS["finetune"][name]
+        assert recipe() == PRESETS["finetune"]["finetune_base_repo"]()
+        assert [f"{number} %" in " ".join((recipe.__doc__ or "").split()) for number in row] == [
+            True
+        ] * 4, name
+        assert "not published" in " ".join((recipe.__doc__ or "").split())
+
+
 @pytest.mark.parametrize("verb,name", ALL)
 def test_every_recipe_parses_and_says_what_to_expect(verb: str, name: str) -> None:
     recipe = PRESETS[verb][name]

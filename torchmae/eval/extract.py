@@ -2,16 +2,18 @@
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
-from jaxtyping import Float, Shaped, UInt8
+from jaxtyping import Bool, Float, Int64, Shaped, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
 from torchmae.data.decode import BadImage
-from torchmae.data.loader import read_pixels
+from torchmae.data.loader import Transform, read_pixels
 from torchmae.data.sources.source import BadFile, Source, with_decode
 from torchmae.data.transforms import CenterCropResize
 from torchmae.data.view import glance, view_notes
@@ -22,6 +24,7 @@ from torchmae.models.heads import Classifier
 from torchmae.runfolder import read_config
 from torchmae.settings.defaults import workers_for
 from torchmae.train.distributed import available_cores
+from torchmae.train.speed import duration
 
 logger = logging.getLogger(__name__)
 
@@ -32,27 +35,32 @@ POOLS: dict[str, Callable[[Tensor, int], Tensor]] = {
     "cls+mean": lambda tokens, prefix: torch.cat([tokens[:, 0], tokens[:, prefix:].mean(1)], dim=1),
 }
 
+T = TypeVar("T")
 Function = Callable[[UInt8[Tensor, "B C H W"]], Shaped[Tensor, "B ..."]]
+
+
+SAY_SECONDS = 30.0  # between two lines on how far a pass is, where no bar is shown
 
 
 @dataclass(frozen=True)
 class ImageBatches:
-    """Batches of a source's readable images, center-cropped, in order; unreadable ones are named.
+    """Batches of a source's readable images, transformed, in order; unreadable ones are named.
 
-    An item is the numbers of its images in the source, the images, and the unreadable files.
+    An item is the numbers of its images in the source, the images (uint8, [B, C, H, W] for a center
+    crop), and the unreadable files.
     """
 
     source: Source
-    transform: CenterCropResize
+    transform: Transform
     batch_size: int
 
     def __len__(self) -> int:
         return -(-len(self.source) // self.batch_size)
 
-    def __getitem__(self, batch: int) -> tuple[list[int], UInt8[Tensor, "B C H W"], list[BadFile]]:
+    def __getitem__(self, batch: int) -> tuple[list[int], UInt8[Tensor, "B ..."], list[BadFile]]:
         ids: list[int] = []
         bad: list[BadFile] = []
-        images = [torch.zeros(0, self.source.channels, *self.transform.size, dtype=torch.uint8)]
+        images = []
         first = batch * self.batch_size
         for i in range(first, min(len(self.source), first + self.batch_size)):
             try:
@@ -61,11 +69,10 @@ class ImageBatches:
                 bad.append(BadFile(self.source.name(i), str(error)))
                 continue
             ids.append(i)
-            images.append(self.transform(pixels)[0].unsqueeze(0))
-        return ids, torch.cat(images), bad
+            images.append(self.transform(pixels, None, 0, i)[0])
+        return ids, torch.stack(images) if images else torch.empty(0, dtype=torch.uint8), bad
 
 
-@torch.no_grad()
 def collect(
     source: Source,
     encoder: Backbone,
@@ -91,28 +98,54 @@ def collect(
     Raises:
         UserError: no image can be read.
     """
+    return collect_batches(image_batches(source, encoder, run, batch_size), functions, device)
+
+
+def image_batches(
+    source: Source, encoder: Backbone, run: str | os.PathLike[str], batch_size: int = 64
+) -> ImageBatches:
+    """The images of a source as a run's encoder takes them; arguments as for `collect`."""
     crop_pct = read_config(run)["config"].get("crop_pct", 1.0)
     source = with_decode(source, replace(source.decode, channels=encoder.channels))
-    images = ImageBatches(source, CenterCropResize(encoder.image_size, crop_pct), batch_size)
+    return ImageBatches(source, CenterCropResize(encoder.image_size, crop_pct), batch_size)
+
+
+@torch.no_grad()
+def collect_batches(
+    images: ImageBatches, functions: Sequence[Function], device: torch.device, title: str = "embed"
+) -> tuple[list[int], list[Shaped[Tensor, "N ..."]], list[BadFile]]:
+    """What `collect` does, of batches; `title` is what it is called while it lasts."""
     # A few batches are decoded sooner than processes start.
     workers = 0
     if len(images) > 4:
         cores = available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         workers = workers_for(cores, device.type == "cuda")
-    loader = Loading(images, range(len(images)), workers)
     ids: list[int] = []
     bad: list[BadFile] = []
     rows: list[list[Tensor]] = [[] for _ in functions]
-    progress = tqdm(loader, "embed", len(images), unit=" batches", disable=None, leave=False)
-    for batch_ids, batch, batch_bad in progress:
+    loader = Loading(images, range(len(images)), workers)
+    for batch_ids, batch, batch_bad in shown(loader, title, len(images)):
         ids += batch_ids
         bad += batch_bad
         if batch_ids:
             for made, function in zip(rows, functions):
                 made.append(function(batch))
     if not ids:
-        raise UserError(f"none of the {len(source)} images can be read; the first: {bad[0]}")
+        raise UserError(f"none of the {len(images.source)} images can be read; the first: {bad[0]}")
     return ids, [torch.cat(made) for made in rows], bad
+
+
+def shown(items: Iterator[T], title: str, total: int) -> Iterator[T]:
+    """The items, with a bar; without a terminal a line now and then says how long it will take."""
+    bar = tqdm(items, title, total, unit=" batches", disable=None, leave=False)
+    began = said = time.monotonic()
+    for done, item in enumerate(bar, 1):
+        yield item
+        now = time.monotonic()
+        if bar.disable and now - said > SAY_SECONDS and done < total:
+            said = now
+            left = duration((now - began) / done * (total - done))
+            logger.info(f"{title}: {done:,} of {total:,} batches, about {left} left")
 
 
 def choose_pool(encoder: Backbone, pool: str) -> Callable[[Tensor, int], Tensor]:
@@ -191,3 +224,33 @@ def logits_of(model: Classifier, device: torch.device) -> Function:
     """The function from uint8 images to a classifier's logits, float32 [B, classes] on the CPU."""
     model = model.eval().to(device)
     return lambda images: model(model.encoder.normalize(images.to(device))).float().cpu()
+
+
+def classes_of(
+    model: Classifier, device: torch.device, among: Bool[Tensor, " classes"] | None = None
+) -> Function:
+    """The function from uint8 images to the numbers of the classes that a classifier says, int64
+    [B] on the CPU.
+
+    Args:
+        model: it is moved to the device.
+        device: where it computes.
+        among: the classes that may be said; None: all.
+    """
+    logits = logits_of(model, device)
+
+    def classes(images: UInt8[Tensor, "B C H W"]) -> Int64[Tensor, " B"]:
+        found = logits(images)
+        return (found if among is None else found.masked_fill(~among, -torch.inf)).argmax(1)
+
+    return classes
+
+
+def of_variants(function: Function, at_once: int = 64) -> Function:
+    """A function of images as one of several variants of each, [B, V, C, H, W] to [B, V, ...]."""
+
+    def of_all(images: UInt8[Tensor, "B V C H W"]) -> Shaped[Tensor, "B V ..."]:
+        parts = images.flatten(0, 1).split(at_once)
+        return torch.cat([function(part) for part in parts]).unflatten(0, images.shape[:2])
+
+    return of_all

@@ -31,6 +31,21 @@ def test_torchvision(tmp_path):
     assert labels(open_source(f"torchvision:ImageFolder?root={tmp_path}/set")) == ["cat", "dog"]
 
 
+def test_options_of_torchvision_that_look_like_numbers_but_are_texts(tmp_path):
+    """INaturalist refuses the version 2019 that is no text."""
+    pytest.importorskip("torchvision")
+    for species in range(3):
+        folder = tmp_path / "2019" / "Birds" / str(species)
+        folder.mkdir(parents=True)
+        (folder / "a.png").write_bytes(png(species))
+    spec = f"torchvision:INaturalist?root={tmp_path}&version=2019"
+    assert set(labels(open_source(spec))) == {"0", "1", "2"}
+    assert labels(open_source(f"{spec}&target_type=super")) == ["0"] * 3
+    assert read_pixels(open_source(spec), 0).shape == (7, 6, 3)
+    with pytest.raises(UserError, match="version"):
+        open_source(f"{spec}1")
+
+
 def test_torchvision_classes_of_one_name_stay_different():
     class Birds:
         classes = (

@@ -1,13 +1,14 @@
 """Images in data sets of other libraries: torchvision and Hugging Face."""
 
 import hashlib
+import inspect
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cached_property
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from PIL import Image
@@ -179,7 +180,7 @@ def open_torchvision(spec: str) -> Source:
     kinds = {kind: getattr(torchvision.datasets, kind) for kind in torchvision.datasets.__all__}
     build = choose(kinds, name, "torchvision data set")
     try:
-        data = build(**{key: _literal(value) for key, value in arguments.items()})
+        data = build(**typed(arguments, build))
     except Exception as error:  # each of its data sets fails in its own way
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"torchvision:{spec}: {reason} (to download: &download=true)") from error
@@ -297,6 +298,18 @@ def _load_hf(spec: str) -> tuple[str, dict[str, str], Any]:
     ):
         raise UserError(f"hf:{spec}: the folder holds the split '{data.split}', not '{split}'")
     return name, options, data
+
+
+def typed(arguments: Mapping[str, str], build: Callable[..., Any]) -> dict[str, Any]:
+    """Options of a text as the values that a class takes: what it says is text stays text, such as
+    the version "2019" of INaturalist."""
+    parameters = inspect.signature(build).parameters
+    values: dict[str, Any] = {}
+    for name, value in arguments.items():
+        kind = parameters[name].annotation if name in parameters else None
+        is_text = kind is str or str in get_args(kind)
+        values[name] = value if is_text else _literal(value)
+    return values
 
 
 def _literal(text: str) -> Any:
