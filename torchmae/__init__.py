@@ -24,7 +24,7 @@ PLACES = {
     "MAE": "torchmae.models.mae",
     "Mask": "torchmae.models.masking",
     "ViT": "torchmae.models.vit",
-    "load": "torchmae.models.weights",
+    "load": "torchmae.interop.timm_runs",
     "load_mae": "torchmae.models.weights",
     "load_classifier": "torchmae.models.weights",
     "param_groups_weight_decay": "torchmae.train.optim",
