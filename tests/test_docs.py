@@ -37,6 +37,8 @@ PAGES = sorted(
     and any(block.language == "sh" and not block.not_run for block in fenced(page))
 )
 NOT_RUN = {  # block by block: a new one is added here on purpose
+    "ablate.md": ["each takes hours"],
+    "encoders.md": ["needs a network; tests/interop/test_timm_runs.py runs what does not"],
     "evaluate.md": [
         "needs the published sets; tests/tasks/test_evaluate.py measures small ones of the same "
         "layout"

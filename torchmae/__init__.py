@@ -25,7 +25,7 @@ PLACES = {
     "MAE": "torchmae.models.mae",
     "Mask": "torchmae.models.masking",
     "ViT": "torchmae.models.vit",
-    "load": "torchmae.models.weights",
+    "load": "torchmae.interop.timm_runs",
     "load_mae": "torchmae.models.weights",
     "load_classifier": "torchmae.models.weights",
     "load_tokenizer": "torchmae.models.weights",

@@ -1,8 +1,9 @@
 """Errors for people: a mistake in the input (`UserError`) or a run that failed (`RunError`)."""
 
 import difflib
+import importlib
 from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -73,3 +74,11 @@ def nearest(name: str, options: Iterable[str]) -> str | None:
 def missing_extra(package: str, extra: str) -> UserError:
     """The error for an optional package that is missing, with the command that installs it."""
     return UserError(f'this needs the package "{package}": pip install "torchmae[{extra}]"')
+
+
+def library(name: str, extra: str) -> Any:
+    """An optional library, or the one-line hint of how to install it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise missing_extra(name.partition(".")[0], extra) from error

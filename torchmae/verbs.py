@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torchmae import manifest, runfolder
 from torchmae.plugins import prepare
-from torchmae.settings.options import REQUIRED, flatten, from_python, options_of
+from torchmae.settings.options import REQUIRED, changed, flatten, from_python, options_of
 
 if TYPE_CHECKING:
     from torchmae.models.encoders import Backbone
@@ -86,7 +86,30 @@ def load(place: Any) -> Any:
 def start(entry: Verb, config: Any) -> Any:
     """Calls a verb's function; files of runs are verified unless its config says otherwise."""
     with manifest.verification(flatten(config).get("verify", True)):
-        return load(entry.run)(prepare(config))
+        return load(entry.run)(prepare(with_run_folders(config)))
+
+
+def with_run_folders(config: Any) -> Any:
+    """The config with a run folder in place of each encoder of timm that it names."""
+    values = flatten(config)
+    named = {
+        name: values[name]
+        for name, setting in options_of(type(config)).items()
+        if setting.metadata.get("encoder") and "timm:" in repr(values[name])
+    }
+
+    def folder(place: str) -> str:
+        from torchmae.interop.timm_runs import run_folder
+
+        return str(run_folder(place)) if place.startswith("timm:") else place
+
+    return changed(
+        config,
+        **{
+            name: folder(value) if isinstance(value, str) else tuple(map(folder, value))
+            for name, value in named.items()
+        },
+    )
 
 
 class Run:

@@ -6,7 +6,6 @@ ever run.
 """
 
 import argparse
-import importlib
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from torchmae.disk import parse_json, sha256
-from torchmae.errors import UserError, missing_extra
+from torchmae.errors import UserError, library
 from torchmae.interop.names import Weights, to_plain
 from torchmae.settings.options import parse_size
 
@@ -42,14 +41,6 @@ class Source(NamedTuple):
     facts: dict[str, Any]
     sha256: str | None = None
     model: Any = None
-
-
-def library(name: str, extra: str) -> Any:
-    """An optional library, or the one-line hint of how to install it."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise missing_extra(name.partition(".")[0], extra) from error
 
 
 def open_weights(source: str, image_size: str | int | None = None) -> Source:

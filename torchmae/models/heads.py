@@ -91,6 +91,8 @@ class Classifier(nn.Module):
             raise UserError(f"unknown pool '{pool}'; one of: {', '.join(POOLS)}")
         if len(classes) < 2:
             raise UserError(f"a classifier needs at least two classes, not {list(classes)}")
+        if pool == "cls" and not encoder.num_prefix_tokens:
+            raise UserError("--pool cls: this encoder has no class token; use mean or attentive")
         dim = encoder.embed_dim
         self.encoder = encoder
         self.classes = tuple(classes)
@@ -161,7 +163,8 @@ def trainable(classifier: Classifier, train: str) -> list[str]:
         train: "all", "head", or the last K blocks ("4"; "0.5" is the MLP half of the last block,
             paper section 4.3), with the norms after them and the head.
     """
-    names = [name for name, _ in classifier.named_parameters()]
+    named = list(classifier.named_parameters())
+    names = [name for name, _ in named]
     after = [n for n in names if n.startswith(("query_pool.", "fc_norm.", "bn.", "head."))]
     if train == "head":
         return [n for n in after if n.startswith(("query_pool.", "head."))]
@@ -169,12 +172,17 @@ def trainable(classifier: Classifier, train: str) -> list[str]:
         return names
     layers = classifier.encoder.layers()
     count = blocks_of(train, len(layers))
-    after = [n for n in names if n.startswith("encoder.norm.")] + after
+    inside = {id(parameter) for layer in layers for parameter in layer.parameters()}
+    last_inside = max((i for i, (_, p) in enumerate(named) if id(p) in inside), default=-1)
+    after = names[last_inside + 1 :]
     parts: list[nn.Module] = layers[len(layers) - int(count) :]
     if count == 0.5:
         last = layers[-1]
         if not isinstance(last, Block):
-            raise UserError(f"--train 0.5: for blocks of a ViT, not {type(last).__name__}")
+            raise UserError(
+                f"--train 0.5: for torchmae's own blocks of a ViT, not {type(last).__module__}'s "
+                f"{type(last).__name__}"
+            )
         parts = [last.norm2, last.mlp, last.ls2]
     chosen = {id(parameter) for part in parts for parameter in part.parameters()}
-    return [n for n, p in classifier.named_parameters() if id(p) in chosen] + after
+    return [n for n, p in named if id(p) in chosen] + after

@@ -190,7 +190,73 @@ class PatchEmbed(nn.Module):
         return F.linear(patches, weight, self.proj.bias)
 
 
-class ViT(nn.Module):
+class PixelInput(nn.Module):
+    """What encoders share that take images of some channels: their statistics.
+
+    Args:
+        channels: of the images.
+        mean, std: one value for each channel, for pixels in 0..1; what `normalize` uses.
+    """
+
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    pixel_statistics: Tensor
+
+    def __init__(self, channels: int, mean: tuple[float, ...], std: tuple[float, ...]):
+        super().__init__()
+        # On the device, so that no step copies it there; not among the weights, whose names are
+        # timm's.
+        self.register_buffer("pixel_statistics", torch.zeros(2, channels, 1, 1), persistent=False)
+        self.set_pixel_statistics(channels, mean, std)
+
+    def normalize(self, images: UInt8[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """uint8 pixels to what `forward` takes: `(pixels / 255 - mean) / std`."""
+        return normalize(images, self.pixel_statistics)
+
+    def denormalize(self, images: Float[Tensor, "B C H W"]) -> UInt8[Tensor, "B C H W"]:
+        """The inverse of `normalize`: uint8 pixels, rounded and clamped."""
+        return denormalize(images, self.pixel_statistics)
+
+    def set_pixel_statistics(
+        self, channels: int, mean: tuple[float, ...], std: tuple[float, ...]
+    ) -> None:
+        """Sets what `normalize` uses; `UserError` unless there is one value for each channel that
+        pixels can be normalised with."""
+        if len(mean) != channels or len(std) != channels:
+            raise UserError(
+                f"mean {mean} and std {std} need one value for each of {channels} channels"
+            )
+        if not all(math.isfinite(value) for value in (*mean, *std)) or min(std) <= 0:
+            raise UserError(f"mean {mean} and std {std}: finite numbers, and std above 0")
+        self.channels = channels
+        self.mean = mean
+        self.std = std
+        self.pixel_statistics = self.pixel_statistics.new_tensor([mean, std]).view(2, -1, 1, 1)
+
+    def patch_projection(self) -> nn.Conv2d:
+        """The convolution that embeds patches."""
+        raise NotImplementedError
+
+    def adapt(self, channels: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        """Makes the encoder take images of other channels, which `normalize` brings to these
+        statistics.
+
+        The patch weights of each new channel are the mean of the old ones times old / new, so that
+        an image with equal (normalised) channels has the same tokens as before. With as many
+        channels as before, only the statistics change.
+        """
+        before = self.channels
+        self.set_pixel_statistics(channels, mean, std)
+        proj = self.patch_projection()
+        if channels != before:
+            each = proj.weight.data.sum(1, keepdim=True) / channels
+            weight = each.expand(-1, channels, -1, -1).contiguous()
+            proj.weight = nn.Parameter(weight, proj.weight.requires_grad)
+            proj.in_channels = channels
+
+
+class ViT(PixelInput):
     """Vision Transformer encoder.
 
     Args:
@@ -226,7 +292,8 @@ class ViT(nn.Module):
         init_values: float | None = None,
         position_resizing: str = "timm",
     ):
-        super().__init__()
+        half = (0.5,) * channels
+        super().__init__(channels, mean or half, std or half)
         choose(RESIZINGS, position_resizing, "position resizing")
         self.image_size = image_size
         self.patch_size = patch_size
@@ -240,12 +307,6 @@ class ViT(nn.Module):
         self.init_values = init_values
         self.position_resizing = position_resizing
         self.num_prefix_tokens = 1 + registers
-        self.pixel_statistics: Tensor
-        # On the device, so that no step copies it there; not among the weights, whose names are
-        # timm's.
-        self.register_buffer("pixel_statistics", torch.zeros(2, channels, 1, 1), persistent=False)
-        half = (0.5,) * channels
-        self.set_pixel_statistics(channels, mean or half, std or half)
         self.patch_embed = PatchEmbed(self.patch, channels, embed_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.reg_token = nn.Parameter(torch.zeros(1, registers, embed_dim)) if registers else None
@@ -263,30 +324,6 @@ class ViT(nn.Module):
         names = ("image_size", "patch_size", "channels", "embed_dim", "depth", "num_heads")
         more = ("mlp_ratio", "mean", "std", "registers", "init_values", "position_resizing")
         return {"kind": "vit", **{name: getattr(self, name) for name in names + more}}
-
-    def normalize(self, images: UInt8[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        """uint8 pixels to what `forward` takes: `(pixels / 255 - mean) / std`."""
-        return normalize(images, self.pixel_statistics)
-
-    def denormalize(self, images: Float[Tensor, "B C H W"]) -> UInt8[Tensor, "B C H W"]:
-        """The inverse of `normalize`: uint8 pixels, rounded and clamped."""
-        return denormalize(images, self.pixel_statistics)
-
-    def set_pixel_statistics(
-        self, channels: int, mean: tuple[float, ...], std: tuple[float, ...]
-    ) -> None:
-        """Sets what `normalize` uses; `UserError` unless there is one value for each channel that
-        pixels can be normalised with."""
-        if len(mean) != channels or len(std) != channels:
-            raise UserError(
-                f"mean {mean} and std {std} need one value for each of {channels} channels"
-            )
-        if not all(math.isfinite(value) for value in (*mean, *std)) or min(std) <= 0:
-            raise UserError(f"mean {mean} and std {std}: finite numbers, and std above 0")
-        self.channels = channels
-        self.mean = mean
-        self.std = std
-        self.pixel_statistics = self.pixel_statistics.new_tensor([mean, std]).view(2, -1, 1, 1)
 
     def layers(self) -> list[nn.Module]:
         """The blocks in order, for layer decay, partial fine-tuning, FSDP and checkpointing."""
@@ -417,22 +454,8 @@ class ViT(nn.Module):
             self.norm = nn.LayerNorm(self.embed_dim, eps=1e-6)
         return gone
 
-    def adapt(self, channels: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        """Makes the encoder take images of other channels, which `normalize` brings to these
-        statistics.
-
-        The patch weights of each new channel are the mean of the old ones times old / new, so that
-        an image with equal (normalised) channels has the same tokens as before. With as many
-        channels as before, only the statistics change.
-        """
-        before = self.channels
-        self.set_pixel_statistics(channels, mean, std)
-        proj = self.patch_embed.proj
-        if channels != before:
-            each = proj.weight.data.sum(1, keepdim=True) / channels
-            weight = each.expand(-1, channels, -1, -1).contiguous()
-            proj.weight = nn.Parameter(weight, proj.weight.requires_grad)
-            proj.in_channels = channels
+    def patch_projection(self) -> nn.Conv2d:
+        return self.patch_embed.proj
 
 
 def initialize(module: nn.Module) -> None:

@@ -29,6 +29,11 @@ CACHES = {
     "device": "all decoded on the device, no loader",
 }
 LEAST_NORM = 1e-6  # below, clipped gradients vanish in float32
+# What RUN may be besides a run folder, where only an encoder is needed.
+OF_TIMM = (
+    'an encoder of timm (extra "timm"): timm:NAME, with timm\'s weights, which are downloaded, '
+    "timm:NAME?checkpoint=FILE or timm:NAME?random=SEED"
+)
 VERIFY = "Refuse runs whose weights or config.json are not what was written (manifest.json)."
 
 

@@ -128,8 +128,11 @@ def option(  # noqa: PLR0913 - a declaration, whose arguments are given by name
     )
 
 
-def argument(help: str, metavar: str, default: Any = MISSING) -> Any:
-    """A setting that is given by its place on the command line, without a flag."""
+def argument(help: str, metavar: str, default: Any = MISSING, encoder: bool = False) -> Any:
+    """A setting that is given by its place on the command line, without a flag.
+
+    `encoder`: it names run folders, and may name encoders of timm in their place.
+    """
     metadata = dict(help=help, within=ANY, metavar=metavar, flag=None, otherwise=None)
     return field(
         default=default,
@@ -140,6 +143,7 @@ def argument(help: str, metavar: str, default: Any = MISSING) -> Any:
             "several": False,
             "positional": True,
             "hidden": False,
+            "encoder": encoder,
         },
     )
 

@@ -33,9 +33,9 @@ def param_groups_layer_decay(
     """Groups of fine-tuning, where early layers learn more slowly (paper Table 9).
 
     The learning rate of layer i is `layer_decay ** (N + 1 - i)` times the head's, where i is 0 for
-    the patch embedding, the class token and the positions, 1..N for the blocks, N + 1 for what
-    follows them. 1-D parameters, the class token and the positions do not decay, as in the
-    reference's fine-tuning.
+    what the model has before the blocks (the patch embedding, the class token and the positions),
+    1..N for the blocks, N + 1 for what follows them. 1-D parameters, tokens and the positions do
+    not decay, as in the reference's fine-tuning.
 
     Args:
         model: its trainable parameters are grouped.
@@ -45,11 +45,14 @@ def param_groups_layer_decay(
     """
     depth = {id(p): i for i, layer in enumerate(layers, 1) for p in layer.parameters()}
     groups: dict[tuple[float, float], dict[str, Any]] = {}
+    layer = 0
     for name, parameter in model.named_parameters():
+        # The order of a model is that of its forward pass: what is not in a block comes before
+        # the first or after the last one.
+        layer = depth.get(id(parameter), len(layers) + 1 if layer else 0)
         if not parameter.requires_grad:
             continue
-        token = name.endswith(("cls_token", "reg_token", "pos_embed"))
-        layer = depth.get(id(parameter), 0 if token or "patch_embed." in name else len(layers) + 1)
+        token = name.endswith(("_token", "pos_embed", "relative_position_bias_table"))
         decay = 0.0 if token or parameter.ndim <= 1 else weight_decay
         scale = layer_decay ** (len(layers) + 1 - layer)
         fresh: dict[str, Any] = {

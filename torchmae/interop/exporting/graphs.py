@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchmae.errors import library
 from torchmae.interop.exporting.check import ExportInput, ExportResult, no_decoder
-from torchmae.interop.foreign import library
 from torchmae.models.heads import Classifier
 from torchmae.version import __version__
 

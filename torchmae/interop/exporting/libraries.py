@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from torchmae.errors import UserError
+from torchmae.errors import UserError, library
 from torchmae.interop.exporting.check import (
     ExportInput,
     ExportResult,
@@ -16,7 +16,6 @@ from torchmae.interop.exporting.check import (
     no_decoder,
     reference_output,
 )
-from torchmae.interop.foreign import library
 from torchmae.interop.names import (
     Weights,
     fold_bn,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torchmae.settings.groups import DeviceOptions, ListingOptions, RunDecodeOptions
+from torchmae.settings.groups import OF_TIMM, DeviceOptions, ListingOptions, RunDecodeOptions
 from torchmae.settings.options import BATCH, POSITIVE, argument, option
 
 
@@ -13,7 +13,7 @@ class Embed:
 
     GROUP: ClassVar[str] = "features"
 
-    run: str = argument("a run folder", "RUN")
+    run: str = argument(f"a run folder, or {OF_TIMM}", "RUN", encoder=True)
     data: str = argument("images, as for mae pretrain", "DATA")
     out: str = option(
         "features.npz", '.npz (arrays "paths" and "features"), .csv or .parquet (extra "parquet").'

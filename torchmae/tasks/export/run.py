@@ -84,6 +84,11 @@ def open_run(config: Export) -> ExportInput:
     """The model of a run, or its encoder, with its weights under plain names."""
     described = read_config(config.run)
     kind, model = kind_of(described), described["model"]
+    if model["encoder"].get("kind") == "timm":
+        raise UserError(
+            f"{config.run} has an encoder of timm, which is not exported: "
+            f"torchmae.load('{config.run}').model is timm's own module"
+        )
     if model.get("pool") == "attentive" and not config.only:
         raise UserError(
             "classifiers that pool by learned queries are not exported yet: add --only encoder, or "

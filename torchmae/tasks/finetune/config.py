@@ -11,6 +11,7 @@ from torchmae.runfolder import read_config
 from torchmae.settings import defaults
 from torchmae.settings.defaults import Choice, Facts, Rule
 from torchmae.settings.groups import (
+    OF_TIMM,
     LabelledCropOptions,
     LabelledSourceOptions,
     OptimOptions,
@@ -444,8 +445,10 @@ class Finetune:
     RULES: ClassVar[Mapping[str, Rule]] = RULES
 
     run: str = argument(
-        "a run folder, or none for the supervised baseline from scratch (--model names its size)",
+        f"a run folder; {OF_TIMM}; or none for the supervised baseline from scratch (--model names "
+        "its size)",
         "RUN",
+        encoder=True,
     )
     source: LabelledSourceOptions
     listing: SplitListingOptions = SplitListingOptions()

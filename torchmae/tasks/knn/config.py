@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from torchmae.settings.groups import (
+    OF_TIMM,
     DeviceOptions,
     LabelledSourceOptions,
     RunDecodeOptions,
@@ -19,7 +20,7 @@ class Knn:
 
     GROUP: ClassVar[str] = "features"
 
-    run: str = argument("a run folder", "RUN")
+    run: str = argument(f"a run folder, or {OF_TIMM}", "RUN", encoder=True)
     source: LabelledSourceOptions
     listing: SplitListingOptions = SplitListingOptions()
     decode: RunDecodeOptions = RunDecodeOptions()

@@ -15,6 +15,7 @@ from torchmae.data.transforms import CenterCropResize
 from torchmae.errors import UserError, choose
 from torchmae.models.decoders import DECODERS, DecoderConfig, decoder_config
 from torchmae.models.encoders import Backbone, build_encoder
+from torchmae.models.encoders.timm import TimmEncoder
 from torchmae.models.mae import LOSSES, MAE
 from torchmae.models.masking import masking, noise
 from torchmae.models.patches import IMAGENET, Size, as_size, grid_of, patchify, size_name
@@ -59,6 +60,11 @@ def init_from_run(config: Pretrain, channels: int) -> tuple[Pretrain, InitRun | 
     whole = has_decoder and not config.model.new_decoder
     mae = load_mae(run) if whole else None
     encoder = mae.encoder if mae else load(run)
+    if isinstance(encoder, TimmEncoder):
+        raise UserError(
+            f"{run} has an encoder of timm, which cannot skip patches: of a plain ViT "
+            f"mae import timm:{encoder.name} makes one that can"
+        )
     if len(set(encoder.patch)) > 1:
         raise UserError(
             f"{run} has patches of {size_name(encoder.patch)} px: mae pretrain takes square ones"

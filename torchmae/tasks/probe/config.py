@@ -7,6 +7,7 @@ from typing import ClassVar
 from torchmae.errors import UserError, choose
 from torchmae.settings.defaults import Rule
 from torchmae.settings.groups import (
+    OF_TIMM,
     DeviceOptions,
     LabelledCropOptions,
     LabelledSourceOptions,
@@ -82,7 +83,7 @@ class Probe:
 
     RULES: ClassVar[Mapping[str, Rule]] = {}
 
-    run: str = argument("a run folder", "RUN")
+    run: str = argument(f"a run folder, or {OF_TIMM}", "RUN", encoder=True)
     source: LabelledSourceOptions
     listing: SplitListingOptions = SplitListingOptions()
     split: SplitOptions = SplitOptions()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from torchmae.errors import UserError
-from torchmae.settings.groups import SplitOptions
+from torchmae.settings.groups import OF_TIMM, SplitOptions
 from torchmae.settings.options import EPOCHS, POSITIVE, Range, argument, hidden, option
 from torchmae.tasks.finetune.config import (
     ClassifierOptions,
@@ -77,7 +77,7 @@ class Compare(Finetune):
     recipe.
     """
 
-    run: str = argument("a run folder", "RUN")
+    run: str = argument(f"a run folder, or {OF_TIMM}", "RUN", encoder=True)
     split: CompareSplitOptions = CompareSplitOptions()
     model: CompareModelOptions = CompareModelOptions()
     optim: CompareOptimOptions = CompareOptimOptions()
@@ -125,7 +125,7 @@ class Partial(Finetune):
         name: rule for name, rule in Finetune.RULES.items() if name not in ("epochs",)
     }
 
-    run: str = argument("a run folder", "RUN")
+    run: str = argument(f"a run folder, or {OF_TIMM}", "RUN", encoder=True)
     model: PartialModelOptions = PartialModelOptions()
     optim: PartialOptimOptions = PartialOptimOptions()
     output: SweepOutputOptions = SweepOutputOptions()

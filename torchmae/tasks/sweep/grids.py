@@ -8,6 +8,7 @@ from typing import Any
 from torchmae.data.config import decode_as_run, listing_as_run
 from torchmae.errors import UserError
 from torchmae.models.heads import blocks_of
+from torchmae.models.vit import Block
 from torchmae.models.weights import load
 from torchmae.report.sweep import Curve
 from torchmae.runfolder import read_config
@@ -108,8 +109,11 @@ def partial_grid(config: Partial) -> Grid:
         raise UserError(
             "mae partial needs a run: an untrained encoder has to be trained as a whole"
         )
-    depth = len(load(config.run).layers())
+    layers = load(config.run).layers()
+    depth = len(layers)
     default = [p for p in ("0", "0.5", "1", "2", "4", "all") if p == "all" or float(p) < depth]
+    if not isinstance(layers[-1], Block):
+        default.remove("0.5")  # half of a block is known of our own only
     parts = sorted(dict.fromkeys(config.model.train or default), key=lambda p: blocks_of(p, depth))
     rows = {f"all {depth}" if part == "all" else part: {"train": part} for part in parts}
     arms: dict[str, Changes] = {f"{n:g} epochs": {"epochs": n} for n in config.optim.epochs}

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from torchmae.errors import choose
+from torchmae.models.encoders.timm import TimmEncoder
 from torchmae.models.patches import Size
 from torchmae.models.sizes import check_sizes
 from torchmae.models.vit import ViT
@@ -112,7 +113,7 @@ class Backbone(Protocol):
     def named_modules(self) -> Iterator[tuple[str, nn.Module]]: ...
 
 
-ENCODERS: dict[str, Callable[..., Backbone]] = {"vit": ViT}
+ENCODERS: dict[str, Callable[..., Backbone]] = {"vit": ViT, "timm": TimmEncoder}
 
 
 def build_encoder(config: dict[str, Any]) -> Backbone:
