@@ -1,6 +1,6 @@
 """An encoder of timm as a `Backbone`: a ViT, BEiT or EVA, computed by timm's own code."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -170,6 +170,11 @@ class TimmEncoder(PixelInput):
             intermediates_only=True,
         )
         return [cat_prefix(*one) if isinstance(one, tuple) else one for one in found]
+
+    def forward_layers(self, images: Float[Tensor, "B C H W"]) -> Iterator[Float[Tensor, "B T D"]]:
+        """What `forward` returns for `layer` = 1, 2, ... depth, in one pass."""
+        for tokens in self.tokens_after(images, range(len(self.model.blocks)), "NLC", norm=True):
+            yield tokens[:, self.left_out :]
 
     def forward_intermediates(
         self, images: Float[Tensor, "B C H W"], taps: Sequence[int]
