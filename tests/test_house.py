@@ -52,7 +52,7 @@ ROOM_LINES = {
     "eval": 720,
     "report": 700,
     "interop": 1300,
-    "tasks": 4150,
+    "tasks": 4400,
     "presets": 150,
     "benchmarks": 1250,
 }
