@@ -50,9 +50,9 @@ ROOM_LINES = {
     "data": 4000,
     "train": 1450,
     "eval": 720,
-    "report": 700,
+    "report": 760,
     "interop": 1300,
-    "tasks": 4400,
+    "tasks": 4450,
     "presets": 150,
     "benchmarks": 1250,
 }
