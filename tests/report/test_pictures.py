@@ -9,7 +9,14 @@ from torchmae.data.config import DecodeOptions
 from torchmae.models.mae import MAE
 from torchmae.models.patches import gather_tokens, patchify, scatter_tokens, unpatchify
 from torchmae.models.weights import load_mae
-from torchmae.report.pictures import caption, draw_mask, predict_pixels
+from torchmae.report.pictures import (
+    MOST_ERROR,
+    caption,
+    draw_mask,
+    error_map,
+    predict_pixels,
+    with_errors,
+)
 from torchmae.tasks.reconstruct.run import read_image
 
 
@@ -64,3 +71,39 @@ def test_the_default_picture_knows_nothing_of_the_hidden_pixels(model: MAE, phot
 def test_the_caption_says_whose_statistics(model: MAE) -> None:
     assert "TRUE" in caption(model, True) and "leaks" in caption(model, True)
     assert "predicted" in caption(model, False) and "TRUE" not in caption(model, False)
+
+
+def test_errors_are_colours_from_white_to_dark_red() -> None:
+    images = torch.zeros(1, 3, 2, 2, dtype=torch.uint8)
+    others = images.clone()
+    others[0, :, 0, 1] = torch.tensor([1, 0, 0])  # the least that differs
+    others[0, :, 1, 0], others[0, :, 1, 1] = MOST_ERROR, 255
+    colours, mean = error_map(images, others)
+    assert mean == pytest.approx((1 / 3 + MOST_ERROR + 255) / 4)
+    assert colours[0, :, 0, 0].tolist() == [255, 255, 255] != colours[0, :, 0, 1].tolist()
+    assert torch.equal(colours[0, :, 1, 0], colours[0, :, 1, 1])
+    red, green, blue = colours[0, :, 1, 1].tolist()
+    assert 80 < red < 130 and green < 20 and blue < 20
+    assert torch.equal(error_map(others, images)[0], colours)
+
+
+def test_errors_are_those_of_hidden_patches(model: MAE, photos: Path) -> None:
+    images = read_image(str(photos / "down" / "0.jpg"), model, DecodeOptions()).unsqueeze(0)
+    masks = {f"{r} ": draw_mask(model, "random", r, 0, torch.arange(1)) for r in (0.5, 0.75)}
+    rows = with_errors(model, images, masks, False)
+    assert [name.split(",")[0] for name in rows] == [
+        f"{ratio} {row}"
+        for ratio in (0.5, 0.75)
+        for row in ("masked", "prediction", "reconstruction", "error")
+    ]
+    for ratio, mask in masks.items():
+        (name,) = (name for name in rows if name.startswith(f"{ratio}error"))
+        patches = patchify(rows[name], model.encoder.patch)
+        assert (gather_tokens(patches, mask.keep) == 255).all()
+        truth, made = (
+            gather_tokens(patchify(x, model.encoder.patch), mask.hide).float()
+            for x in (images, rows[f"{ratio}reconstruction"])
+        )
+        assert float(name.split()[-1]) == pytest.approx(
+            float((truth - made).abs().mean()), abs=0.06
+        )

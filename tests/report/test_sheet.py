@@ -14,6 +14,7 @@ from torchmae.report.sheet import (
     printable,
     sheet,
     shorten,
+    stack,
     wrap,
 )
 
@@ -110,3 +111,15 @@ def test_which_bands_are_shown(channels: int, words: str | None) -> None:
 def test_a_picture_that_is_too_large_is_refused() -> None:
     with pytest.raises(UserError, match=r"would have \d+x\d+ px: a smaller --scale"):
         sheet({"original": noise(8, 3, 64, 64)}, "", [""] * 8, [], 100)
+
+
+def test_sheets_below_each_other() -> None:
+    images = noise(2, 3, 150, 150)
+    one, other = (sheet({"a": images[i:][:1]}, "", ["1"], []) for i in range(2))
+    wide = sheet({"a": noise(3, 3, 150, 150)}, "", ["1"] * 3, [])
+    both = stack([one, wide, other])
+    assert both.size == (wide.width, 2 * one.height + wide.height)
+    places = [find(both, image.permute(1, 2, 0).numpy()) for image in images]
+    assert places[1][-1][0] == places[0][0][0] + one.height + wide.height
+    with pytest.raises(UserError, match="fewer images"):
+        stack([Image.new("RGB", (15_000, 15_000))])

@@ -1,7 +1,9 @@
 """mae reconstruct: pictures of every masking, masks of one's own, mistakes."""
 
 import re
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,9 +12,11 @@ from helpers.sources import noise
 from PIL import Image
 
 import torchmae
+from torchmae.data.sources import open_source
 from torchmae.errors import UserError
 from torchmae.models.masking import MASKINGS
 from torchmae.tasks.reconstruct.run import mask_from_image
+from torchmae.tasks.reconstruct.sheet import chosen
 
 
 @pytest.mark.parametrize("masking", MASKINGS)
@@ -90,6 +94,70 @@ def test_a_mask_of_one_s_own(tmp_path: Path) -> None:
         mask_from_image(str(tmp_path / "none.png"), (4, 8), 1)
 
 
+def test_a_sheet_shows_images_that_the_seed_chooses(
+    run: Path, photos: Path, tmp_path: Path, written: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """16 patches: 95 % would leave none visible."""
+    options: dict[str, Any] = dict(sheet=True, count=3, device="cpu")
+    torchmae.reconstruct(run, photos, out=tmp_path / "a.png", **options)
+    how = "images chosen by hash, seed 0, of 24"
+    assert " ".join(written).startswith(f"small · step 9 · {how} · random masks ")
+    files = [word for word in written if re.fullmatch(r"\d+\.jpg", word)]
+    assert len(files) == 3 and f"8 masks of {files[0]}" in written
+    assert [word for word in written if word.isdigit()] == [str(i) for i in range(1, 9)]
+    rows = ["masked", "prediction", "reconstruction", "error, mean"]
+    labels = ["original", *(f"{ratio} % {row}" for ratio in (75, 85) for row in rows)]
+    labels += [f"75 % {row}" for row in rows]
+    found = [re.sub(r" [\d.]+$", "", word) for word in written]
+    assert [word for word in found if word in labels] == labels
+    assert any(word.startswith("Brightness and contrast of hidden") for word in written)
+    said = capsys.readouterr().out
+    assert f"3 {how}" in said and "95% hidden would leave none visible" in said
+    before = (tmp_path / "a.png").read_bytes()
+    for seed, same in ((0, True), (1, False)):
+        torchmae.reconstruct(run, photos, out=tmp_path / "a.png", **options, seed=seed)
+        assert ((tmp_path / "a.png").read_bytes() == before) == same
+
+
+def test_a_sheet_of_one_ratio_and_a_masking_without_randomness(
+    run: Path, photos: Path, tmp_path: Path, written: list[str]
+) -> None:
+    options: dict[str, Any] = dict(sheet=True, mask_ratio=0.5, true_statistics=True, count=2)
+    torchmae.reconstruct(run, photos, out=tmp_path / "a.png", masking="grid", **options)
+    assert not any("masks of" in word for word in written)
+    assert sum(word.endswith("reconstruction") for word in written) == 1
+    assert any("TRUE" in word for word in written)
+
+
+def test_images_of_a_sheet_that_cannot_be_read_are_replaced_and_those_left_out_stay_out(
+    run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = open_source(str(photos))
+    (first, second), _ = chosen(source, 2, 0, (32, 32))
+    shutil.copytree(photos, tmp_path / "photos")
+    (tmp_path / "photos" / source.name(first)).write_bytes(b"no image")
+    (found,), images = chosen(open_source(str(tmp_path / "photos")), 1, 0, (32, 32))
+    assert found == second and images.shape == (1, 3, 32, 32)
+    assert f"skipped: {source.name(first)}" in capsys.readouterr().out
+    ids, _ = chosen(source, 16, 0, (32, 32))
+    assert len(set(ids)) == 16 and ids[:2] == [first, second]
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "a.jpg").write_bytes(b"no image")
+    with pytest.raises(UserError, match="none of the 1 images can be read"):
+        chosen(open_source(str(tmp_path / "bad")), 1, 0, (32, 32))
+
+
+def test_of_very_many_images_the_first_are_drawn(
+    run: Path, photos: Path, tmp_path: Path, written: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [photos / "blob" / f"{i % 8}.jpg" for i in range(40)]
+    torchmae.reconstruct(run, [*files, "missing.jpg"], out=tmp_path / "a.png", device="cpu")
+    assert sum(word.endswith(".jpg") for word in written) == 32
+    assert "the first 32 images of 41 files are drawn" in capsys.readouterr().out
+    torchmae.reconstruct(run, files[:32], out=tmp_path / "a.png", device="cpu")
+    assert "the first" not in capsys.readouterr().out
+
+
 def test_mistakes(run: Path, photos: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.jpg"
     text.write_text("no image")
@@ -102,6 +170,11 @@ def test_mistakes(run: Path, photos: Path, tmp_path: Path) -> None:
         (run, (good,), {"out": "x.gif"}, "must be a .png or .jpg"),
         (run, (good,), {"mask_ratio": 0.0}, "--mask-ratio 0: must be more than 0"),
         (run, (good,), {"masking": "blocks"}, "Did you mean block"),
+        (run, (good,), {"count": 3}, "--count 3 belongs to --sheet"),
+        (run, (good, good), {"sheet": True}, "--sheet takes one set of images, not 2"),
+        (run, (photos,), {"sheet": True, "mask": "m.png"}, "--mask is a single mask"),
+        (run, (photos,), {"sheet": True, "count": 17}, "--count 17: must be at most 16"),
+        (run, (photos,), {"sheet": True, "mask_ratio": 0.99}, "leaves 0 of 16 patches visible"),
         (tmp_path, (good,), {}, "is not a run folder"),
     ]:
         with pytest.raises(UserError, match=message):

@@ -261,6 +261,9 @@ def test_no_panel_of_the_curves_is_empty():
         and both["accuracy"] == ["accuracy"]
         and len(both) == 4
     )
+    more = panels([{"step": 0, "accuracy": 0.1, "rank": 3.0}, trained])
+    assert more["accuracy"] == ["accuracy"] and more["rank"] == ["rank"]
+    assert more["gradient norm"] == ["grad_norm"] and len(more) == 6
 
 
 def test_much_waiting_for_data_is_reported_once_after_three_records():

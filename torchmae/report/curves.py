@@ -17,17 +17,18 @@ def panels(records: list[dict[str, Any]]) -> dict[str, list[str]]:
         records: the lines of log.jsonl.
 
     Returns:
-        Names of logged values by title; the gradient norm where nothing was evaluated.
+        Names of logged values by title, in an even number; each value that was evaluated has a
+        panel of its own, the gradient norm where a place is left.
     """
     names = dict.fromkeys(name for record in records for name in record)
     evaluated = dict.fromkeys(
         name for r in records if "loss" not in r for name in r if name != "step"
     )
-    third = {", ".join(evaluated): list(evaluated)} if evaluated else None
     return {
         "loss": [name for name in names if name == "loss" or name.startswith("loss of")],
         "learning rate": ["lr"],
-        **(third or {"gradient norm": ["grad_norm"]}),
+        **{name: [name] for name in evaluated},
+        **({} if len(evaluated) % 2 else {"gradient norm": ["grad_norm"]}),
         "images per second": ["images_per_s"],
     }
 
@@ -40,8 +41,10 @@ def draw_curves(run: Path) -> Path | None:
 
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 7), layout="constrained")
-    for axis, (title, shown) in zip(figure.subplots(2, 2).flat, panels(records).items()):
+    drawn = panels(records)
+    across = len(drawn) // 2
+    figure = Figure(figsize=(5.5 * across, 7), layout="constrained")
+    for axis, (title, shown) in zip(figure.subplots(2, across).flat, drawn.items()):
         for name in shown:
             points = [(r["step"], r[name]) for r in records if r.get(name) is not None]
             marker = "o" if len(points) < 10 else None  # a single point draws no line

@@ -1,7 +1,7 @@
 """Reconstructions of hidden patches as pictures, which say what they show."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,6 +19,12 @@ from torchmae.models.patches import (
     unpatchify,
 )
 from torchmae.report.sheet import bands_shown, sheet
+
+MOST_ERROR = 100  # of 255: larger errors of a pixel have one colour
+ERROR_NOTE = (
+    "Errors of the reconstruction: mean absolute difference of the channels, from white (none) to "
+    f"dark red ({MOST_ERROR} of 255 or more); the means are of hidden pixels."
+)
 
 
 def draw_mask(model: MAE, name: str, ratio: float, seed: int, sample: Tensor) -> Mask:
@@ -112,10 +118,17 @@ class About(NamedTuple):
 
     def title(self, mask: Mask) -> str:
         """Such as "photos, step 1,200, 75 % of patches hidden (random)"."""
-        hidden = mask.hide.shape[1] / (mask.hide.shape[1] + mask.keep.shape[1])
+        return self.begin(hidden_words(hidden_share(mask), self.masking, self.noise_std))
+
+    def begin(self, *words: str) -> str:
+        """A title of these words, after those of the run."""
         step = [f"step {self.step:,}"] if self.step else []
-        words = [self.run, *step, hidden_words(hidden, self.masking, self.noise_std)]
-        return " \N{MIDDLE DOT} ".join(words)
+        return " \N{MIDDLE DOT} ".join([self.run, *step, *words])
+
+
+def hidden_share(mask: Mask) -> float:
+    """The share of the patches that a mask hides, 0 to 1."""
+    return mask.hide.shape[1] / (mask.hide.shape[1] + mask.keep.shape[1])
 
 
 def hidden_words(ratio: float, masking: str, noise_std: float) -> str:
@@ -156,7 +169,51 @@ def draw(
     seen = "noisy" if about.noise_std else "masked"
     alone = ["prediction"] if mask.hide.shape[1] else []  # else it is the reconstruction
     rows = dict(zip(["original", seen, "reconstruction", *alone], [images.cpu(), *made]))
+    notes = notes_of(model, images, true_statistics)
+    return sheet(rows, about.title(mask), about.files, notes, scale)
+
+
+def notes_of(model: MAE, images: UInt8[Tensor, "B C H W"], true_statistics: bool) -> list[str]:
+    """What is below a picture of reconstructions."""
     notes = [caption(model, true_statistics), bands_shown(images.shape[1])]
-    return sheet(
-        rows, about.title(mask), about.files, [f"{n[0].upper()}{n[1:]}." for n in notes if n], scale
-    )
+    return [f"{note[0].upper()}{note[1:]}." for note in notes if note]
+
+
+def error_map(
+    images: UInt8[Tensor, "B C H W"], others: UInt8[Tensor, "B C H W"]
+) -> tuple[UInt8[Tensor, "B 3 H W"], float]:
+    """Absolute differences, mean over the channels, as colours (`ERROR_NOTE`), and their mean."""
+    import matplotlib
+
+    difference = (images.float() - others.float()).abs().mean(1)
+    level = (difference * (255 / MOST_ERROR)).clamp(max=255).ceil().long()
+    colours = torch.from_numpy(matplotlib.colormaps["Reds"](range(256)))[:, :3] * 255
+    colours[0] = 255
+    return colours.round().to(torch.uint8)[level].permute(0, 3, 1, 2), float(difference.mean())
+
+
+def with_errors(
+    model: MAE, images: UInt8[Tensor, "B C H W"], masks: Mapping[str, Mask], true_statistics: bool
+) -> dict[str, UInt8[Tensor, "B _ H W"]]:
+    """For each mask the rows masked, prediction, reconstruction (with the visible patches), error.
+
+    Args:
+        model: in eval mode, on the device of images and masks.
+        images: what is hidden and predicted.
+        masks: by what the names of their rows begin with.
+        true_statistics: as for `predict_pixels`.
+
+    Returns:
+        Rows for `sheet`, on the CPU. The name of an error says its mean over the hidden pixels.
+    """
+    rows: dict[str, Tensor] = {}
+    for name, mask in masks.items():
+        masked, reconstruction, prediction = predict_pixels(model, images, mask, true_statistics)
+        errors, mean = error_map(images.cpu(), reconstruction.cpu())
+        rows |= {
+            f"{name}masked": masked.cpu(),
+            f"{name}prediction": prediction.cpu(),
+            f"{name}reconstruction": reconstruction.cpu(),
+            f"{name}error, mean {mean / hidden_share(mask):.1f}": errors,
+        }
+    return rows

@@ -74,8 +74,27 @@ def tile(image: UInt8[Tensor, "C H W"], scale: int) -> Image.Image:
     return made.resize((made.width * scale, made.height * scale), Image.Resampling.NEAREST)
 
 
+def stack(sheets: Sequence[Image.Image]) -> Image.Image:
+    """Sheets below each other in one picture."""
+    width, height = max(one.width for one in sheets), sum(one.height for one in sheets)
+    refuse_large(width, height)
+    canvas, top = Image.new("RGB", (width, height), "white"), 0
+    for one in sheets:
+        canvas.paste(one, (0, top))
+        top += one.height
+    return canvas
+
+
+def refuse_large(width: int, height: int) -> None:
+    """Raises UserError for more pixels than `LARGEST`."""
+    if width * height > LARGEST:
+        raise UserError(
+            f"the picture would have {width}x{height} px: a smaller --scale, or fewer images"
+        )
+
+
 def sheet(
-    rows: Mapping[str, UInt8[Tensor, "B C H W"]],
+    rows: Mapping[str, UInt8[Tensor, "B _ H W"]],
     title: str,
     columns: Sequence[str],
     notes: Sequence[str],
@@ -112,10 +131,7 @@ def sheet(
     top = margin + len(titles) * round(head.size * 1.5) + gap
     foot = len(below) * line + margin
     size = (total, top + bands * (band + gap) + foot)
-    if size[0] * size[1] > LARGEST:
-        raise UserError(
-            f"the picture would have {size[0]}x{size[1]} px: a smaller --scale, or fewer images"
-        )
+    refuse_large(*size)
     canvas = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(canvas)
     for i, words in enumerate(titles):

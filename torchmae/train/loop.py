@@ -195,8 +195,9 @@ class Session(Generic[B]):
         try:
             with torch.no_grad(), trainer.ema_weights(), gathered(trainer.module):
                 for evaluator in evaluators:
-                    for name, value in self.measure(evaluator, done):
-                        self.log.write({"step": done, name: value})
+                    found = self.measure(evaluator, done)
+                    if found:
+                        self.log.write({"step": done, **dict(found)})
         except Interrupted:
             self.save(done)
             raise stopped(done, self.log.plan, self.heard) from None

@@ -188,6 +188,14 @@ class PretrainOutputOptions(OutputOptions):
         otherwise="runs/NAME-OF-DATA",
     )
     picture_minutes: float = option(3.0, "Minutes between two pictures.", within=MINUTES)
+    labelled: str | None = option(
+        None,
+        "Labelled images, as for mae knn (DATA itself, where its folders are classes): k-NN "
+        "accuracy and RankMe are measured with each picture. They change no weight. none: as "
+        "without, for a run that had some.",
+        metavar="DATA",
+        otherwise="nothing is measured",
+    )
 
 
 def model_size(facts: Facts, values: Mapping[str, Any]) -> Choice:

@@ -18,6 +18,7 @@ from torchmae.report.pictures import hidden_words
 from torchmae.settings.defaults import reasons
 from torchmae.settings.groups import CACHES
 from torchmae.tasks.pretrain.config import ResolvedPretrain
+from torchmae.tasks.pretrain.features import progress
 from torchmae.tasks.pretrain.job import Job
 from torchmae.tasks.pretrain.verdict import end_of, look_at, verdict
 from torchmae.train.config import TrainConfig
@@ -52,9 +53,19 @@ def train_config(config: ResolvedPretrain, images: int) -> TrainConfig:
     )
 
 
-def describe(job: Job, plan: TrainConfig, out: Path, world: World) -> str:
+def describe(
+    job: Job, plan: TrainConfig, out: Path, world: World, measured: str | None = None
+) -> str:
     """The plan before training starts: what it is, and a line with the reason for each setting that
-    was chosen."""
+    was chosen.
+
+    Args:
+        job: the pre-training.
+        plan: what `fit` is told.
+        out: the run folder.
+        world: of this process.
+        measured: what is measured meanwhile, in words.
+    """
     config, model, cache = job.config, job.model, job.cache
     images = len(job.batches.source)
     optim, masking, stable = config.optim, config.masking, trunk(plan)
@@ -82,6 +93,7 @@ def describe(job: Job, plan: TrainConfig, out: Path, world: World) -> str:
         f"peak learning rate {plan.lr:.2g} (base {optim.base_lr:.2g}){decay}",
         "device": describe_device(config, world),
         "loading": loading,
+        **({"measured": measured} if measured else {}),
         "run folder": str(out),
     }
     lines = [f"{name:>17}  {value}" for name, value in rows.items()]
@@ -129,7 +141,7 @@ def summary(job: Job, outcome: Outcome, plan: TrainConfig, out: Path) -> str:
     config = job.config
     pictures = sorted((out / runfolder.PICTURES).glob("step-*.png"))
     bad = len(runfolder.read_bad_files(out))
-    lines = [*head(job, outcome.last, plan, out), "", "Made:"]
+    lines = [*head(job, outcome.last, plan, out), *progress(out), "", "Made:"]
     lines.append(f"  {out / runfolder.MODEL}  encoder and decoder")
     if pictures:
         lines.append(f"  {pictures[-1]}  reconstructions")

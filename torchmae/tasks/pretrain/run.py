@@ -10,6 +10,7 @@ from torchmae import runfolder
 from torchmae.data.augment import ColorJitter
 from torchmae.data.cache.choose import with_cache
 from torchmae.data.config import DecodeOptions, decode_as_run, listing_as_run
+from torchmae.data.labels import LabelledSets
 from torchmae.data.loader import Batches, Transform
 from torchmae.data.scan import scan_and_report
 from torchmae.data.sources import open_source, with_decode
@@ -33,6 +34,7 @@ from torchmae.tasks.pretrain.config import (
     check,
     resolve,
 )
+from torchmae.tasks.pretrain.features import Features, open_labelled
 from torchmae.tasks.pretrain.job import Job
 from torchmae.tasks.pretrain.pictures import Pictures
 from torchmae.tasks.pretrain.plan import describe, summary, train_config
@@ -44,6 +46,7 @@ from torchmae.tasks.pretrain.start import (
     init_from_run,
 )
 from torchmae.train.checkpoint import lock, return_to, verified
+from torchmae.train.config import Evaluator
 from torchmae.train.distributed import World, machine_facts, start
 from torchmae.train.loop import finished_line, fit
 from torchmae.train.optim import can_lengthen, trunk
@@ -68,24 +71,28 @@ def run(config: Pretrain, quiet: bool = False) -> Path:
     with start(config.runtime.device) as world, ExitStack() as stack:
         out = Path(config.output.out or Path("runs") / runfolder.name_of(data))
         refuse_runs(config, out)
-        config, source = open_data(config, out)
+        config, source, sets = open_data(config, out)
         resuming = world.on_main(lambda: runfolder.prepare(out, data))
         world.on_main(lambda: stack.enter_context(lock(out)))
         if resuming:  # before a model is built: one of the checkpoints has to be good
             world.on_main(lambda: verified(out))
         prepare = resumed if resuming else begun
-        return train(prepare(config, source, out, world), out, world, quiet)
+        return train(prepare(config, source, out, world), sets, out, world, quiet)
 
 
-def open_data(config: Pretrain, out: Path) -> tuple[Pretrain, Source]:
-    """The images, and the settings with which of them are taken: those of the run that is
-    resumed, or of --from, unless told otherwise."""
+def open_data(config: Pretrain, out: Path) -> tuple[Pretrain, Source, LabelledSets | None]:
+    """The images, those of --labelled, and the settings with which of them are taken: those of the
+    run that is resumed, or of --from, unless told otherwise."""
     resuming = bool(runfolder.checkpoints(out))
     run = str(out) if resuming else config.model.from_run or "none"
     listing = listing_as_run(config.listing, config.source.data, run, resuming)
     decode = decode_options(config.model.from_run, config.decode)
     source = open_source(config.source.data, decode, listing)
-    return changed(config, **listing.settings(config.listing)), source
+    labels = config.output.labelled
+    if resuming and labels is None:
+        labels = runfolder.stored_settings(out).get("labelled")
+    sets = open_labelled(labels, config.source.data, config.optim.seed, decode, listing)
+    return changed(config, **listing.settings(config.listing), labelled=labels), source, sets
 
 
 def decode_options(parent: str | None, requested: PretrainDecodeOptions) -> DecodeOptions:
@@ -214,19 +221,33 @@ def with_stream(job: Job, world: World) -> Job:
     return replace(job, cache=cache, stream=stream)
 
 
-def train(job: Job, out: Path, world: World, quiet: bool) -> Path:
-    """Says the plan, trains by `fit`, says what was made."""
+def with_features(job: Job, sets: LabelledSets, out: Path, world: World) -> Features:
+    """What measures the features; it has done so once where training begins."""
+    decoded = sets.with_decode(decode_options(None, job.config.decode))
+    features = Features(job.model, decoded, out, world, job.config.runtime.fsdp and world.size > 1)
+    if job.found is not None:
+        features.first()
+    return features
+
+
+def train(job: Job, sets: LabelledSets | None, out: Path, world: World, quiet: bool) -> Path:
+    """Says the plan, trains by `fit`, says what was made; features are measured on `sets`."""
     plan = train_config(job.config, len(job.batches.source))
     work = training_flops(job.model, job.config.masking.mask_ratio)
     plan = replace(plan, image_flops=work)
-    if runfolder.last_step(out) < plan.steps and job.stream is job.batches:
+    unfinished = runfolder.last_step(out) < plan.steps
+    if unfinished and job.stream is job.batches:
         job = with_stream(job, world)
+    features = with_features(job, sets, out, world) if sets and unfinished else None
     if world.is_main and not quiet:
-        logger.info(describe(job, plan, out, world))
-    pictures = []
+        measured = features.describe(str(job.config.output.labelled)) if features else None
+        logger.info(describe(job, plan, out, world, measured))
+    evaluators: list[Evaluator] = []
     if job.model.target.has_pictures():
-        pictures = [Pictures(job.model, job.batches, job.config, out, world)]
-    outcome = fit(job.task(), job.stream, plan, out, world, pictures)
+        evaluators.append(Pictures(job.model, job.batches, job.config, out, world))
+    if features is not None:
+        evaluators.append(features)
+    outcome = fit(job.task(), job.stream, plan, out, world, evaluators)
     if world.is_main:
         draw_curves(out)
         if not quiet:

@@ -28,24 +28,22 @@ from torchmae.models.weights import load_mae
 from torchmae.report.pictures import About, caption, draw, draw_mask
 from torchmae.report.sheet import bands_shown
 from torchmae.runfolder import last_step, read_config
-from torchmae.settings.options import check_ranges
-from torchmae.tasks.reconstruct.config import Reconstruct
+from torchmae.tasks.reconstruct.config import Reconstruct, check
+from torchmae.tasks.reconstruct.sheet import draw_sheet
 from torchmae.train.distributed import find_device
 
 logger = logging.getLogger(__name__)
 
 MOST = 8  # of the images of an array
+MOST_DRAWN = 32  # of all images: four bands of eight still fit a screen's width and some scrolling
 
 
 def run(config: Reconstruct) -> Path:
     """Draws the picture, and returns its path."""
-    check_ranges(config)
-    if not config.images:
-        raise UserError("name at least one image file: mae reconstruct RUN IMAGE...")
+    check(config)
     out = Path(config.out)
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise UserError(f"the picture must be a .png or .jpg file, not '{config.out}'")
-    settings = read_config(config.run)["config"]
     model = load_mae(config.run)
     if not model.target.has_pictures():
         raise UserError(
@@ -53,9 +51,31 @@ def run(config: Reconstruct) -> Path:
             "encoder is as any other: mae knn, mae finetune"
         )
     decoding = decode_as_run(config.run, config.decode.max_megapixels, config.decode.white)
+    picture, said = (draw_sheet if config.sheet else draw_named)(config, model, decoding)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(out)
+    except OSError as error:
+        raise RunError(f"could not write {out}: {error.strerror or error}") from error
+    notes = [caption(model, config.true_statistics), bands_shown(model.encoder.channels)]
+    logger.info(f"{out}: {said}; {'; '.join(note for note in notes if note)}")
+    return out
+
+
+def draw_named(config: Reconstruct, model: MAE, decoding: DecodeOptions) -> tuple[Image.Image, str]:
+    """The picture of the images that are named, and what is on it in words."""
+    settings = read_config(config.run)["config"]
     paths = [path for word in config.images for path in expanded(word)]
-    found = [read_images(path, model, decoding) for path in paths]
-    pixels = torch.cat(found)
+    found: list[Tensor] = []
+    for path in paths:
+        if sum(map(len, found)) < MOST_DRAWN:
+            found.append(read_images(path, model, decoding))
+    pixels = torch.cat(found)[:MOST_DRAWN]
+    if len(paths) > len(found) or sum(map(len, found)) > MOST_DRAWN:
+        logger.info(
+            f"the first {MOST_DRAWN} images of {len(paths)} files are drawn: more make a picture "
+            "that nobody can look at; --sheet draws some of a whole set, chosen by hash"
+        )
     name = settings["masking"] if config.masking is None else config.masking
     if config.mask is not None:
         name = "own mask"
@@ -68,14 +88,7 @@ def run(config: Reconstruct) -> Path:
     step, noise = last_step(Path(config.run)), settings.get("noise", 0.0)
     about = About(Path(config.run).resolve().name, step, name, files, noise)
     picture = draw(model, pixels, mask, about, config.true_statistics, config.scale)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(out)
-    except OSError as error:
-        raise RunError(f"could not write {out}: {error.strerror or error}") from error
-    notes = [caption(model, config.true_statistics), bands_shown(pixels.shape[1])]
-    logger.info(f"{out}: {len(pixels)} images; {'; '.join(note for note in notes if note)}")
-    return out
+    return picture, f"{len(pixels)} images"
 
 
 def expanded(word: str) -> list[str]:
