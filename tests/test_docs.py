@@ -37,6 +37,7 @@ PAGES = sorted(
     and any(block.language == "sh" and not block.not_run for block in fenced(page))
 )
 NOT_RUN = {  # block by block: a new one is added here on purpose
+    "compare.md": ["needs a network; tests/tasks/test_sweep.py compares small ones"],
     "encoders.md": ["needs a network; tests/interop/test_timm_runs.py runs what does not"],
     "finetune.md": ["needs ImageNet and days of 8 GPUs; tests/presets builds every recipe"],
     "import.md": ["needs files of hundreds of megabytes from other people's servers"],
