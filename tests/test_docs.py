@@ -38,6 +38,7 @@ PAGES = sorted(
 )
 NOT_RUN = {  # block by block: a new one is added here on purpose
     "ablate.md": ["each takes hours"],
+    "compare.md": ["needs a network; tests/tasks/test_sweep.py compares small ones"],
     "encoders.md": ["needs a network; tests/interop/test_timm_runs.py runs what does not"],
     "evaluate.md": [
         "needs the published sets; tests/tasks/test_evaluate.py measures small ones of the same "

@@ -116,10 +116,11 @@ def prepare(config: Any) -> Any:
     plugins = [str(load_plugin(path)) for path in values.get("plugin", ())]
     for name in RUN_SETTINGS:
         value = values.get(name)
-        if (
-            isinstance(value, str)
-            and is_run(Path(value))
-            and (Path(value) / "config.json").exists()
-        ):
-            plugins += load_run_plugins(value)
+        for place in value if isinstance(value, tuple) else (value,):
+            if (
+                isinstance(place, str)
+                and is_run(Path(place))
+                and (Path(place) / "config.json").exists()
+            ):
+                plugins += load_run_plugins(place)
     return changed(config, plugin=tuple(dict.fromkeys(plugins))) if "plugin" in values else config

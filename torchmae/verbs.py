@@ -45,7 +45,7 @@ VERBS: dict[str, Verb] = {
         "sweep", "Partial", "fine-tune more and more blocks: the paper's Figure 9", "run:partial"
     ),
     "compare": task(
-        "sweep", "Compare", "a run against the same encoder from scratch, over seeds", "run:compare"
+        "sweep", "Compare", "a run against the same encoder from scratch, or several", "run:compare"
     ),
     "ablate": task("ablate", "Ablate", "many pre-trainings: the paper's ablations, or your own"),
     "evaluate": task("evaluate", "Evaluate", "accuracy, calibration and confusion of a classifier"),

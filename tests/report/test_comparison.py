@@ -24,6 +24,8 @@ def row(name: str, verdict: str) -> dict[str, Any]:
     difference = {"mean": 0.3, "low": 0.2, "high": 0.4}
     return {
         "name": name,
+        "measure": "few-label",
+        "claim": "Gain of pre-training",
         "images": 60,
         "seeds": 2,
         "arms": {
@@ -32,7 +34,10 @@ def row(name: str, verdict: str) -> dict[str, Any]:
             "commonest class": arm(0.3, 0.3),
         },
         "differences": {"pre-trained - from scratch": difference},
-        "search": {"pre-trained": {"chosen": {"lr_scale": 3.0, "augment": "mild"}}},
+        "search": {
+            "pre-trained": {"chosen": {"lr_scale": 3.0, "augment": "mild"}},
+            "from scratch": {"chosen": {"lr_scale": 1 / 3, "augment": None}},
+        },
         "verdict": verdict,
         "reasons": ["better than raw pixels", "and more"],
     }
@@ -40,11 +45,14 @@ def row(name: str, verdict: str) -> dict[str, Any]:
 
 def test_each_row_has_its_table_its_settings_and_its_verdict() -> None:
     text = comparison_table(
-        [row("10", "shown"), row("50", "worse")], "labels a class", "the search"
+        [row("10", "shown"), row("50", "worse")],
+        "labels a class",
+        "the search",
+        {"few-label": "fine-tuning"},
     )
     lines = text.splitlines()
     assert "mean ± std over 2 seeds, 60 validation images" in lines[0]
-    assert lines[1] == "Settings of pre-trained and from scratch: the search."
+    assert lines[2] == "Settings of pre-trained and from scratch: the search."
     header = next(line for line in lines if line.startswith("10 labels a class"))
     assert all(name in header for name in ("accuracy", "balanced", "macro F1", "AUC"))
     scratch = next(line for line in lines if line.startswith("from scratch"))

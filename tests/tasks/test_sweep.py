@@ -8,15 +8,30 @@ from typing import Any
 import pytest
 import torch
 from helpers.small import QUICK, make_photos
+from safetensors.torch import load_file, save_file
 
 import torchmae
 from torchmae.data.labels import labelled_sets, tuning_sets
 from torchmae.errors import UserError
+from torchmae.eval.attentive import attentive_probe
+from torchmae.eval.baselines import untrained
+from torchmae.eval.extract import collect, features_of, patch_tokens_of
+from torchmae.eval.knn import knn
+from torchmae.eval.logistic import linear_probe
+from torchmae.models.weights import load
 from torchmae.runfolder import last_validation, read_config, read_results
 from torchmae.settings.options import build, flatten
 from torchmae.tasks.finetune.run import identity_of
 from torchmae.tasks.sweep.config import Compare, Partial
-from torchmae.tasks.sweep.grids import PRETRAINED, SCRATCH, compare_grid, partial_grid
+from torchmae.tasks.sweep.grids import (
+    PRETRAINED,
+    SCRATCH,
+    compare_grid,
+    in_path,
+    named,
+    partial_grid,
+)
+from torchmae.tasks.sweep.run import chosen_measures
 from torchmae.tasks.sweep.search import Search, plan_search
 from torchmae.tasks.sweep.verdict import (
     FROZEN,
@@ -151,6 +166,183 @@ def test_a_baseline_that_learned_nothing_is_named_and_the_difference_is_no_gain(
     assert "learning rate and augmentation are given" in printed  # nothing is left to search
 
 
+def test_several_encoders_by_every_measure(
+    run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    """A second command with one more encoder repeats nothing of the first."""
+    monkeypatch.chdir(tmp_path)
+    small = "timm:test_vit?random=0&image_size=32"
+    arm = "timm-test_vit-random-0-32"
+    options: dict[str, Any] = {**ONE, "trials": 0, "labels_per_class": (3,), "out": "c"}
+
+    def compare(*encoders: Any, **more: Any) -> list[dict[str, Any]]:
+        torchmae.compare(encoders, photos, seeds=(0, 1), **{**options, **more})
+        return read_results(Path("c"), "compare")[-1]["results"]["rows"]
+
+    rows = compare(run, "none", measure=("linear", "few-label"))
+    assert [row["measure"] for row in rows] == ["linear", "few-label"]
+    files = {
+        file: file.stat().st_mtime_ns
+        for file in [*Path("c").glob("*/model.safetensors"), *Path("c").glob("frozen/*/*.json")]
+    }
+    assert len(files) == 4 + 3
+    rows = compare(run, "none", small, measure=("linear", "few-label"))
+    assert all(file.stat().st_mtime_ns == time for file, time in files.items())
+    for row in rows:
+        extra = [*["raw pixels"] * (row["measure"] == "linear"), "commonest class"]
+        assert list(row["arms"]) == [run.name, SCRATCH, arm, *extra]
+        assert row["settings"] == {"labels_per_class": 3}
+        assert {len(one["top1"]) for one in row["arms"].values()} == {2}
+        found = row["differences"][f"{run.name} - {arm}"]
+        mean = row["arms"][run.name]["mean"] - row["arms"][arm]["mean"]
+        assert found["mean"] == pytest.approx(mean)
+        assert found["low"] < found["mean"] < found["high"]
+        assert row["verdict"] in ("shown", "not shown", "worse")
+    assert (
+        last_validation(Path(f"c/{arm}-3-labels-seed-2"))["top1"] == rows[3]["arms"][arm]["top1"][2]
+    )
+    printed = capsys.readouterr().out
+    assert (
+        "Measures: knn, linear, attentive, few-label; 9 fine-tunings; each minus small" in printed
+    )
+    assert "knn, 3 labels a class" in printed
+    assert f"Lead of {run.name} " in printed
+    assert Path("c/compare.png").stat().st_size > 10_000
+
+
+def test_frozen_measures_are_those_of_the_parts(run: Path, photos: Path, tmp_path: Path) -> None:
+    """By hand: features of the very images, and the functions that classify them."""
+    out = tmp_path / "c"
+    measures = ("linear", "knn", "attentive")
+    options: dict[str, Any] = {"measure": measures, "seeds": (0, 1), "device": "cpu"}
+    torchmae.compare(run, photos, out=out, **options)
+    rows = {r["measure"]: r for r in read_results(out, "compare")[-1]["results"]["rows"]}
+    assert list(rows["knn"]["arms"])[:2] == [PRETRAINED, SCRATCH]
+    for place, seed in enumerate((0, 1)):
+        sets = labelled_sets(str(photos), None, 0.2, None, seed)
+        for arm, encoder in ((PRETRAINED, load(run)), (SCRATCH, untrained(str(run), seed))):
+            cpu = torch.device("cpu")
+            both = [features_of(encoder, None, "mean", cpu), patch_tokens_of(encoder, None, cpu)]
+            (train, tokens), (test, others) = (
+                collect(part, encoder, run, both, cpu)[1] for part in (sets.train, sets.val)
+            )
+            queried = attentive_probe(tokens, sets.train_labels, others, seed)
+            said = {
+                "knn": knn(train, test, sets.train_labels, 3, 20),
+                "linear": linear_probe(train, sets.train_labels, test, seed).logits.argmax(1),
+                "attentive": queried.logits.argmax(1),
+            }
+            for measure, guesses in said.items():
+                right = float((guesses == sets.val_labels).double().mean())
+                assert rows[measure]["arms"][arm]["top1"][place] == pytest.approx(right)
+    assert not list(out.glob("*labels*"))  # nothing was trained
+
+
+def test_measurements_are_made_again_where_weights_or_images_differ(
+    own: Path, photos: Path, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"measure": "knn", "seeds": (0, 1), "device": "cpu"}
+
+    def count(**more: Any) -> int:
+        torchmae.compare(own, photos, out=tmp_path / "c", **{**options, **more})
+        return len(read_results(tmp_path / "c" / "frozen" / "pre-trained", "knn"))
+
+    assert count() == 2
+    assert count() == 2
+    assert count(seeds=(0, 2)) == 3
+    assert count(exclude="*/0.jpg") == 5
+    weights = load_file(own / "model.safetensors")
+    weights["encoder.norm.weight"] += 1
+    save_file(weights, own / "model.safetensors")
+    (own / "manifest.json").unlink()
+    assert count() == 7
+
+
+def test_learning_rates_are_swept_for_every_encoder(
+    run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "c"
+    options: dict[str, Any] = {**ONE, "lr_sweep": 3, "labels_per_class": (3,), "seeds": (0, 1)}
+    torchmae.compare((run, "none"), photos, out=out, measure=("few-label",), **options)
+    ((row,),) = (record["results"]["rows"] for record in read_results(out, "compare"))
+    for arm, folder in ((run.name, run.name), (SCRATCH, "from-scratch")):
+        tried = row["search"][arm]["tried"]
+        assert [(t["lr_scale"], t["augment"]) for t in tried] == [
+            (1, None),
+            (3, None),
+            (1 / 3, None),
+        ]
+        best = max(tried, key=lambda one: one["top1"])
+        used = read_config(out / f"{folder}-3-labels-seed-0")["config"]
+        assert used["lr_scale"] == best["lr_scale"] == row["search"][arm]["chosen"]["lr_scale"]
+        assert used["augment"] == "mild"  # the recipe's
+        trials = sorted(path.name for path in out.glob(f"trials*/{folder}-3-*"))
+        assert trials == [f"{folder}-3-labels-lr-x{n}" for n in ("0.33", "1", "3")]
+    printed = capsys.readouterr().out
+    assert "the best of 3 trials for each encoder (learning rate x1, x3, x1/3)" in printed
+
+
+def test_two_seeds_show_nothing_and_equal_differences_are_not_certain() -> None:
+    def row(scores: list[float], seeds: int) -> dict[str, Any]:
+        def found(tops: list[float]) -> list[dict[str, Any]]:
+            return [{**dict.fromkeys(METRICS, top), "count": 20} for top in tops]
+
+        measured = {"a": found([0.9] * seeds), "b": found(scores)}
+        return summarize_comparison("10", {}, "knn", measured, {})
+
+    two = row([0.5, 0.5], 2)
+    assert two["verdict"] == "not shown"
+    assert two["reasons"][1].startswith("2 seeds are too few")
+    three = row([0.5] * 3, 3)
+    assert three["verdict"] == "shown"
+    difference = three["differences"]["a - b"]
+    # The differences are known to a step of 1/20: std 1 / (20 sqrt(12)), t of 2 degrees 4.303.
+    half = 4.303 / (20 * math.sqrt(12) * math.sqrt(3))
+    assert difference["high"] - difference["mean"] == pytest.approx(half)
+    close = row([0.88] * 3, 3)
+    assert close["reasons"] == ["no difference between a and b is shown"]
+    assert row([0.99, 0.98, 1.0], 3)["reasons"] == ["b is better than a"]
+    assert row([0.99, 0.98, 1.0], 3)["verdict"] == "worse"
+    assert three["reasons"] == ["a is better than b"]
+    assert three["claim"] == "Lead of a"
+
+
+def test_inherited_patterns_need_not_match_in_any_arm(
+    own: Path, photos: Path, tmp_path: Path
+) -> None:
+    """As in the fine-tuning of the run, and unlike patterns that were typed."""
+    path = own / "config.json"
+    stored = json.loads(path.read_text())
+    stored["config"] |= {"exclude": ["*_mask*"], "data": str(photos)}
+    path.write_text(json.dumps(stored))
+    (own / "manifest.json").unlink()
+    options: dict[str, Any] = {**ONE, "trials": 0, "seeds": (0, 1)}
+    torchmae.compare(own, photos, out=tmp_path / "c", **options)
+    for arm in ("pre-trained", "from-scratch"):
+        config = read_config(tmp_path / "c" / f"{arm}-all-labels-seed-0")["config"]
+        assert (config["exclude"], config["inherited"]) == (["*_mask*"], True)
+    with pytest.raises(UserError, match="_mask"):
+        torchmae.compare(own, photos, out=tmp_path / "d", exclude="*_mask*", **options)
+
+
+def test_what_is_measured_by_default() -> None:
+    def measures(*places: str, **options: Any) -> tuple[str, ...]:
+        return chosen_measures(build(Compare, {"run": places, "data": "photos", **options}))
+
+    assert measures("a") == ("few-label",)
+    assert measures("a", "none") == ("knn", "linear", "attentive", "few-label")
+    assert measures("a", measure=("linear", "knn", "linear")) == ("linear", "knn")
+
+
+def test_arms_have_names_of_their_own(tmp_path: Path) -> None:
+    assert named(["runs/a", "none", "runs/b"]) == {"a": "runs/a", SCRATCH: "none", "b": "runs/b"}
+    assert list(named(["x/a", "y/a"])) == ["x/a", "y/a"]
+    assert in_path("x/a b") == "x-a-b"
+    for places in (["x/a", "x/a/"], ["x/a", "none", "none"]):
+        with pytest.raises(UserError, match="named twice"):
+            named(places)
+
+
 def judged(scratch: float, pixels: float, loss: float = 0.3) -> dict[str, Any]:
     """The row of a run with 70, 71, 72 % of fine-tuning, beside others with these accuracies."""
 
@@ -165,7 +357,7 @@ def judged(scratch: float, pixels: float, loss: float = 0.3) -> dict[str, Any]:
         FROZEN: found(0.9),  # pre-trained too: it is no baseline
         "raw pixels": found(pixels),
     }
-    return summarize_comparison("10", {}, measured, {})
+    return summarize_comparison("10", {}, "few-label", measured, {})
 
 
 @pytest.mark.parametrize(
@@ -200,7 +392,9 @@ def test_the_loss_of_knowing_nothing_is_that_of_the_class_shares(tmp_path: Path)
 
 def test_what_is_searched_follows_flags_and_images(run: Path, photos: Path, tmp_path: Path) -> None:
     def plan(**options: Any) -> Search:
-        config = build(Compare, {"run": str(run), "data": str(photos), "seeds": (0, 1), **options})
+        config = build(
+            Compare, {"run": (str(run),), "data": str(photos), "seeds": (0, 1), **options}
+        )
         return plan_search(config, compare_grid(config))
 
     assert len(plan().trials) == 6
@@ -254,7 +448,7 @@ def test_grids_without_numbers_of_one_s_own(run: Path) -> None:
     training = partial.training("0.5", "accuracy", 0)
     assert (training.model.train, training.optim.epochs) == ("0.5", None)
     assert training.output.out == f"{run}-partial/train-0.5"
-    compare = compare_grid(build(Compare, {**values, "train": "head"}))
+    compare = compare_grid(build(Compare, {**values, "run": (str(run),), "train": "head"}))
     assert list(compare.rows) == ["all"]
     assert len(compare.seeds) == 5
     scratch = flatten(compare.training("all", "from scratch", 3))
@@ -267,7 +461,7 @@ def test_from_scratch_decodes_as_the_run_does(own: Path) -> None:
     config = (own / "config.json").read_text()
     (own / "config.json").write_text(config.replace('"white": 65535', '"white": 4095'))
     (own / "manifest.json").unlink()
-    grid = compare_grid(build(Compare, {"run": str(own), "data": "photos"}))
+    grid = compare_grid(build(Compare, {"run": (str(own),), "data": "photos"}))
     assert grid.training("all", "from scratch", 0).decode.white == 4095
 
 
@@ -277,6 +471,11 @@ def test_mistakes(run: Path, photos: Path) -> None:
         (torchmae.compare, run, {"seeds": (1, 1)}, "all different"),
         (torchmae.compare, run, {"trials": 10}, "--trials 10: must be at most 9"),
         (torchmae.compare, "none", {}, "mae compare needs a run"),
+        (torchmae.compare, run, {"measure": "kn"}, "unknown --measure 'kn'.*Did you mean knn"),
+        (torchmae.compare, run, {"lr_sweep": 3, "trials": 2}, "leave --trials out"),
+        (torchmae.compare, run, {"lr_sweep": 3, "base_lr": 0.1}, "leave --base-lr out"),
+        (torchmae.compare, run, {"lr_sweep": 4}, "--lr-sweep 4: must be at most 3"),
+        (torchmae.compare, (run, run), {}, "named twice"),
         (torchmae.partial, "none", {}, "mae partial needs a run"),
         (torchmae.partial, run, {"train": ("0", "7")}, "--train 7: all, head, 0.5 or a number"),
     ):

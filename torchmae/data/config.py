@@ -131,7 +131,7 @@ def listing_as_run(
         if not all(values[name]) or "none" in values[name]:
             raise UserError(f"--{name} {' '.join(values[name])}: none is no pattern, alone")
     own = requested.include is not None or requested.exclude is not None
-    return Listing(**values, inherited=not own)
+    return Listing(**{**values, "inherited": requested.inherited or not own})
 
 
 def same_place(one: str, other: str) -> bool:

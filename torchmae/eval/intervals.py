@@ -21,20 +21,27 @@ class Difference(NamedTuple):
         return "above" if self.low > 0 else "below" if self.high < 0 else "unclear"
 
 
-def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
+def paired_difference(
+    ours: Sequence[float], theirs: Sequence[float], step: float = 0.0
+) -> Difference:
     """The mean of `ours - theirs`, pair by pair, with its 95 % interval by Student's t.
 
     Args:
         ours: at least two values.
         theirs: the partner of each, in the same order.
+        step: the values are multiples of it, such as an accuracy's of 1 / images. Differences that
+            happen to be equal are then not known better than to a step, whose rounding has a std
+            of step / sqrt(12): the interval is never of zero width.
     """
-    return mean_interval([a - b for a, b in zip(ours, theirs, strict=True)])
+    return mean_interval([a - b for a, b in zip(ours, theirs, strict=True)], step / math.sqrt(12))
 
 
-def mean_interval(values: Sequence[float]) -> Difference:
-    """The mean of at least two values with its 95 % interval by Student's t."""
+def mean_interval(values: Sequence[float], least_std: float = 0.0) -> Difference:
+    """The mean of at least two values with its 95 % interval by Student's t; their std is taken for
+    at least `least_std`."""
     mean = statistics.mean(values)
-    half = t_quantile(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    std = max(statistics.stdev(values), least_std)
+    half = t_quantile(len(values) - 1) * std / math.sqrt(len(values))
     return Difference(mean, mean - half, mean + half)
 
 

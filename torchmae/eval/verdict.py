@@ -1,6 +1,6 @@
 """Whether predictions are better than others on the same images: paired intervals, and words."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxtyping import Int64
@@ -85,8 +85,9 @@ def by_sign(differences: Mapping[str, Difference]) -> dict[str, list[str]]:
 
 def in_words(signs: Mapping[str, list[str]]) -> str:
     """What `by_sign` found: "better than A, B and C; not clearly better than D"."""
-    return "; ".join(
-        f"{WORDS[sign]} {' and '.join(filter(None, (', '.join(names[:-1]), names[-1])))}"
-        for sign, names in signs.items()
-        if names
-    )
+    return "; ".join(f"{WORDS[sign]} {listed(names)}" for sign, names in signs.items() if names)
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a sentence: "A, B and C"."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))

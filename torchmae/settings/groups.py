@@ -79,6 +79,8 @@ class ListingOptions(ChangeableOptions):
         metavar="COLUMN",
         otherwise="path, file, filename, image, ...; else the one with files",
     )
+    # Of a training of mae compare: the patterns are those of a run, and need not match anything.
+    inherited: bool = hidden(False)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ some."""
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torchmae.errors import UserError
+from torchmae.errors import UserError, choose
 from torchmae.settings.groups import OF_TIMM, SplitOptions
 from torchmae.settings.options import EPOCHS, POSITIVE, Range, argument, hidden, option
 from torchmae.tasks.finetune.config import (
@@ -54,6 +54,12 @@ class CompareOptimOptions(FinetuneOptimOptions):
         within=Range(at_least=0, at_most=9),
         otherwise="6; none where too few images are left to choose on",
     )
+    lr_sweep: int | None = option(
+        None,
+        "In place of --trials: so many learning rates (2: x1, x3; 3: x1/3 too) are tried of each "
+        "side on the same images, and the augmentation is that of the recipe.",
+        within=Range(at_least=2, at_most=3),
+    )
 
 
 @dataclass(frozen=True)
@@ -68,16 +74,48 @@ class SweepOutputOptions(FinetuneOutputOptions):
     )
 
 
+# What --measure may be: of frozen features, and of fine-tuning.
+FEW_LABEL = "few-label"
+MEASURES = {
+    "knn": "k-NN: 20 neighbours among standardized features vote",
+    "linear": "logistic regression on frozen features, its penalty by cross-validation on the "
+    "training labels",
+    "attentive": "learned queries pool frozen patch tokens, their learning rate chosen on a fold "
+    "of the training labels",
+    FEW_LABEL: "fine-tuning on the labels, last epoch",
+}
+
+
+@dataclass(frozen=True)
+class MeasureOptions:
+    """What is measured of each encoder."""
+
+    GROUP: ClassVar[str] = "measures"
+
+    measure: tuple[str, ...] = option(
+        (),
+        f"Any of {', '.join(MEASURES)}: frozen features, and fine-tuning on --labels-per-class.",
+        metavar="NAME",
+        otherwise="few-label for one run, all four for several",
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Compare(Finetune):
-    """Fine-tune a run and, as its partner, the same encoder from scratch: same images, labels,
-    steps and seeds.
+    """Compare a run with the same encoder from scratch, or any number of encoders with the first
+    of them: same images, labels, steps and seeds.
 
-    Flags are those of mae finetune and hold for both; what is left open follows each one's own
+    Flags are those of mae finetune and hold for all; what is left open follows each one's own
     recipe.
     """
 
-    run: str = argument(f"a run folder, or {OF_TIMM}", "RUN", encoder=True)
+    run: tuple[str, ...] = argument(  # type: ignore[assignment]
+        "a run folder, which is compared with the same encoder from scratch; or several: run "
+        f"folders, none (the encoder of the first run from scratch), and {OF_TIMM}",
+        "RUN...",
+        encoder=True,
+    )
+    measures: MeasureOptions = MeasureOptions()
     split: CompareSplitOptions = CompareSplitOptions()
     model: CompareModelOptions = CompareModelOptions()
     optim: CompareOptimOptions = CompareOptimOptions()
@@ -133,8 +171,10 @@ class Partial(Finetune):
 
 def check_compare(config: Compare) -> None:
     """Raises UserError for what cannot be compared."""
-    seeds = config.optim.seeds
-    if config.run == "none":
+    seeds, optim = config.optim.seeds, config.optim
+    for name in config.measures.measure:
+        choose(MEASURES, name, "--measure")
+    if set(config.run) == {"none"}:
         raise UserError(
             "mae compare needs a run: from scratch is the partner that it trains by itself"
         )
@@ -142,3 +182,6 @@ def check_compare(config: Compare) -> None:
         raise UserError(
             f"--seeds {' '.join(map(str, seeds))}: at least two, all different, for a spread"
         )
+    if optim.lr_sweep is not None and (optim.trials is not None or optim.base_lr is not None):
+        other = "--trials" if optim.trials is not None else "--base-lr"
+        raise UserError(f"--lr-sweep {optim.lr_sweep} tries learning rates: leave {other} out")

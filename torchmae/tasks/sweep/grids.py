@@ -1,6 +1,6 @@
 """What `mae compare` and `mae partial` train: two grids of one runner (run.py)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from torchmae.tasks.sweep.config import Compare, Partial, check_compare
 Changes = Mapping[str, Any]  # of the fields of Finetune
 NOTHING: Changes = {}
 
-# The arms of mae compare.
+# The arms of mae compare with one run; of several, from scratch has the same name.
 PRETRAINED = "pre-trained"
 SCRATCH = "from scratch"
 
@@ -75,31 +75,67 @@ class Grid:
 
 
 def compare_grid(config: Compare) -> Grid:
-    """Pre-trained against from scratch, on the same images, labels, steps and seeds."""
+    """A run against the same encoder from scratch, or several encoders, on the same images, labels,
+    steps and seeds."""
     check_ranges(config)
     check_compare(config)
-    decode = decode_as_run(config.run, config.decode.max_megapixels, config.decode.white)
-    channels = read_config(config.run)["model"]["encoder"]["channels"]
-    pixels = {
+    first = first_run(config)
+    decode = decode_as_run(first, config.decode.max_megapixels, config.decode.white)
+    channels = read_config(first)["model"]["encoder"]["channels"]
+    # All take the images of the first run, also where they would take others by themselves.
+    listing = listing_as_run(config.listing, config.source.data, first).settings(config.listing)
+    scratch = {
+        "run": "none",
+        "model": first,
+        "train": "all",
         "max_megapixels": decode.max_megapixels,
         "white": decode.white,
         "channels": config.decode.channels or channels,
-        **listing_as_run(config.listing, config.source.data, config.run).settings(config.listing),
+        **listing,
     }
     few = config.split.labels_per_class or (None,)
     return Grid(
         verb="compare",
         config=config,
-        out=Path(config.output.out or f"{config.run.rstrip('/')}-compare"),
+        out=Path(config.output.out or f"{first.rstrip('/')}-compare"),
         rows={str(n or "all"): {"labels_per_class": n} for n in few},
         arms={
-            PRETRAINED: {"run": config.run},
-            SCRATCH: {"run": "none", "model": config.run, "train": "all", **pixels},
+            arm: scratch if place == "none" else {"run": place, **listing}
+            for arm, place in named(config.run).items()
         },
         seeds=config.optim.seeds,
         row_title="labels a class",
-        folder=lambda row, arm, seed: f"{arm.replace(' ', '-')}-{row}-labels-seed-{seed}",
+        folder=lambda row, arm, seed: f"{in_path(arm)}-{row}-labels-seed-{seed}",
     )
+
+
+def first_run(config: Compare) -> str:
+    """The first of the encoders that is not from scratch."""
+    return next(place for place in config.run if place != "none")
+
+
+def named(places: Sequence[str]) -> dict[str, str]:
+    """The arms of a comparison, by name: a run and its partner, or several encoders.
+
+    Raises:
+        UserError: an encoder is named twice.
+    """
+    if len(places) == 1:
+        return {PRETRAINED: places[0], SCRATCH: "none"}
+    last = [SCRATCH if place == "none" else Path(place).resolve().name for place in places]
+    arms: dict[str, str] = {}
+    for name, place in zip(last, places):
+        twice = last.count(name) > 1 and place != "none"
+        arm = f"{Path(place).resolve().parent.name}/{name}" if twice else name
+        if arm in arms:
+            raise UserError(f"{place} is named twice, or has the name of another run: {arm}")
+        arms[arm] = place
+    return arms
+
+
+def in_path(arm: str) -> str:
+    """The name of an arm in the names of folders."""
+    return arm.replace(" ", "-").replace("/", "-")
 
 
 def partial_grid(config: Partial) -> Grid:

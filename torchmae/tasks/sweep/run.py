@@ -1,21 +1,22 @@
 """`mae compare`, `mae partial`: fine-tunings in a grid, to a table, a picture and results.json."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from torchmae.data.config import listing_as_run
-from torchmae.data.labels import labelled_sets
-from torchmae.eval.baselines import FEATURES, baseline_logits
+from torchmae.data.labels import LabelledSets, labelled_sets
+from torchmae.eval.baselines import COMMONEST, FEATURES, baseline_logits
 from torchmae.eval.classification import scores
 from torchmae.report.comparison import comparison_table, draw_comparison
 from torchmae.report.sweep import draw_sweep, sweep_table
 from torchmae.runfolder import add_result, last_validation
 from torchmae.settings.options import flatten
 from torchmae.tasks.finetune.run import run as finetune
-from torchmae.tasks.sweep.config import Compare, Partial
+from torchmae.tasks.sweep.config import FEW_LABEL, MEASURES, Compare, Partial
+from torchmae.tasks.sweep.frozen import commonest_scores, measure_frozen
 from torchmae.tasks.sweep.grids import (
     FIGURE_9,
     NOTHING,
@@ -23,9 +24,10 @@ from torchmae.tasks.sweep.grids import (
     Changes,
     Grid,
     compare_grid,
+    first_run,
     partial_grid,
 )
-from torchmae.tasks.sweep.search import plan_search, search_row
+from torchmae.tasks.sweep.search import Search, plan_search, search_row
 from torchmae.tasks.sweep.verdict import FROZEN, summarize_comparison, training_losses
 from torchmae.train.distributed import find_device, is_main
 
@@ -33,39 +35,87 @@ logger = logging.getLogger(__name__)
 
 
 def compare(config: Compare) -> Path:
-    """Pre-trained against from scratch, with the same search for both, beside baselines.
+    """A run against the same encoder from scratch, or several encoders, by each measure, with the
+    same search for all, beside baselines.
 
-    Every training is a run folder of its own: the same command resumes a sweep that was stopped,
-    and a finished training is not repeated.
+    Every training is a run folder of its own, and every measurement of frozen features is written
+    down when it is made: the same command resumes what was stopped, and repeats nothing.
 
     Returns:
         The folder of the sweep. The results (`torchmae.runfolder.read_results`) are
         `{"search": words, "rows": [...]}`, see `summarize_comparison`.
     """
     grid = compare_grid(config)
-    search = plan_search(config, grid)
+    measures = chosen_measures(config)
+    trains = FEW_LABEL in measures
+    search = plan_search(config, grid) if trains else Search((), 0, "nothing is trained")
     if is_main():
+        say_arms(config, grid, measures)
         logger.info(f"Settings of {' and '.join(grid.arms)}: {search.words}")
-    rows: list[dict[str, Any]] = []
-    for row, changes in grid.rows.items():
-        searched = search_row(grid, row, search)
-        runs = train_row(grid, row, {arm: found["chosen"] for arm, found in searched.items()})
-        if is_main():
-            measured: dict[str, list[Mapping[str, Any]]] = {}
-            for place, seed in enumerate(grid.seeds):
-                ended = {arm: found[place] for arm, found in runs.items()}
-                for name, one in scores_of(
-                    config, changes["labels_per_class"], seed, ended
-                ).items():
-                    measured.setdefault(name, []).append(one)
-            rows.append(summarize_comparison(row, changes, measured, searched))
-    if is_main():
-        results = {"search": search.words, "rows": rows}
-        picture = grid.out / "compare.png"
-        draw_comparison(rows, grid.row_title, picture)
-        logger.info(comparison_table(rows, grid.row_title, search.words))
-        say_where(add_result(grid.out, "compare", flatten(config), results), picture)
+    # Trainings first: the processes of torchrun that measure nothing would wait for too long.
+    tuned = [tune_row(config, grid, row, search) for row in grid.rows] if trains else []
+    if not is_main():
+        return grid.out
+    frozen = [name for name in measures if name != FEW_LABEL]
+    sets = (
+        {
+            (row, seed): labelled_as(config, changes["labels_per_class"], seed)
+            for row, changes in grid.rows.items()
+            for seed in grid.seeds
+        }
+        if frozen
+        else {}
+    )
+    found = measure_frozen(config, grid, sets, frozen)
+    features = [
+        summarize_comparison(row, grid.rows[row], measure, scores, {})
+        for (measure, row), scores in found.items()
+    ]
+    rows = sorted(
+        features + [row for row in tuned if row], key=lambda r: measures.index(r["measure"])
+    )
+    results = {"search": search.words, "rows": rows}
+    picture = grid.out / "compare.png"
+    draw_comparison(rows, grid.row_title, picture)
+    logger.info(comparison_table(rows, grid.row_title, search.words, MEASURES))
+    alone = config.run[0] if len(config.run) == 1 else config.run
+    settings = {**flatten(config), "run": alone}
+    say_where(add_result(grid.out, "compare", settings, results), picture)
     return grid.out
+
+
+def chosen_measures(config: Compare) -> tuple[str, ...]:
+    """What is measured, each once."""
+    default = (FEW_LABEL,) if len(config.run) == 1 else tuple(MEASURES)
+    return tuple(dict.fromkeys(config.measures.measure or default))
+
+
+def say_arms(config: Compare, grid: Grid, measures: Sequence[str]) -> None:
+    """Says what is compared, where the command line does not."""
+    if len(config.run) == 1:
+        return
+    places = zip(grid.arms, config.run)
+    lines = [f"  {arm:<20} {'new weights' if p == 'none' else p}" for arm, p in places]
+    first = next(iter(grid.arms))
+    logger.info("\n".join(["Encoders, all against the first:", *lines]))
+    count = len(grid.arms) * len(grid.seeds) * len(grid.rows) * (FEW_LABEL in measures)
+    logger.info(f"Measures: {', '.join(measures)}; {count} fine-tunings; each minus {first}")
+
+
+def tune_row(config: Compare, grid: Grid, row: str, search: Search) -> dict[str, Any] | None:
+    """Trains all of a row, settings searched; what results.json holds of it, on the main
+    process."""
+    searched = search_row(grid, row, search)
+    runs = train_row(grid, row, {arm: found["chosen"] for arm, found in searched.items()})
+    if not is_main():
+        return None
+    changes = grid.rows[row]
+    measured: dict[str, list[Mapping[str, Any]]] = {}
+    for place, seed in enumerate(grid.seeds):
+        ended = {arm: found[place] for arm, found in runs.items()}
+        for name, one in scores_of(config, changes["labels_per_class"], seed, ended).items():
+            measured.setdefault(name, []).append(one)
+    return summarize_comparison(row, changes, FEW_LABEL, measured, searched)
 
 
 def partial(config: Partial) -> Path:
@@ -84,25 +134,35 @@ def partial(config: Partial) -> Path:
     return grid.out
 
 
+def labelled_as(config: Compare, labels_per_class: int | None, seed: int) -> LabelledSets:
+    """The labelled images of a row and seed."""
+    source, split = config.source, config.split
+    listing = listing_as_run(config.listing, source.data, first_run(config))
+    which = (source.data, source.val, split.val_fraction, labels_per_class, seed)
+    return labelled_sets(*which, listing=listing)
+
+
 def scores_of(
     config: Compare, labels_per_class: int | None, seed: int, runs: Mapping[str, Path]
 ) -> dict[str, Mapping[str, Any]]:
-    """The scores of the trainings of a row and seed, by arm, and of the baselines beside them."""
-    source, split = config.source, config.split
-    which = (source.data, source.val, split.val_fraction, labels_per_class, seed)
-    listing = listing_as_run(config.listing, source.data, config.run)
-    sets = labelled_sets(*which, listing=listing)
+    """The scores of the trainings of a row and seed, by arm, and of the baselines beside them.
+
+    Several encoders have the commonest class alone: the others are measures of their own.
+    """
+    sets = labelled_as(config, labels_per_class, seed)
+    trained = {
+        arm: {**last_validation(run), **training_losses(run, sets.train_labels)}
+        for arm, run in runs.items()
+    }
+    if len(config.run) > 1:
+        return {**trained, COMMONEST: commonest_scores(sets)}
     device = find_device(config.runtime.device)
-    ids, logits = baseline_logits(config.run, sets, seed, runs[SCRATCH], device)
+    ids, logits = baseline_logits(config.run[0], sets, seed, runs[SCRATCH], device)
     measured = {
         FROZEN if name == FEATURES else name: scores(
             found, sets.val_labels[ids], sets.classes
         ).summary()
         for name, found in logits.items()
-    }
-    trained = {
-        arm: {**last_validation(run), **training_losses(run, sets.train_labels)}
-        for arm, run in runs.items()
     }
     return {**trained, **measured}
 

@@ -1,5 +1,5 @@
 """The search of `mae compare`: learning rate and augmentation of each side, the same trials for
-both."""
+all."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from torchmae.errors import UserError
 from torchmae.runfolder import last_validation
 from torchmae.tasks.finetune.run import run as finetune
 from torchmae.tasks.sweep.config import Compare
-from torchmae.tasks.sweep.grids import Changes, Grid
+from torchmae.tasks.sweep.grids import Changes, Grid, first_run, in_path
 from torchmae.train.distributed import is_main
 
 logger = logging.getLogger(__name__)
@@ -23,10 +23,11 @@ SEED = 100  # of the trials, or the first after it that is none of --seeds
 
 
 class Trial(NamedTuple):
-    """What a trial changes: a factor of the learning rate, and the level of --augment."""
+    """What a trial changes: a factor of the learning rate, and the level of --augment (None: that
+    of the recipe)."""
 
     lr_scale: float
-    augment: str
+    augment: str | None
 
     @property
     def times(self) -> str:
@@ -34,11 +35,11 @@ class Trial(NamedTuple):
         return "x1/3" if self.lr_scale < 1 else f"x{self.lr_scale:g}"
 
     def __str__(self) -> str:
-        return f"learning rate {self.times}, augment {self.augment}"
+        return f"learning rate {self.times}" + (f", augment {self.augment}" if self.augment else "")
 
     @property
     def folder(self) -> str:
-        return f"lr-x{self.lr_scale:.2g}-{self.augment}"
+        return f"lr-x{self.lr_scale:.2g}" + (f"-{self.augment}" if self.augment else "")
 
 
 # What is tried, the most telling first: --trials N takes the first N.
@@ -53,6 +54,7 @@ TRIALS = (
     Trial(1 / 3, "strong"),
     Trial(1 / 3, "none"),
 )
+LR_SWEEP = (Trial(1.0, None), Trial(3.0, None), Trial(1 / 3, None))  # --lr-sweep N: the first N
 
 
 @dataclass(frozen=True)
@@ -75,47 +77,50 @@ class Search:
         """Where a trial is, below the folder of the sweep: other seeds leave other images."""
         seeds = "".join(f"-{seed}" for seed in self.avoid)
         place = f"trials-without-seeds{seeds}" if seeds else "trials"
-        return f"{place}/{arm.replace(' ', '-')}-{row}-labels-{trial.folder}"
+        return f"{place}/{in_path(arm)}-{row}-labels-{trial.folder}"
 
 
 def plan_search(config: Compare, grid: Grid) -> Search:
     """What is tried, before anything is trained.
 
-    A flag that names the learning rate or the level holds for both sides, and is not searched.
+    A flag that names the learning rate or the level holds for all sides, and is not searched.
 
     Raises:
         UserError: trials are asked for, and too few images are left to choose on.
     """
-    lr, level = config.optim.base_lr, config.regularization.augment
-    fixed = [Trial(t.lr_scale if lr is None else 1.0, level or t.augment) for t in TRIALS]
-    wanted = DEFAULT if config.optim.trials is None else config.optim.trials
+    optim, level = config.optim, config.regularization.augment
+    side = "side" if len(config.run) == 1 else "encoder"
+    table = TRIALS if optim.lr_sweep is None else LR_SWEEP
+    fixed = [Trial(t.lr_scale if optim.base_lr is None else 1.0, level or t.augment) for t in table]
+    asked = optim.lr_sweep if optim.trials is None else optim.trials
+    wanted = DEFAULT if asked is None else asked
     trials = tuple(dict.fromkeys(fixed))[:wanted]
     seed = next(n for n in count(SEED) if n not in grid.seeds)
     if len(trials) < 2:
-        named = "" if wanted < 2 else ": learning rate and augmentation are given"
-        return Search((), seed, f"no search for either side{named}")
+        given = ": learning rate and augmentation are given"
+        return Search((), seed, f"no search for either {side}{given if wanted >= 2 else ''}")
     source, split = config.source, config.split
     data = (source.data, source.val, split.val_fraction)
     few = split.labels_per_class or (None,)
-    listing = listing_as_run(config.listing, source.data, config.run)
+    listing = listing_as_run(config.listing, source.data, first_run(config))
     try:
         has_own_split = open_pair(source.data, source.val, listing=listing)[1] is not None
         sets = [tuning_sets(*data, n, seed, grid.seeds, listing) for n in few]
         refuse_small([len(one.train) for one in sets], config.optim.batch_size)
     except UserError as error:
-        if config.optim.trials is not None:
+        if asked is not None:
             raise
-        return Search((), seed, f"no search for either side: {error}")
+        return Search((), seed, f"no search for either {side}: {error}")
     tried = [
         ("learning rate", {trial.times: None for trial in trials}),
-        ("augment", {trial.augment: None for trial in trials}),
+        ("augment", {str(trial.augment): None for trial in trials}),
     ]
     what = "; ".join(f"{name} {', '.join(values)}" for name, values in tried if len(values) > 1)
     images = " and ".join(map(str, dict.fromkeys(len(one.val) for one in sets)))
     return Search(
         trials,
         seed,
-        f"the best of {len(trials)} trials for each side ({what}), chosen with seed {seed} on "
+        f"the best of {len(trials)} trials for each {side} ({what}), chosen with seed {seed} on "
         f"{images} training images that no seed validates on",
         () if has_own_split else grid.seeds,
     )

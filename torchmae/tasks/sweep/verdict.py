@@ -10,10 +10,13 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from torchmae.eval.intervals import Difference, mean_interval, paired_difference
-from torchmae.eval.verdict import by_sign, in_words
+from torchmae.eval.verdict import by_sign, in_words, listed
 from torchmae.runfolder import read_config, read_log
-from torchmae.tasks.sweep.grids import PRETRAINED, SCRATCH
+from torchmae.tasks.sweep.grids import PRETRAINED
 
+LEAST_SEEDS = (
+    3  # two differences may be equal by chance, and their interval is 13 times their spread
+)
 FROZEN = "frozen features"  # the row of the run's features, which are pre-trained too
 METRICS = ("top1", "balanced_accuracy", "macro_f1", "auc")
 NOTHING_LEARNED = 0.98  # of the loss of knowing nothing: a training that ends above learned nothing
@@ -42,6 +45,7 @@ def training_losses(run: Path, labels: Int64[Tensor, " N"]) -> dict[str, float]:
 def summarize_comparison(
     row: str,
     settings: Mapping[str, Any],
+    measure: str,
     scores: Mapping[str, Sequence[Mapping[str, Any]]],
     searched: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
@@ -50,33 +54,37 @@ def summarize_comparison(
     Args:
         row: its name.
         settings: what it changes.
-        scores: of each arm and baseline, the scores of each seed.
+        measure: what was measured, of `MEASURES`.
+        scores: of each arm and baseline, the scores of each seed; the first is compared with the
+            others.
         searched: of each arm, what `search_row` found.
 
     Returns:
-        "name"; "settings"; "images": how many were validated on; "seeds": how many; "arms": by
-        name, the values of `METRICS` of each seed, of "top1" also "mean", "std" and the 95 %
-        interval of the mean, "low" to "high", and of trainings "training_loss", "chance_loss" (the
-        means over the seeds) and "learned_nothing"; "differences": the paired difference of the
-        pre-trained arm to each other; "search": as `searched`; "verdict": "shown", "not shown" or
-        "worse"; "reasons": of the verdict, in words.
+        "name"; "settings"; "measure"; "images": how many were validated on; "seeds": how many;
+        "arms": by name, the values of `METRICS` of each seed, of "top1" also "mean", "std" and the
+        95 % interval of the mean, "low" to "high", and of trainings "training_loss", "chance_loss"
+        (the means over the seeds) and "learned_nothing"; "differences": the paired difference of
+        the first arm to each other, by "first - other"; "search": as `searched`; "claim": what the
+        verdict is about; "verdict": "shown", "not shown" or "worse"; "reasons": of the verdict, in
+        words.
     """
     arms = {arm: summarize_arm(found) for arm, found in scores.items()}
-    ours = arms[PRETRAINED]["top1"]
+    first = next(iter(arms))
+    ours, images = arms[first]["top1"], scores[first][0]["count"]
     differences = {
-        arm: paired_difference(ours, arms[arm]["top1"]) for arm in arms if arm != PRETRAINED
+        arm: paired_difference(ours, arms[arm]["top1"], 1 / images) for arm in arms if arm != first
     }
-    word, reasons = judge(arms, differences)
+    word, reasons = judge(arms, differences, len(ours))
     return {
         "name": row,
         "settings": dict(settings),
-        "images": scores[PRETRAINED][0]["count"],
+        "measure": measure,
+        "images": images,
         "seeds": len(ours),
         "arms": arms,
-        "differences": {
-            f"{PRETRAINED} - {arm}": found._asdict() for arm, found in differences.items()
-        },
+        "differences": {f"{first} - {arm}": found._asdict() for arm, found in differences.items()},
         "search": {arm: dict(found) for arm, found in searched.items()},
+        "claim": "Gain of pre-training" if first == PRETRAINED else f"Lead of {first}",
         "verdict": word,
         "reasons": reasons,
     }
@@ -95,23 +103,39 @@ def summarize_arm(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def judge(
-    arms: Mapping[str, Mapping[str, Any]], differences: Mapping[str, Difference]
+    arms: Mapping[str, Mapping[str, Any]], differences: Mapping[str, Difference], seeds: int
 ) -> tuple[str, list[str]]:
-    """The verdict on pre-training: a word and its reasons.
+    """The verdict on the first arm: a word and its reasons.
 
-    "shown" needs paired differences whose intervals are above zero, to training from scratch, if
-    that has learned something, and to every baseline; one that is below zero makes it "worse".
+    "shown" needs `LEAST_SEEDS` and paired differences whose intervals are above zero, to every
+    other arm that has learned something and to every baseline; one that is below zero makes it
+    "worse".
     """
-    idle = [arm for arm in (PRETRAINED, SCRATCH) if arms[arm]["learned_nothing"]]
-    compared = [arm for arm in arms if arm not in (PRETRAINED, FROZEN, *idle)]
+    first = next(iter(arms))
+    idle = [arm for arm in arms if arms[arm].get("learned_nothing")]
+    compared = [arm for arm in arms if arm not in (first, FROZEN, *idle)]
     signs = by_sign({arm: differences[arm] for arm in compared})
-    reasons = [in_words(signs)]
+    if seeds < LEAST_SEEDS:
+        signs = {"above": [], "unclear": compared, "below": []}
+    reasons = [in_words(signs)] if first == PRETRAINED else in_sentences(first, signs)
+    if seeds < LEAST_SEEDS:
+        reasons.append(f"{seeds} seeds are too few to show a difference, {LEAST_SEEDS} may do")
     for arm in idle:
         loss, chance = arms[arm]["training_loss"], arms[arm]["chance_loss"]
-        consequence = ", so the difference to it is no gain" if arm == SCRATCH else ""
+        consequence = "" if arm == first else ", so the difference to it is no gain"
         reasons.append(
             f"{arm} has learned nothing (training loss {loss:.2f}, that of knowing nothing "
             f"{chance:.2f}){consequence}"
         )
     failed = bool(idle or signs["unclear"])
     return "worse" if signs["below"] else "not shown" if failed else "shown", reasons
+
+
+def in_sentences(first: str, signs: Mapping[str, Sequence[str]]) -> list[str]:
+    """What `by_sign` found of several encoders: who is better than whom."""
+    better, worse, unclear = (signs[sign] for sign in ("above", "below", "unclear"))
+    return [
+        *([f"{first} is better than {listed(better)}"] if better else ()),
+        *(f"{name} is better than {first}" for name in worse),
+        *([f"no difference between {first} and {listed(unclear)} is shown"] if unclear else ()),
+    ]
