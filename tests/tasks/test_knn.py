@@ -42,6 +42,7 @@ def test_three_kinds_of_features_are_measured_and_recorded(
     assert {**record["settings"], **record["results"]} == json.loads(json.dumps(result))
     printed = capsys.readouterr().out
     assert "95 % interval" in printed
+    assert "note: only 6 images to measure on" in printed
     assert f"Verdict: {result['verdict']}." in printed
 
 

@@ -13,6 +13,7 @@ from torchmae.data.suspicious import notes
 from torchmae.errors import UserError, printable
 from torchmae.eval.baselines import COMMONEST, baseline_features, commonest
 from torchmae.eval.extract import say_view
+from torchmae.eval.intervals import few_images
 from torchmae.eval.knn import knn
 from torchmae.eval.verdict import judge
 from torchmae.runfolder import add_result
@@ -68,6 +69,8 @@ def run(config: Knn) -> dict[str, Any]:
         f"{len(classes)} classes"
     )
     logger.info(verdict.text({}))
+    if few := few_images(len(truth)):
+        logger.info(few)
     settings = flatten(config)
     logger.info(f"Written to {add_result(Path(config.run), 'knn', settings, results)}")
     return {**settings, **results}
