@@ -5,6 +5,7 @@ with small runs and pictures of the names that the pages use. A block that canno
 in its first line, with the reason (`NOT_RUN` below has all of them).
 """
 
+import ast
 import json
 import os
 import re
@@ -322,6 +323,20 @@ def test_flags_in_documents_exist() -> None:
         if flag not in known and f"--{flag.removeprefix('--no-')}" not in known
         if file.name not in GONE
     }
+    assert not wrong
+
+
+def test_texts_for_people_have_one_spelling() -> None:
+    """gray and color, as in most of them: documents, messages, help."""
+    british = re.compile(r"\b[Gg]rey(?:s|ed|scale)?\b|[Cc]olour")
+    wrong = [file.name for file in TEXTS if british.search(file.read_text())]
+    for path in (ROOT / "torchmae").rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        for node in ast.walk(tree):
+            text = node.value if isinstance(node, ast.Constant) else None
+            if isinstance(text, str) and id(node) not in docstrings and british.search(text):
+                wrong.append(f"{path.name}:{node.lineno}")
     assert not wrong
 
 

@@ -65,6 +65,19 @@ def test_a_damaged_manifest_is_a_sentence(tmp_path: Path, text: str) -> None:
         manifest.read(tmp_path, "a")
 
 
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"a": 3}'])
+def test_a_manifest_that_is_damaged_while_its_run_trains_is_written_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str
+) -> None:
+    put(tmp_path, a="one", b="two")
+    (tmp_path / "manifest.json").write_text(text)
+    (tmp_path / ".a.partial").write_text("three")
+    manifest.publish(tmp_path, {"a": tmp_path / ".a.partial"}, adopt=("a", "b", "none"))
+    assert "manifest.json was damaged" in caplog.text and "written anew" in caplog.text
+    assert manifest.read(tmp_path, "a") == b"three"
+    assert manifest.read(tmp_path, "b") == b"two"
+
+
 def test_a_folder_without_one_is_read_as_it_is_and_adopted_at_the_next_publish(
     tmp_path: Path,
 ) -> None:

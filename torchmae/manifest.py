@@ -9,6 +9,7 @@ and whenever another process looks, what is there is listed.
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from typing import NamedTuple, TypeVar
 
 from torchmae import disk
 from torchmae.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 SMALL = 1 << 20  # bytes; a smaller file may change twice within one tick of the clock
@@ -93,23 +96,21 @@ def publish(
 ) -> None:
     """Gives finished files their names in a folder, and lists them.
 
-    For one process at a time: whoever holds the run's lock.
+    For one process at a time: whoever holds the run's lock. A manifest that was damaged meanwhile
+    is written anew, since no training should end for it: with the files as they are now.
 
     Args:
         folder: of the manifest.
         files: name to the finished file, in the same folder under a temporary name.
-        adopt: names that are listed as they are where the folder has no manifest yet.
+        adopt: names that are listed as they are where the folder has no manifest, or a damaged one.
         known: what some files have to hold, where the caller knows; the others are read.
 
     Raises:
         OSError: the disk fails. The files are then the old or the new ones, and listed.
-        UserError: the manifest is damaged.
     """
     known = dict(known or {})
     try:
-        before = listed(folder)
-        if before is None:
-            before = {n: [content_of(folder / n)] for n in adopt if (folder / n).is_file()}
+        before = listed_or_adopted(folder, adopt)
         contents = {n: content_of(partial) for n, partial in files.items() if n not in known}
         new = {name: [content] for name, content in (contents | known).items()}
         write(folder, before | {name: before.get(name, []) + new[name] for name in new})
@@ -119,6 +120,21 @@ def publish(
     finally:
         for partial in files.values():
             partial.unlink(missing_ok=True)
+
+
+def listed_or_adopted(folder: Path, adopt: Iterable[str]) -> dict[str, list[Content]]:
+    """What the manifest lists; where there is none, or a damaged one, the files as they are."""
+    try:
+        found = listed(folder)
+    except UserError as error:
+        found = None
+        logger.warning(
+            f"{folder / MANIFEST} was damaged ({error.__cause__!r}) and is written anew: from now "
+            "on the files of the run count as they are"
+        )
+    if found is None:
+        found = {name: [content_of(folder / name)] for name in adopt if (folder / name).is_file()}
+    return found
 
 
 def forget(folder: Path, names: Iterable[str]) -> None:

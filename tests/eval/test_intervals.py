@@ -2,7 +2,7 @@
 
 import pytest
 
-from torchmae.eval.intervals import paired_difference, t_quantile, wilson_interval
+from torchmae.eval.intervals import few_images, paired_difference, t_quantile, wilson_interval
 
 
 def test_the_interval_is_wilson_s() -> None:
@@ -21,3 +21,11 @@ def test_the_interval_of_paired_differences() -> None:
     found = paired_difference(ours, theirs)
     exact = stats.ttest_rel(ours, theirs).confidence_interval(0.95)
     assert (found.low, found.high) == pytest.approx((exact.low, exact.high), abs=1e-3)
+
+
+def test_few_images_are_remarked_with_what_they_can_tell() -> None:
+    assert few_images(100) is None
+    assert "only 24 images to measure on: an accuracy of 50 % is known to ± 20 points" in str(
+        few_images(24)
+    )
+    assert "only 1 image to" in str(few_images(1))

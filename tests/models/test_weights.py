@@ -131,6 +131,25 @@ def test_a_config_of_bytes(run):
         read_config(run)
 
 
+@pytest.mark.parametrize(
+    "part,name,value,message",
+    [
+        ("encoder", "mlp_ratio", "4", "mlp_ratio '4' of a model: a number"),
+        ("encoder", "num_heads", [2], r"num_heads \[2\] of a model: a number"),
+        ("encoder", "image_size", "8x12", "image_size is '8x12' and must be 2 numbers"),
+        ("encoder", "init_values", "no", "init_values is 'no' and must be a number or None"),
+        ("encoder", "colors", 3, "made by another version .*colors"),
+        ("encoder", "mean", [0.1, "x"], r"mean is \(0.1, 'x'\) and must be a list of numbers"),
+    ],
+)
+def test_a_value_of_another_type_is_named(run, part, name, value, message):
+    config = json.loads((run / "config.json").read_text())
+    config["model"][part][name] = value
+    (run / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=message):
+        load_mae(run)
+
+
 @pytest.mark.parametrize("loader", LOADERS)
 def test_no_weights(loader, run):
     (run / "model.safetensors").unlink()

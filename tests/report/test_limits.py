@@ -8,7 +8,7 @@ import pytest
 from helpers.small import QUICK
 
 import torchmae
-from torchmae.report.limits import limits, trained_on
+from torchmae.report.limits import limits, markdown, trained_on
 from torchmae.runfolder import add_result, read_config
 
 
@@ -17,7 +17,8 @@ def test_a_pretraining(run: Path, photos: Path, tmp_path: Path) -> None:
     (own / "results.json").unlink(missing_ok=True)
     (own / "bad-files.jsonl").write_text('{"file": "x.jpg", "reason": "empty file"}\n')
     data, missing, invented, biases = limits(own, "mae")
-    assert data.startswith("**Data.** Pre-trained without labels on 24 images from `photos`, seen ")
+    begin = '**Data.** Pre-trained without labels on 24 images from "photos", seen '
+    assert data.startswith(begin)
     assert "seen as color images of 32 px; 1 file could not be read." in data
     assert "not recorded here" in data and str(photos.parent) not in data
     assert (
@@ -36,9 +37,12 @@ def test_a_classifier_names_both_sets(run: Path, photos: Path, tmp_path: Path) -
     out = Path(torchmae.finetune(run, photos, out=tmp_path / "c", **{**QUICK, "epochs": 1}))
     data, missing, *_, answers = limits(out, "classifier")
     found = read_config(out)["data"]
-    assert f"Fine-tuned on {found['count']} labeled images of 3 classes from `photos`" in data
+    assert f'Fine-tuned on {found["count"]} labeled images of 3 classes from "photos"' in data
     assert f"{found['val']['count']} others were for validation." in data
-    assert f"those of `{run.name}`. Pre-trained without labels on 24 images from `photos`" in data
+    origin = (
+        f'those of "{markdown(run.name)}". Pre-trained without labels on 24 images from "photos"'
+    )
+    assert origin in data
     assert "accuracy and calibration on images" in missing.lower()
     assert "one of the 3 classes" in answers
     assert len(limits(out, "encoder")) == 4
@@ -55,9 +59,9 @@ def test_a_classifier_names_both_sets(run: Path, photos: Path, tmp_path: Path) -
         ({"verb": "import", "data": None}, "Imported weights"),
         ({"data": None}, "Imported weights"),
         ({"run": "none", "verb": "finetune"}, "Its encoder was not pre-trained."),
-        ({"from_run": "/gone/parent"}, "those of `parent`. That folder is gone"),
+        ({"from_run": "/gone/parent"}, 'those of "parent". That folder is gone'),
         ({"from_run": "SELF"}, "that folder is gone"),
-        ({"data_name": "/home/me/a`<b>\n# c"}, "images from `a??b??# c`"),
+        ({"data_name": "/home/me/a`<b>\n# c"}, r'images from "a\`&lt;b&gt;\\n\# c"'),
     ],
 )
 def test_what_is_not_known_is_said(run: Path, tmp_path: Path, change: dict, words: str) -> None:

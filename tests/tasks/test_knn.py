@@ -48,6 +48,7 @@ def test_three_kinds_of_features_are_measured_and_recorded(
     printed = capsys.readouterr().out
     assert "95 % interval" in printed
     assert f"RankMe {result['rankme']:.1f} of at most 18 (18 training images)" in printed
+    assert "note: only 6 images to measure on" in printed
     assert f"Verdict: {result['verdict']}." in printed
 
 

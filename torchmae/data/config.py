@@ -41,7 +41,7 @@ class DecodeOptions:
     )
     channels: int | None = option(
         None,
-        "3 for colour, 1 for grey.",
+        "3 for color, 1 for gray.",
         within=CHANNELS,
         otherwise="what the data has; 3 for image files",
     )

@@ -69,3 +69,17 @@ def wilson_interval(right: int, count: int) -> tuple[float, float]:
         * math.sqrt(share * (1 - share) / count + Z * Z / (4 * count * count))
     )
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+FEW = 100  # images, below which accuracies say little
+
+
+def few_images(count: int) -> str | None:
+    """What to say where so few images are measured on that accuracies are coarse; else None."""
+    if count >= FEW:
+        return None
+    points = 100 * Z * 0.5 / math.sqrt(count)  # half the interval at an accuracy of 50 %
+    return (
+        f"note: only {count} image{'s' * (count != 1)} to measure on: an accuracy of 50 % is known "
+        f"to ± {points:.0f} points. Measure on {FEW} or more if you can"
+    )

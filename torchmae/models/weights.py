@@ -5,7 +5,8 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import torch
 from safetensors import SafetensorError
@@ -14,12 +15,14 @@ from torch import Tensor, nn
 
 from torchmae import manifest
 from torchmae.errors import UserError
-from torchmae.models.encoders import Backbone, build_encoder
+from torchmae.models.decoders import DecoderConfig
+from torchmae.models.encoders import ENCODERS, Backbone, build_encoder
 from torchmae.models.heads import Classifier
 from torchmae.models.mae import MAE
 from torchmae.models.targets.tokenizer import Tokenizer
 from torchmae.plugins import load_run_plugins
 from torchmae.runfolder import kind_of, read_any_config, read_config
+from torchmae.settings.options import fits, words
 
 
 @contextmanager
@@ -95,14 +98,51 @@ def build(
         return maker(config)
     except UserError as error:
         raise UserError(f"{run} describes no model: {error}") from error
-    except TypeError as error:
-        raise UserError(f"{run} was made by another version of torchmae: {error}") from error
-    except (ValueError, LookupError, ArithmeticError, AttributeError, RuntimeError) as error:
+    except FAILED as error:
+        wrong = wrong_value(config)
+        if wrong is not None:
+            raise UserError(
+                f"{run} describes no model: in its config.json {wrong}. Correct it, or restore the "
+                "file from a copy"
+            ) from error
+        if isinstance(error, TypeError):
+            raise UserError(f"{run} was made by another version of torchmae: {error}") from error
         reason = (str(error).strip().splitlines() or [""])[0]
         raise UserError(
             f"{run} describes no model that can be built ({type(error).__name__}: {reason}): its "
             "config.json is damaged, or was changed"
         ) from error
+
+
+FAILED: tuple[type[Exception], ...] = (
+    *(TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RuntimeError),
+)
+
+
+def wrong_value(config: dict[str, Any]) -> str | None:
+    """The first value of another type than what a description is built with takes, in words."""
+    encoder = config.get("encoder", config)  # it describes a whole model, or an encoder alone
+    parts: list[tuple[Any, Any]] = [(ENCODERS.get(str(encoder.get("kind", "vit"))), encoder)]
+    if encoder is not config:
+        parts += [(DecoderConfig, config.get("decoder", {}))]
+        parts += [(MAE if "decoder" in config else Classifier, config)]
+    for maker, values in parts:
+        if not isinstance(values, dict) or maker is None:
+            continue
+        hints = get_type_hints(maker.__init__)
+        for name, value in values.items():
+            value = tuple(value) if isinstance(value, list) else value
+            if is_plain(hints.get(name)) and not fits(value, hints[name]):
+                return f"{name} is {value!r} and must be {words(hints[name])}"
+    return None
+
+
+def is_plain(kind: Any) -> bool:
+    """Whether `fits` knows a type: numbers, texts, None, tuples and unions of these."""
+    if get_args(kind):
+        inside = [one for one in get_args(kind) if one is not ...]
+        return get_origin(kind) in (tuple, UnionType, Union) and all(map(is_plain, inside))
+    return kind in (bool, int, float, str, NoneType)
 
 
 def build_any(model: dict[str, Any]) -> nn.Module:

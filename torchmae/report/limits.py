@@ -1,12 +1,13 @@
 """The limits of a model, for its card: from what the run folder knows, and what every such model
 shares."""
 
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from torchmae.errors import UserError
+from torchmae.errors import UserError, printable
 from torchmae.models.patches import size_name
 from torchmae.runfolder import is_run, read_bad_files, read_config, read_results
 
@@ -112,7 +113,17 @@ def not_measured(run: Path, is_classifier: bool) -> str:
 
 
 def name_of(place: Any) -> str:
-    """The last part of a path or address, as code in one line."""
-    name = Path(str(place).rstrip("/")).name or str(place)
-    printable = "".join(c if c.isprintable() and c not in "`<>" else "?" for c in name)
-    return f"`{printable}`"
+    """The last part of a path or address, quoted, for Markdown."""
+    return f'"{markdown(Path(str(place).rstrip("/")).name or place)}"'
+
+
+def markdown(value: Any) -> str:
+    """Text that Markdown and HTML show as it is, in one line: names of classes and folders come
+    from whoever made the data."""
+    return MARKUP.sub(lambda found: ESCAPED.get(found[0], f"\\{found[0]}"), printable(value))
+
+
+# HTML's own signs as entities, which no renderer undoes; Markdown's behind a backslash. "_" is left
+# alone inside words, where it marks nothing.
+MARKUP = re.compile(r"[&<>\\`*\[\]#|~$!]|\b_|_\b")
+ESCAPED = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}

@@ -7,10 +7,9 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from torchmae.disk import sha256
-from torchmae.errors import printable
 from torchmae.models.encoders import Backbone
 from torchmae.models.patches import size_name
-from torchmae.report.limits import limits
+from torchmae.report.limits import limits, markdown
 from torchmae.runfolder import read_config, read_results
 
 
@@ -88,18 +87,6 @@ commit of torchmae: {markdown(described.get("commit") or "not known")}.
 Not stated here: whoever publishes these weights chooses it; \
 imported weights keep that of their source.
 """
-
-
-def markdown(value: Any) -> str:
-    """Text that Markdown and HTML show as it is, in one line: names of classes and folders come
-    from whoever made the data."""
-    return MARKUP.sub(lambda found: ESCAPED.get(found[0], f"\\{found[0]}"), printable(value))
-
-
-# HTML's own signs as entities, which no renderer undoes; Markdown's behind a backslash. "_" is left
-# alone inside words, where it marks nothing.
-MARKUP = re.compile(r"[&<>\\`*\[\]#|~$!]|\b_|_\b")
-ESCAPED = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 
 
 def public(value: Any) -> Any:

@@ -175,7 +175,9 @@ def workers_for(cores: int, on_gpu: bool) -> int:
 def enough_workers(facts: Facts, values: Mapping[str, Any]) -> Choice:
     """See `workers_for`."""
     count = workers_for(facts.cores // facts.local_processes, facts.device == "cuda")
-    return Choice(count, f"{facts.cores} cores for {facts.local_processes} training process(es)")
+    cores = f"{facts.cores} core{'s' * (facts.cores != 1)}"
+    processes = f"{facts.local_processes} training process{'es' * (facts.local_processes != 1)}"
+    return Choice(count, f"{cores} for {processes}")
 
 
 PRECISION = Rule("bf16 where the device is fast at it", best_precision)

@@ -41,7 +41,7 @@ def test_channels_that_differ_are_refused_with_the_ways_out(run: Path, tmp_path:
     grey, five = tmp_path / "1.npz", tmp_path / "5.npz"
     for data, options, message in (
         (five, {}, r"takes 3 channels, .* has 5: --channels 5 adapts the run's patch weights"),
-        (five, {"channels": 3}, "--channels 3: .* has 5, and only grey and colour convert"),
+        (five, {"channels": 3}, "--channels 3: .* has 5, and only gray and color convert"),
     ):
         with pytest.raises(UserError, match=message):
             torchmae.finetune(run, data, out=tmp_path / "out", **options, **ONE)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,8 +17,11 @@ from helpers.small import QUICK, SMALL, make_photos
 from safetensors.torch import load_file
 
 import torchmae
+from torchmae import manifest
 from torchmae.data.labels import labelled_sets
+from torchmae.models.weights import load_classifier
 from torchmae.runfolder import checkpoints, last_validation
+from torchmae.tasks.finetune import validation
 
 STRONG = dict(
     mixup=0.8, cutmix=1.0, ema=0.999, drop_path=0.3, random_erasing=0.5, randaug_magnitude=9.0
@@ -114,3 +118,19 @@ def test_the_best_weights_are_on_the_disk_before_they_have_their_name(
     at = calls.index(f"{partial} to best.safetensors")
     assert calls[at - 1 : at + 2] == [partial, f"{partial} to best.safetensors", "run"]
     assert {p.stat().st_mode & 0o777 for p in (out.path).glob("*.safetensors")} == {0o644}
+
+
+def test_a_manifest_that_is_damaged_during_training_does_not_end_it(
+    run: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = validation.Validation.__call__
+
+    def damaging(self: validation.Validation, step: int) -> Any:
+        (self.out / "manifest.json").write_text("{")
+        return measured(self, step)
+
+    monkeypatch.setattr(validation.Validation, "__call__", damaging)
+    options = {**QUICK, "epochs": 2, "save_minutes": 0}
+    out = torchmae.finetune(run, photos, out=tmp_path / "out", **options)
+    assert load_classifier(out).classes == ("across", "blob", "down")  # compared with the manifest
+    manifest.check(Path(out), "best.safetensors")

@@ -36,7 +36,7 @@ def ending(capsys: pytest.CaptureFixture[str], data: Path, out: Path, **options:
 def test_images_of_a_single_colour(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flat = [np.full((16, 16, 3), 10 * i) for i in range(16)]
     text = ending(capsys, save(tmp_path / "flat", flat), tmp_path / "run", epochs=4)
-    assert f"{NOT_BETTER}16 of 16 images that were looked at have a single colour" in text
+    assert f"{NOT_BETTER}16 of 16 images that were looked at have a single color" in text
     assert "Train longer" not in text
     mixed = open_source(str(save(tmp_path / "mixed", flat[:4] + noise(12))))
     assert look_at(mixed) == Look(16, 4, 0)

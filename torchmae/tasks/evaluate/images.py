@@ -13,6 +13,7 @@ from torchmae.data.labels import labelled, open_pair
 from torchmae.data.sources.source import Source
 from torchmae.disk import parse_json
 from torchmae.errors import UserError
+from torchmae.eval.intervals import few_images
 from torchmae.runfolder import read_config
 from torchmae.tasks.evaluate.config import Evaluate
 
@@ -45,6 +46,8 @@ def open_labelled(
     images, names = labelled(held_out or everything, data)
     if images.left_out:
         logger.info(images.left_out)
+    if few := few_images(len(images)):
+        logger.info(few)
     return images, numbers_of(rename_classes(names, config.class_map), classes)
 
 

@@ -47,7 +47,7 @@ class FinetuneDecodeOptions(RunDecodeOptions):
 
     channels: int | None = option(
         None,
-        "What the classifier takes, where run and data differ: grey and colour images are "
+        "What the classifier takes, where run and data differ: gray and color images are "
         "converted to it, the "
         "run's patch weights adapted.",
         within=CHANNELS,
@@ -229,7 +229,7 @@ def augment(facts: Facts, values: Mapping[str, Any]) -> Choice:
     """Mild where strong augmentation costs more than it gives (measured: docs/results.md)."""
     if facts.grey:
         return Choice(
-            "mild", "grey images: what RandAugment does to them often changes their class"
+            "mild", "gray images: what RandAugment does to them often changes their class"
         )
     if facts.images < MANY:
         return Choice("mild", f"{facts.images} labelled images, fewer than {MANY:,}: few steps")
@@ -299,7 +299,7 @@ def flip(facts: Facts, values: Mapping[str, Any]) -> Choice:
     have a left and a right (digits with ten labels a class, from scratch: 66 % with, 90 without).
     """
     if facts.grey and values["augment"] == "mild":
-        return Choice(False, "--augment mild: grey images often have a left and a right")
+        return Choice(False, "--augment mild: gray images often have a left and a right")
     return by_level("flip")(facts, values)
 
 
@@ -410,13 +410,13 @@ RULES: dict[str, Rule] = {
         head=Choice(0.0, "the encoder is frozen"),
     ),
     "augment": by_kind(
-        "mild below 1,000 labelled images and for grey ones, else strong; --train head: the "
+        "mild below 1,000 labelled images and for gray ones, else strong; --train head: the "
         "paper's crops and flips",
         augment,
         head=Choice(None, "the paper's"),
     ),
     "crop_scale": Rule("by --augment: 1 1, 0.5 1, 0.08 1", by_level("crop_scale")),
-    "flip": Rule("by --augment: off, on (off for grey images), on", flip),
+    "flip": Rule("by --augment: off, on (off for gray images), on", flip),
     "randaug_magnitude": Rule("by --augment: 0, 0, 9", by_level("randaug_magnitude")),
     "random_erasing": by_kind(
         "by --augment: 0, 0, 0.25; from scratch 0",

@@ -20,7 +20,7 @@ def channels_of(config: Finetune, data: LabelledSets, pretrained: Backbone | Non
     channels = requested or (run if {run, have} <= {1, 3} else have)
     if channels != have and {channels, have} != {1, 3}:
         raise UserError(
-            f"--channels {channels}: {path} has {have}, and only grey and colour convert to each "
+            f"--channels {channels}: {path} has {have}, and only gray and color convert to each "
             "other"
         )
     if requested is None and channels != run:

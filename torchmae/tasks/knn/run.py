@@ -15,6 +15,7 @@ from torchmae.data.suspicious import notes
 from torchmae.errors import UserError, printable
 from torchmae.eval.baselines import COMMONEST, FEATURES, baseline_features, commonest
 from torchmae.eval.extract import say_view
+from torchmae.eval.intervals import few_images
 from torchmae.eval.knn import knn
 from torchmae.eval.layers import measure_layers
 from torchmae.eval.rank import rank_line, rankme
@@ -89,6 +90,8 @@ def run(config: Knn) -> dict[str, Any]:
     if more:
         picture = Path(config.run) / LAYERS
         logger.info(report_layers(more["layers"], what, verdict.accuracies, picture))
+    if few := few_images(len(truth)):
+        logger.info(few)
     settings = flatten(config)
     logger.info(f"Written to {add_result(Path(config.run), 'knn', settings, results)}")
     return {**settings, **results}

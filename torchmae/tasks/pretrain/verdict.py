@@ -102,7 +102,7 @@ def verdict(records: Sequence[Mapping[str, Any]], base_lr: float, look: Look) ->
 
 def constant_words(look: Look) -> str:
     return (
-        f"{look.constant} of {look.images} images that were looked at have a single colour, in "
+        f"{look.constant} of {look.images} images that were looked at have a single color, in "
         "which there is nothing to predict"
     )
 

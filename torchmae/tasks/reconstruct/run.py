@@ -140,7 +140,7 @@ def single_image(path: str, channels: int) -> UInt8[np.ndarray, "H W C"] | None:
         return np.array(pixels.transpose(1, 2, 0))
     if pixels.shape[2] <= 16 < pixels.shape[1]:  # no grey images are so narrow
         raise UserError(
-            f"'{path}' has {pixels.shape[2]} channels, the run takes {channels} (grey images in an "
+            f"'{path}' has {pixels.shape[2]} channels, the run takes {channels} (gray images in an "
             "array are [N, H, W])"
         )
     return None
