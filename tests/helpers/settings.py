@@ -7,7 +7,6 @@ from torchmae.settings.defaults import Choice, Facts
 from torchmae.settings.options import build, flatten
 from torchmae.tasks.finetune import config as finetuning
 from torchmae.tasks.finetune.config import Finetune, ResolvedFinetune
-from torchmae.tasks.pretrain import config as pretraining
 from torchmae.tasks.pretrain.config import Pretrain, ResolvedPretrain
 
 
@@ -24,7 +23,7 @@ def finetune_config(run: Any, data: Any, **options: Any) -> Finetune:
 def resolve_pretrain(config: Pretrain, **facts: Any) -> tuple[ResolvedPretrain, dict[str, Choice]]:
     """On images of 500 x 375 px with 3 channels, or whatever `facts` say."""
     usual = dict(images=1000, height=500, width=375, channels=3)
-    return pretraining.resolve(config, Facts(**{**usual, **facts}))
+    return config.resolve(Facts(**{**usual, **facts}))
 
 
 def resolve_finetune(config: Finetune, **facts: Any) -> tuple[ResolvedFinetune, dict[str, Choice]]:

@@ -12,7 +12,7 @@ from torchmae.presets import PRESETS
 from torchmae.settings.defaults import patch_side
 from torchmae.settings.options import changeable
 from torchmae.settings.parser import parse
-from torchmae.tasks.pretrain.config import RULES, Pretrain, check
+from torchmae.tasks.pretrain.config import RULES, Pretrain
 
 
 def chosen(
@@ -68,7 +68,7 @@ def test_minutes_decide_the_epochs_once_a_step_is_timed() -> None:
     assert found.warmup_epochs == pytest.approx(found.epochs / 20)
     assert found.minutes == 10
     with pytest.raises(UserError, match="--minutes decides the number of epochs"):
-        check(pretrain_config("x", minutes=10, epochs=3))
+        pretrain_config("x", minutes=10, epochs=3).check()
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_minutes_decide_the_epochs_once_a_step_is_timed() -> None:
 )
 def test_absurd_values_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        check(pretrain_config("x", **options))
+        pretrain_config("x", **options).check()
 
 
 @pytest.mark.parametrize(
@@ -103,14 +103,14 @@ def test_absurd_values_are_refused(options: dict[str, Any], message: str) -> Non
 )
 def test_what_a_crop_brings_with_it(asked: dict[str, Any], scale: Any, flip: bool) -> None:
     config = pretrain_config("x", **asked)
-    check(config)
+    config.check()
     found = chosen(**asked)
     assert (found.crop_scale, found.flip) == (scale, flip)
 
 
 def test_a_crop_takes_the_place_of_a_preset_s_scale() -> None:
     words = ["--preset", "demo", "--crop", "none"]
-    check(parse(Pretrain, "pretrain", words, PRESETS["pretrain"]))
+    parse(Pretrain, "pretrain", words, PRESETS["pretrain"]).check()
 
 
 def test_what_may_change_when_a_run_is_resumed() -> None:
@@ -157,7 +157,7 @@ def test_the_warm_up_of_wsd_does_not_depend_on_the_length() -> None:
     with pytest.raises(UserError, match="falls from epoch 4.8 on, but the warm-up takes 5 epochs"):
         chosen(schedule="wsd", epochs=6)
     with pytest.raises(UserError, match="unknown --schedule 'constant'; one of: cosine, wsd"):
-        check(pretrain_config("x", schedule="constant"))
+        pretrain_config("x", schedule="constant").check()
 
 
 def test_a_batch_larger_than_the_data_is_refused() -> None:

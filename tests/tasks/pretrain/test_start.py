@@ -32,7 +32,6 @@ from torchmae.models.patches import patchify, resize_positions, sincos_positions
 from torchmae.models.vit import ViT
 from torchmae.models.weights import load, load_mae
 from torchmae.runfolder import read_config
-from torchmae.tasks.pretrain.config import check
 from torchmae.tasks.pretrain.run import make_batches
 from torchmae.tasks.pretrain.start import (
     build_model,
@@ -52,7 +51,7 @@ def begin(run: Path, channels: int = 3, **options: Any) -> tuple[MAE, str, Simpl
     """The model before its first step, for data of so many channels; its origin in words; the
     settings."""
     requested = pretrain_config("photos", from_run=str(run), **options)
-    check(requested)
+    requested.check()
     config, parent = init_from_run(requested, channels)
     assert parent is not None
     channels = config.decode.channels or channels

@@ -23,7 +23,7 @@ from torchmae.settings.options import build, flatten, options_of, parse_size
 from torchmae.settings.parser import value_type
 from torchmae.tasks.ablate.config import Ablate, parse_budget
 from torchmae.tasks.ablate.studies import ALL, OWN_TOKENS, STUDIES, Base, Changes, Point, Study
-from torchmae.tasks.pretrain.config import Pretrain, check, resolve
+from torchmae.tasks.pretrain.config import Pretrain
 
 TOKENIZER = "tokenizer"  # the folder, below that of the ablation
 
@@ -167,8 +167,8 @@ class Ablation:
 
     def resolve_config(self, config: Pretrain) -> dict[str, Any]:
         """As `resolve`, of the settings that a training starts with."""
-        check(config)
-        resolved, _ = resolve(config, self.facts)
+        config.check()
+        resolved, _ = config.resolve(self.facts)
         model, masked = resolved.model, resolved.masking
         choose(MASKINGS, masked.masking, "masking")
         split_target(masked.target)

@@ -337,6 +337,64 @@ class Pretrain:
     scan: ScanOptions = ScanOptions()
     runtime: RuntimeOptions = RuntimeOptions()
 
+    def check(self) -> None:
+        """Raises UserError for what is known to be wrong before any file is read."""
+        check_ranges(self)
+        self.crop.check()
+        self.optim.check()
+        self.runtime.check()
+        self.output.check()
+        if self.crop.color_jitter and self.runtime.cache == "device":
+            raise UserError(
+                "--cache device makes crops and flips only, no --color-jitter: use --cache memory"
+            )
+        masking = self.masking
+        if not masking.mask_ratio and (masking.loss_on != "all" or not masking.noise):
+            raise UserError(
+                "--mask-ratio 0 hides nothing, so that there is nothing to predict: for a "
+                "denoising autoencoder add --noise 0.5 --loss-on all, else hide some patches"
+            )
+        model = self.model
+        if model.normalize not in (None, "data", "imagenet", "run"):
+            raise UserError(f"--normalize {model.normalize}: data or imagenet, or run with --from")
+        if model.from_run is None and (model.new_decoder or model.normalize == "run"):
+            flag = "--new-decoder" if model.new_decoder else "--normalize run"
+            raise UserError(
+                f"{flag} says what to do with the run of --from: add --from RUN, or leave {flag} "
+                "out"
+            )
+        if model.model is not None:
+            size_of(model.model)
+        if model.image_size is not None:
+            parse_size(model.image_size)
+
+    def resolve(self, facts: Facts) -> tuple["ResolvedPretrain", dict[str, Choice]]:
+        """The settings with nothing left to choose, and what was chosen.
+
+        Raises:
+            UserError: a batch larger than the data set; a warm-up that does not end before the
+                decay.
+        """
+        requested = self.decode
+        decode = decode_as_run(
+            self.model.from_run or "none", requested.max_megapixels, requested.white
+        )
+        config = changed(self, max_megapixels=decode.max_megapixels, white=decode.white)
+        resolved, chosen = defaults.resolve(config, ResolvedPretrain, RULES, facts)
+        batch = resolved.optim.batch_size
+        if batch > facts.images:
+            raise UserError(
+                f"--batch-size {batch} is more than the {facts.images} images of the data set: use "
+                f"at most {facts.images}"
+            )
+        warmup, stable = resolved.optim.warmup_epochs, (1 - DECAY_SHARE) * resolved.optim.epochs
+        if resolved.optim.schedule == "wsd" and warmup > stable:
+            raise UserError(
+                f"--schedule wsd falls from epoch {stable:.4g} on, but the warm-up takes "
+                f"{warmup:.4g} epochs: use more --epochs, or less --warmup-epochs"
+            )
+        return resolved, chosen
+
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedDecode(PretrainDecodeOptions):
@@ -390,61 +448,3 @@ class ResolvedPretrain(Pretrain):
     model: ResolvedModel
     optim: ResolvedOptim
     runtime: ResolvedRuntime
-
-
-def check(config: Pretrain) -> None:
-    """Raises UserError for what is known to be wrong before any file is read."""
-    check_ranges(config)
-    config.crop.check()
-    config.optim.check()
-    config.runtime.check()
-    config.output.check()
-    if config.crop.color_jitter and config.runtime.cache == "device":
-        raise UserError(
-            "--cache device makes crops and flips only, no --color-jitter: use --cache memory"
-        )
-    masking = config.masking
-    if not masking.mask_ratio and (masking.loss_on != "all" or not masking.noise):
-        raise UserError(
-            "--mask-ratio 0 hides nothing, so that there is nothing to predict: for a denoising "
-            "autoencoder add --noise 0.5 --loss-on all, else hide some patches"
-        )
-    model = config.model
-    if model.normalize not in (None, "data", "imagenet", "run"):
-        raise UserError(f"--normalize {model.normalize}: data or imagenet, or run with --from")
-    if model.from_run is None and (model.new_decoder or model.normalize == "run"):
-        flag = "--new-decoder" if model.new_decoder else "--normalize run"
-        raise UserError(
-            f"{flag} says what to do with the run of --from: add --from RUN, or leave {flag} out"
-        )
-    if model.model is not None:
-        size_of(model.model)
-    if model.image_size is not None:
-        parse_size(model.image_size)
-
-
-def resolve(config: Pretrain, facts: Facts) -> tuple[ResolvedPretrain, dict[str, Choice]]:
-    """The settings with nothing left to choose, and what was chosen.
-
-    Raises:
-        UserError: a batch larger than the data set; a warm-up that does not end before the decay.
-    """
-    requested = config.decode
-    decode = decode_as_run(
-        config.model.from_run or "none", requested.max_megapixels, requested.white
-    )
-    config = changed(config, max_megapixels=decode.max_megapixels, white=decode.white)
-    resolved, chosen = defaults.resolve(config, ResolvedPretrain, RULES, facts)
-    batch = resolved.optim.batch_size
-    if batch > facts.images:
-        raise UserError(
-            f"--batch-size {batch} is more than the {facts.images} images of the data set: use at "
-            f"most {facts.images}"
-        )
-    warmup, stable = resolved.optim.warmup_epochs, (1 - DECAY_SHARE) * resolved.optim.epochs
-    if resolved.optim.schedule == "wsd" and warmup > stable:
-        raise UserError(
-            f"--schedule wsd falls from epoch {stable:.4g} on, but the warm-up takes {warmup:.4g} "
-            "epochs: use more --epochs, or less --warmup-epochs"
-        )
-    return resolved, chosen

@@ -31,8 +31,6 @@ from torchmae.tasks.pretrain.config import (
     Pretrain,
     PretrainDecodeOptions,
     ResolvedPretrain,
-    check,
-    resolve,
 )
 from torchmae.tasks.pretrain.features import Features, open_labelled
 from torchmae.tasks.pretrain.job import Job
@@ -65,7 +63,7 @@ def run(config: Pretrain, quiet: bool = False) -> Path:
     Returns:
         The run folder.
     """
-    check(config)
+    config.check()
     check_names(config)
     data = config.source.data
     with start(config.runtime.device) as world, ExitStack() as stack:
@@ -173,7 +171,7 @@ def begun(config: Pretrain, source: Source, out: Path, world: World) -> Job:
         embed_dim=init_run.encoder.embed_dim if init_run else None,
         **machine_facts(world),
     )
-    resolved, chosen = resolve(config, facts)
+    resolved, chosen = config.resolve(facts)
     model, origin = build_model(resolved, found, init_run)
     num_visible(math.prod(model.encoder.grid), resolved.masking.mask_ratio)
     batches = make_batches(resolved, source, world)
@@ -185,7 +183,7 @@ def begun(config: Pretrain, source: Source, out: Path, world: World) -> Job:
         seconds = measure_seconds_per_step(job.task(), job.stream, plan, world)
         if job.cache.name in ("memory", "disk"):  # the first time everything was decoded
             seconds = measure_seconds_per_step(job.task(), job.stream, plan, world)
-        resolved, chosen = resolve(config, replace(facts, seconds_per_step=seconds))
+        resolved, chosen = config.resolve(replace(facts, seconds_per_step=seconds))
         job = replace(job, config=resolved, chosen=chosen)
     identity = runfolder.stamped_identity(source)
     world.on_main(  # all that can be wrong with the settings is known by now
