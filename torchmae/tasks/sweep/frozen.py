@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
-from torchmae.data.config import decode_as_run
-from torchmae.data.labels import LabelledSets, groups_of
+from torchmae.data.config import decode_as_run, listing_as_run
+from torchmae.data.labels import LabelledSets, groups_of, labelled_sets
 from torchmae.data.sources.source import Source, Subset, with_decode
 from torchmae.disk import sha256
 from torchmae.eval.attentive import attentive_probe
@@ -135,10 +135,7 @@ def subjects_of(config: Compare, grid: Grid) -> list[Subject]:
 
 
 def measure_frozen(
-    config: Compare,
-    grid: Grid,
-    sets: Mapping[tuple[str, int], LabelledSets],
-    measures: Sequence[str],
+    config: Compare, grid: Grid, measures: Sequence[str]
 ) -> dict[tuple[str, str], dict[str, list[dict[str, Any]]]]:
     """The scores of frozen features.
 
@@ -149,7 +146,6 @@ def measure_frozen(
     Args:
         config: the settings.
         grid: encoders, rows and seeds.
-        sets: the labelled images, by row and seed.
         measures: names in `MEASURES`.
 
     Returns:
@@ -157,6 +153,11 @@ def measure_frozen(
     """
     found: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {
         (measure, row): {} for measure in measures for row in grid.rows
+    }
+    sets = {
+        (row, seed): labelled_as(config, changes["labels_per_class"], seed)
+        for row, changes in grid.rows.items()
+        for seed in grid.seeds
     }
     data = {key: described(one) for key, one in sets.items()}
     for subject in subjects_of(config, grid):
@@ -187,6 +188,14 @@ def measure_frozen(
     for (_, row), arms in found.items():
         arms[COMMONEST] = [commonest_scores(sets[row, seed]) for seed in grid.seeds]
     return found
+
+
+def labelled_as(config: Compare, labels_per_class: int | None, seed: int) -> LabelledSets:
+    """The labelled images of a row and seed."""
+    source, split = config.source, config.split
+    listing = listing_as_run(config.listing, source.data, first_run(config))
+    which = (source.data, source.val, split.val_fraction, labels_per_class, seed)
+    return labelled_sets(*which, listing=listing)
 
 
 def commonest_scores(sets: LabelledSets) -> dict[str, Any]:

@@ -6,8 +6,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from torchmae.data.config import listing_as_run
-from torchmae.data.labels import LabelledSets, labelled_sets
 from torchmae.eval.baselines import COMMONEST, FEATURES, baseline_logits
 from torchmae.eval.classification import scores
 from torchmae.report.comparison import comparison_table, draw_comparison
@@ -16,7 +14,7 @@ from torchmae.runfolder import add_result, last_validation
 from torchmae.settings.options import flatten
 from torchmae.tasks.finetune.run import run as finetune
 from torchmae.tasks.sweep.config import FEW_LABEL, MEASURES, Compare, Partial
-from torchmae.tasks.sweep.frozen import commonest_scores, measure_frozen
+from torchmae.tasks.sweep.frozen import commonest_scores, labelled_as, measure_frozen
 from torchmae.tasks.sweep.grids import (
     FIGURE_9,
     NOTHING,
@@ -24,7 +22,6 @@ from torchmae.tasks.sweep.grids import (
     Changes,
     Grid,
     compare_grid,
-    first_run,
     partial_grid,
 )
 from torchmae.tasks.sweep.search import Search, plan_search, search_row
@@ -51,22 +48,14 @@ def compare(config: Compare) -> Path:
     search = plan_search(config, grid) if trains else Search((), 0, "nothing is trained")
     if is_main():
         say_arms(config, grid, measures)
-        logger.info(f"Settings of {' and '.join(grid.arms)}: {search.words}")
+        if trains:
+            logger.info(f"Settings of {' and '.join(grid.arms)}: {search.words}")
     # Trainings first: the processes of torchrun that measure nothing would wait for too long.
     tuned = [tune_row(config, grid, row, search) for row in grid.rows] if trains else []
     if not is_main():
         return grid.out
     frozen = [name for name in measures if name != FEW_LABEL]
-    sets = (
-        {
-            (row, seed): labelled_as(config, changes["labels_per_class"], seed)
-            for row, changes in grid.rows.items()
-            for seed in grid.seeds
-        }
-        if frozen
-        else {}
-    )
-    found = measure_frozen(config, grid, sets, frozen)
+    found = measure_frozen(config, grid, frozen) if frozen else {}
     features = [
         summarize_comparison(row, grid.rows[row], measure, scores, {})
         for (measure, row), scores in found.items()
@@ -132,14 +121,6 @@ def partial(config: Partial) -> Path:
         logger.info(sweep_table(rows, grid.row_title))
         say_where(add_result(grid.out, "partial", flatten(config), {"rows": rows}), picture)
     return grid.out
-
-
-def labelled_as(config: Compare, labels_per_class: int | None, seed: int) -> LabelledSets:
-    """The labelled images of a row and seed."""
-    source, split = config.source, config.split
-    listing = listing_as_run(config.listing, source.data, first_run(config))
-    which = (source.data, source.val, split.val_fraction, labels_per_class, seed)
-    return labelled_sets(*which, listing=listing)
 
 
 def scores_of(
