@@ -1,16 +1,20 @@
 """The look at a whole data set: numbers equal brute force, and every bad file is named."""
 
+import logging
 import os
 import tarfile
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.sources import BUILDERS
+from helpers.sources import BUILDERS, png
 from PIL import Image
 
 from torchmae import disk
 from torchmae.data import scan as module
+from torchmae.data import workers
 from torchmae.data.config import DecodeOptions
 from torchmae.data.decode import max_bytes
 from torchmae.data.scan import Scan, max_bad_files
@@ -450,3 +454,23 @@ def test_a_file_larger_than_any_image_is_not_read(tmp_path, kind):
 
 def bytes_read() -> int:
     return int(Path("/proc/self/io").read_text().split()[1])
+
+
+def test_a_read_that_never_ends_is_named_while_scanning(tmp_path, monkeypatch, caplog):
+    """A pipe that nobody writes into yet, as if a file server were gone for a while."""
+    monkeypatch.setattr(workers, "STALL_SECONDS", 0.1)
+    for i in range(3):
+        (tmp_path / f"{i}.png").write_bytes(png(i))
+    source = open_source(str(tmp_path))
+    (tmp_path / "1.png").unlink()
+    os.mkfifo(tmp_path / "1.png")
+    found = []
+    thread = threading.Thread(target=lambda: found.append(scan(source)))
+    with caplog.at_level(logging.WARNING, logger="torchmae"):
+        thread.start()
+        while "1.png" not in caplog.text:
+            time.sleep(0.05)
+        assert "waiting for data since" in caplog.text and "0.png" not in caplog.text
+        (tmp_path / "1.png").write_bytes(png(1))
+        thread.join(60)
+    assert found[0].bad == [] and found[0].images == 3

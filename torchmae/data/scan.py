@@ -7,12 +7,12 @@ import json
 import logging
 import os
 from array import array
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 from zlib import crc32
 
 import numpy as np
@@ -21,15 +21,18 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 from tqdm import tqdm
 
+from torchmae.data import workers
 from torchmae.data.decode import BadImage, has_more_pages, inspect
 from torchmae.data.loader import to_pixels
 from torchmae.data.sources.source import BadFile, Pixels, Source, digest_of
 from torchmae.disk import cache_folder, write_whole
-from torchmae.errors import UserError
+from torchmae.errors import UserError, printable
 from torchmae.runfolder import note_bad_files
 from torchmae.version import __version__
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # So many images are all decoded, in seconds; of larger sets only headers and ends are read.
 FULL = 20_000
@@ -168,7 +171,10 @@ def inspect_files(source: Source, which: range) -> Iterator[FileStats]:
     complete = len(source) <= FULL
     every = stride(source)
 
+    reading: dict[int, None] = {}  # by the threads, now
+
     def inspect_file(index: int) -> FileStats:
+        reading[index] = None
         try:
             data = source.read(index)
             moments = None
@@ -186,15 +192,31 @@ def inspect_files(source: Source, which: range) -> Iterator[FileStats]:
             cause = error.__cause__ if isinstance(error, BadImage) else error
             temporary = isinstance(cause, MemoryError) or getattr(cause, "errno", None) is not None
             return FileStats(bad=BadFile(source.name(index), reason), temporary=temporary)
+        finally:
+            del reading[index]
+
+    def names() -> list[str]:
+        return [printable(source.name(i)) for i in list(reading)]
 
     with (
         ThreadPoolExecutor(os.cpu_count()) as pool,
         tqdm(desc="scan", total=len(which), unit=" images", disable=None, leave=False) as bar,
     ):
         for first in range(0, len(which), 4096):  # a million waiting tasks would need gigabytes
-            for one in pool.map(inspect_file, which[first : first + 4096]):
+            tasks = [pool.submit(inspect_file, i) for i in which[first : first + 4096]]
+            for task in tasks:
+                yield awaited(task, names)
                 bar.update()
-                yield one
+
+
+def awaited(task: Future[T], names: Callable[[], list[str]]) -> T:
+    """The result of a task; the files that are being read are named while it does not come, as
+    `Loading.wait` does."""
+    waited, limit = 0.0, workers.STALL_SECONDS
+    while not wait([task], timeout=limit - waited).done:
+        workers.say_waiting(limit, names())
+        waited, limit = limit, 2 * limit
+    return task.result()
 
 
 def moments_of(image: Pixels) -> Moments:

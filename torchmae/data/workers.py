@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -187,6 +187,15 @@ class Maker(Generic[T]):
 OOM = "Most likely memory ran out (the system's OOM killer): try fewer --workers or --cache none"
 
 
+def say_waiting(seconds: float, files: Sequence[str]) -> None:
+    """A warning that data does not come; `files`, to be printed, are being read."""
+    what = f"being read: {', '.join(files)}" if files else "no file is being read"
+    logger.warning(
+        f"waiting for data since {seconds:.0f} s; {what}. "
+        "Does the disk or network file system answer?"
+    )
+
+
 class Loading(Iterator[T]):
     """Iterates over `dataset[item] for item in items`, which `workers` processes make ahead.
 
@@ -233,12 +242,7 @@ class Loading(Iterator[T]):
             waited = time.monotonic() - self.began
             if waited > max(STALL_SECONDS, 2 * self.named):
                 self.named = waited
-                files = self.maker.names()
-                what = f"being read: {', '.join(files)}" if files else "no file is being read"
-                logger.warning(
-                    f"waiting for data since {waited:.0f} s; {what}. "
-                    "Does the disk or network file system answer?"
-                )
+                say_waiting(waited, self.maker.names())
             return False
         if self.named:
             logger.info(f"data came after {time.monotonic() - self.began:.0f} s")

@@ -1,14 +1,19 @@
 """Reconstructions drawn while pre-training."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 import torch
+from jaxtyping import UInt8
+from torch import Tensor
 
 from torchmae import runfolder
 from torchmae.data.loader import Batches
+from torchmae.data.sources.source import Source
 from torchmae.data.transforms import CenterCropResize
+from torchmae.data.workers import Loading
 from torchmae.models.mae import MAE
 from torchmae.report.pictures import About, draw, draw_mask
 from torchmae.tasks.pretrain.config import ResolvedPretrain
@@ -17,6 +22,23 @@ from torchmae.train.distributed import World
 logger = logging.getLogger(__name__)
 
 COUNT = 8
+
+
+@dataclass(frozen=True)
+class First:
+    """Some images of a source, cropped, with their numbers; a replacement for a bad one."""
+
+    batches: Batches
+    samples: Sequence[int]
+    crop: CenterCropResize
+
+    @property
+    def source(self) -> Source:
+        return self.batches.source
+
+    def __getitem__(self, place: int) -> tuple[int, UInt8[Tensor, "C H W"]]:
+        index, pixels = self.batches.read(self.samples[place], [])
+        return index, self.crop(pixels)[0]
 
 
 class Pictures:
@@ -34,9 +56,9 @@ class Pictures:
         images = len(batches.source)
         shown = min(COUNT, images)
         self.samples = torch.arange(shown) * images // shown
-        center = CenterCropResize(model.encoder.image_size)
-        read = [batches.read(int(i), []) for i in self.samples]  # a bad file's replacement too
-        self.images = torch.stack([center(image)[0] for _, image in read])
+        first = First(batches, self.samples.tolist(), CenterCropResize(model.encoder.image_size))
+        read = list(Loading(first, range(shown), workers=0))  # which names a read that never ends
+        self.images = torch.stack([image for _, image in read])
         self.run = out.resolve().name
         self.files = [PurePath(batches.source.name(index)).name for index, _ in read]
 
