@@ -1,9 +1,9 @@
-"""The accuracy of probes on frozen features: k-NN, linear and attentive, on the same images."""
+"""What frozen features are measured by: k-NN, logistic regression, the attentive probe."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from torchmae.data.config import decode_as_run
@@ -11,14 +11,61 @@ from torchmae.data.labels import LabelledSets, groups_of
 from torchmae.errors import UserError
 from torchmae.eval.attentive import attentive_probe
 from torchmae.eval.extract import Function, collect, features_of, patch_tokens_of
-from torchmae.eval.knn import knn
+from torchmae.eval.knn import knn_votes
 from torchmae.eval.logistic import linear_probe
-from torchmae.models.encoders import Backbone
 from torchmae.models.weights import load
 
-FROZEN = ("knn", "linear", "attentive")
-NEIGHBORS = 20
-QUERIES = 32  # of the attentive probe; fewer where they do not divide the width
+NEIGHBOURS = 20  # as mae knn
+QUERIES = 32  # at most, as mae probe; fewer where they do not divide the width
+
+# Training features, their labels, test features, classes, seed, groups, to logits of the test rows.
+Classify = Callable[
+    [Tensor, Int64[Tensor, " A"], Tensor, int, int, Sequence[str] | None], Float[Tensor, "B C"]
+]
+
+
+def by_neighbours(
+    train: Float[Tensor, "A F"],
+    labels: Int64[Tensor, " A"],
+    test: Float[Tensor, "B F"],
+    classes: int,
+    seed: int,
+    groups: Sequence[str] | None,
+) -> Float[Tensor, "B C"]:
+    """The logarithm of the votes: their softmax is each class's share."""
+    return knn_votes(train, test, labels, classes, NEIGHBOURS).log()
+
+
+def by_regression(
+    train: Float[Tensor, "A F"],
+    labels: Int64[Tensor, " A"],
+    test: Float[Tensor, "B F"],
+    classes: int,
+    seed: int,
+    groups: Sequence[str] | None,
+) -> Float[Tensor, "B C"]:
+    return linear_probe(train, labels, test, seed, groups).logits.float()
+
+
+def by_queries(
+    train: Float[Tensor, "A N D"],
+    labels: Int64[Tensor, " A"],
+    test: Float[Tensor, "B N D"],
+    classes: int,
+    seed: int,
+    groups: Sequence[str] | None,
+) -> Float[Tensor, "B C"]:
+    queries = next(n for n in range(QUERIES, 0, -1) if train.shape[2] % n == 0)
+    return attentive_probe(train, labels, test, seed, groups, queries).logits
+
+
+POOLED, TOKENS = "pooled features", "patch tokens"
+# What each measure takes, and what it makes of it.
+MEASURES: dict[str, tuple[str, Classify]] = {
+    "knn": (POOLED, by_neighbours),
+    "linear": (POOLED, by_regression),
+    "attentive": (TOKENS, by_queries),
+}
 
 
 def frozen_guesses(
@@ -31,9 +78,7 @@ def frozen_guesses(
         run: the run folder.
         sets: the labelled images.
         seed: of folds, weights and order of the probes.
-        names: some of `FROZEN`. knn: 20 neighbors; linear: logistic regression with its penalty
-            chosen by cross-validation, both on the mean of the patch tokens; attentive: learned
-            queries on the patch tokens.
+        names: some of `MEASURES`.
         device: where the encoder computes.
 
     Returns:
@@ -43,9 +88,11 @@ def frozen_guesses(
         UserError: no training image of a class can be read.
     """
     encoder = load(run)
-    functions: dict[str, Function] = {"features": features_of(encoder, None, "mean", device)}
-    if "attentive" in names:
-        functions["tokens"] = patch_tokens_of(encoder, None, device)
+    makers: dict[str, Callable[[], Function]] = {
+        POOLED: lambda: features_of(encoder, None, "mean", device),
+        TOKENS: lambda: patch_tokens_of(encoder, None, device),
+    }
+    functions = {kind: makers[kind]() for kind in {MEASURES[name][0] for name in names}}
     decoded = sets.with_decode(decode_as_run(run, None, None))
     (ids, train), (test_ids, test) = (
         (ids, dict(zip(functions, rows)))
@@ -59,19 +106,9 @@ def frozen_guesses(
     missing = (labels.bincount(minlength=count) == 0).nonzero().flatten().tolist()
     if missing:
         raise UserError(f"no training image of class '{sets.classes[missing[0]]}' can be read")
-    found: dict[str, Int64[Tensor, " M"]] = {}
-    if "knn" in names:
-        found["knn"] = knn(train["features"], test["features"], labels, count, NEIGHBORS)
-    if "linear" in names:
-        linear = linear_probe(train["features"], labels, test["features"], seed, groups)
-        found["linear"] = linear.logits.argmax(1)
-    if "attentive" in names:
-        queries = queries_for(encoder)
-        probe = attentive_probe(train["tokens"], labels, test["tokens"], seed, groups, queries)
-        found["attentive"] = probe.logits.argmax(1)
+    found = {}
+    for name in names:
+        kind, classify = MEASURES[name]
+        logits = classify(train[kind], labels, test[kind], count, seed, groups)
+        found[name] = logits.argmax(1)
     return test_ids, found
-
-
-def queries_for(encoder: Backbone) -> int:
-    """The most queries, up to `QUERIES`, that divide the width of the tokens."""
-    return next(n for n in range(QUERIES, 0, -1) if encoder.embed_dim % n == 0)

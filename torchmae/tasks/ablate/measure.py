@@ -17,7 +17,7 @@ from torchmae.data.config import listing_as_run
 from torchmae.data.labels import labelled_sets
 from torchmae.disk import parse_json, write_text
 from torchmae.errors import RunError, UserError
-from torchmae.eval.measures import FROZEN, frozen_guesses
+from torchmae.eval.measures import MEASURES, frozen_guesses
 from torchmae.settings.options import build, changeable, changed
 from torchmae.tasks.ablate.config import Ablate
 from torchmae.tasks.ablate.points import Training
@@ -108,7 +108,7 @@ def frozen(
     training: Training, config: Ablate, run: Path, device: torch.device
 ) -> dict[str, dict[str, float]]:
     """Accuracies of the probes on frozen features, and the validation images they are of."""
-    names = [name for name in training.measures if name in FROZEN]
+    names = [name for name in training.measures if name in MEASURES]
     if not names:
         return {}
     measures = config.measures
@@ -128,7 +128,7 @@ def finetuned(training: Training, config: Ablate, run: Path) -> dict[str, dict[s
     measures, runtime = config.measures, config.runtime
     found = {}
     for name in training.measures:
-        if name in FROZEN:
+        if name in MEASURES:
             continue
         settings = {
             "run": str(run),
@@ -160,7 +160,7 @@ def part_of(measure: str) -> str:
 
 def check_measures(names: Sequence[str]) -> None:
     """Raises UserError for a measure that there is not."""
-    known = (*FROZEN, FEW_LABEL, FINETUNE)
+    known = (*MEASURES, FEW_LABEL, FINETUNE)
     for name in names:
         if name not in known and not name.startswith(f"{FINETUNE}-"):
             raise UserError(

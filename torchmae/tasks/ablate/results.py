@@ -9,7 +9,7 @@ from typing import Any
 
 from torchmae.disk import write_text
 from torchmae.eval.intervals import paired_difference
-from torchmae.eval.measures import FROZEN
+from torchmae.eval.measures import MEASURES
 from torchmae.report.ablation import ablation_table, draw_ablation
 from torchmae.settings.options import flatten
 from torchmae.tasks.ablate.measure import read_record
@@ -154,7 +154,7 @@ def orderings(rows: Sequence[Mapping[str, Any]], column: str) -> list[dict[str, 
         percentage points; "ours", the paired difference; "verdict": "reproduced" (the 95 % interval
         is above zero), "not reproduced" (below), or "not decided" (it contains zero).
     """
-    of_paper = LINEAR if column in FROZEN else FINETUNED
+    of_paper = LINEAR if column in MEASURES else FINETUNED
     known = [row for row in rows if of_paper in row["paper"] and column in row["measures"]]
     found = []
     for better in known:

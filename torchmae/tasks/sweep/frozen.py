@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,19 +11,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64, Shaped
+from jaxtyping import Int64, Shaped
 from torch import Tensor
 
 from torchmae.data.config import decode_as_run, listing_as_run
 from torchmae.data.labels import LabelledSets, groups_of, labelled_sets
 from torchmae.data.sources.source import Source, Subset, with_decode
 from torchmae.disk import sha256
-from torchmae.eval.attentive import attentive_probe
 from torchmae.eval.baselines import COMMONEST, PIXELS, RAW_SIDE, commonest, raw_pixels, untrained
 from torchmae.eval.classification import scores
 from torchmae.eval.extract import Function, collect, features_of, patch_tokens_of
-from torchmae.eval.knn import knn_votes
-from torchmae.eval.logistic import linear_probe
+from torchmae.eval.measures import MEASURES, POOLED, TOKENS
 from torchmae.models.encoders import Backbone
 from torchmae.models.weights import load
 from torchmae.runfolder import MODEL, add_result, identity, read_config, read_results
@@ -33,58 +31,6 @@ from torchmae.tasks.sweep.grids import Grid, first_run, in_path
 from torchmae.train.distributed import find_device
 
 logger = logging.getLogger(__name__)
-
-NEIGHBOURS = 20  # as mae knn
-QUERIES = 32  # at most, as mae probe; fewer where they do not divide the width
-
-# Training features, their labels, test features, classes, seed, groups, to logits of the test rows.
-Classify = Callable[
-    [Tensor, Int64[Tensor, " A"], Tensor, int, int, Sequence[str] | None], Float[Tensor, "B C"]
-]
-
-
-def by_neighbours(
-    train: Float[Tensor, "A F"],
-    labels: Int64[Tensor, " A"],
-    test: Float[Tensor, "B F"],
-    classes: int,
-    seed: int,
-    groups: Sequence[str] | None,
-) -> Float[Tensor, "B C"]:
-    """The logarithm of the votes: their softmax is each class's share."""
-    return knn_votes(train, test, labels, classes, NEIGHBOURS).log()
-
-
-def by_regression(
-    train: Float[Tensor, "A F"],
-    labels: Int64[Tensor, " A"],
-    test: Float[Tensor, "B F"],
-    classes: int,
-    seed: int,
-    groups: Sequence[str] | None,
-) -> Float[Tensor, "B C"]:
-    return linear_probe(train, labels, test, seed, groups).logits.float()
-
-
-def by_queries(
-    train: Float[Tensor, "A N D"],
-    labels: Int64[Tensor, " A"],
-    test: Float[Tensor, "B N D"],
-    classes: int,
-    seed: int,
-    groups: Sequence[str] | None,
-) -> Float[Tensor, "B C"]:
-    queries = next(n for n in range(QUERIES, 0, -1) if train.shape[2] % n == 0)
-    return attentive_probe(train, labels, test, seed, groups, queries).logits
-
-
-POOLED, TOKENS = "pooled features", "patch tokens"
-# What each measure takes, and what it makes of it.
-MEASURES: dict[str, tuple[str, Classify]] = {
-    "knn": (POOLED, by_neighbours),
-    "linear": (POOLED, by_regression),
-    "attentive": (TOKENS, by_queries),
-}
 
 
 class Place(NamedTuple):
