@@ -11,9 +11,9 @@ from PIL import Image
 import torchmae
 from torchmae.data.labels import labelled_sets
 from torchmae.errors import UserError
-from torchmae.eval.attentive import attentive_probe
 from torchmae.eval.extract import collect, features_of, patch_tokens_of
-from torchmae.eval.logistic import STRENGTHS, LinearProbe
+from torchmae.eval.probes.attentive import attentive_probe
+from torchmae.eval.probes.logistic import STRENGTHS, LinearProbe
 from torchmae.models.weights import load
 from torchmae.runfolder import read_config, read_results
 from torchmae.settings.options import build, flatten

@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 import torchmae
 from torchmae.data.labels import labelled_sets, tuning_sets
 from torchmae.errors import UserError
-from torchmae.eval.attentive import attentive_probe
 from torchmae.eval.baselines import untrained
 from torchmae.eval.extract import collect, features_of, patch_tokens_of
-from torchmae.eval.knn import knn
-from torchmae.eval.logistic import linear_probe
+from torchmae.eval.probes.attentive import attentive_probe
+from torchmae.eval.probes.knn import knn
+from torchmae.eval.probes.logistic import linear_probe
 from torchmae.models.weights import load
 from torchmae.runfolder import last_validation, read_config, read_results
 from torchmae.settings.options import build, flatten

@@ -14,7 +14,7 @@ from torchmae.data.config import decode_as_run
 from torchmae.data.labels import LabelledSets, groups_of
 from torchmae.data.sources.source import BadFile, Source
 from torchmae.eval.extract import Function, collect, features_of, layers_of, patch_tokens_of
-from torchmae.eval.logistic import linear_probe
+from torchmae.eval.probes.logistic import linear_probe
 from torchmae.models.encoders import Backbone, build_encoder
 from torchmae.models.heads import check_queries
 from torchmae.models.vit import ViT

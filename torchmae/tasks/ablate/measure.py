@@ -17,7 +17,7 @@ from torchmae.data.config import listing_as_run
 from torchmae.data.labels import labelled_sets
 from torchmae.disk import parse_json, write_text
 from torchmae.errors import RunError, UserError
-from torchmae.eval.measures import MEASURES, frozen_guesses
+from torchmae.eval.probes.measures import MEASURES, frozen_guesses
 from torchmae.settings.options import build, changeable, changed
 from torchmae.tasks.ablate.config import Ablate
 from torchmae.tasks.ablate.points import Training

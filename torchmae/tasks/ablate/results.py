@@ -9,8 +9,8 @@ from typing import Any
 
 from torchmae.disk import write_text
 from torchmae.eval.intervals import paired_difference
-from torchmae.eval.measures import MEASURES
-from torchmae.report.ablation import ablation_table, draw_ablation
+from torchmae.eval.probes.measures import MEASURES
+from torchmae.report.experiments.ablation import ablation_table, draw_ablation
 from torchmae.settings.options import flatten
 from torchmae.tasks.ablate.measure import read_record
 from torchmae.tasks.ablate.points import Ablation, Experiment

@@ -15,7 +15,7 @@ from torchmae.errors import UserError
 from torchmae.eval.extract import classes_of, collect_batches, image_batches
 from torchmae.eval.robustness import corruption_errors
 from torchmae.models.heads import Classifier
-from torchmae.report.corruptions import corruption_table, draw_corruptions
+from torchmae.report.experiments.corruptions import corruption_table, draw_corruptions
 from torchmae.runfolder import CORRUPTIONS as PICTURE
 from torchmae.settings.options import changed
 from torchmae.tasks.evaluate.config import BENCHMARKS, IMAGENET_C, Evaluate

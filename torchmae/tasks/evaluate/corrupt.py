@@ -21,7 +21,11 @@ from torchmae.eval.extract import (
 )
 from torchmae.eval.robustness import corrupted_scores
 from torchmae.models.heads import Classifier
-from torchmae.report.corruptions import corruption_table, draw_corruptions, draw_examples
+from torchmae.report.experiments.corruptions import (
+    corruption_table,
+    draw_corruptions,
+    draw_examples,
+)
 from torchmae.runfolder import CORRUPTED, CORRUPTIONS
 from torchmae.tasks.evaluate.config import Evaluate
 from torchmae.tasks.evaluate.images import among_of, open_labelled

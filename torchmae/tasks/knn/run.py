@@ -16,11 +16,11 @@ from torchmae.errors import UserError, printable
 from torchmae.eval.baselines import COMMONEST, FEATURES, baseline_features, commonest
 from torchmae.eval.extract import say_view
 from torchmae.eval.intervals import few_images
-from torchmae.eval.knn import knn
 from torchmae.eval.layers import measure_layers
+from torchmae.eval.probes.knn import knn
 from torchmae.eval.rank import rank_line, rankme
 from torchmae.eval.verdict import judge
-from torchmae.report.layers import report_layers
+from torchmae.report.experiments.layers import report_layers
 from torchmae.runfolder import LAYERS, add_result
 from torchmae.settings.options import ALL, check_ranges, flatten, parse_layer
 from torchmae.tasks.knn.config import Knn

@@ -17,7 +17,7 @@ from torchmae.data.sources.source import Source, Subset
 from torchmae.disk import write_text
 from torchmae.errors import UserError, printable
 from torchmae.eval.extract import collect, features_of
-from torchmae.eval.knn import knn
+from torchmae.eval.probes.knn import knn
 from torchmae.eval.rank import rankme
 from torchmae.hashing import SPLIT, hash32
 from torchmae.models.mae import MAE

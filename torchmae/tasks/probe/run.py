@@ -14,7 +14,6 @@ from torchmae.data.labels import LabelledSets, groups_of, labelled_sets
 from torchmae.data.sources.source import BadFile
 from torchmae.data.suspicious import notes
 from torchmae.errors import UserError, printable
-from torchmae.eval.attentive import Attended, attentive_probe
 from torchmae.eval.baselines import (
     COMMONEST,
     FEATURES,
@@ -26,11 +25,12 @@ from torchmae.eval.baselines import (
 )
 from torchmae.eval.extract import collect, logits_of, say_view
 from torchmae.eval.layers import Guess, measure_layers
-from torchmae.eval.logistic import STRENGTHS, LinearProbe, linear_probe
+from torchmae.eval.probes.attentive import Attended, attentive_probe
+from torchmae.eval.probes.logistic import STRENGTHS, LinearProbe, linear_probe
 from torchmae.eval.rank import rank_line, rankme
 from torchmae.eval.verdict import judge
 from torchmae.models.weights import load_classifier
-from torchmae.report.layers import report_layers
+from torchmae.report.experiments.layers import report_layers
 from torchmae.runfolder import LAYERS, add_result
 from torchmae.settings.options import ALL, build, flatten, parse_layer
 from torchmae.tasks.finetune.config import Finetune

@@ -21,7 +21,7 @@ from torchmae.disk import sha256
 from torchmae.eval.baselines import COMMONEST, PIXELS, RAW_SIDE, commonest, raw_pixels, untrained
 from torchmae.eval.classification import scores
 from torchmae.eval.extract import Function, collect, features_of, patch_tokens_of
-from torchmae.eval.measures import MEASURES, POOLED, TOKENS
+from torchmae.eval.probes.measures import MEASURES, POOLED, TOKENS
 from torchmae.models.encoders import Backbone
 from torchmae.models.weights import load
 from torchmae.runfolder import MODEL, add_result, identity, read_config, read_results

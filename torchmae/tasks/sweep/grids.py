@@ -10,7 +10,7 @@ from torchmae.errors import UserError
 from torchmae.models.heads import blocks_of
 from torchmae.models.vit import Block
 from torchmae.models.weights import load
-from torchmae.report.sweep import Curve
+from torchmae.report.experiments.sweep import Curve
 from torchmae.runfolder import read_config
 from torchmae.settings.options import build, check_ranges, flatten
 from torchmae.tasks.finetune.config import Finetune

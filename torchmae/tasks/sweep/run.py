@@ -8,8 +8,8 @@ from typing import Any
 
 from torchmae.eval.baselines import COMMONEST, FEATURES, baseline_logits
 from torchmae.eval.classification import scores
-from torchmae.report.comparison import comparison_table, draw_comparison
-from torchmae.report.sweep import draw_sweep, sweep_table
+from torchmae.report.experiments.comparison import comparison_table, draw_comparison
+from torchmae.report.experiments.sweep import draw_sweep, sweep_table
 from torchmae.runfolder import add_result, last_validation
 from torchmae.settings.options import flatten
 from torchmae.tasks.finetune.run import run as finetune

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from torchmae.errors import UserError
-from torchmae.eval.attentive import LEARNING_RATES, AttentiveProbe, attentive_probe
-from torchmae.eval.logistic import linear_probe
+from torchmae.eval.probes.attentive import LEARNING_RATES, AttentiveProbe, attentive_probe
+from torchmae.eval.probes.logistic import linear_probe
 
 
 def make_tokens(count, seed):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from torchmae.eval.logistic import (
+from torchmae.eval.probes.logistic import (
     STRENGTHS,
     LinearProbe,
     cross_validate,

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from torchmae.report.layers import best_of, draw_layers, layers_table, report_layers
+from torchmae.report.experiments.layers import best_of, draw_layers, layers_table, report_layers
 
 ROWS = [
     {"block": i + 1, "accuracy": top1, "low": top1 - 0.1, "high": top1 + 0.05, "rankme": 3.25 * i}

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from torchmae.eval.logistic import folds_of
+from torchmae.eval.probes.logistic import folds_of
 from torchmae.models.heads import AttentivePool
 from torchmae.models.weights import seeded
 

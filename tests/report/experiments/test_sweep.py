@@ -5,7 +5,7 @@ from typing import Any
 
 from PIL import Image
 
-from torchmae.report.sweep import Curve, draw_sweep, sweep_table
+from torchmae.report.experiments.sweep import Curve, draw_sweep, sweep_table
 
 
 def row(name: str, arms: dict[str, float], best: str | None = None) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from PIL import Image
 
-from torchmae.report.comparison import comparison_table, draw_comparison
+from torchmae.report.experiments.comparison import comparison_table, draw_comparison
 
 
 def arm(low: float, high: float, **more: Any) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from torch import Tensor
 from torchmae.data.config import decode_as_run
 from torchmae.data.labels import LabelledSets, groups_of
 from torchmae.errors import UserError
-from torchmae.eval.attentive import attentive_probe
 from torchmae.eval.extract import Function, collect, features_of, patch_tokens_of
-from torchmae.eval.knn import knn_votes
-from torchmae.eval.logistic import linear_probe
+from torchmae.eval.probes.attentive import attentive_probe
+from torchmae.eval.probes.knn import knn_votes
+from torchmae.eval.probes.logistic import linear_probe
 from torchmae.models.weights import load
 
 NEIGHBOURS = 20  # as mae knn

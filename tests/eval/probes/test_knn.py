@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from torchmae.eval.knn import knn
+from torchmae.eval.probes.knn import knn
 
 
 def test_votes_equal_brute_force() -> None:

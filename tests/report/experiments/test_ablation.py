@@ -1,0 +1,58 @@
+"""The table and the picture of an ablation."""
+
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from torchmae.report.experiments.ablation import ablation_table, draw_ablation
+
+
+def study(numeric: bool) -> dict[str, Any]:
+    """Two points with two measures; the second has no paper's accuracy."""
+
+    def row(label: str, x: float, mean: float, difference: float | None) -> dict[str, Any]:
+        found = {
+            "by_seed": {0: mean, 1: mean},
+            "mean": mean,
+            "std": 0.01,
+            "images": 500,
+            "difference": difference
+            and {"mean": difference, "low": difference - 0.02, "high": difference + 0.02},
+        }
+        costs = {"minutes": 2.5, "images_per_s": 400.0, "flops": 1e12 * x, "seeds": 2}
+        paper = {"linear probe": 73.5} if label == "a" else {}
+        measures = {"knn": found, "linear": found}
+        place = x if numeric else None
+        return {"label": label, "x": place, "paper": paper, "measures": measures, **costs}
+
+    pair = {"better": "a", "worse": "b", "paper": 1.0, "ours": {}, "verdict": "not decided"}
+    return {
+        "title": "Figure 5: mask ratio",
+        "axis": "mask ratio",
+        "reference": "a",
+        "columns": ["knn", "linear"],
+        "orderings": {"knn": [pair, {**pair, "verdict": "reproduced"}], "linear": []},
+        "rows": [row("a", 1, 0.5, None), row("b", 2, 0.6, 0.1)],
+    }
+
+
+def test_the_table_has_means_differences_and_orderings() -> None:
+    lines = ablation_table(study(True)).splitlines()
+    assert lines[0] == (
+        "Figure 5: mask ratio. Accuracy in %, mean ± std over 2 seeds; in brackets the paired "
+        "difference to a, 95 % interval"
+    )
+    assert lines[1].split() == [
+        *("mask", "ratio", "knn", "linear", "min", "images/s", "paper,", "linear", "probe")
+    ]
+    assert lines[2].split() == ["a", "50.0", "±", "1.0", "50.0", "±", "1.0", "2.5", "400", "73.5"]
+    assert "60.0 ± 1.0 (+10.0: +8.0 to +12.0)" in lines[3]
+    assert lines[4:] == ["2 orderings of the paper, by knn: 1 reproduced, 1 not decided"]
+
+
+def test_the_picture_has_three_panels(tmp_path: Path) -> None:
+    for numeric in (True, False):
+        draw_ablation(study(numeric), tmp_path / "a.png")
+        with Image.open(tmp_path / "a.png") as picture:
+            assert picture.width > 2.5 * picture.height
