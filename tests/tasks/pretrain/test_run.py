@@ -187,10 +187,10 @@ def test_denoising(photos: Path, tmp_path: Path, target: str, capsys, written: l
     )
     assert picture.is_file()
     capsys.readouterr()
-    words = ["export", str(run), "--to", "safetensors", "--out", str(tmp_path / "exported")]
-    assert cli.main(words) == 2
+    export = ["export", str(run), "--to", "safetensors", "--out", str(tmp_path / "exported")]
+    assert cli.main(export) == 2
     assert "add --only encoder" in capsys.readouterr().err
-    assert cli.main([*words, "--only", "encoder"]) == 0
+    assert cli.main([*export, "--only", "encoder"]) == 0
 
 
 @pytest.mark.parametrize("words", ["--noise 0.5", "--loss-on all", "--loss-on all --noise 0"])
