@@ -297,7 +297,7 @@ def test_two_seeds_show_nothing_and_equal_differences_are_not_certain() -> None:
     half = 4.303 / (20 * math.sqrt(12) * math.sqrt(3))
     assert difference["high"] - difference["mean"] == pytest.approx(half)
     close = row([0.88] * 3, 3)
-    assert close["reasons"] == ["no difference between a and b is shown"]
+    assert close["reasons"] == ["b: no difference from a is shown"]
     assert row([0.99, 0.98, 1.0], 3)["reasons"] == ["b is better than a"]
     assert row([0.99, 0.98, 1.0], 3)["verdict"] == "worse"
     assert three["reasons"] == ["a is better than b"]
