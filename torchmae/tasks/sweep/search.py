@@ -89,7 +89,7 @@ def plan_search(config: Compare, grid: Grid) -> Search:
         UserError: trials are asked for, and too few images are left to choose on.
     """
     optim, level = config.optim, config.regularization.augment
-    side = "side" if len(config.run) == 1 else "encoder"
+    which, side = ("either", "side") if len(config.run) == 1 else ("any", "encoder")
     table = TRIALS if optim.lr_sweep is None else LR_SWEEP
     fixed = [Trial(t.lr_scale if optim.base_lr is None else 1.0, level or t.augment) for t in table]
     asked = optim.lr_sweep if optim.trials is None else optim.trials
@@ -98,7 +98,7 @@ def plan_search(config: Compare, grid: Grid) -> Search:
     seed = next(n for n in count(SEED) if n not in grid.seeds)
     if len(trials) < 2:
         given = ": learning rate and augmentation are given"
-        return Search((), seed, f"no search for either {side}{given if wanted >= 2 else ''}")
+        return Search((), seed, f"no search for {which} {side}{given if wanted >= 2 else ''}")
     source, split = config.source, config.split
     data = (source.data, source.val, split.val_fraction)
     few = split.labels_per_class or (None,)
@@ -110,7 +110,7 @@ def plan_search(config: Compare, grid: Grid) -> Search:
     except UserError as error:
         if asked is not None:
             raise
-        return Search((), seed, f"no search for either {side}: {error}")
+        return Search((), seed, f"no search for {which} {side}: {error}")
     tried = [
         ("learning rate", {trial.times: None for trial in trials}),
         ("augment", {str(trial.augment): None for trial in trials}),

@@ -137,5 +137,5 @@ def in_sentences(first: str, signs: Mapping[str, Sequence[str]]) -> list[str]:
     return [
         *([f"{first} is better than {listed(better)}"] if better else ()),
         *(f"{name} is better than {first}" for name in worse),
-        *([f"no difference between {first} and {listed(unclear)} is shown"] if unclear else ()),
+        *([f"{listed(unclear)}: no difference from {first} is shown"] if unclear else ()),
     ]
