@@ -46,7 +46,7 @@ FILE_LINES, FUNCTION_LINES, FILES_PER_FOLDER = 600, 60, 10
 ROOM_LINES = {
     "root": 1000,
     "settings": 900,
-    "models": 1200,
+    "models": 1260,  # the count of operations moved here from benchmarks
     "data": 4000,
     "train": 1450,
     "eval": 680,

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -126,19 +127,22 @@ class MAE(nn.Module):
         if self.loss_on == "hidden":
             hidden = self.decoder.hidden(latent, mask)
             prediction = self.decoder.pred(hidden).to(exact)
-            loss = self.target.loss(prediction, self.target(images, mask.hide))
+            truth, truths = self.target.with_statistics(images, mask.hide)
+            loss = self.target.loss(prediction, truth)
         else:
             features = self.decoder(latent, mask)
             hidden = features[:, visible:]
             everything = self.decoder.pred(features).to(exact)
-            loss = self.target.loss(everything, self.target(images, torch.cat(mask, dim=1)))
+            truth, truths = self.target.with_statistics(images, torch.cat(mask, dim=1))
+            loss = self.target.loss(everything, truth)
             prediction = everything[:, visible:]
-        if self.decoder.statistics is None:
+        if self.decoder.statistics is None or truths is None:
             return Output(loss, prediction, None, None)
-        seen, truth = (patch_statistics(patchify(images, self.encoder.patch, ids)) for ids in mask)
+        seen = patch_statistics(patchify(images, self.encoder.patch, mask.keep))
         change = self.decoder.statistics(hidden.detach()).to(exact)
         statistics = seen.mean(dim=1, keepdim=True) + change
-        return Output(loss, prediction, (statistics - truth).square().mean(), statistics)
+        off = F.mse_loss(statistics, truths[:, truths.shape[1] - mask.hide.shape[1] :])
+        return Output(loss, prediction, off, statistics)
 
     def encode(self, images: Float[Tensor, "B C H W"], mask: Mask) -> Float[Tensor, "B T D"]:
         """What the decoder gets: the class token and the visible patches, or with `encode_all`

@@ -1,9 +1,10 @@
 """The contract of a target."""
 
+import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from torchmae.models.patches import Size
+from torchmae.models.patches import Size, patch_statistics, patchify
 
 
 class Target(nn.Module):
@@ -48,7 +49,16 @@ class Target(nn.Module):
         self, prediction: Float[Tensor, "B M width"], truth: Float[Tensor, "B M width"]
     ) -> Float[Tensor, ""]:
         """Mean squared error over all values (paper section 3)."""
-        return (prediction - truth).square().mean()
+        return F.mse_loss(prediction, truth)
+
+    def with_statistics(
+        self, images: Float[Tensor, "B C H W"], ids: Int64[Tensor, "B M"]
+    ) -> tuple[Float[Tensor, "B M width"], Float[Tensor, "B M 2"] | None]:
+        """`forward`, and mean and std of each patch if there is a head that predicts them."""
+        truth = self(images, ids)
+        if not self.needs_statistics:
+            return truth, None
+        return truth, patch_statistics(patchify(images, self.patch, ids))
 
     def to_pixels(
         self, prediction: Float[Tensor, "B M width"], statistics: Float[Tensor, "B M 2"] | None
