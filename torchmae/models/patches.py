@@ -217,7 +217,8 @@ def standardize(
 ) -> tuple[Float[Tensor, "B M P"], Float[Tensor, "B M 2"]]:
     """Patches minus their means, over their standard deviations, and their `patch_statistics`.
 
-    By layer normalization, whose variance is biased: 8 times as fast as `torch.var_mean` on a CPU.
+    By layer normalization, whose variance is biased: 3 to 8 times as fast as `torch.var_mean` on a
+    CPU (768 to 192 values).
     """
     values = patches.shape[-1]
     biased = (values - 1) / values
