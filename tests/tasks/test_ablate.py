@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.small import SMALL
+from helpers.small import SMALL, make_photos
 
 import torchmae
 from torchmae.errors import UserError
@@ -31,7 +31,7 @@ def ablation(**options: Any) -> Ablation:
     known = flatten(Ablate(source=SourceOptions("photos"), labelled_data="photos"))
     assert set(options) <= set(known)
     config = build(Ablate, {**known, **options})
-    return Ablation(config, FACTS, Path("out"))
+    return Ablation(config, FACTS, Path("out"), {})
 
 
 def results(out: Path) -> dict[str, Any]:
@@ -186,6 +186,11 @@ def test_an_ablation_is_measured_drawn_and_cleaned(
         torchmae.ablate(photos, photos, out=out, **{**options, "epochs": 2.0})
     with pytest.raises(UserError, match="made with labels_per_class 10, not 4"):
         torchmae.ablate(photos, photos, out=out, **options, labels_per_class=4)
+    others = make_photos(tmp_path / "others", each=7)
+    with pytest.raises(UserError, match="made with other images: use another --out"):
+        torchmae.ablate(others, photos, out=out, **options)
+    with pytest.raises(UserError, match="made with other labelled images: use another --out"):
+        torchmae.ablate(photos, others, out=out, **options)
 
 
 def command(photos: Path, out: Path, *more: str) -> list[str]:

@@ -50,9 +50,11 @@ def read_record(out: Path, training: Training, config: Ablate) -> dict[str, Any]
         return None
     record = parse_json(path.read_text())
     now = described(training, config)
-    for what in ("settings", "measured_on"):
+    for what in ("data", "settings", "measured_on"):
         before = record[what]
         for name, value in json.loads(json.dumps(now[what])).items():
+            if what == "data" and before.get(name) != value:
+                raise UserError(f"{path} was made with other {name}: use another --out")
             if before.get(name) != value:
                 raise UserError(
                     f"{path} was made with {name} {before.get(name)}, not {value}: use another "
@@ -68,10 +70,9 @@ def described(training: Training, config: Ablate) -> dict[str, Any]:
         "name": training.name,
         "seed": training.seed,
         "changes": dict(training.changes),
+        "data": dict(training.data),
         "settings": {n: v for n, v in training.resolved.items() if n not in FREE},
         "measured_on": {
-            "labelled": config.labelled_data,
-            "val": measures.val,
             "val_fraction": measures.val_fraction,
             "labels_per_class": measures.labels_per_class,
             "finetune_epochs": measures.finetune_epochs,

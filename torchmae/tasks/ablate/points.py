@@ -41,6 +41,7 @@ class Training(NamedTuple):
         resolved: the same with nothing left to choose, by name.
         relative_flops: of an image, over those of the default.
         measures: what is measured.
+        data: what the images and the labelled images are recognized by.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Training(NamedTuple):
     resolved: Mapping[str, Any]
     relative_flops: float
     measures: tuple[str, ...]
+    data: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -75,15 +77,17 @@ class Ablation:
         config: the settings.
         facts: what is known of data and device.
         out: the folder of the ablation.
+        data: what the images and the labelled images are recognized by.
 
     Raises:
         UserError: a study or setting that there is not; a point that cannot be trained.
     """
 
-    def __init__(self, config: Ablate, facts: Facts, out: Path):
+    def __init__(self, config: Ablate, facts: Facts, out: Path, data: Mapping[str, Any]):
         self.config = config
         self.facts = facts
         self.out = out
+        self.data = data
         self.found: dict[tuple[str, int], Training] = {}
         self.base_config = build(Pretrain, flatten(config))
         self.base = self.resolve({})
@@ -134,6 +138,7 @@ class Ablation:
                 {**resolved, "seed": seed},
                 self.image_flops(resolved) / self.image_flops(self.base),
                 tuple(dict.fromkeys(wanted)),
+                self.data,
             )
         return name
 

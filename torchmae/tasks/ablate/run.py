@@ -16,9 +16,10 @@ import torch
 
 from torchmae import runfolder
 from torchmae.data.config import decode_as_run, listing_as_run
-from torchmae.data.labels import labelled_sets
+from torchmae.data.labels import labelled_sets, open_pair
 from torchmae.data.scan import scan_and_report
 from torchmae.data.sources import open_source
+from torchmae.data.sources.source import Source
 from torchmae.errors import RunError, UserError
 from torchmae.plugins import prepare
 from torchmae.settings.defaults import Facts
@@ -33,7 +34,7 @@ from torchmae.tasks.ablate.measure import (
     train_and_measure,
 )
 from torchmae.tasks.ablate.points import TOKENIZER, Ablation, Training
-from torchmae.tasks.ablate.results import RESULTS, write_results
+from torchmae.tasks.ablate.results import write_results
 from torchmae.tasks.pretrain.config import Pretrain
 from torchmae.tasks.pretrain.run import run as pretrain
 from torchmae.tasks.tokenizer.config import TrainTokenizer
@@ -62,8 +63,7 @@ def run(config: Ablate) -> Path:
     """
     out = Path(config.output.out or f"runs/{runfolder.name_of(config.source.data)}-ablation")
     ablation = planned(config, out)
-    for folder in (TRAININGS, LOCKS):
-        (out / folder).mkdir(parents=True, exist_ok=True)
+    (out / TRAININGS).mkdir(exist_ok=True)
     part, parts = parse_part(config.ablation.part)
     units = ablation.units()[part - 1 :: parts]
     left = unfinished(units, config, out)
@@ -97,28 +97,40 @@ def planned(config: Ablate, out: Path) -> Ablation:
     if len(set(seeds)) != len(seeds):
         raise UserError(f"--seeds {' '.join(map(str, seeds))}: all different")
     measures, listing = config.measures, config.listing
+    labelled_as = listing_as_run(listing, config.labelled_data, config.model.from_run or "none")
     labelled_sets(  # labels, and enough of each class
         config.labelled_data,
         measures.val,
         measures.val_fraction,
         measures.labels_per_class if FEW_LABEL in measures.measure else None,
         seeds[0],
-        listing=listing_as_run(listing, config.labelled_data, config.model.from_run or "none"),
+        listing=labelled_as,
     )
     runfolder.refuse_inside(out, config.source.data)
-    if out.is_dir() and any(out.iterdir()) and not (out / RESULTS).exists():
+    if out.is_dir() and any(out.iterdir()) and not (out / LOCKS).is_dir():
         raise UserError(f"--out {out} holds other things than an ablation: name a new folder")
-    out.mkdir(parents=True, exist_ok=True)
-    return Ablation(config, facts_of(config, out), out)
+    (out / LOCKS).mkdir(parents=True, exist_ok=True)
+    source = open_images(config)
+    labelled = open_pair(config.labelled_data, measures.val, listing=labelled_as)
+    data = {
+        "images": runfolder.identity(source),
+        "labelled images": [runfolder.identity(part) for part in labelled if part is not None],
+    }
+    return Ablation(config, facts_of(config, source, out), out, data)
 
 
-def facts_of(config: Ablate, out: Path) -> Facts:
-    """What is known of the images and the device."""
+def open_images(config: Ablate) -> Source:
+    """The images to pre-train on."""
     parent = config.model.from_run or "none"
     decode = decode_as_run(parent, config.decode.max_megapixels, config.decode.white)
     decode = replace(decode, channels=config.decode.channels)
     listing = listing_as_run(config.listing, config.source.data, parent)
-    source = open_source(config.source.data, decode, listing)
+    return open_source(config.source.data, decode, listing)
+
+
+def facts_of(config: Ablate, source: Source, out: Path) -> Facts:
+    """What is known of the images and the device."""
+    parent = config.model.from_run or "none"
     found = scan_and_report(source, out, config.scan.max_bad_percent)
     shape = {} if parent == "none" else runfolder.read_config(parent)["model"]["encoder"]
     with start(config.runtime.device) as world:
