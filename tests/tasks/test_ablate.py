@@ -113,6 +113,9 @@ def test_a_budget_of_images_is_equal_for_all() -> None:
         ({"vary": ("target", "pixel")}, "Did you mean pixels?"),
         ({"vary": ("batch_size", "2000")}, "more than the 1000 images"),
         ({"vary": ("encode_all", "yes")}, "encode_all"),
+        ({"vary": ("device", "cpu")}, "unknown setting"),
+        ({"vary": ("target", "tokens", "pixels", "patch_size", "16")}, "patches of 8 px, the mo"),
+        ({"study": ("fig7",), "budget": "images=100"}, "--budget fixes the length"),
     ],
 )
 def test_what_cannot_be_varied(options: dict[str, Any], words: str) -> None:
@@ -132,7 +135,7 @@ def test_budgets_and_parts() -> None:
 
 
 def row(label: str, linear: float, *values: float) -> dict[str, Any]:
-    measures = {"linear": {"by_seed": dict(enumerate(values))}}
+    measures = {"linear": {"by_seed": dict(enumerate(values)), "images": 1000}}
     return {"label": label, "paper": {LINEAR: linear}, "measures": measures}
 
 
@@ -151,6 +154,13 @@ def test_orderings_need_the_interval() -> None:
         ("b", "d"): "not decided",
         ("c", "d"): "not decided",
     }
+
+
+def test_orderings_need_three_seeds_and_more_than_equal_differences() -> None:
+    two = [row("a", 70.0, 0.70, 0.71), row("b", 60.0, 0.60, 0.61)]
+    assert orderings(two, "linear") == []
+    alike = [row("a", 70.0, *3 * [0.7001]), row("b", 60.0, *3 * [0.7])]
+    assert [pair["verdict"] for pair in orderings(alike, "linear")] == ["not decided"]
 
 
 def test_an_ablation_is_measured_drawn_and_cleaned(

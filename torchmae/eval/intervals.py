@@ -5,6 +5,8 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
+# Two differences may be equal by chance, and their interval is 13 times their spread.
+LEAST_SEEDS = 3
 Z = 1.959964  # the 97.5 % quantile of the normal distribution
 
 
@@ -60,7 +62,7 @@ def t_quantile(degrees: int) -> float:
 
 
 def wilson_interval(right: int, count: int) -> tuple[float, float]:
-    """Wilson's 95 % score interval of a proportion: `right` of `count`, within 0..1."""
+    """Wilson's 95 % score interval of a proportion: `right` of `count`, within 0..1, around it."""
     share = right / count
     centre = (share + Z * Z / (2 * count)) / (1 + Z * Z / count)
     half = (
@@ -68,7 +70,8 @@ def wilson_interval(right: int, count: int) -> tuple[float, float]:
         / (1 + Z * Z / count)
         * math.sqrt(share * (1 - share) / count + Z * Z / (4 * count * count))
     )
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # At 0 and 1 an end is the proportion itself, which rounding may miss.
+    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
 
 
 FEW = 100  # images, below which accuracies say little

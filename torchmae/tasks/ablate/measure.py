@@ -16,7 +16,7 @@ from torchmae import runfolder
 from torchmae.data.config import listing_as_run
 from torchmae.data.labels import labelled_sets
 from torchmae.disk import parse_json, write_text
-from torchmae.errors import RunError, UserError
+from torchmae.errors import NOT_FINITE, RunError, UserError
 from torchmae.eval.probes.measures import MEASURES, frozen_guesses
 from torchmae.settings.options import build, changeable, changed
 from torchmae.tasks.ablate.config import Ablate
@@ -40,7 +40,7 @@ def record_of(out: Path, training: Training) -> Path:
 
 
 def read_record(out: Path, training: Training, config: Ablate) -> dict[str, Any] | None:
-    """What was measured on a training, if all of it was.
+    """What was measured on a training, if all of it was, or that it failed.
 
     Raises:
         UserError: it was measured with other settings or on other labelled images.
@@ -60,18 +60,22 @@ def read_record(out: Path, training: Training, config: Ablate) -> dict[str, Any]
                     f"{path} was made with {name} {before.get(name)}, not {value}: use another "
                     "--out, or the settings of before"
                 )
-    return record if set(training.measures) <= set(record["measures"]) else None
+    done = "failed" in record or set(training.measures) <= set(record["measures"])
+    return record if done else None
 
 
 def described(training: Training, config: Ablate) -> dict[str, Any]:
     """The settings that decide what is measured."""
     measures = config.measures
+    free = FREE
+    if training.resolved["minutes"] is not None:
+        free |= {"epochs", "warmup_epochs"}  # decided by the speed, when it begins
     return {
         "name": training.name,
         "seed": training.seed,
         "changes": dict(training.changes),
         "data": dict(training.data),
-        "settings": {n: v for n, v in training.resolved.items() if n not in FREE},
+        "settings": {n: v for n, v in training.resolved.items() if n not in free},
         "measured_on": {
             "val_fraction": measures.val_fraction,
             "labels_per_class": measures.labels_per_class,
@@ -81,28 +85,39 @@ def described(training: Training, config: Ablate) -> dict[str, Any]:
 
 
 def train_and_measure(training: Training, config: Ablate, out: Path, device: torch.device) -> None:
-    """Pre-trains, measures, and writes the record; resumes what was stopped anywhere.
+    """Pre-trains, measures what is not measured yet, and writes the record; resumes what was
+    stopped anywhere.
 
-    A training that fails by itself (its loss is not finite) gets a record that says so.
+    A training whose loss is not finite gets a record that says so.
     """
-    run = out / TRAININGS / training.folder
+    run, path = out / TRAININGS / training.folder, record_of(out, training)
     record = described(training, config)
+    before = parse_json(path.read_text())["measures"] if path.exists() else {}
+    missing = training._replace(measures=tuple(m for m in training.measures if m not in before))
+    if is_longer(run, training):
+        shutil.rmtree(run)  # its weights of this length are gone: they are made again
     try:
         pretrain(changed(training.config, out=str(run)), quiet=True)
         began = time.monotonic()
-        measures = {
-            **frozen(training, config, run, device),
-            **finetuned(training, config, run),
-        }
+        measures = {**before, **frozen(missing, config, run, device)}
+        measures |= finetuned(missing, config, run)
         record |= cost_of(run) | {
             "measures": measures,
             "minutes_to_measure": (time.monotonic() - began) / 60,
         }
     except RunError as error:
+        if error.exit_code != NOT_FINITE:  # stopped, or a full disk: not what was to be found out
+            raise
         record |= {"measures": {}, "failed": str(error)}
-    path = record_of(out, training)
     path.parent.mkdir(exist_ok=True)
     write_text(path, json.dumps(record, indent=1))
+
+
+def is_longer(run: Path, training: Training) -> bool:
+    """Whether a run that several lengths share is longer already than a training of it."""
+    if not runfolder.checkpoints(run):
+        return False
+    return bool(runfolder.stored_settings(run)["epochs"] > training.resolved["epochs"])
 
 
 def frozen(
@@ -181,7 +196,7 @@ def cost_of(run: Path) -> dict[str, Any]:
         "images_per_s": speed,
         "images_seen": last["images_seen"],
         "flops": last["flops"],
-        "minutes": last.get("images_seen", last["step"] * 32) / speed / 60,
+        "minutes": last["images_seen"] / speed / 60,
         "peak_memory_mb": last["peak_memory_mb"],
     }
 

@@ -17,9 +17,9 @@ from torchmae.models.masking import MASKINGS, num_visible
 from torchmae.models.patches import as_size, grid_of
 from torchmae.models.sizes import size_of
 from torchmae.models.targets import split_target
-from torchmae.runfolder import read_config
+from torchmae.runfolder import read_any_config, read_config
 from torchmae.settings.defaults import Facts
-from torchmae.settings.options import build, flatten, options_of, parse_size
+from torchmae.settings.options import build, changeable, flatten, options_of, parse_size
 from torchmae.settings.parser import value_type
 from torchmae.tasks.ablate.config import Ablate, parse_budget
 from torchmae.tasks.ablate.studies import ALL, OWN_TOKENS, STUDIES, Base, Changes, Point, Study
@@ -93,12 +93,12 @@ class Ablation:
         self.base = self.resolve({})
         model = config.model.from_run
         width = facts.embed_dim or size_of(self.base["model"])["embed_dim"]
-        depth = (
+        self.depth = (
             read_config(model)["model"]["encoder"].get("depth", 0)
             if model
             else size_of(self.base["model"])["depth"]
         )
-        known = Base(width, depth, self.base["epochs"])
+        known = Base(width, self.depth, self.base["epochs"])
         studies = named_studies(config.ablation.study)
         if config.ablation.vary:
             studies["grid"] = grid(config.ablation.vary)
@@ -119,6 +119,7 @@ class Ablation:
         """The name of a point's training, of which there is one for each seed."""
         try:
             resolved = self.resolve(point.changes)
+            self.refuse(point.changes, resolved)
         except UserError as error:
             raise UserError(f"{study}, {point.label}: {error}") from error
         changes = {n: v for n, v in point.changes.items() if resolved[n] != self.base[n]}
@@ -141,6 +142,22 @@ class Ablation:
                 self.data,
             )
         return name
+
+    def refuse(self, changes: Changes, resolved: Mapping[str, Any]) -> None:
+        """Raises UserError for what only a grid can ask for."""
+        if self.config.ablation.budget is not None and "epochs" in changes:
+            raise UserError("--budget fixes the length, which is varied here: leave one out")
+        run = split_target(resolved["target"])[1]
+        if run is None:
+            return
+        patch = self.base["patch_size"]
+        if changes.get("target") != OWN_TOKENS:
+            patch = read_any_config(run)["model"]["tokenizer"]["patch_size"]
+        if patch != resolved["patch_size"]:
+            raise UserError(
+                f"the tokenizer has patches of {patch} px, the model of "
+                f"{resolved['patch_size']} px: they must be equal"
+            )
 
     def training(self, changes: Changes, seed: int) -> Pretrain:
         """The settings of a training; those that a budget decides included."""
@@ -258,7 +275,8 @@ def settings_in(words: Sequence[str]) -> Iterator[tuple[str, list[Any]]]:
     known = {
         name: setting
         for name, setting in options_of(Pretrain).items()
-        if not (setting.positional or name in ("seed", "out", "minutes"))
+        if not (setting.positional or setting.metadata["hidden"])
+        and name not in {"seed", "minutes"} | changeable(Pretrain)
     }
     starts = [i for i, word in enumerate(words) if plain(word) in known]
     if not starts or starts[0] != 0:

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torchmae.disk import write_text
-from torchmae.eval.intervals import paired_difference
+from torchmae.disk import parse_json, write_text
+from torchmae.eval.intervals import LEAST_SEEDS, paired_difference
 from torchmae.eval.probes.measures import MEASURES
 from torchmae.report.experiments.ablation import ablation_table, draw_ablation
 from torchmae.settings.options import flatten
@@ -42,10 +42,12 @@ def write_results(ablation: Ablation, out: Path) -> list[str]:
             picture = out / f"{experiment.name}.png"
             draw_ablation(found, picture)
             logger.info(f"\n{ablation_table(found)}\nPicture: {picture}")
+    names = {study["name"] for study in studies}
+    others = [study for study in before(out) if study["name"] not in names]
     content = {
         "torchmae": __version__,
         "settings": flatten(ablation.config),
-        "studies": studies,
+        "studies": [*others, *studies],
     }
     write_text(out / RESULTS, json.dumps(content, indent=1))
     unfinished = f"; {missing} of {len(records)} trainings are not finished" if missing else ""
@@ -55,6 +57,14 @@ def write_results(ablation: Ablation, out: Path) -> list[str]:
         for record in records.values()
         if record and "failed" in record
     ]
+
+
+def before(out: Path) -> list[dict[str, Any]]:
+    """The studies of earlier calls; none where there are none, or they cannot be read."""
+    try:
+        return list(parse_json((out / RESULTS).read_text())["studies"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def summarize(
@@ -132,7 +142,7 @@ def add_differences(row: dict[str, Any], reference: Mapping[str, Any]) -> None:
             continue
         pairs = paired(found["by_seed"], other["by_seed"])
         if len(pairs[0]) > 1:
-            found["difference"] = paired_difference(*pairs)._asdict()
+            found["difference"] = paired_difference(*pairs, 1 / found["images"])._asdict()
 
 
 def paired(
@@ -152,7 +162,8 @@ def orderings(rows: Sequence[Mapping[str, Any]], column: str) -> list[dict[str, 
     Returns:
         "better" and "worse", labels in the paper's order; "paper", the paper's difference in
         percentage points; "ours", the paired difference; "verdict": "reproduced" (the 95 % interval
-        is above zero), "not reproduced" (below), or "not decided" (it contains zero).
+        is above zero), "not reproduced" (below), or "not decided" (it contains zero). Nothing with
+        fewer than three seeds.
     """
     of_paper = LINEAR if column in MEASURES else FINETUNED
     known = [row for row in rows if of_paper in row["paper"] and column in row["measures"]]
@@ -163,9 +174,9 @@ def orderings(rows: Sequence[Mapping[str, Any]], column: str) -> list[dict[str, 
             if gap < CLEAR - 1e-9:
                 continue
             pairs = paired(*(row["measures"][column]["by_seed"] for row in (better, worse)))
-            if len(pairs[0]) < 2:
+            if len(pairs[0]) < LEAST_SEEDS:
                 continue
-            ours = paired_difference(*pairs)
+            ours = paired_difference(*pairs, 1 / better["measures"][column]["images"])
             signs = {"above": "reproduced", "below": "not reproduced", "unclear": "not decided"}
             found.append(
                 {

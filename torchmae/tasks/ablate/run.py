@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import torch
@@ -21,6 +22,7 @@ from torchmae.data.scan import scan_and_report
 from torchmae.data.sources import open_source
 from torchmae.data.sources.source import Source
 from torchmae.errors import RunError, UserError
+from torchmae.models.heads import blocks_of
 from torchmae.plugins import prepare
 from torchmae.settings.defaults import Facts
 from torchmae.settings.options import build, check_ranges, flatten
@@ -30,6 +32,7 @@ from torchmae.tasks.ablate.measure import (
     TRAININGS,
     check_measures,
     drop_weights,
+    part_of,
     read_record,
     train_and_measure,
 )
@@ -45,7 +48,7 @@ from torchmae.train.speed import duration
 
 logger = logging.getLogger(__name__)
 
-LOCKS, TRIAL = "locks", "trial"
+LOCKS = "locks"
 TRIAL_STEPS = 40
 
 
@@ -116,7 +119,10 @@ def planned(config: Ablate, out: Path) -> Ablation:
         "images": runfolder.identity(source),
         "labelled images": [runfolder.identity(part) for part in labelled if part is not None],
     }
-    return Ablation(config, facts_of(config, source, out), out, data)
+    ablation = Ablation(config, facts_of(config, source, out), out, data)
+    for name in measures.measure:
+        blocks_of(part_of(name), ablation.depth)
+    return ablation
 
 
 def open_images(config: Ablate) -> Source:
@@ -188,12 +194,13 @@ def measured_trial(ablation: Ablation, out: Path) -> Trial:
     base = ablation.base
     steps = TRIAL_STEPS * base["batch_size"] / ablation.facts.images
     settings = {**flatten(ablation.base_config), "epochs": steps, "warmup_epochs": 0.0}
-    place = out / TRIAL
-    settings |= {"out": str(place), "log_every": TRIAL_STEPS // 4, "minutes": None}
-    pretrain(build(Pretrain, settings), quiet=True)
-    speeds = [record["images_per_s"] for record in runfolder.read_log(place) if "loss" in record]
-    size = sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
-    return Trial(max(speeds), size / 1e6)
+    with TemporaryDirectory(prefix="trial-", dir=out) as name:
+        place = Path(name) / "run"
+        settings |= {"out": str(place), "log_every": TRIAL_STEPS // 4, "minutes": None}
+        pretrain(build(Pretrain, settings), quiet=True)
+        logged = runfolder.read_log(place)
+        size = sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
+    return Trial(max(r["images_per_s"] for r in logged if "loss" in r), size / 1e6)
 
 
 def trial_text(ablation: Ablation, left: Sequence[list[Training]], out: Path) -> str:
@@ -225,7 +232,8 @@ def train_tokenizer(ablation: Ablation, out: Path) -> None:
         "seed": 0,
     }
     known = flatten(TrainTokenizer(source=config.source))
-    values = {name: value for name, value in settings.items() if name in known}
+    # What is open, or has no meaning here (the scale of --crop none), is as mae tokenizer chooses.
+    values = {n: value for n, value in settings.items() if n in known and value is not None}
     for name in ("epochs", "base_lr", "warmup_epochs", "batch_size", "minutes"):
         values.pop(name, None)  # a tokenizer has its own
     with waiting_lock(out / LOCKS / TOKENIZER):

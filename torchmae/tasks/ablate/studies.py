@@ -112,7 +112,7 @@ def decoder_depth(base: Base) -> list[Point]:
 
 def decoder_width(base: Base) -> list[Point]:
     """Table 1b: 1/8, 1/4, 1/2, 3/4 and all of the encoder's width, as the paper's 128 to 1024 are
-    of 1024; multiples of 32, the width of a head."""
+    of 1024."""
     rows = (
         (1 / 8, 84.9, 69.1),
         (1 / 4, 84.8, 71.3),
@@ -120,14 +120,14 @@ def decoder_width(base: Base) -> list[Point]:
         (3 / 4, 84.4, 73.1),
         (1.0, 84.3, 73.1),
     )
-    points: dict[int, Point] = {}
+    points = []
     for share, finetuned, linear in rows:
-        width = max(32, round(base.width * share / 32) * 32)
+        width = round(base.width * share)
         paper = {FINETUNED: finetuned, LINEAR: linear}
         label = f"{width} ({1024 * share:g} in the paper)"
-        point = Point(label, {"decoder_dim": width}, paper, width, default=share == 1 / 2)
-        points.setdefault(width, point)
-    return list(points.values())
+        changes = {"decoder_dim": width}
+        points.append(Point(label, changes, paper, width, default=share == 1 / 2))
+    return points
 
 
 def mask_tokens(base: Base) -> list[Point]:
@@ -201,7 +201,16 @@ def length(base: Base) -> list[Point]:
 
 def partial(base: Base) -> list[Point]:
     """Figure 9: the default pre-training, with more and more of its last blocks fine-tuned."""
-    shares = {"0": 73.5, "0.5": 79.1, "1": 81.0, "2": 83.1, "4": 84.2, "6": 84.4, "12": 84.6}
+    shares = {
+        "0": 73.5,
+        "0.5": 79.1,
+        "1": 81.0,
+        "2": 83.1,
+        "4": 84.2,
+        "6": 84.4,
+        "12": 84.6,
+        "18": 84.7,
+    }
     found = [
         Point(part, {}, {FINETUNED: value}, float(part), {"finetune": f"finetune-{part}"})
         for part, value in shares.items()

@@ -247,6 +247,8 @@ def warmup_epochs(facts: Facts, values: Mapping[str, Any]) -> Choice:
     """The paper's share; with wsd it must not depend on how long the training is."""
     if values["schedule"] == "wsd":
         usual = epochs(facts, {"minutes": None}).value
+        if values["epochs"] < usual / 4:  # it has to end long before the decay begins
+            return Choice(values["epochs"] / 5, "a fifth of the epochs, which are few")
         return Choice(usual / 20, f"a twentieth of the default {usual}, for runs of any length")
     return Choice(values["epochs"] / 20, "a twentieth of the epochs, as in the paper")
 

@@ -71,7 +71,9 @@ def compare_trained(config: Probe, out: Path) -> str:
     ids, baselines = baseline_logits(config.run, sets, config.seed, out, device)
     model = load_classifier(out)
     images = sets.with_decode(decode_as_run(str(out), None, None)).val
-    _, (logits,), _ = collect(images, model.encoder, out, [logits_of(model, device)], device)
+    own, (logits,), _ = collect(images, model.encoder, out, [logits_of(model, device)], device)
+    if own != ids:
+        return "images changed while they were measured: nothing is compared"
     named = {"probe": logits, **{n: x for n, x in baselines.items() if n != FEATURES}}
     guesses = {name: found.argmax(1) for name, found in named.items()}
     verdict = judge(guesses, sets.val_labels[ids], "the probe is")

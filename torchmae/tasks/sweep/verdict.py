@@ -9,14 +9,11 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from torchmae.eval.intervals import Difference, mean_interval, paired_difference
+from torchmae.eval.intervals import LEAST_SEEDS, Difference, mean_interval, paired_difference
 from torchmae.eval.verdict import by_sign, in_words, listed
 from torchmae.runfolder import read_config, read_log
 from torchmae.tasks.sweep.grids import PRETRAINED
 
-LEAST_SEEDS = (
-    3  # two differences may be equal by chance, and their interval is 13 times their spread
-)
 FROZEN = "frozen features"  # the row of the run's features, which are pre-trained too
 METRICS = ("top1", "balanced_accuracy", "macro_f1", "auc")
 NOTHING_LEARNED = 0.98  # of the loss of knowing nothing: a training that ends above learned nothing
