@@ -61,7 +61,7 @@ MISTAKES = {
     # what is typed: words of the message (regular expressions)
     "frobnicate": [
         "unknown verb 'frobnicate'",
-        "pretrain, finetune, probe, knn, partial, compare, evaluate, predict, reconstruct",
+        "pretrain, finetune, probe, knn, partial, compare, ablate, evaluate, predict, reconstruct",
     ],
     "pretran photos": ["Did you mean pretrain\\?"],
     "pretrain": ["DATA"],

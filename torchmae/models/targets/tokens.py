@@ -41,10 +41,12 @@ class Tokens(Target):
         super().__init__(patch, channels)
         tokenizer = Tokenizer.build(model["tokenizer"])
         if tokenizer.patch != tuple(patch):
+            own, wanted = size_name(tokenizer.patch), size_name(patch)
+            size = size_name(tuple(tokenizer.config.image_size))
             raise UserError(
-                f"the tokenizer has patches of {size_name(tokenizer.patch)} px, the model "
-                f"{size_name(patch)}: use --patch-size {size_name(tokenizer.patch)}, or another "
-                "tokenizer"
+                f"the tokenizer has patches of {own} px, the model {wanted}: make a tokenizer with "
+                f"--patch-size {wanted} at the model's image size, or train at the tokenizer's own "
+                f"sizes, --patch-size {own} and --image-size {size}"
             )
         if tokenizer.channels != channels:
             raise UserError(

@@ -32,7 +32,7 @@ def ablation_table(study: Mapping[str, Any]) -> str:
         for line in lines
     ]
     title = f"{study['title']}. Accuracy in %, mean ± std over {seeds} seed{'s' * (seeds > 1)}"
-    if study["reference"] is not None and seeds > 1:
+    if seeds > 1:
         title += f"; in brackets the paired difference to {study['reference']}, 95 % interval"
     return "\n".join([title, *table, *ordering_lines(study["orderings"])])
 
@@ -53,6 +53,12 @@ def cell(found: Mapping[str, Any] | None) -> str:
 def ordering_lines(orderings: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
     """A line for each measure that has pairs which clearly differ in the paper."""
     lines = []
+    if not any(orderings.values()):
+        return [
+            "No ordering of the paper to compare with: that takes three seeds, points that differ "
+            "by half a point in the paper, and its measure (finetune or few-label for fine-tuned; "
+            "knn, linear or attentive for the linear probe)"
+        ]
     for column, pairs in orderings.items():
         counts = Counter(pair["verdict"] for pair in pairs)
         if pairs:
@@ -62,7 +68,8 @@ def ordering_lines(orderings: Mapping[str, Sequence[Mapping[str, Any]]]) -> list
 
 
 def draw_ablation(study: Mapping[str, Any], path: Path) -> None:
-    """Accuracies against what is varied, against FLOPs, and the paper's, side by side.
+    """Accuracies against what is varied, against FLOPs where these differ, and the paper's where it
+    has some, side by side.
 
     Args:
         study: as for `ablation_table`.
@@ -71,58 +78,89 @@ def draw_ablation(study: Mapping[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
 
     rows = study["rows"]
+    costs = {round(row["flops"] / min(row["flops"] for row in rows), 1) for row in rows}
+    panels = 1 + (len(costs) > 1) + any(row["paper"] for row in rows)
     numeric = all(row["x"] is not None for row in rows)
-    height = 3.8 if numeric else 4.6
-    figure = Figure(figsize=(13, height), layout="constrained")
-    own, compute, paper = figure.subplots(1, 3)
-    places = [row["x"] for row in rows] if numeric else list(range(len(rows)))
-    for column in study["columns"]:
-        found = [(place, row) for place, row in zip(places, rows) if column in row["measures"]]
-        means = [100 * row["measures"][column]["mean"] for _, row in found]
-        stds = [100 * (row["measures"][column]["std"] or 0.0) for _, row in found]
-        style: dict[str, Any] = {"marker": "o", "ls": "-" if numeric else ":", "capsize": 3}
-        drawn = own.errorbar([place for place, _ in found], means, stds, label=column, **style)
-        flops = [row["flops"] for _, row in found]
-        compute.scatter(flops, means, color=drawn.lines[0].get_color(), s=18)
-    for row in rows:
-        top = max((m["mean"] for m in row["measures"].values()), default=None)
-        if top is not None:
-            compute.annotate(
-                row["label"],
-                (row["flops"], 100 * top),
-                xytext=(0, 4),
-                textcoords="offset points",
-                fontsize=7,
-                ha="center",
-            )
-    draw_paper(paper, rows, places, numeric)
-    seeds = min(row["seeds"] for row in rows)
-    images = next(iter(rows[0]["measures"].values()))["images"]
-    own.set(title=f"yours: mean ± std of {seeds} seeds, {images} images", ylabel="accuracy in %")
-    compute.set(title="yours, against compute", xlabel="FLOPs of a training")
-    paper.set(title="the paper: ViT-L/16, ImageNet-1K, 800 epochs")
-    if any(len(row["label"]) > 8 for row in rows) or not numeric:
-        for panel in (own, paper):
-            panel.set_xticks(places, [row["label"] for row in rows], rotation=20, ha="right")
-    for panel in (own, compute, paper):
+    figure = Figure(figsize=(1 + 4.4 * panels, 4 if numeric else 4.8), layout="constrained")
+    axes = list(figure.subplots(1, panels, squeeze=False)[0])
+    draw_own(axes[0], study, numeric)
+    if len(costs) > 1:
+        draw_compute(axes[1], study)
+    if any(row["paper"] for row in rows):
+        draw_paper(axes[-1], study, numeric)
+    for panel in axes:
         panel.grid(alpha=0.3)
         panel.margins(y=0.12)
-    for panel in (own, paper):
-        panel.set_xlabel(study["axis"])
-        if panel.get_legend_handles_labels()[1]:
-            panel.legend(fontsize=8)
-    figure.suptitle(study["title"])
+        panel.legend(fontsize=8)
+    figure.suptitle(f"{study['title']}\n", fontsize=11)
     with whole_file(path) as partial:
         figure.savefig(partial, dpi=120)
 
 
-def draw_paper(
-    axis: Any, rows: Sequence[Mapping[str, Any]], places: Sequence[float], numeric: bool
-) -> None:
+def draw_own(axis: Any, study: Mapping[str, Any], numeric: bool) -> None:
+    """The measured accuracies against what is varied."""
+    rows = study["rows"]
+    for column in study["columns"]:
+        found = [(p, row) for p, row in places(rows, numeric) if column in row["measures"]]
+        means = [100 * row["measures"][column]["mean"] for _, row in found]
+        stds = [100 * (row["measures"][column]["std"] or 0.0) for _, row in found]
+        line = "-" if numeric else "none"  # nothing lies between two words
+        x = [place for place, _ in found]
+        axis.errorbar(x, means, stds, label=column, marker="o", ls=line, capsize=3)
+    seeds = min(row["seeds"] for row in rows)
+    images = next(iter(rows[0]["measures"].values()))["images"]
+    spread = f"mean ± std of {seeds} seeds" if seeds > 1 else "one seed"
+    axis.set(title=f"yours: {spread}, {images} images", ylabel="accuracy in %")
+    name_places(axis, study, numeric)
+
+
+def draw_compute(axis: Any, study: Mapping[str, Any]) -> None:
+    """The measured accuracies against the operations of a training."""
+    rows = study["rows"]
+    for column in study["columns"]:
+        found = [row for row in rows if column in row["measures"]]
+        means = [100 * row["measures"][column]["mean"] for row in found]
+        axis.scatter([row["flops"] for row in found], means, label=column, s=18)
+    labels: dict[float, list[str]] = {}
+    for row in rows:  # points of the same cost have one label, at the upper edge
+        labels.setdefault(float(f"{row['flops']:.2g}"), []).append(row["label"])
+    for flops, names in labels.items():
+        axis.annotate(
+            " / ".join(names),
+            (flops, 0.98),
+            xycoords=("data", "axes fraction"),
+            rotation=90,
+            fontsize=7,
+            ha="right",
+            va="top",
+            color="tab:gray",
+        )
+    axis.set(title="yours, against compute", xlabel="FLOPs of a training")
+
+
+def draw_paper(axis: Any, study: Mapping[str, Any], numeric: bool) -> None:
     """The paper's accuracies."""
-    names = list(dict.fromkeys(name for row in rows for name in row["paper"]))
-    for name in names:
-        found = [(p, row["paper"][name]) for p, row in zip(places, rows) if name in row["paper"]]
-        axis.plot(*zip(*found), marker="s", ls="-" if numeric else ":", label=name)
-    if not names:
-        axis.text(0.5, 0.5, "not in the paper", ha="center", transform=axis.transAxes)
+    rows = study["rows"]
+    for name in dict.fromkeys(name for row in rows for name in row["paper"]):
+        found = [
+            (p, row["paper"][name]) for p, row in places(rows, numeric) if name in row["paper"]
+        ]
+        axis.plot(*zip(*found), marker="s", ls="-" if numeric else "none", label=name)
+    axis.set(title="the paper: ViT-L/16, ImageNet-1K")
+    name_places(axis, study, numeric)
+
+
+def places(
+    rows: Sequence[Mapping[str, Any]], numeric: bool
+) -> list[tuple[float, Mapping[str, Any]]]:
+    """Each row with its place on the axis."""
+    return [(row["x"] if numeric else float(i), row) for i, row in enumerate(rows)]
+
+
+def name_places(axis: Any, study: Mapping[str, Any], numeric: bool) -> None:
+    """The axis of what is varied."""
+    rows = study["rows"]
+    axis.set_xlabel(study["axis"])
+    if not numeric or any(len(row["label"]) > 8 for row in rows):
+        marks = [place for place, _ in places(rows, numeric)]
+        axis.set_xticks(marks, [row["label"] for row in rows], rotation=25, ha="right")

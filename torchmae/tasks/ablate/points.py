@@ -63,7 +63,7 @@ class Experiment:
     study: Study
     points: tuple[Point, ...]
     trainings: tuple[str, ...]
-    reference: int | None  # the point that the others are compared with
+    reference: int  # the point that the others are compared with
 
     def measured_by(self, point: Point, measures: Sequence[str]) -> Mapping[str, str]:
         """The measures of a point, by the column that shows them."""
@@ -109,11 +109,11 @@ class Ablation:
     def experiment(self, name: str, study: Study, points: Sequence[Point]) -> Experiment:
         """The experiment of a study; its trainings are added to those that are needed."""
         trainings = [self.add(name, point) for point in points]
-        # The default of these trainings, if it is one of the points; else the paper's.
+        # The default of these trainings, if it is one of the points; else the paper's; or the first.
         places = [i for i, training in enumerate(trainings) if training == DEFAULT]
         if len(places) != 1:
             places = [i for i, point in enumerate(points) if point.default]
-        return Experiment(name, study, tuple(points), tuple(trainings), next(iter(places), None))
+        return Experiment(name, study, tuple(points), tuple(trainings), next(iter(places), 0))
 
     def add(self, study: str, point: Point) -> str:
         """The name of a point's training, of which there is one for each seed."""
@@ -262,7 +262,7 @@ def point_of(changes: Changes) -> Point:
     values = list(changes.values())
     number = len(values) == 1 and isinstance(values[0], int | float)
     number = number and not isinstance(values[0], bool)
-    label = ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in values)
+    label = " ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in values)
     return Point(label, changes, x=values[0] if number else None)
 
 

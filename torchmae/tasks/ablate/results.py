@@ -88,16 +88,15 @@ def summarize(
         }
         by = experiment.measured_by(point, ablation.config.measures.measure)
         rows.append(row_of(point, found, by))
-    reference = None if experiment.reference is None else rows[experiment.reference]
-    if reference is not None:
-        for row in rows:
-            add_differences(row, reference)
+    reference = rows[experiment.reference]
+    for row in rows:
+        add_differences(row, reference)
     columns = list(dict.fromkeys(column for row in rows for column in row["measures"]))
     return {
         "name": experiment.name,
         "title": experiment.study.title,
         "axis": experiment.study.axis,
-        "reference": reference and reference["label"],
+        "reference": reference["label"],
         "columns": columns,
         "orderings": {column: orderings(rows, column) for column in columns},
         "rows": rows,

@@ -168,7 +168,7 @@ def plan_text(
     """What there is to do, in words."""
     seeds = ablation.config.ablation.seeds
     lines = [
-        f"{experiment.study.title}: {', '.join(point.label for point in experiment.points)}"
+        f"{experiment.study.title}: {' | '.join(point.label for point in experiment.points)}"
         for experiment in ablation.experiments
     ]
     every, rest = (sum(map(len, some)) for some in (units, left))
@@ -194,6 +194,7 @@ def measured_trial(ablation: Ablation, out: Path) -> Trial:
     base = ablation.base
     steps = TRIAL_STEPS * base["batch_size"] / ablation.facts.images
     settings = {**flatten(ablation.base_config), "epochs": steps, "warmup_epochs": 0.0}
+    logger.info(f"{TRIAL_STEPS} steps of the default, to know how long all will take:")
     with TemporaryDirectory(prefix="trial-", dir=out) as name:
         place = Path(name) / "run"
         settings |= {"out": str(place), "log_every": TRIAL_STEPS // 4, "minutes": None}
@@ -320,4 +321,5 @@ def work(units: Sequence[list[Training]], config: Ablate, out: Path) -> None:
                 drop_weights(out, unit)
         done += 1
         rest = (len(units) - number) * (time.monotonic() - began) / done
-        logger.info(f"  {duration(rest)} left" if rest else "  all done")
+        if rest:
+            logger.info(f"  {duration(rest)} left")

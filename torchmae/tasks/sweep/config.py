@@ -59,6 +59,7 @@ class CompareOptimOptions(FinetuneOptimOptions):
         "In place of --trials: so many learning rates (2: x1, x3; 3: x1/3 too) are tried of each "
         "side on the same images, and the augmentation is that of the recipe.",
         within=Range(at_least=2, at_most=3),
+        otherwise="as --trials says",
     )
 
 
