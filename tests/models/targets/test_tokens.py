@@ -122,7 +122,7 @@ def test_the_corrected_entropy_of_a_sample_is_nearly_that_of_all():
 
 def test_what_does_not_fit_is_said_in_one_line():
     about = tokens_of(small_tokenizer())
-    with pytest.raises(UserError, match="the tokenizer has patches of 4 px, the model 16: use"):
+    with pytest.raises(UserError, match="the tokenizer has patches of 4 px, the model 16: make"):
         build_target(about, (16, 16), 3, MEAN, STD)
     with pytest.raises(UserError, match="the tokenizer takes 3 channels, the model 1: use"):
         build_target(about, (4, 4), 1, MEAN[:1], STD[:1])

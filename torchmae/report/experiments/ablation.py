@@ -121,13 +121,13 @@ def draw_compute(axis: Any, study: Mapping[str, Any]) -> None:
         found = [row for row in rows if column in row["measures"]]
         means = [100 * row["measures"][column]["mean"] for row in found]
         axis.scatter([row["flops"] for row in found], means, label=column, s=18)
-    labels: dict[float, list[str]] = {}
+    alike: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:  # points of the same cost have one label, at the upper edge
-        labels.setdefault(float(f"{row['flops']:.2g}"), []).append(row["label"])
-    for flops, names in labels.items():
+        alike.setdefault(f"{row['flops']:.2g}", []).append(row)
+    for group in alike.values():
         axis.annotate(
-            " / ".join(names),
-            (flops, 0.98),
+            " / ".join(row["label"] for row in group),
+            (group[0]["flops"], 0.98),
             xycoords=("data", "axes fraction"),
             rotation=90,
             fontsize=7,

@@ -109,7 +109,7 @@ class Ablation:
     def experiment(self, name: str, study: Study, points: Sequence[Point]) -> Experiment:
         """The experiment of a study; its trainings are added to those that are needed."""
         trainings = [self.add(name, point) for point in points]
-        # The default of these trainings, if it is one of the points; else the paper's; or the first.
+        # The default of these trainings if it is one of the points, else the paper's, or the first.
         places = [i for i, training in enumerate(trainings) if training == DEFAULT]
         if len(places) != 1:
             places = [i for i, point in enumerate(points) if point.default]
