@@ -478,3 +478,5 @@ def test_mistakes(run: Path, photos: Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             function(folder, photos, **options)
+    with pytest.raises(UserError, match="the last argument is the labelled images"):
+        torchmae.compare(run, "none")

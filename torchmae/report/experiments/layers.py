@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from torchmae.disk import whole_file
@@ -84,12 +85,13 @@ def draw_layers(
     left.legend(fontsize=8)
     right.plot(blocks, [row["rankme"] for row in rows], marker="o", color="tab:green")
     right.set(title="RankMe: effective rank of the training features")
+    right.margins(y=0.1)
     right.set_ylim(bottom=0)
     for panel in (left, right):
         panel.set_xlabel("block")
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.grid(alpha=0.3)
-    figure.suptitle(printable(title))
+    figure.suptitle(fill(printable(title), 100), fontsize=11)
     figure.supxlabel(f"The star is {FLATTERS}.", fontsize=9)
     with whole_file(path) as partial:
         figure.savefig(partial, dpi=110)

@@ -114,6 +114,7 @@ class AblateOutputOptions(PretrainOutputOptions):
         metavar="FOLDER",
         otherwise="runs/NAME-OF-DATA-ablation",
     )
+    labelled: str | None = hidden(None)  # of mae pretrain; here features are measured at the end
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,7 +72,7 @@ def check(config: Reconstruct) -> None:
     if not config.images:
         raise UserError("name at least one image file: mae reconstruct RUN IMAGE...")
     if not config.sheet and config.count != SHOWN:
-        raise UserError(f"--count {config.count} belongs to --sheet")
+        raise UserError(f"--count {config.count} belongs to --sheet: add it, or leave --count out")
     if config.sheet and config.mask is not None:
         raise UserError("--mask is a single mask, and --sheet draws several: leave one of them out")
     if config.sheet and len(config.images) > 1:

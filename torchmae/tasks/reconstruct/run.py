@@ -88,7 +88,7 @@ def draw_named(config: Reconstruct, model: MAE, decoding: DecodeOptions) -> tupl
     step, noise = last_step(Path(config.run)), settings.get("noise", 0.0)
     about = About(Path(config.run).resolve().name, step, name, files, noise)
     picture = draw(model, pixels, mask, about, config.true_statistics, config.scale)
-    return picture, f"{len(pixels)} images"
+    return picture, f"{len(pixels)} image{'s' * (len(pixels) != 1)}"
 
 
 def expanded(word: str) -> list[str]:

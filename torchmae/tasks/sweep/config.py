@@ -175,9 +175,15 @@ def check_compare(config: Compare) -> None:
     seeds, optim = config.optim.seeds, config.optim
     for name in config.measures.measure:
         choose(MEASURES, name, "--measure")
+    if config.source.data == "none":
+        raise UserError(
+            "the last argument is the labelled images, and none is an encoder: name a folder "
+            "behind it"
+        )
     if set(config.run) == {"none"}:
         raise UserError(
-            "mae compare needs a run: from scratch is the partner that it trains by itself"
+            "mae compare needs a run before the labelled images: from scratch is the partner that "
+            "it trains by itself"
         )
     if len(set(seeds)) != len(seeds) or len(seeds) < 2:
         raise UserError(
