@@ -14,7 +14,7 @@ import pytest
 from helpers.small import SMALL, make_photos
 
 import torchmae
-from torchmae.errors import UserError
+from torchmae.errors import RunError, UserError
 from torchmae.settings.defaults import Facts
 from torchmae.settings.groups import SourceOptions
 from torchmae.settings.options import build, flatten
@@ -222,8 +222,18 @@ def test_killed_anywhere_it_ends_with_the_same_table(photos: Path, tmp_path: Pat
     began = time.monotonic()
     subprocess.run(command(photos, whole), check=True, env=env, **quiet)
     seconds = time.monotonic() - began
+    stopped = tmp_path / "stopped"
+    process = subprocess.Popen(command(photos, stopped), env=env, **quiet)
+    while not list(stopped.glob("trainings/*/config.json")):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() != 0, "it went on with the next training"
+    assert len(list(stopped.glob("trainings/*/config.json"))) == 1
+    subprocess.run(command(photos, stopped), check=True, env=env, **quiet)
+    assert results(stopped) == results(whole)
+
     killed, draw = tmp_path / "killed", random.Random(0)
-    for _ in range(4):
+    for _ in range(3):
         process = subprocess.Popen(command(photos, killed), env=env, **quiet)
         time.sleep(draw.uniform(0.3, 0.8) * seconds)
         process.send_signal(signal.SIGKILL)
@@ -238,6 +248,42 @@ def test_killed_anywhere_it_ends_with_the_same_table(photos: Path, tmp_path: Pat
     jobs = tmp_path / "jobs"
     subprocess.run(command(photos, jobs, "--jobs", "2"), check=True, env=env, **quiet)
     assert results(jobs) == results(whole)
+
+
+def test_a_training_that_diverges_is_reported(photos: Path, tmp_path: Path) -> None:
+    options = {**TINY, "vary": ("base_lr", "0.01", "1e30"), "seeds": (0,), "epochs": 20.0}
+    for _ in range(2):  # the second call trains nothing
+        with pytest.raises(RunError, match="1 trainings failed; the first: base_lr=1e.30-seed-0"):
+            torchmae.ablate(photos, photos, out=tmp_path / "a", **options)
+    (study,) = json.loads((tmp_path / "a" / "ablation.json").read_text())["studies"]
+    assert [row["seeds"] for row in study["rows"]] == [1, 0]
+
+
+def test_all_targets_train(photos: Path, tmp_path: Path) -> None:
+    options = {**TINY, "study": ("table1d",), "seeds": (0,), "measure": ("knn",)}
+    torchmae.ablate(photos, photos, out=tmp_path / "a", **options)
+    (study,) = json.loads((tmp_path / "a" / "ablation.json").read_text())["studies"]
+    assert [row["label"] for row in study["rows"]] == [
+        "pixels",
+        "normalized pixels",
+        "PCA",
+        "tokens",
+    ]
+    assert all(row["seeds"] == 1 for row in study["rows"])
+
+
+def test_lengths_share_a_training(photos: Path, tmp_path: Path) -> None:
+    options = {**TINY, "study": ("fig7",), "seeds": (0,), "epochs": 8.0, "keep": True}
+    torchmae.ablate(photos, photos, out=tmp_path / "a", **{**options, "measure": ("knn",)})
+    assert len(list((tmp_path / "a").glob("trainings/*/model.safetensors"))) == 1
+    before = results(tmp_path / "a")["studies"][0]["rows"]
+    assert [row["images_seen"] for row in before] == [24, 48, 96, 192, 384]
+    # Another measure of the shorter ones needs weights that are gone: they are made again.
+    torchmae.ablate(photos, photos, out=tmp_path / "a", **options)
+    after = results(tmp_path / "a")["studies"][0]["rows"]
+    for old, new in zip(before, after):
+        assert new["measures"]["knn"] == old["measures"]["knn"]
+        assert "linear" in new["measures"]
 
 
 def test_bad_data_before_any_training(photos: Path, tmp_path: Path) -> None:
