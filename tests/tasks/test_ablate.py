@@ -253,7 +253,7 @@ def test_killed_anywhere_it_ends_with_the_same_table(photos: Path, tmp_path: Pat
 def test_a_training_that_diverges_is_reported(photos: Path, tmp_path: Path) -> None:
     options = {**TINY, "vary": ("base_lr", "0.01", "1e30"), "seeds": (0,), "epochs": 20.0}
     for _ in range(2):  # the second call trains nothing
-        with pytest.raises(RunError, match="1 trainings failed; the first: base_lr=1e.30-seed-0"):
+        with pytest.raises(RunError, match="1 training failed; the first: base_lr=1e.30-seed-0"):
             torchmae.ablate(photos, photos, out=tmp_path / "a", **options)
     (study,) = json.loads((tmp_path / "a" / "ablation.json").read_text())["studies"]
     assert [row["seeds"] for row in study["rows"]] == [1, 0]

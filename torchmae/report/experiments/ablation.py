@@ -63,7 +63,8 @@ def ordering_lines(orderings: Mapping[str, Sequence[Mapping[str, Any]]]) -> list
         counts = Counter(pair["verdict"] for pair in pairs)
         if pairs:
             words = ", ".join(f"{counts[word]} {word}" for word in WORDS if counts[word])
-            lines.append(f"{len(pairs)} orderings of the paper, by {column}: {words}")
+            plural = "s" * (len(pairs) > 1)
+            lines.append(f"{len(pairs)} ordering{plural} of the paper, by {column}: {words}")
     return lines
 
 

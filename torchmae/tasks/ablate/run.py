@@ -78,7 +78,8 @@ def run(config: Ablate) -> Path:
         work_side_by_side(left, config, out)
     failed = write_results(ablation, out)
     if failed:
-        raise RunError(f"{len(failed)} trainings failed; the first: {failed[0]}")
+        plural = "s" * (len(failed) > 1)
+        raise RunError(f"{len(failed)} training{plural} failed; the first: {failed[0]}")
     return out
 
 
