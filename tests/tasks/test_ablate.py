@@ -91,7 +91,7 @@ def test_a_grid_varies_any_setting_in_every_combination() -> None:
         for ratio in (0.5, 0.9)
         for flip in (True, False)
     ]
-    assert next(p.label for p in made.experiments[0].points) == "0.5, True, (0.5, 1.0)"
+    assert next(p.label for p in made.experiments[0].points) == "0.5 True (0.5, 1.0)"
 
 
 def test_a_budget_of_images_is_equal_for_all() -> None:

@@ -149,13 +149,14 @@ def test_the_run_folder_is_named_after_the_data(data: str, name: str) -> None:
     assert runfolder.name_of(data) == name
 
 
-def test_the_warm_up_of_wsd_does_not_depend_on_the_length() -> None:
-    lengths = [chosen(schedule="wsd", epochs=epochs).warmup_epochs for epochs in (10, 50, 2000)]
+def test_the_warm_up_of_wsd_does_not_depend_on_the_length_unless_it_is_short() -> None:
+    assert chosen(schedule="wsd", epochs=10).warmup_epochs == 2  # it has to end before the decay
+    lengths = [chosen(schedule="wsd", epochs=epochs).warmup_epochs for epochs in (25, 50, 2000)]
     assert lengths == [100 / 20] * 3  # of the default: 100,000 crops of 1,000 images
     assert chosen(schedule="wsd").epochs == 100
     assert chosen(schedule="wsd", epochs=10, warmup_epochs=2).warmup_epochs == 2
     with pytest.raises(UserError, match="falls from epoch 4.8 on, but the warm-up takes 5 epochs"):
-        chosen(schedule="wsd", epochs=6)
+        chosen(schedule="wsd", epochs=6, warmup_epochs=5)
     with pytest.raises(UserError, match="unknown --schedule 'constant'; one of: cosine, wsd"):
         pretrain_config("x", schedule="constant").check()
 

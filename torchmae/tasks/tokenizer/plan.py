@@ -77,7 +77,7 @@ def summary(config: ResolvedTokenizer, found: dict[str, Any], plan: TrainConfig,
     lines = [
         f"Done: {plan.steps} steps. On {found['images']:,} training images, through their tokens "
         f"and back: mean squared error {found['error']:.4f} of normalised pixels (1: predicting "
-        f"the mean colour); perplexity {found['perplexity']:.1f} of {found['vocabulary']} tokens, "
+        f"the mean color); perplexity {found['perplexity']:.1f} of {found['vocabulary']} tokens, "
         f"{found['dead']} of them never used."
     ]
     if found["perplexity"] < 4:
