@@ -97,7 +97,7 @@ def publish(
     """Gives finished files their names in a folder, and lists them.
 
     For one process at a time: whoever holds the run's lock. A manifest that was damaged meanwhile
-    is written anew, since no training should end for it: with the files as they are now.
+    is written again, since no training should end for it: with the files as they are now.
 
     Args:
         folder: of the manifest.
@@ -129,7 +129,7 @@ def listed_or_adopted(folder: Path, adopt: Iterable[str]) -> dict[str, list[Cont
     except UserError as error:
         found = None
         logger.warning(
-            f"{folder / MANIFEST} was damaged ({error.__cause__!r}) and is written anew: from now "
+            f"{folder / MANIFEST} was damaged ({error.__cause__!r}) and is written again: from now "
             "on the files of the run count as they are"
         )
     if found is None:

@@ -109,7 +109,7 @@ class AblateOutputOptions(PretrainOutputOptions):
 
     out: str | None = option(
         None,
-        "Folder of the ablation: ablation.json and pictures. The same command goes on where it "
+        "Folder of the ablation: ablation.json and pictures. The same command resumes where it "
         "was stopped.",
         metavar="FOLDER",
         otherwise="runs/NAME-OF-DATA-ablation",

@@ -4,6 +4,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -280,7 +281,7 @@ def work_side_by_side(units: Sequence[list[Training]], config: Ablate, out: Path
     if any(codes):
         raise RunError(
             f"a job ended with exit code {max(codes, key=lambda code: abs(code or 0))}; its output "
-            f"is in {out}/job-*.log. The same command goes on"
+            f"is in {out}/job-*.log. The same command resumes"
         )
     return None
 
@@ -292,7 +293,11 @@ def job(units: Sequence[list[Training]], config: Ablate, out: Path, jobs: int, n
     package = logging.getLogger("torchmae")
     package.setLevel(logging.INFO)
     package.addHandler(logging.FileHandler(out / f"job-{number}.log"))
-    work(units, prepare(config), out)
+    try:
+        work(units, prepare(config), out)
+    except (RunError, UserError) as error:  # a line in its file, no traceback on the terminal
+        package.error(str(error))
+        sys.exit(error.exit_code)
 
 
 def end_with(parent: int) -> None:
