@@ -47,7 +47,7 @@ ROOM_LINES = {
     "root": 1000,
     "settings": 900,
     "models": 1750,
-    "data": 4350,
+    "data": 4800,
     "train": 1450,
     "eval": 1000,
     "report": 1000,
