@@ -355,9 +355,7 @@ def _orientation(image: Image.Image, shallow: bool = False) -> int:
     return turn if isinstance(turn, int) and 1 <= turn <= 8 else 1
 
 
-def _oriented(
-    pixels: Integer[np.ndarray, "H W K"], turn: int
-) -> Integer[np.ndarray, "Y X K"]:
+def _oriented(pixels: Integer[np.ndarray, "H W K"], turn: int) -> Integer[np.ndarray, "Y X K"]:
     if turn > 4:
         pixels = pixels.swapaxes(0, 1)
     if turn in (3, 4, 7, 8):

@@ -173,9 +173,7 @@ class Batches:
         """A sample and its pixels, or its replacement."""
         return self.usable(sample, bad, partial(read_pixels, self.source))
 
-    def usable(
-        self, sample: int, bad: list[BadFile], make: Callable[[int], T]
-    ) -> tuple[int, T]:
+    def usable(self, sample: int, bad: list[BadFile], make: Callable[[int], T]) -> tuple[int, T]:
         """A sample and what is made of it, or its replacement: the same in every epoch and process.
 
         Args:

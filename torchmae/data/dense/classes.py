@@ -206,9 +206,7 @@ def objects(names: Sequence[str]) -> Classes:
     return Classes(chosen, (palette_color(0), palette_color(1)), Coding("objects"))
 
 
-def ignored_values(
-    ignore: Sequence[str], colored: bool, by_value: dict[int, Entry]
-) -> list[int]:
+def ignored_values(ignore: Sequence[str], colored: bool, by_value: dict[int, Entry]) -> list[int]:
     """The values that --ignore names; `UserError` for what is neither a value nor a class."""
     values = {entry.name: value for value, entry in by_value.items()}
     found = []
@@ -239,8 +237,8 @@ def check_number(kept: dict[int, Entry], found: Survey, data: str) -> None:
     if len(kept) > MOST_CLASSES:
         raise UserError(
             f"the masks of {data} have {len(kept)} different values, and at most {MOST_CLASSES} "
-            "classes are possible: are they numbers of objects, or gray images? Name the classes by "
-            "--classes"
+            "classes are possible: are they numbers of objects, or gray images? Name the classes "
+            "by --classes"
         )
 
 
@@ -249,7 +247,7 @@ def need_colors(found: Survey, data: str) -> str:
     common = [f"#{value:06x}" for value, _ in found.values.most_common(8)]
     return (
         f"the masks of {data} are color images ({len(found.values)} colors, such as "
-        f'{", ".join(common)}): say what the colors mean in {data}/classes.json, '
+        f"{', '.join(common)}): say what the colors mean in {data}/classes.json, "
         '{"name": "#rrggbb", ...}, or --classes FILE'
     )
 

@@ -3,10 +3,12 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple, overload
 
 import numpy as np
@@ -16,13 +18,13 @@ from torchmae.data.config import DecodeOptions
 from torchmae.data.decode import BadImage, Stored, image_extensions, inspect, stored_values
 from torchmae.data.sources.files import Files, walk
 from torchmae.data.sources.source import BadFile, Source, digest_of, read_file
-from torchmae.errors import UserError
 
 IGNORE = 255  # in label maps: no class, neither learned nor measured
 MOST_CLASSES = 255
 GRAY = 0x010101  # times a gray value: that color
 
 IMAGE_FOLDERS = {"images", "image", "imgs", "img", "jpegimages"}
+OTHER_FOLDERS = {"segmentationobject"}  # of PASCAL VOC: masks of another kind
 MASK_FOLDERS = {"masks", "mask", "labels", "annotations", "segmentationclass", "gt"}
 MASK_NAME = re.compile(r"[_-](mask|label|seg)s?([_-]?\d+)?$", re.IGNORECASE)
 PARTS = {"train": "train", "training": "train", "test": "test", "testing": "test"} | dict.fromkeys(
@@ -57,35 +59,60 @@ def find(data: Path) -> dict[str, Pairs]:
     masks: list[tuple[str, int]] = []
     for i, name in enumerate(found.names):
         key, is_mask = key_of(name)
+        if OTHER_FOLDERS & set(name.lower().split("/")):
+            continue
         if is_mask:
             masks.append((key, i))
         elif key in images:
             unusable.append(BadFile(name, f"{found.names[images[key]]} has the same name"))
         else:
             images[key] = i
-    if not masks:
-        return {}
-    alone = alone_in_folder(images)
-    files: dict[str, list[int]] = {key: [] for key in images}
-    unpaired: list[BadFile] = []
-    for key, i in masks:
-        folder = key.rpartition("/")[0]
-        owner = next((k for k in (key, folder, alone.get(folder)) if k in files), None)
-        if owner is None:
-            unpaired.append(BadFile(found.names[i], "a mask without an image"))
-        else:
-            files[owner].append(i)
+    files, strays = owners(images, masks)
     if not any(files.values()):
         return {}
-    source = Files(root, found, unusable)
+    unpaired = [BadFile(found.names[i], "a mask without an image") for i in strays]
+    source, listed = Files(root, found, unusable), listed_parts(data)
     members: dict[str, list[str]] = {}
     for key in images:
-        members.setdefault(part_of(key), []).append(key)
-    return {
-        part: pairs_of(source, found.sizes, {key: (images[key], files[key]) for key in keys}, unpaired)
+        part = listed.get(key) if listed else part_of(key)
+        if part is not None:
+            members.setdefault(part, []).append(key)
+    pairs = {
+        part: {key: (images[key], files[key]) for key in keys}
         for part, keys in members.items()
         if any(files[key] for key in keys)
     }
+    return {part: pairs_of(source, found.sizes, one, unpaired) for part, one in pairs.items()}
+
+
+def owners(
+    images: Mapping[str, int], masks: Iterable[tuple[str, int]]
+) -> tuple[dict[str, list[int]], list[int]]:
+    """The masks of each image, and those of none, by what their names have in common.
+
+    A mask belongs to the image of its name; else to that of the name of its folder; else to the
+    only image of its folder.
+    """
+    counts = Counter(key.rpartition("/")[0] for key in images)
+    of_folder = {key.rpartition("/")[0]: key for key in images}
+    alone = {folder: key for folder, key in of_folder.items() if folder and counts[folder] == 1}
+    files: dict[str, list[int]] = {key: [] for key in images}
+    strays = []
+    for key, i in masks:
+        folder = key.rpartition("/")[0]
+        owner = next((k for k in (key, folder, alone.get(folder)) if k in files), None)
+        strays.append(i) if owner is None else files[owner].append(i)
+    return files, strays
+
+
+def listed_parts(data: Path) -> dict[str, str]:
+    """The part of each image as PASCAL VOC lists them; empty where there are no such lists."""
+    lists = data / "ImageSets" / "Segmentation"
+    found: dict[str, str] = {}
+    for part in ("train", "val"):
+        with suppress(OSError):
+            found |= dict.fromkeys((lists / f"{part}.txt").read_text().split(), part)
+    return found
 
 
 def key_of(name: str) -> tuple[str, bool]:
@@ -96,13 +123,6 @@ def key_of(name: str) -> tuple[str, bool]:
     is_mask = bare != stem or any(folder.lower() in MASK_FOLDERS for folder in folders)
     kept = [f for f in folders if f.lower() not in IMAGE_FOLDERS | MASK_FOLDERS]
     return "/".join([*kept, bare if is_mask else stem]), is_mask
-
-
-def alone_in_folder(images: Iterable[str]) -> dict[str, str]:
-    """The image of each folder that has one only, as where each image has a folder of its own."""
-    folders = Counter(key.rpartition("/")[0] for key in images)
-    of = {key.rpartition("/")[0]: key for key in images}
-    return {folder: of[folder] for folder, count in folders.items() if folder and count == 1}
 
 
 def part_of(key: str) -> str:
@@ -174,9 +194,13 @@ class Coding:
         found = [self.word(value) for value in np.unique(values).tolist()]
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
         return (
-            f"its mask has {', '.join(found[:3])}{more} ({values.size:,} pixels), which is no class "
-            "(--classes) and not ignored (--ignore)"
+            f"its mask has {', '.join(found[:3])}{more}, which is no class (--classes) and not "
+            "ignored (--ignore)"
         )
+
+    def unknown(self, pixels: Mapping[int, int]) -> set[int]:
+        """The values of a mask that are neither a class nor ignored."""
+        return set() if self.kind == "objects" else set(pixels) - {*self.values, *self.ignored}
 
     def word(self, value: int) -> str:
         """A value for people."""
@@ -220,7 +244,9 @@ def read_mask(path: str, decode: DecodeOptions = DecodeOptions()) -> Stored:
         stored = stored_values(data, decode)
     except BadImage as error:
         raise BadImage(f"its mask: {error}") from error
-    lossy = stored.format in ("JPEG", "MPO") or (stored.format == "WEBP" and b"VP8L" not in data[:64])
+    lossy = stored.format in ("JPEG", "MPO") or (
+        stored.format == "WEBP" and b"VP8L" not in data[:64]
+    )
     if lossy:
         raise BadImage(
             f"its mask is a {stored.format}, whose compression changes the values at every edge: "
@@ -274,7 +300,7 @@ class Masks(Sequence[MaskFiles]):
 class Survey(NamedTuple):
     """What the masks of a set hold, before it is known what it means."""
 
-    pixels: list[dict[int, int]]
+    pixels: list[Mapping[int, int]]
     """Of each image: how many pixels have which value; empty where its mask is bad."""
     bad: list[BadFile]
     colored: bool
@@ -331,7 +357,7 @@ def survey(source: Source, masks: Masks) -> Survey:
 class Looked(NamedTuple):
     """What the masks of one image hold, or what is wrong with them."""
 
-    pixels: dict[int, int] = {}
+    pixels: Mapping[int, int] = MappingProxyType({})
     colored: bool = False
     palette: tuple[tuple[int, int, int], ...] = ()
     bad: BadFile | None = None
