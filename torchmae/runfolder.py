@@ -257,11 +257,12 @@ def check_settings(config: dict[str, Any]) -> None:
 
 
 def kind_of(config: dict[str, Any]) -> str:
-    """What a config.json describes: "mae" (encoder and decoder), "classifier", "encoder" or
-    "tokenizer"."""
+    """What a config.json describes: "mae" (encoder and decoder), "classifier", "segmenter",
+    "encoder" or "tokenizer"."""
     model = config["model"]
-    if "tokenizer" in model:
-        return "tokenizer"
+    for kind in ("tokenizer", "segmenter"):
+        if kind in model:
+            return kind
     return "mae" if "decoder" in model else "classifier" if "classes" in model else "encoder"
 
 

@@ -1,6 +1,6 @@
 """Images with label maps: what a segmenter is trained and validated on, and the crops of it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -17,12 +17,11 @@ from torchmae.data.dense.classes import Classes, decide, find_table, palette_col
 from torchmae.data.dense.find import Layout, find_layout, hold_out_some
 from torchmae.data.dense.masks import IGNORE, Coding, Masks, Pairs, Survey, survey
 from torchmae.data.dense.placement import (
-    Placement,
     ScaleJitterCrop,
-    fitted,
     place_image,
     place_labels,
 )
+from torchmae.data.loader import read_pixels
 from torchmae.data.sources.source import BadFile, Source, digest_of, with_decode
 from torchmae.data.transforms import Pixels
 from torchmae.errors import UserError, printable
@@ -364,47 +363,39 @@ class SegmentationCrop:
 
 
 class Example(NamedTuple):
-    """An image to measure on.
+    """An image to predict or to measure on.
 
     Attributes:
         number: in its source.
-        image: as the model sees it.
-        size: height and width of the image as it was.
-        labels: of the image as it was; None where there are none.
+        image: its pixels.
+        labels: the class of each; None where there are none.
     """
 
     number: int
-    image: UInt8[Tensor, "C h w"]
-    size: tuple[int, int]
+    image: UInt8[Tensor, "C H W"]
     labels: UInt8[Tensor, "H W"] | None
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Images one by one, resized for a segmenter; an item is an `Example`, or a file that is bad.
+    """Images one by one; an item is an `Example`, or a file that cannot be used.
 
     Args:
         source: the images.
         labels: what says their classes; None for none.
-        side: of the canvas of the training crops, whose resizing is that at scale 1.
     """
 
     source: Source
-    labels: Sequence[Any] | None
-    side: tuple[int, int]
-    read: Callable[[Source, int], Pixels]
+    labels: Sequence[Any] | None = None
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, i: int) -> Example | BadFile:
         try:
-            image = self.read(self.source, i)
-            height, width = image.shape[:2]
-            labels = None if self.labels is None else self.labels[i].label_map(height, width)
+            image = read_pixels(self.source, i)
+            labels = None if self.labels is None else self.labels[i].label_map(*image.shape[:2])
         except BadImage as error:
             return BadFile(self.source.name(i), str(error))
-        h, w = fitted(height, width, self.side, "short")
-        placed = place_image(image, Placement(h, w, 0, 0, (h, w)))
-        truth = None if labels is None else torch.from_numpy(labels)
-        return Example(i, placed, (height, width), truth)
+        pixels = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)
+        return Example(i, pixels, None if labels is None else torch.from_numpy(labels))
