@@ -177,7 +177,7 @@ class Stored(NamedTuple):
 
 
 def stored_values(data: bytes, options: DecodeOptions = DecodeOptions()) -> Stored:
-    """The values of a gray, palette or color image, turned by its EXIF orientation as `decode` does.
+    """The values of a gray, palette or color image, turned by its EXIF orientation as in `decode`.
 
     A color image whose channels are equal is gray. Transparency is left out.
 
@@ -185,9 +185,10 @@ def stored_values(data: bytes, options: DecodeOptions = DecodeOptions()) -> Stor
         BadImage: whatever is wrong with this image.
     """
     with _pillow(options.max_megapixels):
-        image = _open(data)
-        image.load()
-        kind, mode, turn = str(image.format), image.mode, _orientation(image)
+        opened = _open(data)
+        opened.load()
+        image: Image.Image = opened
+        kind, mode, turn = str(opened.format), opened.mode, _orientation(opened)
         palette: list[int] = image.getpalette("RGB") or [] if mode == "P" else []
         if mode not in ("1", "L", "P", "I", "RGB") and not mode.startswith("I;16"):
             gray = mode in ("LA", "La")

@@ -153,7 +153,8 @@ class FpnHead(nn.Module):
         sizes = [level.shape[2:] for level in levels]
         total: Tensor | None = None
         for i, (level, steps) in enumerate(zip(levels, self.enlarge)):
-            for done, step in enumerate(steps):  # type: ignore[arg-type]
+            assert isinstance(steps, nn.ModuleList)
+            for done, step in enumerate(steps):
                 level = resized(step(level), sizes[max(0, i - 1 - done)])
             total = level if total is None else total + level
         return self.classify(total, drops)

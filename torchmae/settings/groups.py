@@ -14,6 +14,7 @@ from torchmae.settings.options import (
     POSITIVE,
     STEPS,
     WHITE,
+    WIDTH,
     ChangeableOptions,
     Range,
     argument,
@@ -342,6 +343,33 @@ class DeviceOptions(ChangeableOptions):
         repeated=True,
     )
     verify: bool = option(True, VERIFY)
+
+
+@dataclass(frozen=True)
+class SegmentTestOptions(ChangeableOptions):
+    """How a segmenter predicts."""
+
+    GROUP: ClassVar[str] = "prediction"
+
+    slide: int = option(
+        0,
+        "Side in pixels of a window that slides over the resized image; 0: the whole image at "
+        "once.",
+        within=Range(at_least=0, at_most=65_536),
+    )
+    stride: int | None = option(
+        None,
+        "With --slide: pixels between two windows.",
+        within=WIDTH,
+        otherwise="two thirds of --slide",
+    )
+    tta: str = option("none", "flip: averaged with what is predicted for the mirrored image.")
+
+    def check(self) -> None:
+        """Raises UserError for what does not go together."""
+        choose(dict.fromkeys(("none", "flip")), self.tta, "--tta")
+        if self.stride is not None and not 0 < self.stride <= self.slide:
+            raise UserError(f"--stride {self.stride}: with --slide, and at most its {self.slide}")
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ def entries_of(content: Any) -> list[Entry]:
             )
             for i, one in enumerate(content)
         ]
-    entries = []
+    entries: list[Entry] = []
     for key, value in content.items():
         if isinstance(value, str) and re.fullmatch(r"\d+", key):
             entries.append(Entry(value, int(key)))
@@ -98,7 +98,7 @@ def lines_of(text: str) -> list[Entry]:
     number = r"\s*(\d{1,3})\s*"
     before = re.compile(rf"{number}[,\s]{number}[,\s]{number}[,\s]\s*(.+)")
     after = re.compile(rf"(.+?)[,:\s]{number}[,\s]{number}[,\s]{number}(?:[:,\s].*)?")
-    entries = []
+    entries: list[Entry] = []
     for line in text.splitlines():
         line = line.strip()
         if not line or line.startswith("#") or re.fullmatch(r"name\s*,\s*r.*", line, re.I):

@@ -1,6 +1,6 @@
 """Images with label maps: what a segmenter is trained and validated on, and the crops of it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -101,6 +101,25 @@ class SegmentationSets:
     names: tuple[str, ...] = ()
     colors: tuple[tuple[int, int, int], ...] = ()
     coding: Coding = Coding("values")
+
+    @property
+    def train_source(self) -> Source:
+        """The images to train on."""
+        return self.train.source
+
+    @property
+    def val_source(self) -> Source:
+        """The images to validate on."""
+        return self.val.source
+
+    @property
+    def left_out(self) -> list[BadFile]:
+        """Images without a mask, masks without an image, and what is wrong with objects."""
+        return list(dict.fromkeys([*self.train.left_out, *self.val.left_out]))
+
+    def fingerprint(self) -> str:
+        """A hex digest of what says the classes of the pixels."""
+        return digest_of(self.train.fingerprint(), self.val.fingerprint(), self.names)
 
     def with_decode(self, options: DecodeOptions) -> "SegmentationSets":
         """The same images decoded with other options."""
@@ -215,9 +234,10 @@ def look(
     Raises:
         UserError: what the masks mean cannot be known, or no pixel is labelled.
     """
-    if not isinstance(sets.train.labels, Masks):
+    of_train, of_val = sets.train.labels, sets.val.labels
+    if not isinstance(of_train, Masks) or not isinstance(of_val, Masks):
         return look_at_objects(sets)
-    found = [survey(part.source, part.labels) for part in (sets.train, sets.val)]
+    found = [survey(sets.train.source, of_train), survey(sets.val.source, of_val)]
     both = Survey(
         found[0].pixels + found[1].pixels,
         found[0].bad + found[1].bad,
@@ -278,8 +298,8 @@ def class_pixels(found: Survey, coding: Coding) -> Int64[np.ndarray, "N classes"
             for one in found.pixels
         ]
         return np.array(rows, dtype=np.int64).reshape(-1, 2)
-    rows = [tuple(one.get(value, 0) for value in coding.values) for one in found.pixels]
-    return np.array(rows, dtype=np.int64).reshape(-1, len(coding.values))
+    each = [[one.get(value, 0) for value in coding.values] for one in found.pixels]
+    return np.array(each, dtype=np.int64).reshape(-1, len(coding.values))
 
 
 def notes_of(
@@ -295,13 +315,31 @@ def notes_of(
         ("only in the training images, and so never measured", learned & ~asked),
         ("in no image", ~learned & ~asked),
     ):
-        found = [printable(names[i]) for i in np.flatnonzero(which)]
+        found = [printable(names[i]) for i in np.flatnonzero(which).tolist()]
         if found:
             notes.append(f"{len(found)} class{'es' * (len(found) > 1)} {words}: {some(found)}")
     empty = int((~train.any(1)).sum()), int((~val.any(1)).sum())
     if any(empty):
         notes.append(f"{empty[0]} training and {empty[1]} validation images have no labelled pixel")
     return notes
+
+
+def stored_classes(config: Mapping[str, Any]) -> Classes:
+    """What the values of masks mean to a run.
+
+    Args:
+        config: its config.json.
+    """
+    model, settings = config["model"], config["config"]
+    return Classes(
+        tuple(model["classes"]),
+        tuple((int(r), int(g), int(b)) for r, g, b in model["colors"]),
+        Coding(
+            settings.get("coding") or "values",
+            tuple(settings.get("values") or ()),
+            tuple(settings.get("ignored") or ()),
+        ),
+    )
 
 
 def some(names: Sequence[str], count: int = 5) -> str:
