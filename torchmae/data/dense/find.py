@@ -6,7 +6,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from torchmae.data.dense import masks
+from torchmae.data.dense import coco, masks, voc, yolo
 from torchmae.data.labels import hold_out
 from torchmae.data.sources.source import options_of
 from torchmae.errors import UserError, nearest
@@ -15,7 +15,14 @@ from torchmae.runfolder import is_run
 
 # What a folder may hold, in the order in which it is looked for: words for the plan, and the module
 # whose `find` names the parts of a set and whose `read` reads one.
-KINDS: dict[str, ModuleType] = {"image and mask files": masks}
+KINDS: dict[str, ModuleType] = {
+    "images and mask files": masks,
+    "COCO json": coco,
+    "YOLO's data.yaml": yolo,
+    "VOC xml": voc,
+}
+WITH_MASKS = ("images and mask files", "COCO json", "YOLO's data.yaml")
+WITH_BOXES = ("COCO json", "YOLO's data.yaml", "VOC xml")
 
 
 class Layout(NamedTuple):
@@ -36,12 +43,12 @@ class Layout(NamedTuple):
     val: Any | None
 
 
-def find_layout(data: str, kinds: Sequence[str] | None = None) -> Layout:
+def find_layout(data: str, kinds: Sequence[str]) -> Layout:
     """What a set is.
 
     Args:
         data: a folder, COCO's .json, YOLO's data.yaml, torchvision:VOCSegmentation?root=...
-        kinds: names in `KINDS`, in the order in which to look; None: all.
+        kinds: names in `KINDS`, in the order in which to look.
 
     Raises:
         UserError: there is no such set, or nothing that can be read.
@@ -54,7 +61,7 @@ def find_layout(data: str, kinds: Sequence[str] | None = None) -> Layout:
         near = nearest(path.name, beside)
         hint = f". Did you mean {path.parent / near}?" if near else ""
         raise UserError(f"no such folder or file: '{data}'{hint}")
-    for kind in KINDS if kinds is None else kinds:
+    for kind in kinds:
         parts = KINDS[kind].find(path)
         if parts:
             train, val = train_and_val(parts, data)

@@ -14,7 +14,7 @@ from torchmae.data.augment import JITTERS, jittered
 from torchmae.data.config import DecodeOptions
 from torchmae.data.decode import BadImage
 from torchmae.data.dense.classes import Classes, decide, find_table, palette_color, read_table
-from torchmae.data.dense.find import Layout, find_layout, hold_out_some
+from torchmae.data.dense.find import WITH_MASKS, Layout, find_layout, hold_out_some
 from torchmae.data.dense.masks import IGNORE, Coding, Masks, Pairs, Survey, survey
 from torchmae.data.dense.placement import (
     ScaleJitterCrop,
@@ -157,11 +157,11 @@ def open_sets(
     Raises:
         UserError: there are no images with labels.
     """
-    layout = find_layout(data)
+    layout = find_layout(data, WITH_MASKS)
     train, names = labelled_images(layout, layout.train, None)
     held = None
     if val is not None:
-        other = find_layout(val)
+        other = find_layout(val, WITH_MASKS)
         held, _ = labelled_images(other, other.val or other.train, names)
     elif layout.val is not None:
         held, _ = labelled_images(layout, layout.val, names)
