@@ -185,8 +185,9 @@ def boundary(region: Bool[Tensor, "H W"]) -> Bool[Tensor, "H W"]:
 
 def grown(region: Bool[Tensor, "H W"], reach: int) -> Bool[Tensor, "H W"]:
     """A region and all within so many pixels of it, across and down."""
-    padded = F.max_pool2d(region[None, None].float(), 2 * reach + 1, 1, reach)
-    return padded[0, 0] > 0
+    side = 2 * reach + 1
+    across = F.max_pool2d(region[None, None].float(), (1, side), 1, (0, reach))
+    return F.max_pool2d(across, (side, 1), 1, (reach, 0))[0, 0] > 0
 
 
 class Measured(NamedTuple):

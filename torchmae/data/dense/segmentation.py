@@ -59,6 +59,11 @@ class LabelledImages:
         chosen = labels.select(ids) if isinstance(labels, Masks) else [labels[i] for i in ids]
         return replace(self, source=self.source.select(ids), labels=chosen)
 
+    def with_channels(self, channels: int) -> "LabelledImages":
+        """The same images, gray or in color."""
+        options = replace(self.source.decode, channels=channels)
+        return replace(self, source=with_decode(self.source, options))
+
     def coded(self, coding: Coding) -> "LabelledImages":
         """With the values of mask files understood so."""
         if not isinstance(self.labels, Masks):
@@ -175,6 +180,26 @@ def open_sets(
         colors = tuple(map(palette_color, range(len(names) + 1)))
         sets = replace(sets, names=("background", *names), colors=colors)
     return sets.with_decode(decode)
+
+
+def open_labelled(
+    data: str, decode: DecodeOptions, classes: Classes
+) -> tuple[LabelledImages, str | None]:
+    """Images to measure on: of a set with a split its validation part, and a word of that.
+
+    Args:
+        data: see `find_layout`.
+        decode: how images are decoded.
+        classes: those of a run.
+    """
+    layout = find_layout(data, WITH_MASKS)
+    part = layout.train if layout.val is None else layout.val
+    images, _ = labelled_images(layout, part, classes.names[1:])
+    note = None
+    if layout.val is not None:
+        note = f"{data} brings its own split: measured on its validation part"
+    images = images.coded(classes.coding)
+    return replace(images, source=with_decode(images.source, decode)), note
 
 
 def labelled_images(

@@ -22,7 +22,7 @@ from torchmae.eval.segmentation import SegmentationScores, measure
 from torchmae.models.encoders import Backbone
 from torchmae.models.segmentation import Segmenter
 from torchmae.settings.defaults import Rule
-from torchmae.settings.groups import SegmentTestOptions
+from torchmae.settings.groups import test_as_run
 from torchmae.tasks.dense import run as dense
 from torchmae.tasks.dense.job import Looked
 from torchmae.tasks.dense.segment.config import RULES, ResolvedSegment, Segment, check
@@ -123,7 +123,7 @@ class Segmentation:
         self, model: Segmenter, sets: SegmentationSets, config: ResolvedSegment, world: World, /
     ) -> SegmentScores:
         examples = Examples(sets.val.source, sets.val.labels)
-        predict = partial(model.predict, **how(config.test))
+        predict = partial(model.predict, **test_as_run(config.test, {}))
         found = measure(predict, examples, len(model.classes), world.device)
         return SegmentScores(found.tally.scores(model.classes))
 
@@ -149,11 +149,6 @@ class Segmentation:
             f"{scores['high']:.1%}), Dice {scores['dice']:.1%}, pixel accuracy "
             f"{scores['pixel_accuracy']:.1%}, {scores['count']} images"
         )
-
-
-def how(test: SegmentTestOptions) -> dict[str, Any]:
-    """The arguments of `Segmenter.predict` beside the images."""
-    return {"slide": test.slide, "stride": test.stride, "flip": test.tta == "flip"}
 
 
 def named_classes(classes: tuple[str, ...] | None) -> tuple[str | None, tuple[str, ...]]:
