@@ -216,7 +216,7 @@ class TimmEncoder(PixelInput):
             want = "x".join(map(str, self.image_size))
             raise UserError(f"timm's {self.name} takes images of {want} pixels only, not {have}")
         # What `dynamic_img_size=True` sets when a model is made.
-        flexible = {
+        flexible: dict[nn.Module, dict[str, Any]] = {
             embed: {"strict_img_size": False, "flatten": False, "output_fmt": "NHWC"},
             model: {"dynamic_img_size": True},
         }
