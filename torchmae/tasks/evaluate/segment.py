@@ -103,6 +103,6 @@ def draw_worst(
         rows["labels"].append(colored(labels, model.colors))
         rows["predicted"].append(colored(predicted, model.colors))
         rows["wrong"].append(overlay(image, wrong, [(0, 0, 0), (230, 30, 30)], clear=(0,)))
-    names = [f"{score[i]:.0%} {images.source.name(found.ids[i])}" for i in order]
+    names = [f"{score[i]:.0%} {Path(images.source.name(found.ids[i])).name}" for i in order]
     notes = ["Mean IoU of each image over its classes. White: ignored."]
     draw_sheet(rows, f"The worst {len(order)} of {len(found.ids)} images", names, notes, path)
