@@ -48,7 +48,7 @@ ROOM_LINES = {
     "settings": 900,
     "models": 1750,
     "data": 4350,
-    "train": 1450,
+    "train": 1500,
     "eval": 1000,
     "report": 1000,
     "interop": 1400,
