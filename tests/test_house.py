@@ -48,7 +48,7 @@ ROOM_LINES = {
     "settings": 900,
     "models": 2000,
     "data": 4800,
-    "train": 1450,
+    "train": 1550,
     "eval": 1000,
     "report": 1000,
     "interop": 1400,

@@ -38,7 +38,7 @@ from torchmae.tasks.finetune.validation import MEASURED, Validation
 from torchmae.train.distributed import World, machine_facts, start
 from torchmae.train.loop import fit
 from torchmae.train.resuming import resume, run_folder
-from torchmae.train.speed import measure_seconds_per_step
+from torchmae.train.speed import is_timed, measure_seconds_per_step, measured_facts
 
 logger = logging.getLogger(__name__)
 
@@ -165,14 +165,14 @@ def begun(config: Finetune, data: LabelledSets, out: Path, world: World) -> Job:
         model = build_classifier(resolved, encoder, data.classes)
     batches = make_batches(resolved, data, model, world)
     job = Job(resolved, data, model, chosen, batches, batches, found)
-    if config.optim.minutes is not None:
+    plan, task = train_config(resolved, len(data.train)), ClassifyTask(model, resolved)
+    asked = (config.optim.minutes, config.runtime.compile)
+    if is_timed(plan.steps, *asked):
         job = with_stream(job, world)
-        plan = train_config(resolved, len(data.train))
-        task = ClassifyTask(model, resolved)
-        seconds = measure_seconds_per_step(task, job.stream, plan, world)
-        if job.cache.name in ("memory", "disk"):  # the first time everything was decoded
-            seconds = measure_seconds_per_step(task, job.stream, plan, world)
-        resolved, chosen = resolve(config, replace(facts, seconds_per_step=seconds))
+        if job.cache.name in ("memory", "disk"):  # the first time everything is decoded
+            measure_seconds_per_step(task, job.stream, plan, world)
+        known = measured_facts(task, job.stream, plan, world, *asked)
+        resolved, chosen = resolve(config, replace(facts, **known))
         job = replace(job, config=resolved, chosen=chosen)
     settings, identity = flatten(resolved), identity_of(data)
     world.on_main(

@@ -46,7 +46,7 @@ from torchmae.train.config import Evaluator
 from torchmae.train.distributed import World, machine_facts, start
 from torchmae.train.loop import fit
 from torchmae.train.resuming import resume, run_folder
-from torchmae.train.speed import measure_seconds_per_step
+from torchmae.train.speed import is_timed, measure_seconds_per_step, measured_facts
 
 logger = logging.getLogger(__name__)
 
@@ -143,13 +143,14 @@ def begun(config: Pretrain, source: Source, out: Path, world: World) -> Job:
     batches = make_batches(resolved, source, world)
     job = Job(resolved, batches, model, origin, found, chosen, batches)
     fit_target(model, job.batches, world)
-    if config.optim.minutes is not None:
+    plan = train_config(resolved, found.images)
+    asked = (config.optim.minutes, config.runtime.compile)
+    if is_timed(plan.steps, *asked):
         job = with_stream(job, world)
-        plan = train_config(resolved, found.images)
-        seconds = measure_seconds_per_step(job.task(), job.stream, plan, world)
-        if job.cache.name in ("memory", "disk"):  # the first time everything was decoded
-            seconds = measure_seconds_per_step(job.task(), job.stream, plan, world)
-        resolved, chosen = config.resolve(replace(facts, seconds_per_step=seconds))
+        if job.cache.name in ("memory", "disk"):  # the first time everything is decoded
+            measure_seconds_per_step(job.task(), job.stream, plan, world)
+        known = measured_facts(job.task(), job.stream, plan, world, *asked)
+        resolved, chosen = config.resolve(replace(facts, **known))
         job = replace(job, config=resolved, chosen=chosen)
     identity = runfolder.stamped_identity(source)
     world.on_main(  # all that can be wrong with the settings is known by now

@@ -27,7 +27,7 @@ from torchmae.tasks.tokenizer.plan import describe, summary, train_config
 from torchmae.train.distributed import World, machine_facts, start
 from torchmae.train.loop import finished_line, fit
 from torchmae.train.resuming import resume, run_folder
-from torchmae.train.speed import measure_seconds_per_step
+from torchmae.train.speed import is_timed, measure_seconds_per_step, measured_facts
 
 logger = logging.getLogger(__name__)
 
@@ -85,14 +85,14 @@ def begun(config: TrainTokenizer, source: Source, out: Path, world: World) -> Jo
         model = Tokenizer(TokenizerConfig(about.patch_size, about.vocabulary, size, mean, std))
     batches = make_batches(resolved, source, world)
     job = Job(resolved, batches, model, found, chosen, batches)
-    if config.optim.minutes is not None:
+    plan = train_config(resolved, found.images)
+    task, asked = job.task(plan.steps), (config.optim.minutes, config.runtime.compile)
+    if is_timed(plan.steps, *asked):
         job = with_stream(job, world)
-        plan = train_config(resolved, found.images)
-        task = job.task(plan.steps)
-        seconds = measure_seconds_per_step(task, job.stream, plan, world)
-        if job.cache.name in ("memory", "disk"):  # the first time everything was decoded
-            seconds = measure_seconds_per_step(task, job.stream, plan, world)
-        resolved, chosen = resolve(config, replace(facts, seconds_per_step=seconds))
+        if job.cache.name in ("memory", "disk"):  # the first time everything is decoded
+            measure_seconds_per_step(task, job.stream, plan, world)
+        known = measured_facts(task, job.stream, plan, world, *asked)
+        resolved, chosen = resolve(config, replace(facts, **known))
         job = replace(job, config=resolved, chosen=chosen)
     settings, identity = flatten(resolved), runfolder.stamped_identity(source)
     world.on_main(
