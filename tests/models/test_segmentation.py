@@ -8,15 +8,9 @@ from torch import nn
 
 from torchmae.errors import UserError
 from torchmae.models.pyramid import ChannelNorm
-from torchmae.models.segmentation import (
-    HEADS,
-    AuxiliaryHead,
-    Segmenter,
-    UperNetHead,
-    dice_loss,
-    pixel_cross_entropy,
-    starts,
-)
+from torchmae.models.segmentation.heads import HEADS, AuxiliaryHead, UperNetHead
+from torchmae.models.segmentation.losses import dice_loss, pixel_cross_entropy
+from torchmae.models.segmentation.segmenter import Segmenter, starts
 from torchmae.models.vit import ViT
 
 transformers = pytest.importorskip("transformers")
