@@ -40,7 +40,6 @@ from torchmae.tasks.ablate.points import FEW_LABEL, TOKENIZER, Ablation, Trainin
 from torchmae.tasks.ablate.results import write_results
 from torchmae.tasks.pretrain.config import Pretrain
 from torchmae.tasks.pretrain.run import run as pretrain
-from torchmae.tasks.tokenizer.config import TrainTokenizer
 from torchmae.tasks.tokenizer.run import run as tokenizer
 from torchmae.train.checkpoint import lock
 from torchmae.train.distributed import available_cores, find_device, machine_facts, start
@@ -227,21 +226,8 @@ def trial_text(ablation: Ablation, to_do: Sequence[list[Training]], out: Path) -
 
 def train_tokenizer(ablation: Ablation, out: Path) -> None:
     """The tokenizer whose tokens a study predicts; other parts of the ablation wait for it."""
-    base, config = ablation.base, ablation.config
-    settings = {
-        **flatten(config),
-        "out": str(out / TOKENIZER),
-        "image_size": base["image_size"],
-        "patch_size": base["patch_size"],
-        "seed": 0,
-    }
-    known = flatten(TrainTokenizer(source=config.source))
-    # What is open, or has no meaning here (the scale of --crop none), is as mae tokenizer chooses.
-    values = {n: value for n, value in settings.items() if n in known and value is not None}
-    for name in ("epochs", "base_lr", "warmup_epochs", "batch_size", "minutes"):
-        values.pop(name, None)  # a tokenizer has its own
     with waiting_lock(out / LOCKS / TOKENIZER):
-        tokenizer(build(TrainTokenizer, values))
+        tokenizer(ablation.tokenizer())
 
 
 @contextmanager
