@@ -41,19 +41,9 @@ PLACES = {
     "Run": "torchmae.verbs",
 }
 FUNCTIONS = (
-    *(
-        "pretrain",
-        "tokenizer",
-        "finetune",
-        "segment",
-        "probe",
-        "knn",
-        "partial",
-        "compare",
-        "ablate",
-    ),
-    *("evaluate", "predict", "reconstruct", "embed", "verify", "pack", "import_", "export"),
-    "bench",
+    *("pretrain", "tokenizer", "finetune", "segment", "probe", "knn", "partial", "ablate"),
+    *("compare", "compare_segment", "evaluate", "predict", "reconstruct", "embed", "verify"),
+    *("pack", "import_", "export", "bench"),
 )
 __all__ = ["RunError", "UserError", "__version__", "presets", *FUNCTIONS, *PLACES]
 
@@ -61,7 +51,9 @@ __all__ = ["RunError", "UserError", "__version__", "presets", *FUNCTIONS, *PLACE
 def __getattr__(name: str) -> Any:
     """Imports a public name at its first use."""
     if name in FUNCTIONS:
-        value = importlib.import_module("torchmae.verbs").function(name.removesuffix("_"))
+        value = importlib.import_module("torchmae.verbs").function(
+            name.removesuffix("_").replace("_", "-")
+        )
     elif name in PLACES:
         value = getattr(importlib.import_module(PLACES[name]), name)
     elif name == "presets":
