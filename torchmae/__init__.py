@@ -28,6 +28,7 @@ PLACES = {
     "load": "torchmae.interop.timm_runs",
     "load_mae": "torchmae.models.weights",
     "load_classifier": "torchmae.models.weights",
+    "load_segmenter": "torchmae.models.weights",
     "load_tokenizer": "torchmae.models.weights",
     "param_groups_weight_decay": "torchmae.train.optim",
     "MASKINGS": "torchmae.models.masking",
@@ -40,7 +41,17 @@ PLACES = {
     "Run": "torchmae.verbs",
 }
 FUNCTIONS = (
-    *("pretrain", "tokenizer", "finetune", "probe", "knn", "partial", "compare", "ablate"),
+    *(
+        "pretrain",
+        "tokenizer",
+        "finetune",
+        "segment",
+        "probe",
+        "knn",
+        "partial",
+        "compare",
+        "ablate",
+    ),
     *("evaluate", "predict", "reconstruct", "embed", "verify", "pack", "import_", "export"),
     "bench",
 )

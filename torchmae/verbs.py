@@ -39,6 +39,9 @@ def task(name: str, config: str, help: str, run: str = "run:run") -> Verb:
 VERBS: dict[str, Verb] = {
     "pretrain": task("pretrain", "Pretrain", "pre-train an encoder on unlabelled images"),
     "finetune": task("finetune", "Finetune", "make a classifier from a run and labelled images"),
+    "segment": task(
+        "dense.segment", "Segment", "make a segmenter from a run and images with masks"
+    ),
     "probe": task("probe", "Probe", "linear probe: what a linear map makes of the frozen features"),
     "knn": task("knn", "Knn", "k-NN accuracy of frozen features, beside raw pixels"),
     "partial": task(

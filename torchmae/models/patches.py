@@ -90,6 +90,13 @@ def patchify(
     return cut.reshape(batch, -1, p * q * channels)
 
 
+def pad_to_patch(images: Float[Tensor, "B C H W"], patch: Size) -> Float[Tensor, "B C h w"]:
+    """Images whose sides the patch divides: zeros at the bottom and on the right, which are the
+    mean of normalized pixels."""
+    rows, columns = (-side % p for side, p in zip(images.shape[-2:], patch))
+    return F.pad(images, (0, columns, 0, rows)) if rows or columns else images
+
+
 def unpatchify(
     patches: Shaped[Tensor, "B N P"], patch: Size, grid: Size
 ) -> Shaped[Tensor, "B C H W"]:

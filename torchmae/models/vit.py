@@ -23,6 +23,7 @@ from torchmae.models.patches import (
     gather_tokens,
     grid_of,
     normalize,
+    pad_to_patch,
     patchify,
     resize_positions,
     sincos_positions,
@@ -73,8 +74,8 @@ class Rows(NamedTuple):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; queries, keys and values in one linear map. `shared` and `skip`:
-    see `Block`."""
+    """Multi-head self-attention; queries, keys and values in one linear map. `shared`, `skip` and
+    `grid`: see `Block`."""
 
     def __init__(self, dim: int, num_heads: int):
         super().__init__()
@@ -83,10 +84,17 @@ class Attention(nn.Module):
         self.num_heads = num_heads
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
+        self.window = 0  # side in patches; 0: global
 
     def forward(
-        self, x: Float[Tensor, "B T D"], shared: Rows | None = None, skip: int = 0
+        self,
+        x: Float[Tensor, "B T D"],
+        shared: Rows | None = None,
+        skip: int = 0,
+        grid: Size | None = None,
     ) -> Float[Tensor, "B U D"]:
+        if grid is not None:
+            return self.on_grid(x, grid)
         qkv = self.qkv(x)
         if shared is not None:
             qkv = torch.cat([qkv, gather_tokens(self.qkv(shared.table), shared.ids)], dim=1)
@@ -99,6 +107,89 @@ class Attention(nn.Module):
         return self.proj(
             attend(q[:, :, skip:], k, v).transpose(1, 2).reshape(batch, tokens - skip, width // 3)
         )
+
+    def add_relative_positions(self, grid: Size) -> None:
+        """Decomposed relative positions (MViTv2, ViTDet) of patches in a grid, zero at first."""
+        width = self.proj.in_features // self.num_heads
+        self.rel_pos_h = nn.Parameter(torch.zeros(2 * grid[0] - 1, width))
+        self.rel_pos_w = nn.Parameter(torch.zeros(2 * grid[1] - 1, width))
+
+    def resize_relative_positions(self, grid: Size) -> None:
+        """Makes them fit another grid; linearly."""
+        for name, side in zip(("rel_pos_h", "rel_pos_w"), grid):
+            table = getattr(self, name)
+            resized = resize_table(table.data, side)
+            setattr(self, name, nn.Parameter(resized, requires_grad=table.requires_grad))
+
+    def on_grid(self, x: Float[Tensor, "B T D"], grid: Size) -> Float[Tensor, "B T D"]:
+        """Attention among the patches of a grid, or of each of its windows.
+
+        As in ViTDet, a grid that windows do not divide is padded with zeros, which are attended to.
+        """
+        cut = into_windows(x, grid, self.window) if self.window else x
+        side = (self.window, self.window) if self.window else grid
+        qkv = self.qkv(cut).unflatten(2, (3, self.num_heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        bias = None
+        if hasattr(self, "rel_pos_h"):
+            bias = relative_bias(q, self.rel_pos_h, self.rel_pos_w, side)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2)
+        return self.proj(from_windows(out, grid, self.window) if self.window else out)
+
+
+def into_windows(x: Float[Tensor, "B T D"], grid: Size, side: int) -> Float[Tensor, "W S D"]:
+    """The patches of a grid as windows of `side` x `side`, one after the other; padded with
+    zeros."""
+    rows, columns = grid
+    cells = F.pad(x.unflatten(1, grid), (0, 0, 0, -columns % side, 0, -rows % side))
+    cells = cells.unflatten(2, (-1, side)).unflatten(1, (-1, side))  # B, down, side, across, side
+    return cells.transpose(2, 3).flatten(0, 2).flatten(1, 2)
+
+
+def from_windows(x: Float[Tensor, "W S D"], grid: Size, side: int) -> Float[Tensor, "B T D"]:
+    """The inverse of `into_windows`, without the padding."""
+    rows, columns = grid
+    down, across = -(-rows // side), -(-columns // side)
+    cells = x.unflatten(1, (side, side)).unflatten(0, (-1, down, across)).transpose(2, 3)
+    return cells.flatten(3, 4).flatten(1, 2)[:, :rows, :columns].flatten(1, 2)
+
+
+def relative_bias(
+    q: Float[Tensor, "B heads T d"],
+    down: Float[Tensor, "X d"],
+    across: Float[Tensor, "Y d"],
+    grid: Size,
+) -> Float[Tensor, "B heads T T"]:
+    """What decomposed relative positions add to the products of queries and keys (Li et al. 2022,
+    ViTDet): `q . down[row - row'] + q . across[column - column']`.
+
+    Args:
+        q: queries of the patches of a grid.
+        down: one row for each difference of rows, from the smallest; resized (linearly) where the
+            grid is another one than theirs.
+        across: likewise of columns.
+        grid: of the patches.
+    """
+    rows, columns = grid
+    cells = q.unflatten(2, grid)
+    of_rows = torch.einsum("bnhwd,hkd->bnhwk", cells, differences(down, rows))
+    of_columns = torch.einsum("bnhwd,wkd->bnhwk", cells, differences(across, columns))
+    bias = of_rows.unsqueeze(5) + of_columns.unsqueeze(4)
+    return bias.flatten(4, 5).flatten(2, 3)
+
+
+def differences(table: Float[Tensor, "X d"], side: int) -> Float[Tensor, "side side d"]:
+    """The row of `table` for i - j, at [i, j]."""
+    at = torch.arange(side, device=table.device)
+    return resize_table(table, side)[at[:, None] - at + side - 1]
+
+
+def resize_table(table: Float[Tensor, "X d"], side: int) -> Float[Tensor, "Y d"]:
+    """Relative positions along a side of so many patches: 2 * side - 1 rows."""
+    if len(table) == 2 * side - 1:
+        return table
+    resized = F.interpolate(table.T[None].float(), size=2 * side - 1, mode="linear")
+    return resized[0].T.to(table.dtype)
 
 
 class Mlp(nn.Module):
@@ -134,6 +225,8 @@ class Block(nn.Module):
         skip: this many tokens at the front are attended to, but not returned.
         draws: uniform in 0..1, one for each of the two branches: the randomness of stochastic depth
             while training.
+        grid: of the patches, where `x` has nothing else: attention in windows, or with relative
+            positions.
 
     All work on the weights happens inside `forward`, because FSDP gathers them in its hooks.
     """
@@ -161,10 +254,11 @@ class Block(nn.Module):
         shared: Rows | None = None,
         skip: int = 0,
         draws: Float[Tensor, "B 2"] | None = None,
+        grid: Size | None = None,
     ) -> Float[Tensor, "B U D"]:
         if self.checkpointed and self.training:
-            return checkpoint(self.compute, x, shared, skip, draws, use_reentrant=False)
-        return self.compute(x, shared, skip, draws)
+            return checkpoint(self.compute, x, shared, skip, draws, grid, use_reentrant=False)
+        return self.compute(x, shared, skip, draws, grid)
 
     def compute(
         self,
@@ -172,12 +266,13 @@ class Block(nn.Module):
         shared: Rows | None,
         skip: int,
         draws: Float[Tensor, "B 2"] | None,
+        grid: Size | None = None,
     ) -> Float[Tensor, "B U D"]:
         normed = self.norm1(x)
         if shared is not None:
             x = torch.cat([x, gather_tokens(*shared)], dim=1)
             shared = Rows(self.norm1(shared.table), shared.ids)
-        branch = self.ls1(self.attn(normed, shared, skip))
+        branch = self.ls1(self.attn(normed, shared, skip, grid))
         drops = draws is not None and self.training and self.drop_rate > 0
         x = x[:, skip:] + (drop_path(branch, draws[:, 0], self.drop_rate) if drops else branch)  # type: ignore[index]
         branch = self.ls2(self.mlp(self.norm2(x)))
@@ -278,6 +373,7 @@ class ViT(PixelInput):
         init_values: with layer scale, its initial factor in every block (1e-5 in DINOv2); None: the
             paper's ViT, without.
         position_resizing: how `resize` resizes the positions, a name in `RESIZINGS`.
+        window, global_blocks, relative_positions: see `set_windows`.
 
     Raises:
         UserError: sizes, heads or statistics do not fit together.
@@ -298,6 +394,9 @@ class ViT(PixelInput):
         registers: int = 0,
         init_values: float | None = None,
         position_resizing: str = "timm",
+        window: int = 0,
+        global_blocks: int = 4,
+        relative_positions: bool = False,
     ):
         half = (0.5,) * channels
         super().__init__(channels, mean or half, std or half)
@@ -323,14 +422,57 @@ class ViT(PixelInput):
         )
         self.set_drop_path(drop_path)
         self.norm: nn.Module = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.window = 0
+        self.global_blocks = global_blocks
+        self.relative_positions = False
         initialize(self)
+        self.set_windows(window, global_blocks, relative_positions)
 
     def config(self) -> dict[str, Any]:
         """JSON-able arguments of `build_encoder` (without drop path, which belongs to a
         training)."""
-        names = ("image_size", "patch_size", "channels", "embed_dim", "depth", "num_heads")
-        more = ("mlp_ratio", "mean", "std", "registers", "init_values", "position_resizing")
-        return {"kind": "vit", **{name: getattr(self, name) for name in names + more}}
+        names = ["image_size", "patch_size", "channels", "embed_dim", "depth", "num_heads"]
+        names += ["mlp_ratio", "mean", "std", "registers", "init_values", "position_resizing"]
+        if self.on_grid:
+            names += ["window", "global_blocks", "relative_positions"]
+        return {"kind": "vit", **{name: getattr(self, name) for name in names}}
+
+    @property
+    def on_grid(self) -> bool:
+        """Whether blocks see patches alone, in their grid: see `set_windows`."""
+        return bool(self.window) or self.relative_positions
+
+    def set_windows(
+        self, window: int, global_blocks: int = 4, relative_positions: bool = False
+    ) -> None:
+        """Attention in windows, and relative positions, for large images (Li et al. 2022, ViTDet).
+
+        With either of them `forward_intermediates` leaves the class token and registers out, and
+        `forward`, which returns them, is refused.
+
+        Args:
+            window: side of the windows in patches; 0: attention is global.
+            global_blocks: so many blocks stay global: the last of each of as many equal subsets.
+            relative_positions: decomposed relative positions in every block, zero at first.
+
+        Raises:
+            UserError: there are fewer blocks than `global_blocks`.
+        """
+        if window < 0 or (window and not 0 <= global_blocks <= self.depth):
+            raise UserError(
+                f"windows of {window} patches and {global_blocks} global blocks: a side of 0 or "
+                f"more, and at most {self.depth} blocks"
+            )
+        self.window = window
+        self.global_blocks = global_blocks
+        whole = {round((i + 1) * self.depth / global_blocks) - 1 for i in range(global_blocks)}
+        for i, block in enumerate(self.blocks):
+            attn = block.attn
+            attn.window = 0 if i in whole else window  # type: ignore[union-attr]
+            if relative_positions and not self.relative_positions:
+                side = (attn.window,) * 2 if attn.window else self.grid  # type: ignore[union-attr]
+                attn.add_relative_positions(side)  # type: ignore[union-attr,operator]
+        self.relative_positions |= relative_positions
 
     def layers(self) -> list[nn.Module]:
         """The blocks in order, for layer decay, partial fine-tuning, FSDP and checkpointing."""
@@ -369,9 +511,22 @@ class ViT(PixelInput):
                 f"the encoder takes images of {' x '.join(map(str, expected))} (channels, height, "
                 f"width), not {' x '.join(map(str, images.shape[1:]))}"
             )
-        table = self.pos_embed[:, 1:]
-        positions = table if keep is None else gather_tokens(table, keep)
-        prefix = [(self.cls_token + self.pos_embed[:, :1]).expand(len(images), -1, -1)]
+        if self.on_grid:
+            raise UserError(
+                "an encoder with windowed attention or relative positions gives maps of patches "
+                "only: it is for mae segment and mae detect"
+            )
+        return self.embed(images, self.pos_embed, keep)
+
+    def embed(
+        self,
+        images: Float[Tensor, "B C H W"],
+        table: Float[Tensor, "1 N D"],
+        keep: Int64[Tensor, "B K"] | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """As `tokens`, with the positions that fit the images, one for the class token first."""
+        positions = table[:, 1:] if keep is None else gather_tokens(table[:, 1:], keep)
+        prefix = [(self.cls_token + table[:, :1]).expand(len(images), -1, -1)]
         if self.reg_token is not None:
             prefix.append(self.reg_token.expand(len(images), -1, -1))
         patches = self.patch_embed(patchify(images, self.patch, keep)) + positions
@@ -401,13 +556,18 @@ class ViT(PixelInput):
             yield self.norm(tokens)
 
     def forward_intermediates(
-        self, images: Float[Tensor, "B C H W"], taps: Sequence[int]
+        self,
+        images: Float[Tensor, "B C H W"],
+        taps: Sequence[int],
+        draws: Float[Tensor, "B depth 2"] | None = None,
     ) -> list[Float[Tensor, "B D h w"]]:
         """Feature maps of the patches after some blocks, as timm's method of this name.
 
         Args:
-            images: normalised floats of `image_size`.
+            images: normalized floats of any height and width: padded to the patch, positions
+                resized.
             taps: numbers of blocks; 0 is the first, -1 the last.
+            draws: as for `forward`.
 
         Returns:
             One map for each of `taps`, before the final norm, prefix tokens removed.
@@ -416,13 +576,18 @@ class ViT(PixelInput):
         if not all(-depth <= tap < depth for tap in taps):
             raise UserError(f"taps {list(taps)}: blocks are numbered 0 to {depth - 1}")
         wanted = [tap % depth for tap in taps]
-        tokens = self.tokens(images)
+        images = pad_to_patch(images, self.patch)
+        grid = grid_of((images.shape[2], images.shape[3]), self.patch)
+        table = resize_positions(self.pos_embed, self.grid, grid, self.position_resizing)
+        tokens, prefix = self.embed(images, table), self.num_prefix_tokens
+        if self.on_grid:
+            tokens, prefix = tokens[:, prefix:], 0
         maps = {}
         for i, block in enumerate(self.blocks[: max(wanted, default=-1) + 1]):
-            tokens = block(tokens)
+            drawn = None if draws is None else draws[:, i]
+            tokens = block(tokens, draws=drawn, grid=grid if self.on_grid else None)
             if i in wanted:
-                patches = tokens[:, self.num_prefix_tokens :]
-                maps[i] = patches.transpose(1, 2).unflatten(2, self.grid)
+                maps[i] = tokens[:, prefix:].transpose(1, 2).unflatten(2, grid)
         return [maps[tap] for tap in wanted]
 
     def set_drop_path(self, rate: float) -> None:
@@ -446,6 +611,11 @@ class ViT(PixelInput):
         grid = grid_of(image_size, self.patch)
         positions = resize_positions(self.pos_embed.data, self.grid, grid, self.position_resizing)
         self.pos_embed = nn.Parameter(positions, requires_grad=self.pos_embed.requires_grad)
+        for block in self.blocks:
+            attn = block.attn
+            assert isinstance(attn, Attention)
+            if self.relative_positions and not attn.window:
+                attn.resize_relative_positions(grid)
         self.image_size = image_size
         self.grid = grid
 

@@ -30,6 +30,7 @@ class Facts:
         processes: all processes of this run.
         embed_dim: width of an encoder that exists already (of --from), whose size may have no name.
         run_size: the image size of the run that training starts from, if it starts from one.
+        run_patch: the patch of that run.
         seconds_per_step: measured, for `--minutes`.
     """
 
@@ -46,6 +47,7 @@ class Facts:
     val_images: int = 0
     embed_dim: int | None = None
     run_size: tuple[int, ...] | None = None
+    run_patch: tuple[int, ...] | None = None
     seconds_per_step: float | None = None
 
 

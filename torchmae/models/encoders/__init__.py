@@ -56,10 +56,16 @@ class Backbone(Protocol):
         ...
 
     def forward_intermediates(
-        self, images: Float[Tensor, "B C H W"], taps: Sequence[int]
+        self,
+        images: Float[Tensor, "B C H W"],
+        taps: Sequence[int],
+        draws: Float[Tensor, "B depth 2"] | None = None,
     ) -> list[Float[Tensor, "B D h w"]]:
         """Feature maps after the layers `taps` (0 is the first, -1 the last), without the final
-        norm."""
+        norm.
+
+        Of images of any height and width, which are padded to the patch.
+        """
         ...
 
     def layers(self) -> list[nn.Module]:

@@ -1,6 +1,7 @@
 """An encoder of timm as a `Backbone`: a ViT, BEiT or EVA, computed by timm's own code."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from torchmae.errors import UserError, library, nearest
-from torchmae.models.patches import grid_of
+from torchmae.models.patches import grid_of, pad_to_patch
 from torchmae.models.vit import PixelInput, drop_path
 
 # Classes of timm whose tokens are those of a grid of patches, and the modules that make them.
@@ -142,15 +143,19 @@ class TimmEncoder(PixelInput):
                 f"the encoder takes images of {' x '.join(map(str, expected))} (channels, height, "
                 f"width), not {' x '.join(map(str, images.shape[1:]))}"
             )
-        for i, block in enumerate(self.model.blocks):
-            drops = draws is not None and block.training
-            for j, branch in enumerate(branches(block)):
-                branch.draws = draws[:, i, j] if drops and branch.rate else None  # type: ignore[index]
+        self.set_draws(draws)
         if layer is None:
             tokens = self.model.forward_features(images)
         else:
             (tokens,) = self.tokens_after(images, [layer - 1], "NLC", norm=True)
         return tokens[:, self.left_out :]
+
+    def set_draws(self, draws: Float[Tensor, "B depth 2"] | None) -> None:
+        """Gives each branch its randomness of the next forward pass."""
+        for i, block in enumerate(self.model.blocks):
+            drops = draws is not None and block.training
+            for j, branch in enumerate(branches(block)):
+                branch.draws = draws[:, i, j] if drops and branch.rate else None  # type: ignore[index]
 
     def tokens_after(
         self, images: Float[Tensor, "B C H W"], blocks: Sequence[int], form: str, norm: bool
@@ -177,16 +182,50 @@ class TimmEncoder(PixelInput):
             yield tokens[:, self.left_out :]
 
     def forward_intermediates(
-        self, images: Float[Tensor, "B C H W"], taps: Sequence[int]
+        self,
+        images: Float[Tensor, "B C H W"],
+        taps: Sequence[int],
+        draws: Float[Tensor, "B depth 2"] | None = None,
     ) -> list[Float[Tensor, "B D h w"]]:
         """Feature maps of the patches after some blocks (0 is the first, -1 the last), before the
-        final norm."""
+        final norm.
+
+        Raises:
+            UserError: images of another size than `image_size`, of a model of timm that takes one
+                size only.
+        """
         depth = len(self.model.blocks)
         if not all(-depth <= tap < depth for tap in taps):
             raise UserError(f"taps {list(taps)}: blocks are numbered 0 to {depth - 1}")
         wanted = sorted({tap % depth for tap in taps})
-        maps = dict(zip(wanted, self.tokens_after(images, wanted, "NCHW", norm=False)))
+        images = pad_to_patch(images, self.patch)
+        self.set_draws(draws)
+        with self.any_size(images):
+            maps = dict(zip(wanted, self.tokens_after(images, wanted, "NCHW", norm=False)))
         return [maps[tap % depth] for tap in taps]
+
+    @contextmanager
+    def any_size(self, images: Float[Tensor, "B C H W"]) -> Iterator[None]:
+        """While it lasts, timm resizes the positions to the images, if these have another size."""
+        model, embed = self.model, self.model.patch_embed
+        if tuple(images.shape[2:]) == self.image_size:
+            yield
+            return
+        if type(model).__name__ != "VisionTransformer":
+            have = "x".join(map(str, images.shape[2:]))
+            want = "x".join(map(str, self.image_size))
+            raise UserError(f"timm's {self.name} takes images of {want} pixels only, not {have}")
+        # What `dynamic_img_size=True` sets when a model is made.
+        flexible: dict[nn.Module, dict[str, Any]] = {
+            embed: {"strict_img_size": False, "flatten": False, "output_fmt": "NHWC"},
+            model: {"dynamic_img_size": True},
+        }
+        before = {one: {name: getattr(one, name) for name in flexible[one]} for one in flexible}
+        try:
+            set_attributes(flexible)
+            yield
+        finally:
+            set_attributes(before)
 
     def set_drop_path(self, rate: float) -> None:
         """Stochastic depth: `rate` in the last block, growing linearly from 0 in the first."""
@@ -222,6 +261,13 @@ class TimmEncoder(PixelInput):
         if gone:
             self.model.norm = nn.LayerNorm(self.embed_dim, eps=1e-6)
         return gone
+
+
+def set_attributes(values: dict[nn.Module, dict[str, Any]]) -> None:
+    """Sets attributes of modules, each by its name."""
+    for module, attributes in values.items():
+        for name, value in attributes.items():
+            setattr(module, name, value)
 
 
 def cat_prefix(

@@ -4,8 +4,13 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 from torchmae.errors import UserError, choose
-from torchmae.settings.groups import DeviceOptions, LabelledListingOptions, RunDecodeOptions
-from torchmae.settings.options import Range, argument, option
+from torchmae.settings.groups import (
+    DeviceOptions,
+    LabelledListingOptions,
+    RunDecodeOptions,
+    SegmentTestOptions,
+)
+from torchmae.settings.options import Range, argument, flatten, option, options_of
 
 
 class Benchmark(NamedTuple):
@@ -36,14 +41,14 @@ BENCHMARKS = {
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Accuracy, each class, calibration and confusion of a classifier on labelled images."""
+    """How good a classifier or a segmenter is on labelled images: each class, with intervals."""
 
     GROUP: ClassVar[str] = "classes"
 
-    run: str = argument("a run folder that mae finetune or mae import made", "RUN")
+    run: str = argument("a run folder that mae finetune, mae segment or mae import made", "RUN")
     data: str = argument(
         "labelled images (with train/ and val/: those of val/); their classes may be some of the "
-        "classifier's",
+        "classifier's; for a segmenter images with masks, as for mae segment",
         "DATA",
     )
     class_map: str | None = option(
@@ -71,6 +76,9 @@ class Evaluate:
         "imagenet-a, imagenet-r or sketch.",
         otherwise="DATA is a set like any other",
     )
+    boundary: bool = option(
+        False, "Of a segmenter: also the F score of boundaries, within 0.75 % of the diagonal."
+    )
     seed: int = option(
         0,
         "With --corrupt: seed of the noise and the like.",
@@ -78,6 +86,7 @@ class Evaluate:
     )
     listing: LabelledListingOptions = LabelledListingOptions()
     decode: RunDecodeOptions = RunDecodeOptions()
+    test: SegmentTestOptions = SegmentTestOptions()
     runtime: DeviceOptions = DeviceOptions()
 
     def check(self) -> None:
@@ -88,3 +97,13 @@ class Evaluate:
             raise UserError(
                 f"--benchmark {self.benchmark} is measured as published: leave --corrupt out"
             )
+        self.test.check()
+
+    def refuse_flags_of_classifiers(self) -> None:
+        """Raises UserError for what is named and has no meaning for a segmenter."""
+        values, options = flatten(self), options_of(type(self))
+        own = ("class_map", "among", "corrupt", "benchmark", *flatten(self.listing))
+        for name in own:
+            setting = options[name]
+            if values[name] != setting.default:
+                raise UserError(f"{setting.flag} is for classifiers, and {self.run} holds none")
