@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from torch import nn
 
@@ -19,6 +19,7 @@ from torchmae.train.config import Task
 from torchmae.train.distributed import World
 
 
+@runtime_checkable
 class DenseSets(Protocol):
     """Annotated images to train on and to validate on."""
 
@@ -43,6 +44,7 @@ class DenseSets(Protocol):
         """A hex digest of the annotations of both."""
 
 
+@runtime_checkable
 class DenseModel(Protocol):
     """A model with an `encoder`; an `nn.Module`."""
 
@@ -53,6 +55,7 @@ class DenseModel(Protocol):
         """What its class's `build` takes."""
 
 
+@runtime_checkable
 class Scores(Protocol):
     """How good a model is on the validation images."""
 
@@ -88,6 +91,7 @@ class Looked(Generic[S]):
     notes: list[str]
 
 
+@runtime_checkable
 class Verb(Protocol[S, M]):
     """What differs between the verbs of dense prediction; the runner knows no verb by name.
 

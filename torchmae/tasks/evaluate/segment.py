@@ -11,7 +11,6 @@ import torch
 from torchmae.data.config import decode_as_run
 from torchmae.data.dense.segmentation import Examples, LabelledImages, open_labelled, stored_classes
 from torchmae.errors import printable
-from torchmae.eval.intervals import few_images
 from torchmae.eval.segmentation import Measured, SegmentationScores, measure, overlaps
 from torchmae.models.segmentation import Segmenter
 from torchmae.models.weights import load_segmenter
@@ -25,6 +24,7 @@ from torchmae.train.distributed import find_device
 logger = logging.getLogger(__name__)
 
 SHOWN = 8  # of the worst images
+FEW = 20  # images, below which the bootstrap is too sure of itself
 
 
 def measure_segmenter(config: Evaluate) -> dict[str, Any]:
@@ -39,8 +39,10 @@ def measure_segmenter(config: Evaluate) -> dict[str, Any]:
     images = images.with_channels(model.encoder.channels)
     if note:
         logger.info(note)
-    if few := few_images(len(images)):
-        logger.info(few)
+    if len(images) < FEW:
+        logger.info(
+            f"note: only {len(images)} images to measure on: an interval from so few is too narrow"
+        )
     predict = partial(model.to(device).predict, **how)
     examples = Examples(images.source, images.labels)
     found = measure(predict, examples, len(model.classes), device, config.boundary)
