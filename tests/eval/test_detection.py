@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from torchmae.data.dense.objects import Objects, encode_rle
+from torchmae.data.dense.objects import Objects, decode_rle, encode_rle
 from torchmae.errors import UserError
 from torchmae.eval.detection import (
     KINDS,
@@ -20,6 +20,7 @@ from torchmae.eval.detection import (
     to_coco,
     to_results,
     weighted_ap,
+    window_rle,
 )
 
 pytest.importorskip("faster_coco_eval")
@@ -181,3 +182,19 @@ def test_the_interval_is_cheap():
     seconds = time.perf_counter() - start
     assert low < high and seconds < 20
     print(f"{seconds:.1f} s for {sum(len(one.image) for one in counted)} detections")
+
+
+def test_masks_of_windows_are_those_of_the_whole_image():
+    random = np.random.default_rng(0)
+    for _ in range(50):
+        height, width = random.integers(1, 9, 2).tolist()
+        top, left = (int(random.integers(0, side)) for side in (height, width))
+        sides = [
+            int(random.integers(0, side - at + 1)) for side, at in ((height, top), (width, left))
+        ]
+        window = random.random(sides) < random.random()
+        whole = np.zeros((height, width), dtype=bool)
+        whole[top : top + sides[0], left : left + sides[1]] = window
+        rle = window_rle(window, top, left, height, width)
+        np.testing.assert_array_equal(decode_rle(rle), whole)
+        assert sum(rle.counts) == height * width

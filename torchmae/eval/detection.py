@@ -4,43 +4,37 @@ Matching and accumulating are faster-coco-eval's, whose numbers are pycocotools'
 bootstrap over images, which weights the matches of each image and matches nothing again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float32, Float64, Int64
+import torch
+from jaxtyping import Bool, Float32, Float64, Int64, UInt8
+from torch import Tensor
 
+from torchmae.data.dense.annotated import Annotated
+from torchmae.data.dense.detection import Detections
 from torchmae.data.dense.objects import (
     Mask,
     Objects,
     Rle,
+    encode_rle,
     rasterize,
     text_of_counts,
 )
+from torchmae.data.dense.segmentation import Examples
+from torchmae.data.sources.source import BadFile
 from torchmae.errors import UserError, library
+from torchmae.eval.segmentation import each
+from torchmae.models.detection.detector import Found
 
 RESAMPLES = 1000  # of the images, for an interval
 THRESHOLDS = np.linspace(0.5, 0.95, 10)  # of the overlap, over which AP is averaged
 RECALLS = np.linspace(0, 1, 101)  # at which precision is read (COCO)
 SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}  # pixels (COCO)
+MOST = 1000  # detections of an image, where all of them count
 KINDS = {"boxes": "bbox", "masks": "segm"}  # what overlaps; COCO's words
-
-
-class Detections(NamedTuple):
-    """What was found in one image, in its pixels.
-
-    Attributes:
-        boxes: x1 y1 x2 y2.
-        scores: within 0..1.
-        classes: their numbers.
-        masks: run lengths of each; None where there are only boxes.
-    """
-
-    boxes: Float32[np.ndarray, "N 4"]
-    scores: Float32[np.ndarray, " N"]
-    classes: Int64[np.ndarray, " N"]
-    masks: tuple[Rle, ...] | None = None
 
 
 class Truth(NamedTuple):
@@ -56,12 +50,14 @@ class Matches(NamedTuple):
 
     Attributes:
         image: whose detection it is.
+        score: of each.
         hit: whether it is an object, for each threshold.
         counts: whether it counts at all: what matches a crowd does not.
         objects: how many each image has.
     """
 
     image: Int64[np.ndarray, " D"]
+    score: Float64[np.ndarray, " D"]
     hit: Bool[np.ndarray, "T D"]
     counts: Bool[np.ndarray, "T D"]
     objects: Int64[np.ndarray, " N"]
@@ -98,6 +94,91 @@ class DetectionScores:
     def summary(self) -> dict[str, Any]:
         """For results.json."""
         return dict(vars(self))
+
+
+class Measured(NamedTuple):
+    """What a pass over annotated images gives.
+
+    Attributes:
+        found: in each image.
+        truth: what is there.
+        ids: the numbers of the images.
+        bad: files that cannot be read.
+    """
+
+    found: list[Detections]
+    truth: list[Truth]
+    ids: list[int]
+    bad: list[BadFile]
+
+
+def measure(
+    predict: Callable[[UInt8[Tensor, "B C H W"]], list[Found]],
+    annotated: Annotated,
+    device: torch.device,
+) -> Measured:
+    """Finds objects in annotated images, one by one.
+
+    Args:
+        predict: from uint8 images on the device to what is in each.
+        annotated: the images, and what is there.
+        device: where it computes.
+
+    Raises:
+        UserError: no image can be read.
+    """
+    done = Measured([], [], [], [])
+    for one in each(Examples(annotated.source), device, "measure"):
+        if isinstance(one, BadFile):
+            done.bad.append(one)
+            continue
+        height, width = one.image.shape[1:]
+        (found,) = predict(one.image.unsqueeze(0).to(device))
+        done.found.append(to_detections(found, height, width))
+        done.truth.append(Truth(height, width, annotated.objects[one.number]))
+        done.ids.append(one.number)
+    if not done.ids:
+        raise UserError(f"none of {len(annotated.source)} images can be measured on: {done.bad[0]}")
+    return done
+
+
+def to_detections(found: Found, height: int, width: int) -> Detections:
+    """What a detector found in an image of these sides, on the CPU, with whole masks."""
+    masks = None
+    if found.masks is not None:
+        windows = (found.window(i, height, width) for i in range(len(found.boxes)))
+        masks = tuple(
+            window_rle(one.numpy(), top, left, height, width) for one, top, left in windows
+        )
+    boxes, scores, classes = (one.cpu().numpy() for one in found[:3])
+    return Detections(boxes, scores, classes, masks)
+
+
+def window_rle(
+    window: Bool[np.ndarray, "h w"], top: int, left: int, height: int, width: int
+) -> Rle:
+    """The run lengths of a mask that is False outside of a window; takes no memory of the whole."""
+    columns = np.zeros((height, window.shape[1]), dtype=bool)
+    columns[top : top + window.shape[0]] = window
+    first, *rest = encode_rle(columns).counts
+    before, after = left * height, (width - left - window.shape[1]) * height
+    counts = [before + first, *rest]
+    if len(counts) % 2:  # it ends outside of the mask
+        counts[-1] += after
+    elif after:
+        counts.append(after)
+    return Rle(height, width, tuple(counts))
+
+
+def all_scores(
+    found: Measured, classes: Sequence[str], masks: bool, max_detections: int
+) -> dict[str, DetectionScores]:
+    """The scores of "boxes", and with `masks` of "masks"."""
+    return {
+        kind: detection_scores(found.found, found.truth, classes, kind, max_detections)
+        for kind in KINDS
+        if kind == "boxes" or masks
+    }
 
 
 def detection_scores(
@@ -177,7 +258,8 @@ def evaluated(
 
 def to_coco(truth: Sequence[Truth], classes: int, objects: bool = True) -> dict[str, Any]:
     """The json of some images; their ids are 1, 2, ..., and so are those of classes."""
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for i, (height, width, known) in enumerate(truth, start=1):
         images.append({"id": i, "height": height, "width": width})
         for k in range(len(known) if objects else 0):
@@ -202,7 +284,7 @@ def to_results(found: Detections, image: int, kind: str) -> list[dict[str, Any]]
     """Entries of COCO's results format; classes are numbered from 1."""
     entries: list[dict[str, Any]] = []
     for k in range(len(found.boxes)):
-        one = {
+        one: dict[str, Any] = {
             "image_id": image,
             "category_id": int(found.classes[k]) + 1,
             "score": float(found.scores[k]),
@@ -250,15 +332,38 @@ def matches(evaluation: Any, classes: int, images: int) -> list[Matches]:
         first = k * (len(SIZES) + 1) * images
         each = [one.__getstate__() for one in evaluation._evalImgs_cpp[first : first + images]]
         scores = [np.array(state[2], dtype=np.float64) for state in each]
-        order = np.argsort(-np.concatenate(scores), kind="mergesort")
+        score = np.concatenate(scores)
+        order = np.argsort(-score, kind="mergesort")
         hit, ignored = (
             np.concatenate([np.array(s[at], dtype=bool).reshape(10, -1) for s in each], axis=1)
             for at in (0, 4)
         )
         image = np.repeat(np.arange(images), [len(one) for one in scores])
         objects = np.array([sum(not crowd for crowd in state[3]) for state in each])
-        found.append(Matches(image[order], hit[:, order], ~ignored[:, order], objects))
+        counts = ~ignored[:, order]
+        found.append(Matches(image[order], score[order], hit[:, order], counts, objects))
     return found
+
+
+def image_scores(found: Measured, classes: int, least: float) -> Float64[np.ndarray, " N"]:
+    """The F score of each image: of detections with at least this score, matched with objects of
+    their class at an overlap of 0.5; 1 where nothing is there and nothing is found.
+
+    Args:
+        found: the images.
+        classes: how many there are.
+        least: the score.
+    """
+    count = len(found.ids)
+    evaluation = evaluated(found.found, found.truth, classes, "boxes", MOST)
+    right, said, there = np.zeros((3, count))
+    for one in matches(evaluation, classes, count):
+        sure = one.counts[0] & (one.score >= least)
+        said += np.bincount(one.image[sure], minlength=count)
+        right += np.bincount(one.image[sure & one.hit[0]], minlength=count)
+        there += one.objects
+    both = said + there
+    return np.where(both > 0, 2 * right / np.maximum(both, 1), 1.0)
 
 
 def weighted_ap(

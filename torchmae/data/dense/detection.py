@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +29,22 @@ from torchmae.errors import UserError, printable
 SIDE = 112  # of the square that holds a mask: four points for each of the 28 x 28 cells of a head
 LEAST = 1.0  # pixels: what is left of an object on the canvas is at least so high and wide
 CUT = 1.0  # pixels that a box may lose at the edge before it is measured again
+
+
+class Detections(NamedTuple):
+    """What was found in one image, in its pixels.
+
+    Attributes:
+        boxes: x1 y1 x2 y2.
+        scores: within 0..1.
+        classes: their numbers.
+        masks: run lengths of each; None where there are only boxes.
+    """
+
+    boxes: Float32[np.ndarray, "N 4"]
+    scores: Float32[np.ndarray, " N"]
+    classes: Int64[np.ndarray, " N"]
+    masks: tuple[Rle, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +78,11 @@ class DetectionSets:
 
     @property
     def left_out(self) -> list[BadFile]:
+        """Nothing: the scan names missing images, `findings` what is wrong with objects."""
+        return []
+
+    @property
+    def findings(self) -> list[BadFile]:
         """Every object, image and annotation with which something is wrong."""
         return list(dict.fromkeys(one for part in self.parts for one in part.findings.files()))
 
@@ -325,6 +347,26 @@ def rle_columns(rle: Rle, first: int, last: int) -> Bool[np.ndarray, "H w"]:
     ends = np.cumsum(np.array(rle.counts, dtype=np.int64))
     start, stop = first * rle.height, last * rle.height
     low, high = np.searchsorted(ends, start, "right"), np.searchsorted(ends, stop, "left")
-    runs = np.diff(np.clip(ends[low : high + 1], start, stop), prepend=start)
+    runs: Int64[np.ndarray, " n"] = np.diff(
+        np.clip(ends[low : high + 1], start, stop), prepend=start
+    ).astype(np.int64)
     values = np.repeat(np.arange(low, low + len(runs)) % 2 == 1, runs)
     return values.reshape(last - first, rle.height).T
+
+
+def mask_window(
+    mask: Polygons | Rle, box: Float32[np.ndarray, " 4"], height: int, width: int
+) -> tuple[Bool[np.ndarray, "h w"], int, int]:
+    """The pixels of a mask in a window of an image of these sides that holds its box.
+
+    Returns:
+        The pixels, and where they begin: top, left.
+    """
+    left, top = (int(np.clip(np.floor(box[i]), 0, side)) for i, side in ((0, width), (1, height)))
+    right, bottom = int(min(width, np.ceil(box[2]))), int(min(height, np.ceil(box[3])))
+    sides = max(0, bottom - top), max(0, right - left)
+    if not isinstance(mask, Rle):
+        return rasterize([one - [left, top] for one in mask], *sides), top, left
+    if not min(sides):
+        return np.zeros(sides, dtype=bool), top, left
+    return rle_columns(mask, left, right)[top:bottom], top, left
