@@ -51,7 +51,7 @@ ROOM_LINES = {
     "settings": 900,
     "models": 2500,
     "data": 6200,
-    "train": 1450,
+    "train": 1550,
     "eval": 1600,
     "report": 1200,
     "interop": 1400,

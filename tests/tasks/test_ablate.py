@@ -189,8 +189,12 @@ def test_an_ablation_is_measured_drawn_and_cleaned(
     assert "Section 4.1: patches of the loss. Accuracy in %, mean ± std over 2 seeds" in printed
 
     before = results(out)
+    records = {path: path.stat().st_mtime_ns for path in (out / "points").iterdir()}
+    (out / "points" / "raw_pixels-seed-1.json").unlink()
     torchmae.ablate(photos, photos, out=out, **options)
     assert results(out) == before
+    made = {path.name for path, old in records.items() if path.stat().st_mtime_ns != old}
+    assert made == {"raw_pixels-seed-1.json"}
     assert "6 finished, 0 to do" in capsys.readouterr().out
     with pytest.raises(UserError, match="made with epochs 1.0, not 2.0: use another --out"):
         torchmae.ablate(photos, photos, out=out, **{**options, "epochs": 2.0})
@@ -201,6 +205,44 @@ def test_an_ablation_is_measured_drawn_and_cleaned(
         torchmae.ablate(others, photos, out=out, **options)
     with pytest.raises(UserError, match="made with other labelled images: use another --out"):
         torchmae.ablate(photos, others, out=out, **options)
+
+
+def test_baselines_are_measured_once_for_all_that_look_at_images_alike() -> None:
+    made = ablation(study=("fig5", "loss", "fig9"), seeds=(0, 1), measure=("knn", "finetune-2"))
+    beside = {name: t.measures for (name, seed), t in made.baselines.items() if seed == 1}
+    # Fewer blocks of an untrained encoder are not fine-tuned: that of fig9 is trained as a whole.
+    assert beside == {"untrained_encoder": ("knn", "finetune-all"), "raw_pixels": ("knn",)}
+    assert all(e.baselines == ("untrained_encoder", "raw_pixels") for e in made.experiments)
+    follows = {t.name: unit[0].name for unit in made.units() for t in unit[1:]}
+    assert follows == {
+        f"{name}-seed-{seed}": f"mask_ratio=0.1-seed-{seed}"
+        for name in ("untrained_encoder", "raw_pixels")
+        for seed in (0, 1)
+    }
+    sizes = ablation(vary=("patch_size", "8", "16", "mask_ratio", "0.5", "0.75"), seeds=(0,))
+    assert sizes.experiments[0].baselines == (
+        "untrained_encoder",
+        "untrained_encoder-patch_size=16",
+        "raw_pixels",
+    )
+    fine = ablation(study=("loss",), seeds=(0,), measure=("finetune",))
+    assert [name for name, _ in fine.baselines] == ["untrained_encoder"]
+
+
+def test_baselines_are_what_the_verbs_measure(photos: Path, tmp_path: Path) -> None:
+    out, few = tmp_path / "a", {"labels_per_class": 3, "finetune_epochs": 2.0}
+    options = {**TINY, **few, "study": ("loss",), "measure": ("knn", "few-label"), "seeds": (1,)}
+    torchmae.ablate(photos, photos, out=out, **options, keep=True)
+    (study,) = json.loads((out / "ablation.json").read_text())["studies"]
+    found = {row["label"]: row["measures"] for row in study["baselines"]}
+    run = out / "trainings" / "default-seed-1"
+    verb = torchmae.knn(run, photos, val_fraction=0.2, seed=1)["knn"]["untrained encoder"]
+    assert found["untrained encoder"]["knn"]["mean"] == verb["accuracy"]
+    assert list(found["raw pixels"]) == ["knn"]
+    scratch = {"model": str(run), "labels_per_class": 3, "epochs": 2.0, "seed": 1}
+    torchmae.finetune("none", photos, out=tmp_path / "scratch", **scratch)
+    (record,) = json.loads((tmp_path / "scratch" / "results.json").read_text())["results"]
+    assert found["untrained encoder"]["few-label"]["mean"] == record["results"]["last"]["top1"]
 
 
 def command(photos: Path, out: Path, *more: str) -> list[str]:

@@ -20,7 +20,7 @@ from torchmae.models.detection.detector import Detector
 from torchmae.models.encoders import ENCODERS, Backbone, build_encoder
 from torchmae.models.heads import Classifier
 from torchmae.models.mae import MAE
-from torchmae.models.segmentation import Segmenter
+from torchmae.models.segmentation.segmenter import Segmenter
 from torchmae.models.targets.tokenizer import Tokenizer
 from torchmae.plugins import load_run_plugins
 from torchmae.runfolder import kind_of, read_any_config, read_config

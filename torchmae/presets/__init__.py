@@ -3,9 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
-from torchmae.presets import finetune, pretrain
+from torchmae.presets import finetune, pretrain, segment
 
 PRESETS: dict[str, dict[str, Callable[[], dict[str, Any]]]] = {
     "pretrain": pretrain.PRESETS,
     "finetune": finetune.PRESETS,
+    "segment": segment.PRESETS,
 }

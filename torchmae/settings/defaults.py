@@ -14,6 +14,13 @@ R = TypeVar("R")
 SIDES = (224, 192, 160, 128, 112, 96, 80, 64, 48, 32, 28, 24, 16, 8)  # usual image sides in pixels
 
 
+class Choice(NamedTuple):
+    """What is taken for a setting that was left open, and why."""
+
+    value: Any
+    reason: str
+
+
 @dataclass(frozen=True)
 class Facts:
     """What rules may depend on, besides the other settings.
@@ -32,6 +39,7 @@ class Facts:
         run_size: the image size of the run that training starts from, if it starts from one.
         run_patch: the patch of that run.
         seconds_per_step: measured, for `--minutes`.
+        compile: what measuring said of torch.compile; None: the training is too short to ask.
     """
 
     images: int
@@ -49,13 +57,7 @@ class Facts:
     run_size: tuple[int, ...] | None = None
     run_patch: tuple[int, ...] | None = None
     seconds_per_step: float | None = None
-
-
-class Choice(NamedTuple):
-    """What is taken for a setting that was left open, and why."""
-
-    value: Any
-    reason: str
+    compile: Choice | None = None
 
 
 class Rule(NamedTuple):
@@ -96,6 +98,8 @@ def reasons(chosen: Mapping[str, Choice]) -> list[str]:
     lines = []
     for name, choice in chosen.items():
         value = f"{choice.value:.4g}" if isinstance(choice.value, float) else str(choice.value)
+        if isinstance(choice.value, bool):
+            value = "on" if choice.value else "off"
         lines.append(f"{name.replace('_', ' '):>17}  {value:<9}  {choice.reason}")
     return lines
 
@@ -182,5 +186,11 @@ def enough_workers(facts: Facts, values: Mapping[str, Any]) -> Choice:
     return Choice(count, f"{cores} for {processes}")
 
 
+def compiled(facts: Facts, values: Mapping[str, Any]) -> Choice:
+    """What was measured: see `torchmae.train.speed.choose_compile`."""
+    return facts.compile or Choice(False, "the training is short")
+
+
 PRECISION = Rule("bf16 where the device is fast at it", best_precision)
 WORKERS = Rule("by the cores", enough_workers)
+COMPILE = Rule("on in long trainings that are measured to be faster with it", compiled)

@@ -292,7 +292,7 @@ class RuntimeOptions(ChangeableOptions):
         "none.",
         otherwise="chosen where it pays, and explained in the plan",
     )
-    compile: bool = option(False, "Use torch.compile.")
+    compile: bool | None = option(None, "Use torch.compile.")
     fsdp: bool = option(
         False,
         "With several processes: shard the parameters (FSDP2) in place of copying them (DDP).",

@@ -3,14 +3,17 @@
 import ctypes
 import gc
 import logging
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from shutil import which
 from typing import Any, Generic, cast
 
 import torch
 from torch import Tensor, nn
 
-from torchmae.errors import RunError
+from torchmae.errors import RunError, UserError
 from torchmae.train import optim
 from torchmae.train.config import B, Task, TrainConfig
 from torchmae.train.distributed import World, no_sync
@@ -38,6 +41,11 @@ class Trainer(Generic[B]):
         self.requested_micro_batch_size = plan.micro_batch_size
         self.micro_batch_size: int | None = None
         if plan.compile:
+            if which(compiler()) is None:
+                raise UserError(
+                    f"torch.compile needs a C++ compiler, and there is no {compiler()}: install "
+                    "one, or train without (--no-compile)"
+                )
             task.compile()
         # A protocol cannot say that every task is an nn.Module.
         self.module = world.wrap(cast(nn.Module, task), task.layers(), plan.fsdp)
@@ -242,6 +250,12 @@ def keep_freed_memory(keep: bool) -> None:
         # The largest threshold depends on glibc's version.
         elif any(library.mallopt(M_MMAP_THRESHOLD, size) for size in (1 << 30, 1 << 25)):
             library.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+def compiler() -> str:
+    """The C++ compiler that torch.compile calls."""
+    usual = {"darwin": "clang++", "win32": "cl"}
+    return os.environ.get("CXX", usual.get(sys.platform, "g++"))
 
 
 def device_name(device: torch.device) -> str:

@@ -8,6 +8,7 @@ import torch
 import torchmae
 from torchmae.data.labels import labelled_sets
 from torchmae.errors import UserError
+from torchmae.eval.baselines import PIXELS, UNTRAINED
 from torchmae.eval.probes.measures import MEASURES, frozen_guesses
 
 
@@ -25,6 +26,19 @@ def test_the_verbs_measure_the_same(run: Path, photos: Path) -> None:
             "accuracy"
         ],
     }
+
+
+def test_an_untrained_encoder_and_raw_pixels(run: Path, photos: Path) -> None:
+    """The first as mae knn measures it, which reduces pixels to another size."""
+    sets = labelled_sets(str(photos), None, 0.5, None, 3)
+    where = (str(run), sets, 3, ["knn"], torch.device("cpu"))
+    ids, guesses = frozen_guesses(*where, UNTRAINED)
+    truth = sets.val_labels[ids]
+    verb = torchmae.knn(run, photos, val_fraction=0.5, seed=3, device="cpu")["knn"]
+    assert float((guesses["knn"] == truth).double().mean()) == verb["untrained encoder"]["accuracy"]
+    pixels = frozen_guesses(*where, PIXELS)[1]["knn"]
+    trained = frozen_guesses(*where)[1]["knn"]
+    assert not torch.equal(pixels, trained) and not torch.equal(pixels, guesses["knn"])
 
 
 def test_only_what_is_asked_for(run: Path, photos: Path) -> None:

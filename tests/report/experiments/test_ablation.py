@@ -5,7 +5,7 @@ from typing import Any
 
 from PIL import Image
 
-from torchmae.report.experiments.ablation import ablation_table, draw_ablation
+from torchmae.report.experiments.ablation import ablation_table, draw_ablation, one_label
 
 
 def study(numeric: bool) -> dict[str, Any]:
@@ -20,9 +20,16 @@ def study(numeric: bool) -> dict[str, Any]:
             "difference": difference
             and {"mean": difference, "low": difference - 0.02, "high": difference + 0.02},
         }
-        costs = {"minutes": 2.5, "images_per_s": 400.0, "flops": 1e12 * x, "seeds": 2}
+        costs: dict[str, Any] = {
+            "minutes": 2.5,
+            "images_per_s": 400.0,
+            "flops": 1e12 * x,
+            "seeds": 2,
+        }
+        if label in ("untrained encoder", "raw pixels"):
+            costs = {"minutes": None, "images_per_s": None, "flops": None, "seeds": 2}
         paper = {"linear probe": 73.5} if label == "a" else {}
-        measures = {"knn": found, "linear": found}
+        measures = {"knn": found, "linear": found} if label != "raw pixels" else {"knn": found}
         place = x if numeric else None
         return {"label": label, "x": place, "paper": paper, "measures": measures, **costs}
 
@@ -34,6 +41,7 @@ def study(numeric: bool) -> dict[str, Any]:
         "columns": ["knn", "linear"],
         "orderings": {"knn": [pair, {**pair, "verdict": "reproduced"}], "linear": []},
         "rows": [row("a", 1, 0.5, None), row("b", 2, 0.6, 0.1)],
+        "baselines": [row("untrained encoder", 0, 0.4, -0.1), row("raw pixels", 0, 0.6, 0.1)],
     }
 
 
@@ -48,7 +56,12 @@ def test_the_table_has_means_differences_and_orderings() -> None:
     ]
     assert lines[2].split() == ["a", "50.0", "±", "1.0", "50.0", "±", "1.0", "2.5", "400", "73.5"]
     assert "60.0 ± 1.0 (+10.0: +8.0 to +12.0)" in lines[3]
-    assert lines[4:] == ["2 orderings of the paper, by knn: 1 reproduced, 1 not decided"]
+    assert lines[4].split()[:8] == [*"untrained encoder 40.0 ± 1.0 (-10.0: -12.0 to".split()]
+    assert lines[5].split()[:3] == ["raw", "pixels", "60.0"] and lines[5].split()[-1] == "-"
+    assert lines[6:] == [
+        "By knn no point is above raw pixels: their differences say little about learning",
+        "2 orderings of the paper, by knn: 1 reproduced, 1 not decided",
+    ]
 
 
 def test_the_picture_has_three_panels(tmp_path: Path) -> None:
@@ -56,3 +69,10 @@ def test_the_picture_has_three_panels(tmp_path: Path) -> None:
         draw_ablation(study(numeric), tmp_path / "a.png")
         with Image.open(tmp_path / "a.png") as picture:
             assert picture.width > 2.5 * picture.height
+
+
+def test_points_of_the_same_cost_have_a_short_label() -> None:
+    assert one_label(["0.1", "0.2"]) == "0.1 / 0.2"
+    assert one_label([f"0.{i}" for i in range(10)]) == "0.0 and 9 more"
+    long = one_label(["mask tokens in the encoder, 8 decoder blocks", "8 decoder blocks"])
+    assert long == "mask tokens in the … and 1 more"

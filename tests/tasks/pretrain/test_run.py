@@ -30,7 +30,7 @@ from torchmae.models.mae import MAE
 from torchmae.models.masking import MASKINGS
 from torchmae.models.vit import ViT
 from torchmae.models.weights import load_mae
-from torchmae.runfolder import read_config, stored_settings
+from torchmae.runfolder import read_config, stored_settings, write_config
 from torchmae.settings.options import build
 from torchmae.tasks.pretrain.config import Pretrain, ResolvedPretrain
 from torchmae.tasks.pretrain.run import augmentation
@@ -433,6 +433,26 @@ def test_a_cache_does_not_change_the_weights(tmp_path, cache, capsys):
         str(photos), out=str(tmp_path / str(cache)), epochs=3, cache="none", **SMALL
     )  # may change at any time
     assert "is finished" in capsys.readouterr().out
+
+
+def test_a_resume_keeps_what_was_chosen_for_compile(tmp_path, capsys):
+    """A short training is not compiled; one that was is so again, unless told otherwise."""
+    photos = str(make_photos(tmp_path / "photos"))
+    asked = dict(out=str(tmp_path / "run"), epochs=1, **SMALL)
+    run = torchmae.pretrain(photos, **asked)
+    assert "compile  off        the training is short" in capsys.readouterr().out
+    stored = read_config(run)
+    assert stored["config"]["compile"] is False
+    write_config(
+        run.path,
+        "pretrain",
+        stored["config"] | {"compile": True},  # as where a long one is measured
+        stored["data"],
+        stored["model"],
+    )
+    for more, said in (({}, ", compiled"), ({"compile": False}, ", not compiled")):
+        torchmae.pretrain(photos, **asked, **more)
+        assert said in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

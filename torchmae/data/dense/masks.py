@@ -169,10 +169,8 @@ class Coding:
         """The classes of the masks of one image.
 
         Raises:
-            BadImage: they differ in size, or a value is neither a class nor ignored.
+            BadImage: a value is neither a class nor ignored, or there are too many masks.
         """
-        if len({one.values.shape for one in masks}) > 1:
-            raise BadImage("its masks differ in size")
         if self.kind == "objects":
             return np.any([one.values != 0 for one in masks], axis=0).astype(np.uint8)
         if len(masks) > 1:
@@ -225,13 +223,16 @@ class MaskFiles:
         Raises:
             BadImage: a mask cannot be used.
         """
-        labels = self.coding.label_map([read_mask(path, self.decode) for path in self.paths])
-        if labels.shape != (height, width):
-            raise BadImage(
-                f"its mask has {labels.shape[1]} x {labels.shape[0]} pixels, the image "
-                f"{width} x {height}"
-            )
-        return labels
+        return self.coding.label_map(self.read(height, width))
+
+    def read(self, height: int, width: int) -> list[Stored]:
+        """The values of each mask; arguments and errors as for `label_map`."""
+        found = [read_mask(path, self.decode) for path in self.paths]
+        for one in found:
+            if one.values.shape != (height, width):
+                had = f"{one.values.shape[1]} x {one.values.shape[0]}"
+                raise BadImage(f"its mask has {had} pixels, the image {width} x {height}")
+        return found
 
 
 def read_mask(path: str, decode: DecodeOptions = DecodeOptions()) -> Stored:
@@ -322,12 +323,7 @@ def survey(source: Source, masks: Masks) -> Survey:
 
     def look(i: int) -> Looked:
         try:
-            stored = [read_mask(path, masks.decode) for path in masks[i].paths]
-            height, width = size_of(source, i)
-            for one in stored:
-                if one.values.shape != (height, width):
-                    had = f"{one.values.shape[1]} x {one.values.shape[0]}"
-                    raise BadImage(f"its mask has {had} pixels, the image {width} x {height}")
+            stored = masks[i].read(*size_of(source, i))
         except (BadImage, OSError) as error:
             return Looked(bad=BadFile(source.name(i), str(error)))
         values = stored[0].values

@@ -1,6 +1,7 @@
 """What frozen features are measured by: k-NN, logistic regression, the attentive probe."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int64
@@ -9,6 +10,7 @@ from torch import Tensor
 from torchmae.data.config import decode_as_run
 from torchmae.data.labels import LabelledSets, groups_of
 from torchmae.errors import UserError
+from torchmae.eval.baselines import FEATURES, PIXELS, RAW_SIDE, raw_pixels, untrained
 from torchmae.eval.extract import Function, collect, features_of, patch_tokens_of
 from torchmae.eval.probes.attentive import attentive_probe
 from torchmae.eval.probes.knn import knn_votes
@@ -69,17 +71,23 @@ MEASURES: dict[str, tuple[str, Classify]] = {
 
 
 def frozen_guesses(
-    run: str, sets: LabelledSets, seed: int, names: Sequence[str], device: torch.device
+    run: str,
+    sets: LabelledSets,
+    seed: int,
+    names: Sequence[str],
+    device: torch.device,
+    subject: str = FEATURES,
 ) -> tuple[list[int], Mapping[str, Int64[Tensor, " M"]]]:
-    """What probes on a run's frozen encoder say of the validation images, in one pass over these
-    and the training images.
+    """What probes on a run's frozen encoder, or on what it is measured beside, say of the
+    validation images, in one pass over these and the training images.
 
     Args:
-        run: the run folder.
+        run: the run folder; of baselines its description alone is read.
         sets: the labelled images.
-        seed: of folds, weights and order of the probes.
-        names: some of `MEASURES`.
+        seed: of folds, weights and order of the probes, and of an untrained encoder.
+        names: some of `MEASURES`; pixels have no tokens.
         device: where the encoder computes.
+        subject: `FEATURES`, or a baseline: `UNTRAINED` or `PIXELS`.
 
     Returns:
         The numbers of the validation images that can be read; their classes, by name.
@@ -87,9 +95,10 @@ def frozen_guesses(
     Raises:
         UserError: no training image of a class can be read.
     """
-    encoder = load(run)
+    encoder = load(run) if subject == FEATURES else untrained(run, seed)
+    pixels = partial(raw_pixels, side=RAW_SIDE)
     makers: dict[str, Callable[[], Function]] = {
-        POOLED: lambda: features_of(encoder, None, "mean", device),
+        POOLED: lambda: pixels if subject == PIXELS else features_of(encoder, None, "mean", device),
         TOKENS: lambda: patch_tokens_of(encoder, None, device),
     }
     functions = {kind: makers[kind]() for kind in {MEASURES[name][0] for name in names}}

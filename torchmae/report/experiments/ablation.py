@@ -3,15 +3,18 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from torchmae.disk import whole_file
 
+DASHES = ("--", ":", "-.", (0, (1, 4)))  # of baselines; more than four are in the table alone
+LABEL = 32  # letters at most beside points of the same cost
 WORDS = ("reproduced", "not reproduced", "not decided")
 
 
 def ablation_table(study: Mapping[str, Any]) -> str:
-    """A line for each point, and whether the paper's orderings are seen; numbers in %.
+    """A line for each point and baseline, and whether the paper's orderings are seen; numbers in %.
 
     Args:
         study: see `torchmae.tasks.ablate.results.summarize`.
@@ -21,8 +24,9 @@ def ablation_table(study: Mapping[str, Any]) -> str:
     paper = list(dict.fromkeys(name for row in rows for name in row["paper"]))
     beside = [f"paper, {name}" for name in paper]
     lines = [[study["axis"], *columns, "min", "images/s", *beside]]
-    for row in rows:
-        speed = [f"{row['minutes']:.1f}", f"{row['images_per_s']:.0f}"]
+    for row in (*rows, *study["baselines"]):
+        costs = zip((row["minutes"], row["images_per_s"]), (".1f", ".0f"))
+        speed = ["" if cost is None else f"{cost:{form}}" for cost, form in costs]
         published = [f"{row['paper'][name]:.1f}" if name in row["paper"] else "" for name in paper]
         cells = [cell(row["measures"].get(column)) for column in columns]
         lines.append([row["label"], *cells, *speed, *published])
@@ -34,7 +38,27 @@ def ablation_table(study: Mapping[str, Any]) -> str:
     title = f"{study['title']}. Accuracy in %, mean ± std over {seeds} seed{'s' * (seeds > 1)}"
     if seeds > 1:
         title += f"; in brackets the paired difference to {study['reference']}, 95 % interval"
-    return "\n".join([title, *table, *ordering_lines(study["orderings"])])
+    return "\n".join([title, *table, *not_above(study), *ordering_lines(study["orderings"])])
+
+
+def not_above(study: Mapping[str, Any]) -> list[str]:
+    """A line for each measure by which a baseline is as good as the best point."""
+    lines = []
+    for column in study["columns"]:
+        means = [
+            row["measures"][column]["mean"] for row in study["rows"] if column in row["measures"]
+        ]
+        above = [
+            row["label"]
+            for row in study["baselines"]
+            if column in row["measures"] and row["measures"][column]["mean"] >= max(means)
+        ]
+        if above:
+            lines.append(
+                f"By {column} no point is above {' and '.join(above)}: their differences say "
+                "little about learning"
+            )
+    return lines
 
 
 def cell(found: Mapping[str, Any] | None) -> str:
@@ -99,7 +123,7 @@ def draw_ablation(study: Mapping[str, Any], path: Path) -> None:
 
 
 def draw_own(axis: Any, study: Mapping[str, Any], numeric: bool) -> None:
-    """The measured accuracies against what is varied."""
+    """The measured accuracies against what is varied; of baselines, lines across."""
     rows = study["rows"]
     for column in study["columns"]:
         found = [(p, row) for p, row in places(rows, numeric) if column in row["measures"]]
@@ -108,6 +132,13 @@ def draw_own(axis: Any, study: Mapping[str, Any], numeric: bool) -> None:
         line = "-" if numeric else "none"  # nothing lies between two words
         x = [place for place, _ in found]
         axis.errorbar(x, means, stds, label=column, marker="o", ls=line, capsize=3)
+    for row, dashes in zip(study["baselines"], DASHES):
+        shown = [column for column in study["columns"] if column in row["measures"]]
+        for column in shown:
+            color = f"C{study['columns'].index(column)}"
+            axis.axhline(100 * row["measures"][column]["mean"], color=color, ls=dashes, lw=1)
+        if shown:
+            axis.plot([], [], color="tab:gray", ls=dashes, lw=1, label=row["label"])
     seeds = min(row["seeds"] for row in rows)
     images = next(iter(rows[0]["measures"].values()))["images"]
     spread = f"mean ± std of {seeds} seeds" if seeds > 1 else "one seed"
@@ -127,7 +158,7 @@ def draw_compute(axis: Any, study: Mapping[str, Any]) -> None:
         alike.setdefault(f"{row['flops']:.2g}", []).append(row)
     for group in alike.values():
         axis.annotate(
-            " / ".join(row["label"] for row in group),
+            one_label([row["label"] for row in group]),
             (group[0]["flops"], 0.98),
             xycoords=("data", "axes fraction"),
             rotation=90,
@@ -137,6 +168,14 @@ def draw_compute(axis: Any, study: Mapping[str, Any]) -> None:
             color="tab:gray",
         )
     axis.set(title="yours, against compute", xlabel="FLOPs of a training")
+
+
+def one_label(labels: Sequence[str]) -> str:
+    """The labels of several points, or the first and how many others there are."""
+    together, more = " / ".join(labels), ""
+    if len(together) > LABEL and len(labels) > 1:
+        together, more = labels[0], f" and {len(labels) - 1} more"
+    return shorten(together, LABEL - len(more), placeholder=" …") + more
 
 
 def draw_paper(axis: Any, study: Mapping[str, Any], numeric: bool) -> None:

@@ -13,14 +13,15 @@ from typing import Any
 import torch
 
 from torchmae import runfolder
-from torchmae.data.config import listing_as_run
+from torchmae.data.config import decode_as_run, listing_as_run
 from torchmae.data.labels import labelled_sets
 from torchmae.disk import parse_json, write_text
 from torchmae.errors import NOT_FINITE, RunError, UserError
+from torchmae.eval.baselines import FEATURES
 from torchmae.eval.probes.measures import MEASURES, frozen_guesses
 from torchmae.settings.options import build, changeable, changed
 from torchmae.tasks.ablate.config import Ablate
-from torchmae.tasks.ablate.points import Training
+from torchmae.tasks.ablate.points import FEW_LABEL, FINETUNE, Training, part_of
 from torchmae.tasks.finetune.config import Finetune
 from torchmae.tasks.finetune.run import run as finetune
 from torchmae.tasks.pretrain.config import Pretrain
@@ -29,7 +30,6 @@ from torchmae.tasks.pretrain.run import run as pretrain
 logger = logging.getLogger(__name__)
 
 POINTS, TRAININGS = "points", "trainings"  # folders of the ablation
-FEW_LABEL, FINETUNE = "few-label", "finetune"
 # Of a training's settings, those that do not decide what is measured.
 FREE = changeable(Pretrain) | {"target"}  # a tokenizer's folder; its name tells the target
 
@@ -68,7 +68,7 @@ def described(training: Training, config: Ablate) -> dict[str, Any]:
     """The settings that decide what is measured."""
     measures = config.measures
     free = FREE
-    if training.resolved["minutes"] is not None:
+    if training.resolved.get("minutes") is not None:
         free |= {"epochs", "warmup_epochs"}  # decided by the speed, when it begins
     return {
         "name": training.name,
@@ -86,25 +86,24 @@ def described(training: Training, config: Ablate) -> dict[str, Any]:
 
 def train_and_measure(training: Training, config: Ablate, out: Path, device: torch.device) -> None:
     """Pre-trains, measures what is not measured yet, and writes the record; resumes what was
-    stopped anywhere.
+    stopped anywhere. Of a baseline the run's description suffices.
 
     A training whose loss is not finite gets a record that says so.
     """
     run, path = out / TRAININGS / training.folder, record_of(out, training)
-    record = described(training, config)
+    record, trains = described(training, config), training.subject == FEATURES
     before = parse_json(path.read_text())["measures"] if path.exists() else {}
     missing = training._replace(measures=tuple(m for m in training.measures if m not in before))
-    if is_longer(run, training):
+    if trains and is_longer(run, training):
         shutil.rmtree(run)  # its weights of this length are gone: they are made again
     try:
-        pretrain(changed(training.config, out=str(run)), quiet=True)
+        if trains or not runfolder.is_run(run):
+            pretrain(changed(training.config, out=str(run)), quiet=True)
         began = time.monotonic()
         measures = {**before, **frozen(missing, config, run, device)}
         measures |= finetuned(missing, config, run)
-        record |= cost_of(run) | {
-            "measures": measures,
-            "minutes_to_measure": (time.monotonic() - began) / 60,
-        }
+        record |= cost_of(run) if trains else {}
+        record |= {"measures": measures, "minutes_to_measure": (time.monotonic() - began) / 60}
     except RunError as error:
         if error.exit_code != NOT_FINITE:  # stopped, or a full disk: not what was to be found out
             raise
@@ -131,7 +130,7 @@ def frozen(
     which = (config.labelled_data, measures.val, measures.val_fraction, None, training.seed)
     listing = listing_as_run(config.listing, config.labelled_data, str(run))
     sets = labelled_sets(*which, listing=listing)
-    ids, guesses = frozen_guesses(str(run), sets, training.seed, names, device)
+    ids, guesses = frozen_guesses(str(run), sets, training.seed, names, device, training.subject)
     truth = sets.val_labels[ids]
     return {
         name: {"accuracy": float((found == truth).double().mean()), "images": len(truth)}
@@ -147,31 +146,43 @@ def finetuned(training: Training, config: Ablate, run: Path) -> dict[str, dict[s
         if name in MEASURES:
             continue
         settings = {
-            "run": str(run),
+            **start_of(training, config, run),
             "data": config.labelled_data,
             "val": measures.val,
             "val_fraction": measures.val_fraction,
             "labels_per_class": measures.labels_per_class if name == FEW_LABEL else None,
-            "train": part_of(name),
             "epochs": measures.finetune_epochs,
             "seed": training.seed,
             "device": runtime.device,
             "workers": runtime.workers,
             "out": str(finetune_folder(run, training, name)),
+            "train": part_of(name),
         }
         scores = runfolder.last_validation(finetune(build(Finetune, settings), quiet=True))
         found[name] = {"accuracy": scores["top1"], "images": scores["count"]}
     return found
 
 
+def start_of(training: Training, config: Ablate, run: Path) -> dict[str, Any]:
+    """Where a fine-tuning starts: from the run, or from scratch, with its architecture and view."""
+    listing = listing_as_run(config.listing, config.labelled_data, str(run))
+    images = listing.settings(config.listing)
+    if training.subject == FEATURES:
+        return {"run": str(run), **images}
+    decode = decode_as_run(str(run), None, None)
+    return {
+        "run": "none",
+        "model": str(run),
+        "channels": runfolder.read_config(run)["model"]["encoder"]["channels"],
+        "max_megapixels": decode.max_megapixels,
+        "white": decode.white,
+        **images,
+    }
+
+
 def finetune_folder(run: Path, training: Training, measure: str) -> Path:
     """A training that continues another has its own fine-tunings."""
     return run.with_name(f"{training.name}-{measure}")
-
-
-def part_of(measure: str) -> str:
-    """What a fine-tuning may change: `finetune-2` the last two blocks, others everything."""
-    return measure.partition(f"{FINETUNE}-")[2] or "all"
 
 
 def check_measures(names: Sequence[str]) -> None:

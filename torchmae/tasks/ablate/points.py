@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 
 from torchmae.errors import UserError, choose
+from torchmae.eval.baselines import FEATURES, PIXELS, UNTRAINED
+from torchmae.eval.probes.measures import MEASURES, POOLED
 from torchmae.models.decoders import DecoderConfig, decoder_config
 from torchmae.models.encoders import build_encoder
 from torchmae.models.mae import MAE, training_flops
@@ -26,10 +28,18 @@ from torchmae.tasks.ablate.studies import ALL, OWN_TOKENS, STUDIES, Base, Change
 from torchmae.tasks.pretrain.config import Pretrain
 
 TOKENIZER = "tokenizer"  # the folder, below that of the ablation
+FEW_LABEL, FINETUNE = "few-label", "finetune"
+# What points are measured beside, by the settings that decide what it is.
+VIEW = ("image_size", "channels", "max_megapixels", "white")
+BASELINES = {
+    UNTRAINED: ("model", "patch_size", "registers", "normalize", "from_run", *VIEW),
+    PIXELS: VIEW,
+}
 
 
 class Training(NamedTuple):
-    """One pre-training, and how its encoder is measured.
+    """One pre-training, and how its encoder is measured; or a baseline, measured in the folder of
+    the training that comes before it.
 
     Attributes:
         name: unique within the ablation; a file name.
@@ -42,6 +52,7 @@ class Training(NamedTuple):
         relative_flops: of an image, over those of the default.
         measures: what is measured.
         data: what the images and the labelled images are recognized by.
+        subject: what is measured: its features, or one of `BASELINES`.
     """
 
     name: str
@@ -53,16 +64,19 @@ class Training(NamedTuple):
     relative_flops: float
     measures: tuple[str, ...]
     data: Mapping[str, Any]
+    subject: str = FEATURES
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A study on these images: its points, each with the name of its training without the seed."""
+    """A study on these images: its points, each with the name of its training without the seed, and
+    the names of what they are measured beside."""
 
     name: str
     study: Study
     points: tuple[Point, ...]
     trainings: tuple[str, ...]
+    baselines: tuple[str, ...]
     reference: int  # the point that the others are compared with
 
     def measured_by(self, point: Point, measures: Sequence[str]) -> Mapping[str, str]:
@@ -89,6 +103,7 @@ class Ablation:
         self.out = out
         self.data = data
         self.found: dict[tuple[str, int], Training] = {}
+        self.baselines: dict[tuple[str, int], Training] = {}
         self.base_config = build(Pretrain, flatten(config))
         self.base = self.resolve({})
         model = config.model.from_run
@@ -113,7 +128,11 @@ class Ablation:
         places = [i for i, training in enumerate(trainings) if training == DEFAULT]
         if len(places) != 1:
             places = [i for i, point in enumerate(points) if point.default]
-        return Experiment(name, study, tuple(points), tuple(trainings), next(iter(places), 0))
+        seed, reference = self.config.ablation.seeds[0], next(iter(places), 0)
+        changes = [self.found[training, seed].changes for training in trainings]
+        beside = [baseline_name(subject, some) for subject in BASELINES for some in changes]
+        baselines = tuple(name for name in dict.fromkeys(beside) if (name, seed) in self.baselines)
+        return Experiment(name, study, tuple(points), tuple(trainings), baselines, reference)
 
     def add(self, study: str, point: Point) -> str:
         """The name of a point's training, of which there is one for each seed."""
@@ -130,7 +149,7 @@ class Ablation:
         for seed in self.config.ablation.seeds:
             before = self.found.get((name, seed))
             wanted = (before.measures if before else ()) + measures
-            self.found[name, seed] = Training(
+            training = self.found[name, seed] = Training(
                 f"{name}-seed-{seed}",
                 f"{folder}-seed-{seed}",
                 changes,
@@ -141,7 +160,24 @@ class Ablation:
                 tuple(dict.fromkeys(wanted)),
                 self.data,
             )
+            self.add_baselines(training)
         return name
+
+    def add_baselines(self, training: Training) -> None:
+        """What a training is measured beside is added, once for all that look at images alike."""
+        for subject, decides in BASELINES.items():
+            name = baseline_name(subject, training.changes)
+            before = self.baselines.get((name, training.seed))
+            measures = [m for m in training.measures if suits(subject, m)]
+            wanted = dict.fromkeys((*(before.measures if before else ()), *measures))
+            if wanted:
+                self.baselines[name, training.seed] = training._replace(
+                    name=f"{name}-seed-{training.seed}",
+                    changes={n: v for n, v in training.changes.items() if n in decides},
+                    resolved={n: training.resolved[n] for n in decides},
+                    measures=tuple(wanted),
+                    subject=subject,
+                )
 
     def refuse(self, changes: Changes, resolved: Mapping[str, Any]) -> None:
         """Raises UserError for what only a grid can ask for."""
@@ -216,12 +252,20 @@ class Ablation:
 
     def units(self) -> list[list[Training]]:
         """The trainings in the order in which they run, seed by seed, those that share a folder
-        together, the shortest first."""
+        together, the shortest first; every baseline follows the first of its trainings."""
         order = {training.folder: place for place, training in enumerate(self.found.values())}
         every = sorted(
             self.found.values(), key=lambda t: (t.seed, order[t.folder], t.resolved["epochs"])
         )
-        return [list(group) for _, group in groupby(every, key=lambda t: t.folder)]
+        units = [list(group) for _, group in groupby(every, key=lambda t: t.folder)]
+        left = dict(self.baselines)
+        for unit in units:
+            for training, subject in product(tuple(unit), BASELINES):
+                key = baseline_name(subject, training.changes), training.seed
+                if key in left:
+                    place = {"folder": training.folder, "config": training.config}
+                    unit.append(left.pop(key)._replace(**place))
+        return units
 
     @property
     def needs_tokenizer(self) -> bool:
@@ -232,10 +276,28 @@ class Ablation:
 DEFAULT = "default"
 
 
-def name_of(changes: Changes) -> str:
+def name_of(changes: Changes, *start: str) -> str:
     """What a training is called: "mask_ratio=0.5", in letters that every file system has."""
-    text = "-".join(f"{name}={value}" for name, value in changes.items()) or DEFAULT
+    text = "-".join([*start, *(f"{name}={value}" for name, value in changes.items())]) or DEFAULT
     return re.sub(r"[^\w.=+-]+", "_", text)
+
+
+def baseline_name(subject: str, changes: Mapping[str, Any]) -> str:
+    """What a baseline of trainings with these changes is called."""
+    return name_of({n: v for n, v in changes.items() if n in BASELINES[subject]}, subject)
+
+
+def part_of(measure: str) -> str:
+    """What a fine-tuning may change: `finetune-2` the last two blocks, others everything."""
+    return measure.partition(f"{FINETUNE}-")[2] or "all"
+
+
+def suits(subject: str, measure: str) -> bool:
+    """Whether a baseline has a measure: pixels have neither tokens nor weights, and of an untrained
+    encoder everything has to be trained."""
+    if measure in MEASURES:
+        return subject == UNTRAINED or MEASURES[measure][0] == POOLED
+    return subject == UNTRAINED and part_of(measure) == "all"
 
 
 def named_studies(names: Sequence[str]) -> dict[str, Study]:

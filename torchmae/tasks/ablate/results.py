@@ -34,6 +34,10 @@ def write_results(ablation: Ablation, out: Path) -> list[str]:
         key: read_record(out, training, ablation.config) for key, training in ablation.found.items()
     }
     missing = sum(record is None for record in records.values())
+    records |= {
+        key: read_record(out, baseline, ablation.config)
+        for key, baseline in ablation.baselines.items()
+    }
     studies = []
     for experiment in ablation.experiments:
         found = summarize(ablation, experiment, records)
@@ -50,7 +54,9 @@ def write_results(ablation: Ablation, out: Path) -> list[str]:
         "studies": [*others, *studies],
     }
     write_text(out / RESULTS, json.dumps(content, indent=1))
-    unfinished = f"; {missing} of {len(records)} trainings are not finished" if missing else ""
+    unfinished = (
+        f"; {missing} of {len(ablation.found)} trainings are not finished" if missing else ""
+    )
     logger.info(f"Written to {out / RESULTS}{unfinished}")
     return [
         f"{record['name']}: {record['failed']}"
@@ -77,19 +83,29 @@ def summarize(
         "columns", the names of the measures; "orderings", see `orderings`; "rows", of each point:
         "label", "x", "changes", "paper" (accuracies in %), "seeds" (how many are finished), the
         means of `COSTS`, and "measures", by column: "by_seed", "mean",
-        "std", "images", and "difference" to the reference (paired by seed, 95 % interval).
+        "std", "images", and "difference" to the reference (paired by seed, 95 % interval);
+        "baselines", rows of what is measured beside the points, without costs.
     """
-    rows = []
-    for point, name in zip(experiment.points, experiment.trainings):
+
+    def of_point(point: Point, name: str) -> dict[str, Any]:
         found = {
             seed: record
             for seed in ablation.config.ablation.seeds
             if (record := records[name, seed]) is not None and "failed" not in record
         }
-        by = experiment.measured_by(point, ablation.config.measures.measure)
-        rows.append(row_of(point, found, by))
+        return row_of(point, found, experiment.measured_by(point, ablation.config.measures.measure))
+
+    rows = [of_point(*pair) for pair in zip(experiment.points, experiment.trainings)]
     reference = rows[experiment.reference]
-    for row in rows:
+    measured_by = experiment.points[experiment.reference].measured_by
+    seed = ablation.config.ablation.seeds[0]
+    baselines = []
+    for name in experiment.baselines:
+        one = ablation.baselines[name, seed]
+        words = [one.subject, *(f"{n}={v}" for n, v in one.changes.items())]
+        point = Point(", ".join(words), one.changes, measured_by=measured_by)
+        baselines.append(of_point(point, name))
+    for row in (*rows, *baselines):
         add_differences(row, reference)
     columns = list(dict.fromkeys(column for row in rows for column in row["measures"]))
     return {
@@ -100,6 +116,7 @@ def summarize(
         "columns": columns,
         "orderings": {column: orderings(rows, column) for column in columns},
         "rows": rows,
+        "baselines": baselines,
     }
 
 
@@ -109,19 +126,21 @@ def row_of(
     """What `summarize` has of a point, from its records by seed."""
     measures = {}
     for column, measure in by.items():
-        values = {seed: record["measures"][measure]["accuracy"] for seed, record in found.items()}
+        # A baseline may lack a measure.
+        ones = {s: r["measures"][measure] for s, r in found.items() if measure in r["measures"]}
+        values = {seed: one["accuracy"] for seed, one in ones.items()}
         if values:
             measures[column] = {
                 "by_seed": values,
                 "mean": statistics.mean(values.values()),
                 "std": statistics.stdev(values.values()) if len(values) > 1 else None,
-                "images": next(iter(found.values()))["measures"][measure]["images"],
+                "images": next(iter(ones.values()))["images"],
                 "difference": None,
             }
-    costs = {
-        name: statistics.mean(record[name] for record in found.values()) if found else None
-        for name in COSTS
-    }
+    costs = {}
+    for name in COSTS:
+        paid = [record[name] for record in found.values() if name in record]
+        costs[name] = statistics.mean(paid) if paid else None
     return {
         "label": point.label,
         "x": point.x,

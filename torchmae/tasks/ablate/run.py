@@ -23,21 +23,20 @@ from torchmae.data.scan import scan_and_report
 from torchmae.data.sources import open_source
 from torchmae.data.sources.source import Source
 from torchmae.errors import RunError, UserError
+from torchmae.eval.baselines import FEATURES
 from torchmae.models.heads import blocks_of
 from torchmae.plugins import prepare
 from torchmae.settings.defaults import Facts
 from torchmae.settings.options import build, check_ranges, flatten
 from torchmae.tasks.ablate.config import Ablate, parse_budget, parse_part
 from torchmae.tasks.ablate.measure import (
-    FEW_LABEL,
     TRAININGS,
     check_measures,
     drop_weights,
-    part_of,
     read_record,
     train_and_measure,
 )
-from torchmae.tasks.ablate.points import TOKENIZER, Ablation, Training
+from torchmae.tasks.ablate.points import FEW_LABEL, TOKENIZER, Ablation, Training, part_of
 from torchmae.tasks.ablate.results import write_results
 from torchmae.tasks.pretrain.config import Pretrain
 from torchmae.tasks.pretrain.run import run as pretrain
@@ -70,10 +69,16 @@ def run(config: Ablate) -> Path:
     (out / TRAININGS).mkdir(exist_ok=True)
     part, parts = parse_part(config.ablation.part)
     units = ablation.units()[part - 1 :: parts]
-    left = unfinished(units, config, out)
-    logger.info(plan_text(ablation, units, left))
+    to_do = [[t for t in unit if read_record(out, t, config) is None] for unit in units]
+    left = [unit for unit, ones in zip(units, to_do) if ones]
+    if not config.ablation.keep:
+        for unit in units:
+            if unit not in left:
+                drop_weights(out, unit)
+    logger.info(plan_text(ablation, units, to_do))
     if left:
-        logger.info(trial_text(ablation, left, out))
+        if pre_trainings(to_do):
+            logger.info(trial_text(ablation, to_do, out))
         if ablation.needs_tokenizer:
             train_tokenizer(ablation, out)
         work_side_by_side(left, config, out)
@@ -152,36 +157,31 @@ def facts_of(config: Ablate, source: Source, out: Path) -> Facts:
         )
 
 
-def unfinished(units: Sequence[list[Training]], config: Ablate, out: Path) -> list[list[Training]]:
-    """The units of which something is not measured; weights of the others are removed."""
-    left = []
-    for unit in units:
-        records = [read_record(out, training, config) for training in unit]
-        if any(record is None for record in records):
-            left.append(unit)
-        elif not config.ablation.keep:
-            drop_weights(out, unit)
-    return left
-
-
 def plan_text(
-    ablation: Ablation, units: Sequence[list[Training]], left: Sequence[list[Training]]
+    ablation: Ablation, units: Sequence[list[Training]], to_do: Sequence[list[Training]]
 ) -> str:
-    """What there is to do, in words."""
+    """What there is to do, in words; of every unit it is what is not measured."""
     seeds = ablation.config.ablation.seeds
     lines = [
         f"{experiment.study.title}: {' | '.join(point.label for point in experiment.points)}"
         for experiment in ablation.experiments
     ]
-    every, rest = (sum(map(len, some)) for some in (units, left))
+    every, rest = (len(pre_trainings(some)) for some in (units, to_do))
+    beside = dict.fromkeys(t.subject for unit in units for t in unit if t.subject != FEATURES)
     part = f" (part {ablation.config.ablation.part})" if ablation.config.ablation.part else ""
     return "\n".join(
         [
             *lines,
             f"{every} trainings{part} with {len(seeds)} seed{'s' * (len(seeds) > 1)}, "
             f"{every - rest} finished, {rest} to do",
+            *([f"measured beside them: {', '.join(beside)}"] if beside else []),
         ]
     )
+
+
+def pre_trainings(units: Sequence[list[Training]]) -> list[Training]:
+    """What is pre-trained; baselines are not."""
+    return [training for unit in units for training in unit if training.subject == FEATURES]
 
 
 class Trial(NamedTuple):
@@ -206,17 +206,18 @@ def measured_trial(ablation: Ablation, out: Path) -> Trial:
     return Trial(max(r["images_per_s"] for r in logged if "loss" in r), size / 1e6)
 
 
-def trial_text(ablation: Ablation, left: Sequence[list[Training]], out: Path) -> str:
+def trial_text(ablation: Ablation, to_do: Sequence[list[Training]], out: Path) -> str:
     """How long the trainings take and how much disk they need, measured on the device."""
     trial = measured_trial(ablation, out)
     config = ablation.config.ablation
     # A unit continues its trainings: its longest is all that is trained.
-    epochs = sum(unit[-1].resolved["epochs"] * unit[-1].relative_flops for unit in left)
+    longest = [left[-1] for unit in to_do if (left := pre_trainings([unit]))]
+    epochs = sum(training.resolved["epochs"] * training.relative_flops for training in longest)
     seconds = epochs * ablation.facts.images / trial.images_per_s
     budget = parse_budget(config.budget)
     if budget is not None and budget[0] == "minutes":
-        seconds = len(left) * budget[1] * 60
-    kept = len(left) if config.keep else min(config.jobs, len(left))
+        seconds = len(longest) * budget[1] * 60
+    kept = len(longest) if config.keep else min(config.jobs, len(longest))
     return (
         f"about {duration(seconds)} of pre-training: {trial.images_per_s:.0f} images/s were "
         "measured with the default, other points count by their FLOPs; and the measures, whose "

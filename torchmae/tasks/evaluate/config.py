@@ -47,7 +47,9 @@ class Evaluate:
 
     GROUP: ClassVar[str] = "classes"
 
-    run: str = argument("a run folder that mae finetune, mae segment, mae detect or mae import made", "RUN")
+    run: str = argument(
+        "a run folder that mae finetune, mae segment, mae detect or mae import made", "RUN"
+    )
     data: str = argument(
         "labelled images (with train/ and val/: those of val/); their classes may be some of the "
         "classifier's; for a segmenter or a detector annotated images, as for mae segment and mae "

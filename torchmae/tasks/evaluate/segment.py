@@ -12,7 +12,7 @@ from torchmae.data.config import decode_as_run
 from torchmae.data.dense.segmentation import Examples, LabelledImages, open_labelled, stored_classes
 from torchmae.errors import printable
 from torchmae.eval.segmentation import Measured, SegmentationScores, measure, overlaps
-from torchmae.models.segmentation import Segmenter
+from torchmae.models.segmentation.segmenter import Segmenter
 from torchmae.models.weights import load_segmenter
 from torchmae.report.confusion import draw_confusion
 from torchmae.report.segmentation import colored, draw_sheet, overlay

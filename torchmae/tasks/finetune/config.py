@@ -368,6 +368,7 @@ RULES: dict[str, Rule] = {
     ),
     "precision": defaults.PRECISION,
     "workers": defaults.WORKERS,
+    "compile": defaults.COMPILE,
     "pool": by_kind(
         "mean; cls for --train head, as in the paper",
         Choice("mean", "the reference's default"),
@@ -521,6 +522,7 @@ class ResolvedRuntime(RuntimeOptions):
     """With nothing left to choose."""
 
     workers: int
+    compile: bool
 
 
 @dataclass(frozen=True, kw_only=True)

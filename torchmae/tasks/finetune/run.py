@@ -3,7 +3,6 @@ change."""
 
 import hashlib
 import logging
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,11 @@ from torchmae.data.loader import Batches
 from torchmae.data.scan import scan_and_report
 from torchmae.data.sources import with_decode
 from torchmae.data.transforms import RandomResizedCropFlip
-from torchmae.errors import UserError
 from torchmae.models.heads import Classifier, blocks_of
 from torchmae.models.weights import load, seeded
 from torchmae.report.curves import draw_curves
 from torchmae.settings.defaults import Facts
-from torchmae.settings.options import build, changeable, changed, flatten, requested
+from torchmae.settings.options import build, changed, flatten, requested
 from torchmae.tasks.finetune.config import (
     Finetune,
     ResolvedFinetune,
@@ -37,11 +35,10 @@ from torchmae.tasks.finetune.plan import describe, summary, train_config
 from torchmae.tasks.finetune.start import build_classifier, channels_of, untrained
 from torchmae.tasks.finetune.task import ClassifyTask
 from torchmae.tasks.finetune.validation import MEASURED, Validation
-from torchmae.train.checkpoint import lock, verified
 from torchmae.train.distributed import World, machine_facts, start
-from torchmae.train.loop import finished_line, fit
-from torchmae.train.optim import can_lengthen
-from torchmae.train.speed import measure_seconds_per_step
+from torchmae.train.loop import fit
+from torchmae.train.resuming import resume, run_folder
+from torchmae.train.speed import is_timed, measure_seconds_per_step, measured_facts
 
 logger = logging.getLogger(__name__)
 
@@ -67,14 +64,11 @@ def run(config: Finetune, quiet: bool = False) -> Path:
         depth = runfolder.read_config(config.run)["model"]["encoder"].get("depth")
         if depth is not None:
             blocks_of(config.model.train, depth)
-    with start(config.runtime.device) as world, ExitStack() as stack:
+    with start(config.runtime.device) as world:
         data = open_sets(config, out, listing)
-        resuming = world.on_main(lambda: runfolder.prepare(out, config.source.data))
-        world.on_main(lambda: stack.enter_context(lock(out)))
-        if resuming:  # before a model is built: one of the checkpoints has to be good
-            world.on_main(lambda: verified(out))
-        prepare = resumed if resuming else begun
-        return train(prepare(config, data, out, world), out, world, quiet)
+        with run_folder(out, config.source.data, world) as resuming:
+            prepare = resumed if resuming else begun
+            return train(prepare(config, data, out, world), out, world, quiet)
 
 
 def listing_of(config: Finetune, out: Path) -> Listing:
@@ -120,33 +114,13 @@ def default_out(config: Finetune) -> Path:
 
 
 def resumed(config: Finetune, data: LabelledSets, out: Path, world: World) -> Job:
-    """The job that the run folder holds; settings of the runtime are those of this call.
-
-    A run may be lengthened where its first steps are also those of a longer one.
-    """
+    """The job that the run folder holds; settings of the runtime are those of this call."""
     stored = runfolder.stored_settings(out, "finetune")
-    before = build(ResolvedFinetune, {**requested(config), **stored})
     # Which images the seeds leave is compared by the images themselves.
-    may_differ = changeable(Finetune) | {"avoid_seeds"}
-    plan, done = train_config(before, len(data.train)), runfolder.last_step(out)
-    longer = (config.optim.epochs or 0.0) > before.optim.epochs
-    if longer and not can_lengthen(plan, done) and done >= plan.steps:
-        raise UserError(finished_line(plan, out, ""))
-    if longer and can_lengthen(plan, done):
-        may_differ |= {"epochs"}
-    identity = identity_of(data)
-    settings, described = runfolder.resume(out, "finetune", requested(config), may_differ, identity)
-    changed_data = runfolder.other_times(out, identity)
-    if world.is_main and changed_data is not None:
-        logger.warning(changed_data)
-    if "epochs" in may_differ:
-        world.on_main(
-            lambda: runfolder.write_config(out, "finetune", settings, identity, described)
-        )
-    other = runfolder.other_versions(out)
-    if other is not None and done < plan.steps and world.is_main:
-        logger.warning(other)
-    settings["cache"] = config.runtime.cache  # machines differ, and it decides nothing
+    config = changed(config, avoid_seeds=stored.get("avoid_seeds", ()))
+    before = build(ResolvedFinetune, {**requested(config), **stored})
+    plan = train_config(before, len(data.train))
+    settings, described = resume(config, "finetune", identity_of(data), plan, out, world)
     resolved = build(ResolvedFinetune, settings)
     data = data.with_decode(decode_options(resolved))
     model = Classifier.build(described)
@@ -191,14 +165,14 @@ def begun(config: Finetune, data: LabelledSets, out: Path, world: World) -> Job:
         model = build_classifier(resolved, encoder, data.classes)
     batches = make_batches(resolved, data, model, world)
     job = Job(resolved, data, model, chosen, batches, batches, found)
-    if config.optim.minutes is not None:
+    plan, task = train_config(resolved, len(data.train)), ClassifyTask(model, resolved)
+    asked = (config.optim.minutes, config.runtime.compile)
+    if is_timed(plan.steps, *asked):
         job = with_stream(job, world)
-        plan = train_config(resolved, len(data.train))
-        task = ClassifyTask(model, resolved)
-        seconds = measure_seconds_per_step(task, job.stream, plan, world)
-        if job.cache.name in ("memory", "disk"):  # the first time everything was decoded
-            seconds = measure_seconds_per_step(task, job.stream, plan, world)
-        resolved, chosen = resolve(config, replace(facts, seconds_per_step=seconds))
+        if job.cache.name in ("memory", "disk"):  # the first time everything is decoded
+            measure_seconds_per_step(task, job.stream, plan, world)
+        known = measured_facts(task, job.stream, plan, world, *asked)
+        resolved, chosen = resolve(config, replace(facts, **known))
         job = replace(job, config=resolved, chosen=chosen)
     settings, identity = flatten(resolved), identity_of(data)
     world.on_main(

@@ -19,7 +19,9 @@ class Predict:
 
     GROUP: ClassVar[str] = "output"
 
-    run: str = argument("a run folder that mae finetune, mae segment, mae detect or mae import made", "RUN")
+    run: str = argument(
+        "a run folder that mae finetune, mae segment, mae detect or mae import made", "RUN"
+    )
     data: tuple[str, ...] = argument(
         "images, as for mae pretrain; or one or more image files; no labels are needed", "DATA"
     )

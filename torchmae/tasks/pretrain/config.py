@@ -292,6 +292,7 @@ RULES: dict[str, Rule] = {
     "flip": Rule("on, but with --crop none", flip),
     "precision": defaults.PRECISION,
     "workers": defaults.WORKERS,
+    "compile": defaults.COMPILE,
 }
 
 
@@ -439,6 +440,7 @@ class ResolvedRuntime(RuntimeOptions):
     """With nothing left to choose."""
 
     workers: int
+    compile: bool
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 import logging
 import math
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from torchmae.models.mae import MAE, training_flops
 from torchmae.models.masking import num_visible
 from torchmae.report.curves import draw_curves
 from torchmae.settings.defaults import Facts
-from torchmae.settings.options import build, changeable, changed, flatten, parse_size, requested
+from torchmae.settings.options import build, changed, flatten, parse_size, requested
 from torchmae.tasks.pretrain.config import (
     Pretrain,
     PretrainDecodeOptions,
@@ -43,12 +42,11 @@ from torchmae.tasks.pretrain.start import (
     fit_target,
     init_from_run,
 )
-from torchmae.train.checkpoint import lock, return_to, verified
 from torchmae.train.config import Evaluator
 from torchmae.train.distributed import World, machine_facts, start
-from torchmae.train.loop import finished_line, fit
-from torchmae.train.optim import can_lengthen, trunk
-from torchmae.train.speed import measure_seconds_per_step
+from torchmae.train.loop import fit
+from torchmae.train.resuming import resume, run_folder
+from torchmae.train.speed import is_timed, measure_seconds_per_step, measured_facts
 
 logger = logging.getLogger(__name__)
 
@@ -66,16 +64,13 @@ def run(config: Pretrain, quiet: bool = False) -> Path:
     config.check()
     check_names(config)
     data = config.source.data
-    with start(config.runtime.device) as world, ExitStack() as stack:
+    with start(config.runtime.device) as world:
         out = Path(config.output.out or Path("runs") / runfolder.name_of(data))
         refuse_runs(config, out)
         config, source, sets = open_data(config, out)
-        resuming = world.on_main(lambda: runfolder.prepare(out, data))
-        world.on_main(lambda: stack.enter_context(lock(out)))
-        if resuming:  # before a model is built: one of the checkpoints has to be good
-            world.on_main(lambda: verified(out))
-        prepare = resumed if resuming else begun
-        return train(prepare(config, source, out, world), sets, out, world, quiet)
+        with run_folder(out, data, world) as resuming:
+            prepare = resumed if resuming else begun
+            return train(prepare(config, source, out, world), sets, out, world, quiet)
 
 
 def open_data(config: Pretrain, out: Path) -> tuple[Pretrain, Source, LabelledSets | None]:
@@ -117,40 +112,11 @@ def refuse_runs(config: Pretrain, out: Path) -> None:
 
 
 def resumed(config: Pretrain, source: Source, out: Path, world: World) -> Job:
-    """The job that the run folder holds; settings of the runtime are those of this call.
-
-    A run may be lengthened where its first steps are also those of a longer one; in the decay of a
-    wsd schedule it returns to the checkpoint before it.
-    """
+    """The job that the run folder holds; settings of the runtime are those of this call."""
     stored = runfolder.stored_settings(out, "pretrain")
-    before = build(ResolvedPretrain, {**requested(config), **stored})
-    may_differ = changeable(Pretrain)
-    plan, done = train_config(before, len(source)), world.on_main(lambda: runfolder.last_step(out))
-    longer, stable = (config.optim.epochs or 0.0) > before.optim.epochs, trunk(plan)
-    same_so_far = can_lengthen(plan, done)
-    if longer and not same_so_far and stable is None and done >= plan.steps:
-        raise UserError(finished_line(plan, out))
-    if longer and (same_so_far or stable is not None):
-        may_differ |= {"epochs"}
+    plan = train_config(build(ResolvedPretrain, {**requested(config), **stored}), len(source))
     identity = runfolder.stamped_identity(source)
-    settings, described = runfolder.resume(out, "pretrain", requested(config), may_differ, identity)
-    if longer and not same_so_far and stable is not None:
-        # Before config.json: after a kill between them the command finds the same way again.
-        world.on_main(lambda: return_to(out, stable))
-        if world.is_main:
-            logger.info(f"{out}: back to step {stable:,}, before the learning rate fell")
-        done = stable
-    changed_data = runfolder.other_times(out, identity)
-    if world.is_main and changed_data is not None:
-        logger.warning(changed_data)
-    if "epochs" in may_differ:
-        world.on_main(
-            lambda: runfolder.write_config(out, "pretrain", settings, identity, described)
-        )
-    other = runfolder.other_versions(out)
-    if other is not None and done < plan.steps and world.is_main:
-        logger.warning(other)
-    settings["cache"] = config.runtime.cache  # machines differ, and it decides nothing
+    settings, described = resume(config, "pretrain", identity, plan, out, world)
     resolved = build(ResolvedPretrain, settings)
     source = with_decode(source, decode_options(None, resolved.decode))
     batches = make_batches(resolved, source, world)
@@ -177,13 +143,14 @@ def begun(config: Pretrain, source: Source, out: Path, world: World) -> Job:
     batches = make_batches(resolved, source, world)
     job = Job(resolved, batches, model, origin, found, chosen, batches)
     fit_target(model, job.batches, world)
-    if config.optim.minutes is not None:
+    plan = train_config(resolved, found.images)
+    asked = (config.optim.minutes, config.runtime.compile)
+    if is_timed(plan.steps, *asked):
         job = with_stream(job, world)
-        plan = train_config(resolved, found.images)
-        seconds = measure_seconds_per_step(job.task(), job.stream, plan, world)
-        if job.cache.name in ("memory", "disk"):  # the first time everything was decoded
-            seconds = measure_seconds_per_step(job.task(), job.stream, plan, world)
-        resolved, chosen = config.resolve(replace(facts, seconds_per_step=seconds))
+        if job.cache.name in ("memory", "disk"):  # the first time everything is decoded
+            measure_seconds_per_step(job.task(), job.stream, plan, world)
+        known = measured_facts(job.task(), job.stream, plan, world, *asked)
+        resolved, chosen = config.resolve(replace(facts, **known))
         job = replace(job, config=resolved, chosen=chosen)
     identity = runfolder.stamped_identity(source)
     world.on_main(  # all that can be wrong with the settings is known by now

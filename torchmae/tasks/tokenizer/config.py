@@ -149,6 +149,7 @@ RULES: dict[str, Rule] = {
     ),
     "precision": defaults.PRECISION,
     "workers": defaults.WORKERS,
+    "compile": defaults.COMPILE,
 }
 
 
@@ -204,6 +205,7 @@ class ResolvedRuntime(RuntimeOptions):
     """With nothing left to choose."""
 
     workers: int
+    compile: bool
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,6 @@
 `tokens:RUN` of `mae pretrain`."""
 
 import logging
-from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,15 +19,15 @@ from torchmae.models.targets.tokenizer import Tokenizer, TokenizerConfig
 from torchmae.models.weights import seeded
 from torchmae.report.curves import draw_curves
 from torchmae.settings.defaults import Facts
-from torchmae.settings.options import build, changeable, changed, flatten, parse_size, requested
+from torchmae.settings.options import build, changed, flatten, parse_size
 from torchmae.tasks.tokenizer.config import ResolvedTokenizer, TrainTokenizer, check, resolve
 from torchmae.tasks.tokenizer.evaluation import Evaluation
 from torchmae.tasks.tokenizer.job import Job
 from torchmae.tasks.tokenizer.plan import describe, summary, train_config
-from torchmae.train.checkpoint import lock, verified
 from torchmae.train.distributed import World, machine_facts, start
 from torchmae.train.loop import finished_line, fit
-from torchmae.train.speed import measure_seconds_per_step
+from torchmae.train.resuming import resume, run_folder
+from torchmae.train.speed import is_timed, measure_seconds_per_step, measured_facts
 
 logger = logging.getLogger(__name__)
 
@@ -44,16 +43,13 @@ def run(config: TrainTokenizer) -> Path:
     if runfolder.is_run(Path(data)):
         raise UserError(f"{data} is a run folder, not images")
     out = Path(config.output.out or Path("runs") / f"{runfolder.name_of(data)}-tokenizer")
-    with start(config.runtime.device) as world, ExitStack() as stack:
+    with start(config.runtime.device) as world:
         listing = listing_as_run(config.listing, data, out, bool(runfolder.checkpoints(out)))
         config = changed(config, **listing.settings(config.listing))
         source = open_source(data, config.decode, listing)
-        resuming = world.on_main(lambda: runfolder.prepare(out, data))
-        world.on_main(lambda: stack.enter_context(lock(out)))
-        if resuming:  # before a model is built: one of the checkpoints has to be good
-            world.on_main(lambda: verified(out))
-        prepare = resumed if resuming else begun
-        return train(prepare(config, source, out, world), out, world)
+        with run_folder(out, data, world) as resuming:
+            prepare = resumed if resuming else begun
+            return train(prepare(config, source, out, world), out, world)
 
 
 def described(model: Tokenizer) -> dict[str, Any]:
@@ -64,13 +60,8 @@ def described(model: Tokenizer) -> dict[str, Any]:
 def resumed(config: TrainTokenizer, source: Source, out: Path, world: World) -> Job:
     """The job that the run folder holds; settings of the runtime are those of this call."""
     identity = runfolder.stamped_identity(source)
-    free = changeable(TrainTokenizer)
-    settings, about = runfolder.resume(out, "tokenizer", requested(config), free, identity)
-    notes = (runfolder.other_times(out, identity), runfolder.other_versions(out))
-    for note in notes:
-        if note is not None and world.is_main:
-            logger.warning(note)
-    settings["cache"] = config.runtime.cache  # machines differ, and it decides nothing
+    # How soft its choices are follows a schedule over all steps: it cannot be lengthened.
+    settings, about = resume(config, "tokenizer", identity, None, out, world)
     resolved = build(ResolvedTokenizer, settings)
     model = Tokenizer.build(about["tokenizer"])
     batches = make_batches(resolved, source, world)
@@ -94,14 +85,14 @@ def begun(config: TrainTokenizer, source: Source, out: Path, world: World) -> Jo
         model = Tokenizer(TokenizerConfig(about.patch_size, about.vocabulary, size, mean, std))
     batches = make_batches(resolved, source, world)
     job = Job(resolved, batches, model, found, chosen, batches)
-    if config.optim.minutes is not None:
+    plan = train_config(resolved, found.images)
+    task, asked = job.task(plan.steps), (config.optim.minutes, config.runtime.compile)
+    if is_timed(plan.steps, *asked):
         job = with_stream(job, world)
-        plan = train_config(resolved, found.images)
-        task = job.task(plan.steps)
-        seconds = measure_seconds_per_step(task, job.stream, plan, world)
-        if job.cache.name in ("memory", "disk"):  # the first time everything was decoded
-            seconds = measure_seconds_per_step(task, job.stream, plan, world)
-        resolved, chosen = resolve(config, replace(facts, seconds_per_step=seconds))
+        if job.cache.name in ("memory", "disk"):  # the first time everything is decoded
+            measure_seconds_per_step(task, job.stream, plan, world)
+        known = measured_facts(task, job.stream, plan, world, *asked)
+        resolved, chosen = resolve(config, replace(facts, **known))
         job = replace(job, config=resolved, chosen=chosen)
     settings, identity = flatten(resolved), runfolder.stamped_identity(source)
     world.on_main(

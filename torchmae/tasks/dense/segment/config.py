@@ -92,7 +92,9 @@ def head_width(facts: Facts, values: Mapping[str, Any]) -> Choice:
         return Choice(width, "the encoder's, there is nothing between")
     if width >= 768:
         return Choice(512 if values["head"] == "upernet" else 256, "mmsegmentation's")
-    return Choice(max(64, min(256, width // 64 * 64)), "about the encoder's width")
+    own = width if dense.on_gpu(facts) else width // 2
+    words = "about the encoder's width" if dense.on_gpu(facts) else "half the encoder's, on a CPU"
+    return Choice(max(64, min(256, own // 64 * 64)), words)
 
 
 def jitter(facts: Facts, values: Mapping[str, Any]) -> Choice:

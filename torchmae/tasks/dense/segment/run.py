@@ -20,7 +20,7 @@ from torchmae.data.loader import Batches
 from torchmae.errors import UserError, printable
 from torchmae.eval.segmentation import SegmentationScores, measure
 from torchmae.models.encoders import Backbone
-from torchmae.models.segmentation import Segmenter
+from torchmae.models.segmentation.segmenter import Segmenter
 from torchmae.settings.defaults import Rule
 from torchmae.settings.groups import test_as_run
 from torchmae.tasks.dense import run as dense

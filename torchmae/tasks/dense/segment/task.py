@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from torchmae.data.loader import Batch
-from torchmae.models.segmentation import Segmenter, dice_loss, pixel_cross_entropy
+from torchmae.models.segmentation.losses import dice_loss, pixel_cross_entropy
+from torchmae.models.segmentation.segmenter import Segmenter
 from torchmae.tasks.dense.segment.config import ResolvedSegment
 from torchmae.tasks.dense.task import DenseTask
 
