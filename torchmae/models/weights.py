@@ -323,7 +323,7 @@ def read_encoder(run: str | os.PathLike[str]) -> Backbone:
     load_run_plugins(run)
     config = read_config(run)
     encoder = build(build_encoder, config["model"]["encoder"], run)
-    if config["model"].get("pool") == "mean" or kind_of(config) == "segmenter":
+    if config["model"].get("pool") == "mean" or kind_of(config) in ("segmenter", "detector"):
         encoder.remove_norm()
     weights = read_weights(run)
     own = {n.removeprefix("encoder."): w for n, w in weights.items() if n.startswith("encoder.")}
