@@ -35,10 +35,14 @@ def ablation_table(study: Mapping[str, Any]) -> str:
         "   ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip()
         for line in lines
     ]
-    title = f"{study['title']}. Accuracy in %, mean ± std over {seeds} seed{'s' * (seeds > 1)}"
+    title = f"{study['title']}. Accuracy in %, one seed"
     if seeds > 1:
-        title += f"; in brackets the paired difference to {study['reference']}, 95 % interval"
-    return "\n".join([title, *table, *not_above(study), *ordering_lines(study["orderings"])])
+        title = (
+            f"{study['title']}. Accuracy in %, mean ± std over {seeds} seeds; in brackets the "
+            f"paired difference to {study['reference']}, 95 % interval"
+        )
+    orderings = ordering_lines(study["orderings"]) if paper else []
+    return "\n".join([title, *table, *not_above(study), *orderings])
 
 
 def not_above(study: Mapping[str, Any]) -> list[str]:

@@ -6,6 +6,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from torchmae import runfolder
 from torchmae.data.cache.choose import with_cache
 from torchmae.data.config import DecodeOptions, decode_as_run, listing_as_run
@@ -139,7 +141,8 @@ def train(job: Job, out: Path, world: World) -> Path:
     outcome = fit(task, job.stream, plan, out, world, [evaluation])
     if not evaluation.found:  # it was finished before
         task.eval()
-        list(evaluation(plan.steps))
+        with torch.no_grad():
+            list(evaluation(plan.steps))
     if world.is_main:
         draw_curves(out)
         if outcome.last is None:
