@@ -50,7 +50,7 @@ ROOM_LINES = {
     "data": 4350,
     "train": 1450,
     "eval": 1000,
-    "report": 1000,
+    "report": 1050,
     "interop": 1400,
     "tasks": 6900,
     "presets": 220,
