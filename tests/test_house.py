@@ -41,7 +41,7 @@ BASE = {"settings", *ROOT}
 # Each file or folder of models/ may import those before it.
 MODELS = (
     "sizes patches masking mixing targets vit encoders decoders mae heads pyramid segmentation "
-    "weights"
+    "detection weights"
 )
 
 # Lines of code: without comments, docstrings and blank lines. "root" is the files beside the rooms.

@@ -29,6 +29,7 @@ PLACES = {
     "load_mae": "torchmae.models.weights",
     "load_classifier": "torchmae.models.weights",
     "load_segmenter": "torchmae.models.weights",
+    "load_detector": "torchmae.models.weights",
     "load_tokenizer": "torchmae.models.weights",
     "param_groups_weight_decay": "torchmae.train.optim",
     "MASKINGS": "torchmae.models.masking",
@@ -41,8 +42,17 @@ PLACES = {
     "Run": "torchmae.verbs",
 }
 FUNCTIONS = (
-    *("pretrain", "tokenizer", "finetune", "segment", "probe", "knn", "partial", "ablate"),
-    *("compare", "compare_segment", "evaluate", "predict", "reconstruct", "embed", "verify"),
+    *("pretrain", "tokenizer", "finetune", "segment", "detect", "probe", "knn", "partial"),
+    *(
+        "ablate",
+        "compare",
+        "compare_segment",
+        "evaluate",
+        "predict",
+        "reconstruct",
+        "embed",
+        "verify",
+    ),
     *("pack", "import_", "export", "bench"),
 )
 __all__ = ["RunError", "UserError", "__version__", "presets", *FUNCTIONS, *PLACES]

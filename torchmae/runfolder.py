@@ -2,9 +2,9 @@
 
     config.json            the settings, the identity of the data, how to build the model
     model.safetensors      the newest weights
-    best.safetensors       mae finetune, segment: the weights with the best validation
+    best.safetensors       mae finetune, segment, detect: the weights with the best validation
     manifest.json          size and SHA-256 of these three, which every later verb compares
-    last.json, best.json   mae finetune, segment: the scores of the last and best validation
+    last.json, best.json   mae finetune, segment, detect: the scores of the last and best validation
     state/step-00001200/   a checkpoint (train/checkpoint.py owns what is in it)
     log.jsonl, curves.png  how training went
     bad-files.jsonl        the files that could not be read, with reasons
@@ -260,9 +260,9 @@ def check_settings(config: dict[str, Any]) -> None:
 
 def kind_of(config: dict[str, Any]) -> str:
     """What a config.json describes: "mae" (encoder and decoder), "classifier", "segmenter",
-    "encoder" or "tokenizer"."""
+    "detector", "encoder" or "tokenizer"."""
     model = config["model"]
-    for kind in ("tokenizer", "segmenter"):
+    for kind in ("tokenizer", "segmenter", "detector"):
         if kind in model:
             return kind
     return "mae" if "decoder" in model else "classifier" if "classes" in model else "encoder"

@@ -42,6 +42,9 @@ VERBS: dict[str, Verb] = {
     "segment": task(
         "dense.segment", "Segment", "make a segmenter from a run and images with masks"
     ),
+    "detect": task(
+        "dense.detect", "Detect", "make a detector from a run and images with boxes or masks"
+    ),
     "probe": task("probe", "Probe", "linear probe: what a linear map makes of the frozen features"),
     "knn": task("knn", "Knn", "k-NN accuracy of frozen features, beside raw pixels"),
     "partial": task(

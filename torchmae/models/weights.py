@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torchmae import manifest
 from torchmae.errors import UserError
 from torchmae.models.decoders import DecoderConfig
+from torchmae.models.detection.detector import Detector
 from torchmae.models.encoders import ENCODERS, Backbone, build_encoder
 from torchmae.models.heads import Classifier
 from torchmae.models.mae import MAE
@@ -159,7 +160,12 @@ def build_any(model: dict[str, Any]) -> nn.Module:
 
 
 # What is made of an encoder, by `kind_of`.
-MODELS: dict[str, Any] = {"mae": MAE, "classifier": Classifier, "segmenter": Segmenter}
+MODELS: dict[str, Any] = {
+    "mae": MAE,
+    "classifier": Classifier,
+    "segmenter": Segmenter,
+    "detector": Detector,
+}
 
 
 def load_mae(run: str | os.PathLike[str], verify: bool = True) -> MAE:
@@ -244,6 +250,31 @@ def load_segmenter(
         return model.eval()
 
 
+def load_detector(run: str | os.PathLike[str], best: bool = False, verify: bool = True) -> Detector:
+    """The detector of a run folder, in eval mode on the CPU; `UserError` if it holds none.
+
+    Args:
+        run: the folder.
+        best: the weights that were best on the validation images, not the last ones.
+        verify: as for `load_mae`.
+
+    Returns:
+        The detector; `detector.predict(images)` of uint8 images `[B, C, H, W]` of any size returns
+        boxes, scores, classes and masks of each (`Found`); `detector.classes` names the classes.
+    """
+    with manifest.verification(verify):
+        load_run_plugins(run)
+        config = read_config(run)
+        if kind_of(config) != "detector":
+            raise UserError(
+                f"{run} holds no detector: make one with mae detect {run} ANNOTATED --out OUT"
+            )
+        model = build(Detector.build, config["model"], run)
+        name = "best.safetensors" if best else "model.safetensors"
+        load_weights(model, read_weights(run, name), run)
+        return model.eval()
+
+
 def load_tokenizer(run: str | os.PathLike[str], verify: bool = True) -> Tokenizer:
     """The tokenizer of a run folder, in eval mode on the CPU; `UserError` if it holds none.
 
@@ -292,7 +323,7 @@ def read_encoder(run: str | os.PathLike[str]) -> Backbone:
     load_run_plugins(run)
     config = read_config(run)
     encoder = build(build_encoder, config["model"]["encoder"], run)
-    if config["model"].get("pool") == "mean" or kind_of(config) == "segmenter":
+    if config["model"].get("pool") == "mean" or kind_of(config) in ("segmenter", "detector"):
         encoder.remove_norm()
     weights = read_weights(run)
     own = {n.removeprefix("encoder."): w for n, w in weights.items() if n.startswith("encoder.")}

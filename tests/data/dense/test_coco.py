@@ -162,11 +162,10 @@ def test_a_class_that_only_validation_has(tmp_path):
 
 def test_images_of_another_size_than_annotated(tmp_path):
     found = one_image(tmp_path, [box(2, 2, 5, 5)])
-    assert found.of_size([(30, 40)]) is found
-    assert found.of_size([(0, 0)]) is found  # bad: the scan says so
-    left = found.of_size([(40, 30)])
-    assert len(left.source) == len(left.objects) == 0
-    assert "a.png, 30 x 40, not 40 x 30 (a photograph turned by EXIF?)" in left.findings.lines()[0]
+    assert found.of_other_size([(30, 40)]) == []
+    assert found.of_other_size([(0, 0)]) == []  # bad: the scan says so
+    assert found.of_other_size([(40, 30)]) == [0]
+    assert "a.png, 30 x 40, not 40 x 30 (a photograph turned by EXIF?)" in found.findings.lines()[0]
 
 
 def test_damaged_files(tmp_path):

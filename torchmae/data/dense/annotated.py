@@ -103,22 +103,22 @@ class Annotated:
         sizes = tuple(self.sizes[i] for i in ids)
         return replace(self, source=self.source.select(ids), objects=objects, sizes=sizes)
 
-    def of_size(self, sizes: Sequence[tuple[int, int]]) -> "Annotated":
-        """Without the images that are not of the size their annotations say.
+    def of_other_size(self, sizes: Sequence[tuple[int, int]]) -> list[int]:
+        """The images that are not of the size their annotations say; each is noted.
 
         Args:
             sizes: height and width of each image when it is decoded; zeros where it cannot be.
         """
-        good = []
+        wrong = []
         for i, (found, said) in enumerate(zip(sizes, self.sizes)):
             if said is None or not found[0] or tuple(found) == said:
-                good.append(i)
                 continue
             turned = " (a photograph turned by EXIF?)" if tuple(found) == said[::-1] else ""
             kind = "images of another size than their annotations say, left out"
             where = f"{found[1]} x {found[0]}, not {said[1]} x {said[0]}{turned}"
             self.findings.add(kind, self.source.name(i), where)
-        return self if len(good) == len(self.objects) else self.select(good)
+            wrong.append(i)
+        return wrong
 
 
 def gather(

@@ -1,7 +1,7 @@
 """What a verb of dense prediction brings to the runner, and a training that is ready."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
@@ -83,12 +83,14 @@ class Looked(Generic[S]):
         settings: settings that follow from it, by name.
         bad: files whose annotations cannot be used.
         notes: lines for the plan.
+        counted: what they count; it goes to bad-files.jsonl one by one.
     """
 
     sets: S
     settings: Mapping[str, Any]
     bad: list[BadFile]
     notes: list[str]
+    counted: list[BadFile] = field(default_factory=list)
 
 
 @runtime_checkable

@@ -30,7 +30,7 @@ def train_config(config: ResolvedDense, images: int) -> TrainConfig:
         betas=(0.9, optim.beta2),
         clip_grad=optim.clip_grad,
         precision=optim.precision,
-        compile=runtime.compile,
+        compile=bool(runtime.compile),
         fsdp=runtime.fsdp,
         workers=runtime.workers,
         micro_batch_size=runtime.micro_batch_size,

@@ -167,7 +167,7 @@ def look(config: Dense, verb: Verb[Any, Any], sets: Any, out: Path) -> Looked[An
         UserError: too much of it cannot be used.
     """
     looked = verb.look(sets, config)
-    note_bad_files(out, [*sets.left_out, *looked.bad])
+    note_bad_files(out, [*sets.left_out, *looked.counted, *looked.bad])
     count = len(sets.train_source) + len(sets.val_source)
     notes = list(looked.notes)
     for words, files in (("left out", sets.left_out), ("not used", looked.bad)):

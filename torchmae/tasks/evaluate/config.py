@@ -1,5 +1,6 @@
 """The settings of `mae evaluate`."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -41,14 +42,18 @@ BENCHMARKS = {
 
 @dataclass(frozen=True)
 class Evaluate:
-    """How good a classifier or a segmenter is on labelled images: each class, with intervals."""
+    """How good a classifier, a segmenter or a detector is on labelled images: each class, with
+    intervals."""
 
     GROUP: ClassVar[str] = "classes"
 
-    run: str = argument("a run folder that mae finetune, mae segment or mae import made", "RUN")
+    run: str = argument(
+        "a run folder that mae finetune, mae segment, mae detect or mae import made", "RUN"
+    )
     data: str = argument(
         "labelled images (with train/ and val/: those of val/); their classes may be some of the "
-        "classifier's; for a segmenter images with masks, as for mae segment",
+        "classifier's; for a segmenter or a detector annotated images, as for mae segment and mae "
+        "detect",
         "DATA",
     )
     class_map: str | None = option(
@@ -100,10 +105,18 @@ class Evaluate:
         self.test.check()
 
     def refuse_flags_of_classifiers(self) -> None:
-        """Raises UserError for what is named and has no meaning for a segmenter."""
-        values, options = flatten(self), options_of(type(self))
+        """Raises UserError for what is named and has no meaning for pixels and objects."""
         own = ("class_map", "among", "corrupt", "benchmark", *flatten(self.listing))
-        for name in own:
+        self.refuse(own, "classifiers")
+
+    def refuse_flags_of_segmenters(self) -> None:
+        """Raises UserError for what is named and has no meaning for objects."""
+        self.refuse(("boundary", *flatten(self.test)), "segmenters")
+
+    def refuse(self, names: Iterable[str], what: str) -> None:
+        """Raises UserError for one of these settings that is named."""
+        values, options = flatten(self), options_of(type(self))
+        for name in names:
             setting = options[name]
             if values[name] != setting.default:
-                raise UserError(f"{setting.flag} is for classifiers, and {self.run} holds none")
+                raise UserError(f"{setting.flag} is for {what}, and {self.run} holds none")

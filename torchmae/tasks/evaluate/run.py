@@ -1,4 +1,4 @@
-"""`mae evaluate`: how good a fine-tuned classifier or a segmenter is on labelled images."""
+"""`mae evaluate`: how good a classifier, a segmenter or a detector is on labelled images."""
 
 import logging
 from collections.abc import Callable
@@ -11,6 +11,7 @@ from torchmae.settings.options import check_ranges, flatten
 from torchmae.tasks.evaluate.benchmark import measure_benchmark
 from torchmae.tasks.evaluate.config import Evaluate
 from torchmae.tasks.evaluate.corrupt import measure_corrupted
+from torchmae.tasks.evaluate.detect import measure_detector
 from torchmae.tasks.evaluate.once import measure_once
 from torchmae.tasks.evaluate.segment import measure_segmenter
 from torchmae.train.distributed import find_device
@@ -18,7 +19,10 @@ from torchmae.train.distributed import find_device
 logger = logging.getLogger(__name__)
 
 # Of what a run folder holds; of anything else `load_classifier` says what is missing.
-MEASURES: dict[str, Callable[[Evaluate], dict[str, Any]]] = {"segmenter": measure_segmenter}
+MEASURES: dict[str, Callable[[Evaluate], dict[str, Any]]] = {
+    "segmenter": measure_segmenter,
+    "detector": measure_detector,
+}
 
 
 def run(config: Evaluate) -> dict[str, Any]:
@@ -26,7 +30,8 @@ def run(config: Evaluate) -> dict[str, Any]:
 
     Returns:
         The settings and the scores: "top1", "top5" (of more than 5 classes), "low", "high", ...;
-        of a segmenter "miou", "low", "high", "iou", ...; with --corrupt those of
+        of a segmenter "miou", "low", "high", "iou", ...; of a detector those of "boxes" and
+        "masks", each with "ap", "low", "high", ...; with --corrupt those of
         `torchmae.eval.robustness.corrupted_scores`, on ImageNet-C those of `corruption_errors`
         there.
     """

@@ -9,26 +9,36 @@ from torchmae.settings.groups import (
     RunDecodeOptions,
     SegmentTestOptions,
 )
-from torchmae.settings.options import argument, option
+from torchmae.settings.options import SHARE, argument, option
 
 
 @dataclass(frozen=True)
 class Predict:
-    """Write the class of every image with the probability of each class to a file, or the class of
-    every pixel to pictures."""
+    """Write the class of every image with the probability of each class to a file, the class of
+    every pixel to pictures, or the objects in images to COCO's and YOLO's files."""
 
     GROUP: ClassVar[str] = "output"
 
-    run: str = argument("a run folder that mae finetune, mae segment or mae import made", "RUN")
+    run: str = argument(
+        "a run folder that mae finetune, mae segment, mae detect or mae import made", "RUN"
+    )
     data: tuple[str, ...] = argument(
         "images, as for mae pretrain; or one or more image files; no labels are needed", "DATA"
     )
     out: str | None = option(
         None,
-        '.csv or .parquet (extra "parquet"); of a segmenter a new folder.',
+        '.csv or .parquet (extra "parquet"); of a segmenter or a detector a new folder.',
         otherwise="predictions.csv; the folder predictions",
     )
-    overlays: bool = option(True, "Of a segmenter: also the images under the colors of classes.")
+    overlays: bool = option(
+        True, "Of a segmenter or a detector: also the images under the colors of what is found."
+    )
+    min_score: float = option(
+        0.5,
+        "Of a detector: the score from which on an object is drawn, and written for YOLO; "
+        "detections.json has all.",
+        within=SHARE,
+    )
     best: bool = option(
         False,
         "Take the weights of the epoch that was best on the validation images, not the last ones.",

@@ -1,4 +1,5 @@
-"""`mae predict`: the classes of images, with probabilities, in a file; of pixels in pictures."""
+"""`mae predict`: the classes of images, with probabilities, in a file; of pixels in pictures;
+objects in COCO's and YOLO's formats."""
 
 import logging
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from torchmae.report.tables import Column, check_table, write_table
 from torchmae.runfolder import kind_of, read_config
 from torchmae.settings.options import check_ranges
 from torchmae.tasks.predict.config import Predict
+from torchmae.tasks.predict.detect import predict_objects
 from torchmae.tasks.predict.images import open_data
 from torchmae.tasks.predict.segment import predict_labels
 from torchmae.train.distributed import find_device
@@ -32,7 +34,10 @@ def run(config: Predict) -> Path:
 
 
 # Of what a run folder holds; of anything else `load_classifier` says what is missing.
-PREDICTIONS: dict[str, Callable[[Predict], Path]] = {"segmenter": predict_labels}
+PREDICTIONS: dict[str, Callable[[Predict], Path]] = {
+    "segmenter": predict_labels,
+    "detector": predict_objects,
+}
 
 
 def predict_classes(config: Predict) -> Path:
