@@ -42,20 +42,18 @@ PLACES = {
     "Run": "torchmae.verbs",
 }
 FUNCTIONS = (
+    *("pretrain", "tokenizer", "finetune", "segment", "detect", "probe", "knn", "partial"),
     *(
-        "pretrain",
-        "tokenizer",
-        "finetune",
-        "segment",
-        "detect",
-        "probe",
-        "knn",
-        "partial",
-        "compare",
         "ablate",
+        "compare",
+        "compare_segment",
+        "evaluate",
+        "predict",
+        "reconstruct",
+        "embed",
+        "verify",
     ),
-    *("evaluate", "predict", "reconstruct", "embed", "verify", "pack", "import_", "export"),
-    "bench",
+    *("pack", "import_", "export", "bench"),
 )
 __all__ = ["RunError", "UserError", "__version__", "presets", *FUNCTIONS, *PLACES]
 
@@ -63,7 +61,9 @@ __all__ = ["RunError", "UserError", "__version__", "presets", *FUNCTIONS, *PLACE
 def __getattr__(name: str) -> Any:
     """Imports a public name at its first use."""
     if name in FUNCTIONS:
-        value = importlib.import_module("torchmae.verbs").function(name.removesuffix("_"))
+        value = importlib.import_module("torchmae.verbs").function(
+            name.removesuffix("_").replace("_", "-")
+        )
     elif name in PLACES:
         value = getattr(importlib.import_module(PLACES[name]), name)
     elif name == "presets":

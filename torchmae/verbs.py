@@ -53,6 +53,11 @@ VERBS: dict[str, Verb] = {
     "compare": task(
         "sweep", "Compare", "a run against the same encoder from scratch, or several", "run:compare"
     ),
+    "compare-segment": task(
+        "dense.compare",
+        "CompareSegment",
+        "a run against the same encoder from scratch as segmenters",
+    ),
     "ablate": task("ablate", "Ablate", "many pre-trainings: the paper's ablations, or your own"),
     "evaluate": task("evaluate", "Evaluate", "accuracy, calibration and confusion of a classifier"),
     "predict": task("predict", "Predict", "write the classes of images to a file"),
@@ -164,7 +169,7 @@ def function(verb: str) -> Callable[..., Any]:
     measured.
     """
     entry = VERBS[verb]
-    name = "import_" if verb == "import" else verb
+    name = "import_" if verb == "import" else verb.replace("-", "_")
 
     def call(*arguments: Any, **options: Any) -> Any:
         config = from_python(load(entry.config), f"torchmae.{name}", arguments, options)

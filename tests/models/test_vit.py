@@ -324,9 +324,7 @@ def test_wrong_arguments():
         ViT((8, 8), channels=2, mean=(0.5, 0.5, 0.5), **TINY)
     with pytest.raises(UserError, match="one value for each of 3 channels"):
         ViT((8, 8), std=(0.5,), **TINY)
-    with pytest.raises(
-        UserError, match=r"unknown model 'vit_bass'; one of: .*Did you mean vit_base\?"
-    ):
+    with pytest.raises(UserError, match=r"unknown model 'vit_bass'. Did you mean vit_base\?"):
         size_of("vit_bass")
 
 

@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 RESAMPLES = 1000  # of the images, for an interval
 TOLERANCE = 0.0075  # of the image's diagonal, of boundaries (Csurka et al. 2013)
 
+Predictor = Callable[[UInt8[Tensor, "B C H W"]], UInt8[Tensor, "B H W"]]
+"""From uint8 images on the device to the number of the class of each pixel."""
+
 Areas = Int64[np.ndarray, "3 classes"]
 """Of one image: pixels of each class that are right, that are predicted, that are labelled."""
 
@@ -206,7 +209,7 @@ class Measured(NamedTuple):
 
 @torch.no_grad()
 def measure(
-    predict: Callable[[UInt8[Tensor, "B C H W"]], UInt8[Tensor, "B H W"]],
+    predict: Predictor,
     examples: Examples,
     classes: int,
     device: torch.device,
@@ -215,7 +218,7 @@ def measure(
     """Compares predictions with labels, image by image.
 
     Args:
-        predict: from uint8 images on the device to the numbers of classes.
+        predict: such as `Segmenter.predict`, on the device.
         examples: the images with their labels.
         classes: how many there are.
         device: where it computes.

@@ -82,7 +82,7 @@ commit of torchmae: {markdown(described.get("commit") or "not known")}.
 
 {newline.join(f"* {file.name}: `{sha256(file)}`" for file in sorted(folder.iterdir()))}
 
-## Licence
+## License
 
 Not stated here: whoever publishes these weights chooses it; \
 imported weights keep that of their source.

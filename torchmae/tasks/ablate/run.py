@@ -40,7 +40,6 @@ from torchmae.tasks.ablate.points import FEW_LABEL, TOKENIZER, Ablation, Trainin
 from torchmae.tasks.ablate.results import write_results
 from torchmae.tasks.pretrain.config import Pretrain
 from torchmae.tasks.pretrain.run import run as pretrain
-from torchmae.tasks.tokenizer.config import TrainTokenizer
 from torchmae.tasks.tokenizer.run import run as tokenizer
 from torchmae.train.checkpoint import lock
 from torchmae.train.distributed import available_cores, find_device, machine_facts, start
@@ -227,21 +226,8 @@ def trial_text(ablation: Ablation, to_do: Sequence[list[Training]], out: Path) -
 
 def train_tokenizer(ablation: Ablation, out: Path) -> None:
     """The tokenizer whose tokens a study predicts; other parts of the ablation wait for it."""
-    base, config = ablation.base, ablation.config
-    settings = {
-        **flatten(config),
-        "out": str(out / TOKENIZER),
-        "image_size": base["image_size"],
-        "patch_size": base["patch_size"],
-        "seed": 0,
-    }
-    known = flatten(TrainTokenizer(source=config.source))
-    # What is open, or has no meaning here (the scale of --crop none), is as mae tokenizer chooses.
-    values = {n: value for n, value in settings.items() if n in known and value is not None}
-    for name in ("epochs", "base_lr", "warmup_epochs", "batch_size", "minutes"):
-        values.pop(name, None)  # a tokenizer has its own
     with waiting_lock(out / LOCKS / TOKENIZER):
-        tokenizer(build(TrainTokenizer, values))
+        tokenizer(ablation.tokenizer())
 
 
 @contextmanager
@@ -268,16 +254,17 @@ def work_side_by_side(units: Sequence[list[Training]], config: Ablate, out: Path
         context.Process(target=job, args=(units, config, out, jobs, number))
         for number in range(jobs)
     ]
-    for process in processes:
-        process.start()
+    with without_interrupts():
+        for process in processes:
+            process.start()
     try:
         for process in processes:
             process.join()
     finally:
         for process in processes:
-            if process.is_alive():
-                process.terminate()
-                process.join()
+            process.terminate()
+        for process in processes:
+            process.join()
     codes = [process.exitcode for process in processes]
     if any(codes):
         raise RunError(
@@ -287,9 +274,25 @@ def work_side_by_side(units: Sequence[list[Training]], config: Ablate, out: Path
     return None
 
 
+@contextmanager
+def without_interrupts() -> Iterator[None]:
+    """Processes that start meanwhile ignore Ctrl-C, which a terminal sends to all, outside of their
+    trainings, which save: the one that started them stops them."""
+    if threading.current_thread() is not threading.main_thread():  # it alone may say so
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def job(units: Sequence[list[Training]], config: Ablate, out: Path, jobs: int, number: int) -> None:
     """One of several processes: its share of the cores, and its output in a file."""
     torch.set_num_threads(max(1, available_cores() // jobs))
+    # Between trainings, which save first, it ends without a traceback and cleans up.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     package = logging.getLogger("torchmae")
     package.setLevel(logging.INFO)
@@ -299,6 +302,8 @@ def job(units: Sequence[list[Training]], config: Ablate, out: Path, jobs: int, n
     except (RunError, UserError) as error:  # a line in its file, no traceback on the terminal
         package.error(str(error))
         sys.exit(error.exit_code)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is ending
 
 
 def end_with(parent: int) -> None:

@@ -258,6 +258,7 @@ class ResolvedDenseRuntime(RuntimeOptions):
     """With nothing left to choose."""
 
     workers: int
+    compile: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -391,6 +392,7 @@ RULES: dict[str, Rule] = {
     ),
     "precision": defaults.PRECISION,
     "workers": defaults.WORKERS,
+    "compile": defaults.COMPILE,
     "base_lr": Rule("by the width of the encoder: 1e-4 to 5e-4 for 16 crops", base_lr),
     "weight_decay": Rule("0.05", weight_decay),
     "layer_decay": Rule("0.65 for a ViT-B and larger, 0.75 below; 1 from scratch", layer_decay),

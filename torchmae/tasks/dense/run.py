@@ -30,7 +30,7 @@ from torchmae.tasks.dense.validation import MEASURED, Validation
 from torchmae.train.checkpoint import lock, verified
 from torchmae.train.distributed import World, machine_facts, start
 from torchmae.train.loop import fit
-from torchmae.train.speed import measure_seconds_per_step
+from torchmae.train.speed import is_timed, measure_seconds_per_step, measured_facts
 
 logger = logging.getLogger(__name__)
 
@@ -137,12 +137,14 @@ def begun(config: Dense, verb: Verb[Any, Any], sets: Any, out: Path, world: Worl
         model = verb.build(resolved, encoder, sets)
     batches = verb.batches(resolved, sets, model, world)
     job = Job(resolved, sets, model, chosen, batches, batches, looked.notes, found)
-    if config.optim.minutes is not None:
+    plan, task = train_config(resolved, len(sets.train_source)), verb.task(model, resolved)
+    asked = (config.optim.minutes, config.runtime.compile)
+    if is_timed(plan.steps, *asked):
         job = with_stream(job, world)
-        plan = train_config(resolved, len(sets.train_source))
-        task = verb.task(model, resolved)
-        seconds = measure_seconds_per_step(task, job.stream, plan, world)
-        resolved, chosen = resolve(config, verb, replace(facts, seconds_per_step=seconds))
+        if job.cache.name in ("memory", "disk"):  # the first time everything is decoded
+            measure_seconds_per_step(task, job.stream, plan, world)
+        known = measured_facts(task, job.stream, plan, world, *asked)
+        resolved, chosen = resolve(config, verb, replace(facts, **known))
         job = replace(job, config=resolved, chosen=chosen)
     settings, identity = flatten(resolved), identity_of(sets)
     world.on_main(

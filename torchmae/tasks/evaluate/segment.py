@@ -9,9 +9,16 @@ import numpy as np
 import torch
 
 from torchmae.data.config import decode_as_run
-from torchmae.data.dense.segmentation import Examples, LabelledImages, open_labelled, stored_classes
+from torchmae.data.dense.masks import IGNORE
+from torchmae.data.dense.segmentation import (
+    Example,
+    Examples,
+    LabelledImages,
+    open_labelled,
+    stored_classes,
+)
 from torchmae.errors import printable
-from torchmae.eval.segmentation import Measured, SegmentationScores, measure, overlaps
+from torchmae.eval.segmentation import Measured, Predictor, SegmentationScores, measure, overlaps
 from torchmae.models.segmentation.segmenter import Segmenter
 from torchmae.models.weights import load_segmenter
 from torchmae.report.confusion import draw_confusion
@@ -43,7 +50,7 @@ def measure_segmenter(config: Evaluate) -> dict[str, Any]:
         logger.info(
             f"note: only {len(images)} images to measure on: an interval from so few is too narrow"
         )
-    predict = partial(model.to(device).predict, **how)
+    predict: Predictor = partial(model.to(device).predict, **how)
     examples = Examples(images.source, images.labels)
     found = measure(predict, examples, len(model.classes), device, config.boundary)
     for file in [*images.left_out, *found.bad]:
@@ -82,7 +89,7 @@ def table(scores: SegmentationScores, classes: tuple[str, ...]) -> str:
 
 
 def draw_worst(
-    model: Segmenter, images: LabelledImages, found: Measured, predict: Any, path: Path
+    model: Segmenter, images: LabelledImages, found: Measured, predict: Predictor, path: Path
 ) -> None:
     """Draws the images with the lowest mean IoU: image, labels, prediction, errors."""
     iou, _ = overlaps(np.stack(found.tally.areas))
@@ -96,9 +103,10 @@ def draw_worst(
     examples = Examples(images.source, images.labels)
     for i in order:
         example = examples[found.ids[i]]
+        assert isinstance(example, Example) and example.labels is not None  # it was measured
         predicted = predict(example.image.unsqueeze(0).to(device))[0].cpu()
         labels = example.labels
-        wrong = torch.where(labels == 255, 255, (labels != predicted).to(torch.uint8))
+        wrong = (labels != predicted).to(torch.uint8).masked_fill(labels == IGNORE, IGNORE)
         image = example.image
         shown = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
         rows["image"].append(shown)

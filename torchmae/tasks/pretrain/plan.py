@@ -70,7 +70,7 @@ def describe(
     images = len(job.batches.source)
     optim, masking, stable = config.optim, config.masking, trunk(plan)
     decay = "" if stable is None else f", falling from step {stable} on"
-    seen = f"{images} images"
+    seen, done = f"{images} images", runfolder.last_step(out)
     bad = len(runfolder.read_bad_files(out))
     if bad:
         seen += f", {bad} unreadable (see {out / runfolder.BAD_FILES})"
@@ -84,7 +84,7 @@ def describe(
         loading += f"; {workers} worker{'s' * (workers != 1)} a process"
     rows = {
         "data": f"{config.source.data}: {seen}",
-        "start": job.origin,
+        "start": f"{job.origin}; this run goes on from step {done:,}" if done else job.origin,
         "model": describe_model(model, config.model.model),
         "image": f"{size} px, {channels} channel{'s' * (channels > 1)}, "
         f"{grid} patches of {patch} px, "

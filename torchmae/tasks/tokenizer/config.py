@@ -172,6 +172,38 @@ class TrainTokenizer:
     scan: ScanOptions = ScanOptions()
     runtime: RuntimeOptions = RuntimeOptions()
 
+    def check(self) -> None:
+        """Raises UserError for what is known to be wrong before any file is read."""
+        check_ranges(self)
+        self.crop.check()
+        self.optim.check()
+        self.runtime.check()
+        self.output.check()
+        side = self.model.patch_size
+        if side is not None and (side < 2 or side & (side - 1)):
+            lower = max(2, 1 << (side.bit_length() - 1))
+            raise UserError(
+                f"--patch-size {side} is no power of two, and each layer of a tokenizer halves the "
+                f"image: use {lower} or {2 * lower}, in mae pretrain too"
+            )
+        if self.model.image_size is not None:
+            parse_size(self.model.image_size)
+
+    def resolve(self, facts: Facts) -> tuple["ResolvedTokenizer", dict[str, Choice]]:
+        """The settings with nothing left to choose, and what was chosen.
+
+        Raises:
+            UserError: a batch larger than the data set.
+        """
+        resolved, chosen = defaults.resolve(self, ResolvedTokenizer, RULES, facts)
+        batch = resolved.optim.batch_size
+        if batch > facts.images:
+            raise UserError(
+                f"--batch-size {batch} is more than the {facts.images} images of the data set: use "
+                f"at most {facts.images}"
+            )
+        return resolved, chosen
+
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedDecode(DecodeOptions):
@@ -216,37 +248,3 @@ class ResolvedTokenizer(TrainTokenizer):
     model: ResolvedModel
     optim: ResolvedOptim
     runtime: ResolvedRuntime
-
-
-def check(config: TrainTokenizer) -> None:
-    """Raises UserError for what is known to be wrong before any file is read."""
-    check_ranges(config)
-    config.crop.check()
-    config.optim.check()
-    config.runtime.check()
-    config.output.check()
-    side = config.model.patch_size
-    if side is not None and (side < 2 or side & (side - 1)):
-        lower = max(2, 1 << (side.bit_length() - 1))
-        raise UserError(
-            f"--patch-size {side} is no power of two, and each layer of a tokenizer halves the "
-            f"image: use {lower} or {2 * lower}, in mae pretrain too"
-        )
-    if config.model.image_size is not None:
-        parse_size(config.model.image_size)
-
-
-def resolve(config: TrainTokenizer, facts: Facts) -> tuple[ResolvedTokenizer, dict[str, Choice]]:
-    """The settings with nothing left to choose, and what was chosen.
-
-    Raises:
-        UserError: a batch larger than the data set.
-    """
-    resolved, chosen = defaults.resolve(config, ResolvedTokenizer, RULES, facts)
-    batch = resolved.optim.batch_size
-    if batch > facts.images:
-        raise UserError(
-            f"--batch-size {batch} is more than the {facts.images} images of the data set: use at "
-            f"most {facts.images}"
-        )
-    return resolved, chosen

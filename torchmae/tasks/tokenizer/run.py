@@ -20,7 +20,7 @@ from torchmae.models.weights import seeded
 from torchmae.report.curves import draw_curves
 from torchmae.settings.defaults import Facts
 from torchmae.settings.options import build, changed, flatten, parse_size
-from torchmae.tasks.tokenizer.config import ResolvedTokenizer, TrainTokenizer, check, resolve
+from torchmae.tasks.tokenizer.config import ResolvedTokenizer, TrainTokenizer
 from torchmae.tasks.tokenizer.evaluation import Evaluation
 from torchmae.tasks.tokenizer.job import Job
 from torchmae.tasks.tokenizer.plan import describe, summary, train_config
@@ -38,7 +38,7 @@ def run(config: TrainTokenizer) -> Path:
     Returns:
         The run folder.
     """
-    check(config)
+    config.check()
     data = config.source.data
     if runfolder.is_run(Path(data)):
         raise UserError(f"{data} is a run folder, not images")
@@ -78,7 +78,7 @@ def begun(config: TrainTokenizer, source: Source, out: Path, world: World) -> Jo
         channels=source.channels,
         **machine_facts(world),
     )
-    resolved, chosen = resolve(config, facts)
+    resolved, chosen = config.resolve(facts)
     size, mean, std = parse_size(resolved.model.image_size), found.mean, found.std
     about = resolved.model
     with seeded(resolved.optim.seed):
@@ -92,7 +92,7 @@ def begun(config: TrainTokenizer, source: Source, out: Path, world: World) -> Jo
         if job.cache.name in ("memory", "disk"):  # the first time everything is decoded
             measure_seconds_per_step(task, job.stream, plan, world)
         known = measured_facts(task, job.stream, plan, world, *asked)
-        resolved, chosen = resolve(config, replace(facts, **known))
+        resolved, chosen = config.resolve(replace(facts, **known))
         job = replace(job, config=resolved, chosen=chosen)
     settings, identity = flatten(resolved), runfolder.stamped_identity(source)
     world.on_main(
