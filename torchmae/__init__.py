@@ -47,6 +47,7 @@ FUNCTIONS = (
         "ablate",
         "compare",
         "compare_segment",
+        "compare_detect",
         "evaluate",
         "predict",
         "reconstruct",

@@ -58,6 +58,12 @@ VERBS: dict[str, Verb] = {
         "CompareSegment",
         "a run against the same encoder from scratch as segmenters",
     ),
+    "compare-detect": task(
+        "dense.compare",
+        "CompareDetect",
+        "a run against the same encoder from scratch as detectors",
+        "run:detectors",
+    ),
     "ablate": task("ablate", "Ablate", "many pre-trainings: the paper's ablations, or your own"),
     "evaluate": task("evaluate", "Evaluate", "accuracy, calibration and confusion of a classifier"),
     "predict": task("predict", "Predict", "write the classes of images to a file"),

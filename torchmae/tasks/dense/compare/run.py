@@ -1,4 +1,5 @@
-"""`mae compare-segment`: encoders as segmenters in a grid, to a table, a picture, results.json."""
+"""`mae compare-segment`, `mae compare-detect`: encoders in a grid, to a table, a picture,
+results.json."""
 
 import logging
 import statistics
@@ -12,7 +13,9 @@ from torchmae.eval.verdict import by_sign, in_words
 from torchmae.report.experiments.dense import dense_table, draw_dense
 from torchmae.runfolder import add_result, read_results
 from torchmae.settings.options import build, check_ranges, flatten
-from torchmae.tasks.dense.compare.config import CompareSegment, check_seeds
+from torchmae.tasks.dense.compare.config import CompareDetect, CompareSegment, check_seeds
+from torchmae.tasks.dense.detect.config import Detect
+from torchmae.tasks.dense.detect.run import run as detect
 from torchmae.tasks.dense.segment.config import Segment
 from torchmae.tasks.dense.segment.run import run as segment
 from torchmae.train.distributed import is_main
@@ -47,6 +50,11 @@ class Compared(NamedTuple):
 def run(config: CompareSegment) -> Path:
     """Compares encoders as segmenters; returns the folder of the comparison."""
     return compare(config, Compared("segment", Segment, segment, "mIoU"))
+
+
+def detectors(config: CompareDetect) -> Path:
+    """Compares encoders as detectors; returns the folder of the comparison."""
+    return compare(config, Compared("detect", Detect, detect, "AP"))
 
 
 def compare(config: Any, what: Compared) -> Path:
