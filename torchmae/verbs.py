@@ -37,6 +37,9 @@ def task(name: str, config: str, help: str, run: str = "run:run") -> Verb:
 
 # Nothing of a verb is imported before it is chosen.
 VERBS: dict[str, Verb] = {
+    "check": task(
+        "check", "Check", "look at images before training: duplicates, leakage, bad files"
+    ),
     "pretrain": task("pretrain", "Pretrain", "pre-train an encoder on unlabelled images"),
     "finetune": task("finetune", "Finetune", "make a classifier from a run and labelled images"),
     "probe": task("probe", "Probe", "linear probe: what a linear map makes of the frozen features"),
