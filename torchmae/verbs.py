@@ -55,6 +55,7 @@ VERBS: dict[str, Verb] = {
     "predict": task("predict", "Predict", "write the classes of images to a file"),
     "reconstruct": task("reconstruct", "Reconstruct", "draw what a model makes of hidden patches"),
     "embed": task("embed", "Embed", "write the features of images to a file"),
+    "report": task("report", "Report", "the page of a run, or of several side by side"),
     "verify": task(
         "verify", "Verify", "compare every file of a run with what was written: damaged disks"
     ),
@@ -161,7 +162,8 @@ def function(verb: str) -> Callable[..., Any]:
     measured.
     """
     entry = VERBS[verb]
-    name = "import_" if verb == "import" else verb
+    # A word of Python, and the package of what people look at.
+    name = f"{verb}_" if verb in ("import", "report") else verb
 
     def call(*arguments: Any, **options: Any) -> Any:
         config = from_python(load(entry.config), f"torchmae.{name}", arguments, options)

@@ -8,7 +8,7 @@ from torchmae.report.html.page import text
 Points = Sequence[tuple[float, float]]
 
 WIDTH, HEIGHT = 480, 270
-LEFT, RIGHT, TOP, BOTTOM = 56, 12, 12, 34
+LEFT, RIGHT, TOP, BOTTOM = 56, 24, 12, 34
 MOST = 300  # points of a curve that are drawn: the lowest and highest of as many spans
 TOUCHED = 60  # of which so many answer to the pointer
 COLORS = 6

@@ -42,6 +42,8 @@ td.bars { width: 40% }
   gap: 1rem } .charts figure { margin: 0 } svg { width: 100%; height: auto; display: block }
 svg text { fill: var(--pale); font: 12px system-ui, sans-serif } .grid { stroke: var(--edge) }
 img.large { max-width: 100%; height: auto; background: #fff }
+.strip { display: flex; overflow-x: auto; scroll-snap-type: x mandatory; gap: 1rem }
+.strip figure { margin: 0; flex: 0 0 100%; scroll-snap-align: start } h3 { margin: 1rem 0 .3rem }
 details { margin: .5rem 0 } summary { cursor: pointer; padding: .2rem 0 }
 footer { margin-top: 2.5rem; border-top: 1px solid var(--edge); padding-top: .5rem }
 """
@@ -100,7 +102,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str | Cell]]) -> str:
     """A table of text and numbers; empty where there are no rows.
 
     Args:
-        head: the titles of the columns.
+        head: the titles of the columns; none for a table without.
         rows: a cell for each of them.
     """
     written = [
@@ -116,11 +118,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str | Cell]]) -> str:
     ]
     if not written:
         return ""
-    top = "".join(f'<th scope="col">{text(name)}</th>' for name in head)
-    return (
-        f'<div class="wide"><table><thead><tr>{top}</tr></thead>'
-        f"<tbody>{''.join(written)}</tbody></table></div>"
-    )
+    names = "".join(f'<th scope="col">{text(name)}</th>' for name in head)
+    top = f"<thead><tr>{names}</tr></thead>" if head else ""
+    return f'<div class="wide"><table>{top}<tbody>{"".join(written)}</tbody></table></div>'
 
 
 def bars(counts: Mapping[str, int], most: int = 30) -> str:

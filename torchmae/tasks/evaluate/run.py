@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from torchmae.models.weights import load_classifier
+from torchmae.report.html.run import write_report
 from torchmae.runfolder import add_result
 from torchmae.settings.options import check_ranges, flatten
 from torchmae.tasks.evaluate.benchmark import measure_benchmark
@@ -34,5 +35,6 @@ def run(config: Evaluate) -> dict[str, Any]:
         measure = measure_corrupted if config.corrupt else measure_once
         results = measure(config, model, device)
     path = add_result(Path(config.run), "evaluate", flatten(config), results)
+    write_report(Path(config.run))
     logger.info(f"Written to {path}")
     return {**flatten(config), **results}
