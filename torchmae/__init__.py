@@ -42,7 +42,7 @@ PLACES = {
 FUNCTIONS = (
     *("pretrain", "tokenizer", "finetune", "probe", "knn", "partial", "compare", "ablate"),
     *("evaluate", "predict", "reconstruct", "embed", "verify", "pack", "import_", "export"),
-    *("bench", "check", "report_"),
+    *("bench", "check", "report_", "doctor"),
 )
 __all__ = ["RunError", "UserError", "__version__", "presets", *FUNCTIONS, *PLACES]
 

@@ -56,6 +56,7 @@ VERBS: dict[str, Verb] = {
     "reconstruct": task("reconstruct", "Reconstruct", "draw what a model makes of hidden patches"),
     "embed": task("embed", "Embed", "write the features of images to a file"),
     "report": task("report", "Report", "the page of a run, or of several side by side"),
+    "doctor": task("doctor", "Doctor", "what is wrong with this machine, or with a run"),
     "verify": task(
         "verify", "Verify", "compare every file of a run with what was written: damaged disks"
     ),
