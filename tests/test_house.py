@@ -52,7 +52,7 @@ ROOM_LINES = {
     "eval": 1000,
     "report": 2000,
     "interop": 1400,
-    "tasks": 7050,
+    "tasks": 7350,
     "presets": 220,
     "benchmarks": 1250,
 }

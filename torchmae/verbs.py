@@ -155,6 +155,11 @@ class Run:
         return load_encoder(self.path, verify)
 
 
+def function_name(verb: str) -> str:
+    """The name in the library: "import" is a word of Python, "report" a package of torchmae."""
+    return f"{verb}_" if verb in ("import", "report") else verb
+
+
 def function(verb: str) -> Callable[..., Any]:
     """The function of the library for a verb: settings by name, as the flags; `help()` shows all of
     them.
@@ -163,8 +168,7 @@ def function(verb: str) -> Callable[..., Any]:
     measured.
     """
     entry = VERBS[verb]
-    # A word of Python, and the package of what people look at.
-    name = f"{verb}_" if verb in ("import", "report") else verb
+    name = function_name(verb)
 
     def call(*arguments: Any, **options: Any) -> Any:
         config = from_python(load(entry.config), f"torchmae.{name}", arguments, options)

@@ -54,7 +54,6 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "not finite": (lambda run: log(run, record(20, None, skipped=20)), "(loss not finite)"),
     "skipped": (lambda run: log(run, record(20, 0.5, skipped=3)), "3 steps were skipped"),
-    "waiting": (lambda run: log(run, record(20, 0.5, wait=0.6)), "waiting for data 60%"),
     "collapse": (
         lambda run: log(run, {"step": 0, "RankMe": 40.0}, record(9, 0.5), {"step": 9, "RankMe": 3}),
         "features collapse: RankMe is 3.0 and was 40.0",
@@ -70,6 +69,12 @@ def test_what_is_wrong_is_said(healthy: Path, name: str) -> None:
     damage, message = WRONG[name]
     damage(healthy)
     assert message in said(healthy, "bad")
+
+
+def test_waiting_is_slow_and_not_wrong(healthy: Path) -> None:
+    log(healthy, record(20, 0.5, wait=0.6))
+    assert "waiting for data 60%" in said(healthy, "")
+    assert said(healthy, "bad") == ""
 
 
 def test_a_full_disk_and_bad_files(healthy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
