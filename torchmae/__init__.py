@@ -43,17 +43,8 @@ PLACES = {
 }
 FUNCTIONS = (
     *("pretrain", "tokenizer", "finetune", "segment", "detect", "probe", "knn", "partial"),
-    *(
-        "ablate",
-        "compare",
-        "compare_segment",
-        "evaluate",
-        "predict",
-        "reconstruct",
-        "embed",
-        "verify",
-    ),
-    *("pack", "import_", "export", "bench"),
+    *("ablate", "compare", "compare_segment", "compare_detect", "evaluate", "predict"),
+    *("reconstruct", "embed", "verify", "pack", "import_", "export", "bench"),
 )
 __all__ = ["RunError", "UserError", "__version__", "presets", *FUNCTIONS, *PLACES]
 

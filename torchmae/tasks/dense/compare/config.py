@@ -1,4 +1,5 @@
-"""The settings of `mae compare-segment`: those of mae segment, of which it varies some."""
+"""The settings of `mae compare-segment` and `mae compare-detect`: those of mae segment and mae
+detect, of which they vary some."""
 
 from dataclasses import dataclass
 
@@ -11,7 +12,13 @@ from torchmae.tasks.dense.config import (
     DenseOutputOptions,
     DenseSplitOptions,
 )
+from torchmae.tasks.dense.detect.config import Detect
 from torchmae.tasks.dense.segment.config import Segment
+
+RUNS = (
+    "a run folder, which is compared with the same encoder from scratch; or several: run folders, "
+    f"none (the encoder of the first run from scratch), and {OF_TIMM}"
+)
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,7 @@ class CompareOutputOptions(DenseOutputOptions):
         None,
         "Folder of the comparison: a run folder for each training, a table and a picture.",
         metavar="FOLDER",
-        otherwise="RUN-compare-segment",
+        otherwise="RUN-compare-segment, RUN-compare-detect",
     )
 
 
@@ -68,12 +75,23 @@ class CompareSegment(Segment):
     recipe.
     """
 
-    run: tuple[str, ...] = argument(  # type: ignore[assignment]
-        "a run folder, which is compared with the same encoder from scratch; or several: run "
-        f"folders, none (the encoder of the first run from scratch), and {OF_TIMM}",
-        "RUN...",
-        encoder=True,
-    )
+    run: tuple[str, ...] = argument(RUNS, "RUN...", encoder=True)  # type: ignore[assignment]
+    split: CompareSplitOptions = CompareSplitOptions()
+    model: CompareModelOptions = CompareModelOptions()
+    optim: CompareOptimOptions = CompareOptimOptions()
+    output: CompareOutputOptions = CompareOutputOptions()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareDetect(Detect):
+    """Compare a run with the same encoder from scratch, or any number of encoders with the first
+    of them, as detectors: same images, crops, steps and seeds.
+
+    Flags are those of mae detect and hold for all; what is left open follows each one's own
+    recipe.
+    """
+
+    run: tuple[str, ...] = argument(RUNS, "RUN...", encoder=True)  # type: ignore[assignment]
     split: CompareSplitOptions = CompareSplitOptions()
     model: CompareModelOptions = CompareModelOptions()
     optim: CompareOptimOptions = CompareOptimOptions()
