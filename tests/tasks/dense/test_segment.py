@@ -257,6 +257,5 @@ def test_graphs_take_images_of_any_size(learned, tmp_path):
     assert np.abs(found - expected.numpy()).max() < 1e-3
     card = (tmp_path / "onnx/README.md").read_text()
     assert "Every pixel gets one of the 3 classes" in card and "images with masks" in card
-    with pytest.raises(UserError, match="a segmenter has no place there: add --only encoder"):
+    with pytest.raises(UserError, match="a segmenter has no place there: use --to onnx"):
         torchmae.export(learned, to="timm", out=tmp_path / "timm")
-    torchmae.export(learned, to="safetensors", out=tmp_path / "encoder", only="encoder")

@@ -150,11 +150,14 @@ def of_encoder(weights: Weights) -> Weights:
 
 def refuse_dense(config: Export, kind: str) -> None:
     """Raises UserError for a form that has no place for what a run holds."""
-    if config.only or kind not in DENSE:
-        return
-    if kind == "detector" or config.to not in GRAPHS:
-        ways = "" if kind == "detector" else f", or use --to {' or '.join(GRAPHS)}"
-        raise UserError(f"--to {config.to}: a {kind} has no place there: add --only encoder{ways}")
+    graphs = " or ".join(GRAPHS)
+    if kind == "detector" and not config.only:
+        raise UserError(
+            f"detectors are not exported yet: add --only encoder with --to {graphs}, or load the "
+            "run by torchmae.load_detector"
+        )
+    if kind in DENSE and config.to not in GRAPHS:
+        raise UserError(f"--to {config.to}: a {kind} has no place there: use --to {graphs}")
 
 
 def serving(config: Export, module: Any, kind: str) -> WithPreprocessing | None:
