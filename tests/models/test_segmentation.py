@@ -8,7 +8,7 @@ from torch import nn
 
 from torchmae.errors import UserError
 from torchmae.models.pyramid import ChannelNorm
-from torchmae.models.segmentation.heads import HEADS, AuxiliaryHead, UperNetHead
+from torchmae.models.segmentation.heads import HEADS, AuxiliaryHead, UperNetHead, pool_to
 from torchmae.models.segmentation.losses import dice_loss, pixel_cross_entropy
 from torchmae.models.segmentation.segmenter import Segmenter, starts
 from torchmae.models.vit import ViT
@@ -68,6 +68,13 @@ def test_upernet_and_its_auxiliary_head_are_transformers_with_layer_norms():
     assert ours(maps).shape == (2, classes, 24, 32)
     found = auxiliary.eval()(maps)
     torch.testing.assert_close(found, second(tuple(maps)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 5), (6, 6), (7, 16), (33, 24)])
+@pytest.mark.parametrize("side", [1, 2, 3, 6])
+def test_pooling_is_torch_s(size, side):
+    maps = torch.randn(2, 3, *size)
+    torch.testing.assert_close(pool_to(maps, side), F.adaptive_avg_pool2d(maps, side))
 
 
 def test_the_paper_sized_head_has_the_counts_of_transformers():

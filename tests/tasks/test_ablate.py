@@ -21,6 +21,7 @@ from torchmae.settings.options import build, flatten
 from torchmae.tasks.ablate.config import Ablate, parse_budget, parse_part
 from torchmae.tasks.ablate.points import Ablation
 from torchmae.tasks.ablate.results import orderings
+from torchmae.tasks.ablate.run import needs_tokenizer
 from torchmae.tasks.ablate.studies import FINETUNED, LINEAR, STUDIES, Base
 
 FACTS = Facts(images=1000, height=64, width=64, channels=3)
@@ -82,6 +83,11 @@ def test_a_point_that_is_the_default_is_trained_once() -> None:
 def test_a_reference_that_is_not_the_default_is_the_papers() -> None:
     made = ablation(study=("fig5",), mask_ratio=0.65)
     assert made.experiments[0].reference == 7
+
+
+def test_the_tokenizer_is_trained_for_those_that_predict_its_tokens() -> None:
+    units = ablation(study=("table1d", "loss"), seeds=(0,)).units()
+    assert [needs_tokenizer([unit]) for unit in units] == [False, False, False, True, False]
 
 
 def test_a_grid_varies_any_setting_in_every_combination() -> None:

@@ -29,6 +29,25 @@ def resized(
     return F.interpolate(maps, size=tuple(size), mode=mode, align_corners=aligned)
 
 
+def pool_to(maps: Float[Tensor, "B D h w"], side: int) -> Float[Tensor, "B D s s"]:
+    """Means of `side` x `side` regions, as `F.adaptive_avg_pool2d` has them.
+
+    As products of matrices, which graphs of any size can hold, and whose gradient is deterministic
+    on GPUs.
+    """
+    rows, columns = (regions(length, side, maps) for length in maps.shape[2:])
+    total = rows @ maps @ columns.T
+    return total / (rows.sum(1, keepdim=True) * columns.sum(1))
+
+
+def regions(length: int, side: int, like: Tensor) -> Float[Tensor, "s length"]:
+    """1 where a place is in a region, else 0; neighbours may share a place."""
+    place = torch.arange(length, device=like.device)
+    number = torch.arange(side, device=like.device).unsqueeze(1)
+    first, end = number * length // side, ((number + 1) * length + side - 1) // side
+    return ((place >= first) & (place < end)).to(like.dtype)
+
+
 class ConvNorm(nn.Sequential):
     """A convolution without bias, LayerNorm over channels, ReLU."""
 
@@ -188,7 +207,7 @@ class UperNetHead(nn.Module):
     ) -> Float[Tensor, "B classes h w"]:
         *finer, top = self.pyramid(maps)
         pooled = [
-            resized(conv(F.adaptive_avg_pool2d(top, side)), top.shape[2:])
+            resized(conv(pool_to(top, side)), top.shape[2:])
             for conv, side in zip(self.pooled, POOLED)
         ]
         context = self.bottleneck(torch.cat([top, *pooled], dim=1))

@@ -299,11 +299,6 @@ class Ablation:
                     unit.append(left.pop(key)._replace(**place))
         return units
 
-    @property
-    def needs_tokenizer(self) -> bool:
-        """Whether a training predicts the tokens of the ablation's own tokenizer."""
-        return any(training.changes.get("target") == OWN_TOKENS for training in self.found.values())
-
 
 DEFAULT = "default"
 

@@ -38,6 +38,7 @@ from torchmae.tasks.ablate.measure import (
 )
 from torchmae.tasks.ablate.points import FEW_LABEL, TOKENIZER, Ablation, Training, part_of
 from torchmae.tasks.ablate.results import write_results
+from torchmae.tasks.ablate.studies import OWN_TOKENS
 from torchmae.tasks.pretrain.config import Pretrain
 from torchmae.tasks.pretrain.run import run as pretrain
 from torchmae.tasks.tokenizer.run import run as tokenizer
@@ -78,7 +79,7 @@ def run(config: Ablate) -> Path:
     if left:
         if pre_trainings(to_do):
             logger.info(trial_text(ablation, to_do, out))
-        if ablation.needs_tokenizer:
+        if needs_tokenizer(left):
             train_tokenizer(ablation, out)
         work_side_by_side(left, config, out)
     failed = write_results(ablation, out)
@@ -203,6 +204,11 @@ def measured_trial(ablation: Ablation, out: Path) -> Trial:
         logged = runfolder.read_log(place)
         size = sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
     return Trial(max(r["images_per_s"] for r in logged if "loss" in r), size / 1e6)
+
+
+def needs_tokenizer(units: Sequence[list[Training]]) -> bool:
+    """Whether a training predicts the tokens of the ablation's own tokenizer."""
+    return any(training.changes.get("target") == OWN_TOKENS for unit in units for training in unit)
 
 
 def trial_text(ablation: Ablation, to_do: Sequence[list[Training]], out: Path) -> str:

@@ -6,9 +6,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from torchmae import runfolder
 from torchmae.data.cache.choose import with_cache
-from torchmae.data.config import DecodeOptions, listing_as_run
+from torchmae.data.config import DecodeOptions, decode_as_run, listing_as_run
 from torchmae.data.loader import Batches
 from torchmae.data.scan import scan_and_report
 from torchmae.data.sources import open_source, with_decode
@@ -46,10 +48,17 @@ def run(config: TrainTokenizer) -> Path:
     with start(config.runtime.device) as world:
         listing = listing_as_run(config.listing, data, out, bool(runfolder.checkpoints(out)))
         config = changed(config, **listing.settings(config.listing))
-        source = open_source(data, config.decode, listing)
+        source = open_source(data, decode_options(config), listing)
         with run_folder(out, data, world) as resuming:
             prepare = resumed if resuming else begun
             return train(prepare(config, source, out, world), out, world)
+
+
+def decode_options(config: TrainTokenizer) -> DecodeOptions:
+    """How the images are decoded."""
+    asked = config.decode
+    known = decode_as_run("none", asked.max_megapixels, asked.white)
+    return replace(known, channels=asked.channels)
 
 
 def described(model: Tokenizer) -> dict[str, Any]:
@@ -103,11 +112,10 @@ def begun(config: TrainTokenizer, source: Source, out: Path, world: World) -> Jo
 
 def make_batches(config: ResolvedTokenizer, source: Source, world: World) -> Batches:
     """The batches of this process."""
-    optim, crops, decode = config.optim, config.crop, config.decode
-    options = DecodeOptions(decode.max_megapixels, decode.white, decode.channels)
+    optim, crops = config.optim, config.crop
     size = parse_size(config.model.image_size)
     crop = RandomResizedCropFlip(size, optim.seed, crops.crop_scale, crops.flip)
-    source = with_decode(source, options)
+    source = with_decode(source, decode_options(config))
     return Batches(source, crop, optim.batch_size, optim.seed, world.rank, world.size)
 
 
@@ -133,7 +141,8 @@ def train(job: Job, out: Path, world: World) -> Path:
     outcome = fit(task, job.stream, plan, out, world, [evaluation])
     if not evaluation.found:  # it was finished before
         task.eval()
-        list(evaluation(plan.steps))
+        with torch.no_grad():
+            list(evaluation(plan.steps))
     if world.is_main:
         draw_curves(out)
         if outcome.last is None:
