@@ -23,6 +23,7 @@ import pytest
 import torch
 from helpers.documents import DOCS, ROOT, blocks, fenced, flags_of, quick
 from helpers.label_maps import make_shapes
+from helpers.objects import coco_set
 from helpers.small import make_photos
 from helpers.sources import noise
 from PIL import Image
@@ -52,6 +53,7 @@ NOT_RUN = {  # block by block: a new one is added here on purpose
     ],
     "import.md": ["needs files of hundreds of megabytes from other people's servers"],
     "probe.md": ["needs ImageNet and days of 8 GPUs; tests/presets builds every recipe"],
+    "detect.md": ["needs COCO and days of 8 GPUs; tests/presets builds every recipe"],
     "segment.md": ["needs ADE20K and days of 8 GPUs; tests/presets builds every recipe"],
     "quickstart.md": ["creates .venv and takes minutes"],
 }
@@ -184,6 +186,7 @@ PLANTS: dict[str, Callable[[Path], None]] = {
     "quickstart.md": lambda place: shutil.rmtree(place / "runs" / "photos"),  # it makes its own
     "dicom-heic.md": plant_scans,
     "segment.md": lambda place: make_shapes(place / "streets", 4, 2),
+    "detect.md": lambda place: coco_set(place / "cells", {"train": 4, "val": 2}, least=1),
 }
 CHECKS: dict[str, Callable[[Path], None]] = {"dicom-heic.md": check_scans}
 

@@ -73,17 +73,17 @@ def log_of(run):
 def test_it_learns(tmp_path):
     """Large shapes of two colors: found, with masks, after a minute."""
     data = coco_set(
-        tmp_path / "data", {"train": 16, "val": 6}, height=64, width=64, most=2, least=1
+        tmp_path / "data", {"train": 16, "val": 6}, height=40, width=40, most=2, least=1
     )
-    options = SMALL | dict(epochs=25, base_lr=0.064, jitter=(0.9, 1.1), head_width=32)
-    options |= dict(patch_size=8, drop_path=0.0, validate_epochs=25, roi_samples=32, anchor=8)
+    options = SMALL | dict(epochs=30, base_lr=0.02, jitter=(0.9, 1.1), head_width=32)
+    options |= dict(patch_size=8, drop_path=0.0, validate_epochs=30, roi_samples=32)
     run = torchmae.detect("none", data, out=tmp_path / "run", **options)
     last = run.results[0]["results"]["last"]
     for kind in ("boxes", "masks"):
         assert last[kind]["ap50"] > 0.5, last
         assert last[kind]["low"] <= last[kind]["ap"] <= last[kind]["high"]
     losses = [line["loss"] for line in log_of(run.path) if "loss" in line]
-    assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
+    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
     # The scores are those of its predictions, and the boxes are not beside the objects.
     found = torchmae.evaluate(run.path, data, device="cpu")
     assert found["boxes"]["ap"] == pytest.approx(last["boxes"]["ap"])
@@ -98,7 +98,7 @@ def test_it_learns(tmp_path):
             box = torch.tensor([x, y, x + w, y + h])
             if one["image_id"] == image["id"] and len(said.boxes):
                 near = (said.boxes - box).abs().sum(1)
-                if near.min() < 16:
+                if near.min() < 12:
                     offsets.append(said.boxes[near.argmin()] - box)
     assert len(offsets) > 8 and torch.stack(offsets).mean(0).abs().max() < 1.5
 
@@ -237,6 +237,7 @@ def test_a_frozen_encoder_stays_bit_for_bit(run, shapes, tmp_path):
     model = torchmae.load_detector(probe)
     before = torchmae.load(run).state_dict()
     after = model.encoder.state_dict()
+    del after["pos_embed"]  # resized
     assert after and all(torch.equal(value, before[name]) for name, value in after.items())
 
 

@@ -18,6 +18,7 @@ from torchmae.models.encoders import Backbone, build_encoder
 from torchmae.models.pyramid import Pyramid, pyramid_strides, pyramid_taps
 
 KINDS = {"faster_rcnn": False, "mask_rcnn": True}  # whether there are masks
+MOST_PROPOSALS = 1000  # of an image
 ANCHOR = 8.0  # cells of a level that an anchor is long (ViTDet: 32 px at a stride of 4)
 FITS = {
     "long": "images fit on the canvas",
@@ -132,7 +133,9 @@ class Detector(nn.Module):
         strides = [side for side, _ in square(encoder)]
         strides.append(2 * strides[-1])
         sizes = [anchor * stride for stride in strides]
-        self.proposals = Proposals(width, sizes, strides)
+        # detectron2's 1,000 for its 512 samples; fewer where a CPU learns from fewer.
+        count = min(MOST_PROPOSALS, max(2 * samples, 2 * max_detections))
+        self.proposals = Proposals(width, sizes, strides, count)
         heads = (width, len(classes), strides[:-1], samples, max_detections, masks)
         self.heads = Heads(*heads)
 

@@ -17,9 +17,6 @@ from torchmae.models.detection.sampling import HashedSampler, inside_crowd
 ASPECTS = (0.5, 1.0, 2.0)
 SAMPLES = 256  # anchors of an image that a step learns from
 CONVOLUTIONS = 2  # of the head (ViTDet)
-# detectron2's: of each level before, and of all levels after non-maximum suppression.
-BEFORE_NMS = {"training": 2000, "testing": 1000}
-AFTER_NMS = {"training": 1000, "testing": 1000}
 
 
 class Anchors(AnchorGenerator):
@@ -68,9 +65,12 @@ class Proposals(RegionProposalNetwork):
         width: channels of the maps.
         sizes: of the anchors of each level, in pixels.
         strides: pixels of a cell of each level.
+        count: proposals of an image, after non-maximum suppression.
     """
 
-    def __init__(self, width: int, sizes: Sequence[float], strides: Sequence[int]):
+    def __init__(
+        self, width: int, sizes: Sequence[float], strides: Sequence[int], count: int = 1000
+    ):
         super().__init__(
             Anchors(sizes, strides),
             ProposalHead(width, len(ASPECTS), CONVOLUTIONS),
@@ -78,8 +78,9 @@ class Proposals(RegionProposalNetwork):
             bg_iou_thresh=0.3,
             batch_size_per_image=SAMPLES,
             positive_fraction=0.5,
-            pre_nms_top_n=BEFORE_NMS,
-            post_nms_top_n=AFTER_NMS,
+            # Of each level before, and of all levels after the suppression.
+            pre_nms_top_n={"training": 2 * count, "testing": count},
+            post_nms_top_n={"training": count, "testing": count},
             nms_thresh=0.7,
         )
         self.fg_bg_sampler: Any = HashedSampler(SAMPLES, 0.5, turn=0)

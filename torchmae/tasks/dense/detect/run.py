@@ -61,7 +61,8 @@ class DetectScores:
         return {f"AP_{kind}": scores.ap for kind, scores in self.found.items()}
 
     def summary(self) -> dict[str, Any]:
-        return {kind: scores.summary() for kind, scores in self.found.items()}
+        count = {"count": self.found["boxes"].images}
+        return count | {kind: scores.summary() for kind, scores in self.found.items()}
 
 
 class Detection:
