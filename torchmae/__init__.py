@@ -43,18 +43,9 @@ PLACES = {
 }
 FUNCTIONS = (
     *("pretrain", "tokenizer", "finetune", "segment", "detect", "probe", "knn", "partial"),
-    *(
-        "ablate",
-        "compare",
-        "compare_segment",
-        "compare_detect",
-        "evaluate",
-        "predict",
-        "reconstruct",
-        "embed",
-        "verify",
-    ),
-    *("pack", "import_", "export", "bench", "check", "report_", "doctor"),
+    *("ablate", "compare", "compare_segment", "compare_detect", "evaluate", "predict"),
+    *("reconstruct", "embed", "verify", "pack", "import_", "export", "bench"),
+    *("check", "report_", "doctor"),
 )
 __all__ = ["RunError", "UserError", "__version__", "presets", *FUNCTIONS, *PLACES]
 

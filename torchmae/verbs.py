@@ -59,12 +59,13 @@ VERBS: dict[str, Verb] = {
     "compare-segment": task(
         "dense.compare",
         "CompareSegment",
-        "a run against the same encoder from scratch as segmenters",
+        "a run against the same encoder from scratch, as segmenters",
+        "run:segmenters",
     ),
     "compare-detect": task(
         "dense.compare",
         "CompareDetect",
-        "a run against the same encoder from scratch as detectors",
+        "a run against the same encoder from scratch, as detectors",
         "run:detectors",
     ),
     "ablate": task("ablate", "Ablate", "many pre-trainings: the paper's ablations, or your own"),

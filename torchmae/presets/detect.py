@@ -52,9 +52,8 @@ def vitdet_large() -> dict[str, Any]:
 
 
 def vitdet_huge() -> dict[str, Any]:
-    """As `vitdet_base` on a ViT-H/16, with layer decay 0.9 and drop path 0.5, 75 epochs.
-
-    detectron2: 56.7 AP of boxes, 50.2 of masks, with the patches of the MAE's ViT-H/14 resized to 16 px first:
+    """As `vitdet_base` on a ViT-H/16, layer decay 0.9, drop path 0.5, 75 epochs. detectron2:
+    56.7 AP of boxes, 50.2 of masks, with the patches of the MAE's ViT-H/14 resized to 16 px first:
     a pyramid needs patches of a multiple of 4 px. Not run by this project.
 
         torchrun --nproc-per-node 8 -m torchmae detect RUN COCO --preset vitdet_huge

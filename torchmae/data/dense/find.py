@@ -6,7 +6,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from torchmae.data.dense import coco, masks, voc, yolo
+from torchmae.data.dense import masks
+from torchmae.data.dense.formats import coco, voc, yolo
 from torchmae.data.labels import hold_out
 from torchmae.data.sources.source import options_of
 from torchmae.errors import UserError, nearest

@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image
 
-from torchmae.data.dense import voc
+from torchmae.data.dense.formats import voc
 
 
 def xml(name, objects, width=40, height=30):

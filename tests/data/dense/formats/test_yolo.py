@@ -5,7 +5,7 @@ import pytest
 from helpers.objects import draw, yolo_set
 from PIL import Image
 
-from torchmae.data.dense import yolo
+from torchmae.data.dense.formats import yolo
 from torchmae.errors import UserError
 
 

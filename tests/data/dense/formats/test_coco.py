@@ -7,8 +7,8 @@ import pytest
 from helpers.objects import coco_set, draw, write_coco
 from PIL import Image
 
-from torchmae.data.dense import coco
 from torchmae.data.dense.annotated import Annotated
+from torchmae.data.dense.formats import coco
 from torchmae.errors import UserError
 
 
