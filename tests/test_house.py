@@ -47,7 +47,7 @@ MODELS = (
 # Lines of code: without comments, docstrings and blank lines. "root" is the files beside the rooms.
 FILE_LINES, FUNCTION_LINES, FILES_PER_FOLDER = 600, 60, 10
 ROOM_LINES = {
-    "root": 1000,
+    "root": 1050,
     "settings": 900,
     "models": 2900,
     "data": 6900,

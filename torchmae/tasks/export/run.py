@@ -15,7 +15,7 @@ from torchmae.interop.exporting.check import ExportInput, WithPreprocessing, com
 from torchmae.interop.names import Weights, to_plain
 from torchmae.models.mae import MAE
 from torchmae.models.weights import load, load_classifier, load_mae, load_segmenter, read_weights
-from torchmae.report.model_card import card
+from torchmae.report.words.model_card import card
 from torchmae.runfolder import kind_of, read_config
 from torchmae.tasks.export.config import Export
 

@@ -14,8 +14,8 @@ from torchmae.data.view import Glance, view_notes
 from torchmae.errors import printable
 from torchmae.models.mae import MAE
 from torchmae.models.vit import attention
-from torchmae.report.learning import end_of, look_at, verdict
 from torchmae.report.pictures import hidden_words
+from torchmae.report.words.learning import end_of, look_at, verdict
 from torchmae.settings.defaults import reasons
 from torchmae.settings.groups import CACHES
 from torchmae.tasks.pretrain.config import ResolvedPretrain
