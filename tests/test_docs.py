@@ -180,12 +180,17 @@ def check_scans(place: Path) -> None:
     )
 
 
+def plant_streets(place: Path) -> None:
+    """Images with masks of segment.md."""
+    make_shapes(place / "streets", 4, 2)
+
+
 PLANTS: dict[str, Callable[[Path], None]] = {
     "evaluate.md": plant_flowers,
     "finetune.md": plant_table,
     "quickstart.md": lambda place: shutil.rmtree(place / "runs" / "photos"),  # it makes its own
     "dicom-heic.md": plant_scans,
-    "segment.md": lambda place: make_shapes(place / "streets", 4, 2),
+    "segment.md": plant_streets,
     "detect.md": lambda place: coco_set(place / "cells", {"train": 4, "val": 2}, least=1),
 }
 CHECKS: dict[str, Callable[[Path], None]] = {"dicom-heic.md": check_scans}

@@ -171,6 +171,7 @@ def test_objects_of_coco_are_classes(tmp_path):
     sets = sets_of(folder)
     found = look(sets, None, (), (), str(folder))
     assert sets.layout == "COCO json" and found.classes.names == ("background", "cell")
+    assert found.pixels == (2 * (600 - 80), 2 * 80)
     labels = sets.val.labels[0].label_map(20, 30)
     assert labels.sum() == 80 and labels[3, 2] == 1 and labels[11, 12] == 0
 

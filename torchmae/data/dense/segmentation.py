@@ -15,7 +15,7 @@ from torchmae.data.config import DecodeOptions
 from torchmae.data.decode import BadImage
 from torchmae.data.dense.classes import Classes, decide, find_table, palette_color, read_table
 from torchmae.data.dense.find import WITH_MASKS, Layout, find_layout, hold_out_some
-from torchmae.data.dense.masks import IGNORE, Coding, Masks, Pairs, Survey, survey
+from torchmae.data.dense.masks import IGNORE, Coding, Masks, Pairs, Survey, size_of, survey
 from torchmae.data.dense.placement import (
     ScaleJitterCrop,
     place_image,
@@ -295,7 +295,12 @@ def look(
 def look_at_objects(sets: SegmentationSets) -> Look:
     """As `look`, where classes are those of objects: their names are known."""
     counts = [
-        np.array([object_pixels(one, len(sets.names)) for one in part.labels])
+        np.array(
+            [
+                object_pixels(one, len(sets.names), area_of(part.source, i))
+                for i, one in enumerate(part.labels)
+            ]
+        )
         for part in (sets.train, sets.val)
     ]
     notes = notes_of(sets.names, *counts)
@@ -306,12 +311,23 @@ def look_at_objects(sets: SegmentationSets) -> Look:
     return Look(classes, pixels, [], notes)
 
 
-def object_pixels(objects: Any, count: int) -> Int64[np.ndarray, " classes"]:
-    """About how many pixels belong to each class: the areas of the boxes; 1 of the background."""
-    areas = np.ones(count, dtype=np.int64)
+def area_of(source: Source, i: int) -> int:
+    """The pixels of an image; 0 where it cannot be read, which the scan says."""
+    try:
+        height, width = size_of(source, i)
+    except (BadImage, OSError):
+        return 0
+    return height * width
+
+
+def object_pixels(objects: Any, count: int, area: int) -> Int64[np.ndarray, " classes"]:
+    """About how many pixels of an image of this area belong to each class: the areas of the boxes;
+    of the background the rest, at least 1."""
+    areas = np.zeros(count, dtype=np.int64)
     sides = np.maximum(objects.boxes[:, 2:] - objects.boxes[:, :2], 0)
     inside = np.bincount(objects.classes, weights=sides.prod(1), minlength=count - 1)
     areas[1:] = np.ceil(inside).astype(np.int64)
+    areas[0] = max(1, area - int(areas.sum()))
     return areas
 
 
