@@ -180,7 +180,7 @@ def check_scans(place: Path) -> None:
     )
 
 
-PLANTS: dict[str, Callable[[Path], None]] = {
+PLANTS: dict[str, Callable[[Path], object]] = {
     "evaluate.md": plant_flowers,
     "finetune.md": plant_table,
     "quickstart.md": lambda place: shutil.rmtree(place / "runs" / "photos"),  # it makes its own
