@@ -12,12 +12,12 @@ from helpers.small import SMALL
 import torchmae
 from torchmae import runfolder
 from torchmae.settings.options import options_of
-from torchmae.verbs import VERBS, load
+from torchmae.verbs import VERBS, function_name, load
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_the_signature_of_a_function_is_its_config(verb):
-    function = getattr(torchmae, "import_" if verb == "import" else verb)
+    function = getattr(torchmae, function_name(verb))
     shown = inspect.signature(function).parameters
     settings = options_of(load(VERBS[verb].config))
     visible = {name: o for name, o in settings.items() if not o.metadata["hidden"]}

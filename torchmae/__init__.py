@@ -7,8 +7,8 @@
     torchmae.reconstruct(run, ["cat.jpg"], out="cat.png", mask_ratio=0.85)
     torchmae.embed(run, "photos/", out="features.npz")
 
-Each verb of the command `mae` is a function with its name (`import_` for import);
-`help(torchmae.pretrain)` lists its options. A mistake is a `UserError`, a run that fails a
+Each verb of the command `mae` is a function with its name (`import_` for import, `report_` for
+report); `help(torchmae.pretrain)` lists its options. A mistake is a `UserError`, a run that fails a
 `RunError`. Messages go to the logger "torchmae".
 """
 
@@ -43,18 +43,9 @@ PLACES = {
 }
 FUNCTIONS = (
     *("pretrain", "tokenizer", "finetune", "segment", "detect", "probe", "knn", "partial"),
-    *(
-        "ablate",
-        "compare",
-        "compare_segment",
-        "compare_detect",
-        "evaluate",
-        "predict",
-        "reconstruct",
-        "embed",
-        "verify",
-    ),
-    *("pack", "import_", "export", "bench"),
+    *("ablate", "compare", "compare_segment", "compare_detect", "evaluate", "predict"),
+    *("reconstruct", "embed", "verify", "pack", "import_", "export", "bench"),
+    *("check", "report_", "doctor"),
 )
 __all__ = ["RunError", "UserError", "__version__", "presets", *FUNCTIONS, *PLACES]
 

@@ -7,10 +7,12 @@
     last.json, best.json   mae finetune, segment, detect: the scores of the last and best validation
     state/step-00001200/   a checkpoint (train/checkpoint.py owns what is in it)
     log.jsonl, curves.png  how training went
+    report.html            all this in one page
     bad-files.jsonl        the files that could not be read, with reasons
     pictures/              mae pretrain, mae tokenizer: reconstructions while training
     results.json           what evaluations measured
     confusion.png          mae evaluate: the confusion matrix
+    mistakes.png           mae evaluate: the most confident mistakes
     layers.png             mae knn and mae probe --fast with --layer all: accuracy by block
     corruptions.png        mae evaluate --corrupt: accuracy by corruption and strength
     corrupted.png          the first image with each corruption
@@ -41,10 +43,12 @@ BEST_SCORES = "best.json"
 STATE = "state"
 LOG = "log.jsonl"
 CURVES = "curves.png"
+REPORT = "report.html"
 BAD_FILES = "bad-files.jsonl"
 PICTURES = "pictures"
 RESULTS = "results.json"
 CONFUSION = "confusion.png"
+MISTAKES = "mistakes.png"
 LAYERS = "layers.png"
 CORRUPTIONS = "corruptions.png"
 CORRUPTED = "corrupted.png"
@@ -158,7 +162,12 @@ def other_times(out: Path, data: dict[str, Any]) -> str | None:
 
 
 def write_config(
-    out: Path, verb: str, config: dict[str, Any], data: dict[str, Any] | None, model: dict[str, Any]
+    out: Path,
+    verb: str,
+    config: dict[str, Any],
+    data: dict[str, Any] | None,
+    model: dict[str, Any],
+    reasons: Mapping[str, str] | None = None,
 ) -> None:
     """Writes config.json.
 
@@ -168,6 +177,7 @@ def write_config(
         config: its settings, fully resolved.
         data: the `identity` of the data; None where there was none.
         model: what the model's own `config()` returns; its `build` takes it.
+        reasons: why a setting that was left open has its value, by name.
     """
     content = {
         **versions(),
@@ -176,6 +186,7 @@ def write_config(
         "config": config,
         "data": data,
         "model": model,
+        "reasons": dict(reasons or {}),
     }
     partial = out / f".{CONFIG}.partial"
     partial.write_text(json.dumps(content, indent=1))

@@ -37,6 +37,9 @@ def task(name: str, config: str, help: str, run: str = "run:run") -> Verb:
 
 # Nothing of a verb is imported before it is chosen.
 VERBS: dict[str, Verb] = {
+    "check": task(
+        "check", "Check", "look at images before training: duplicates, leakage, bad files"
+    ),
     "pretrain": task("pretrain", "Pretrain", "pre-train an encoder on unlabelled images"),
     "finetune": task("finetune", "Finetune", "make a classifier from a run and labelled images"),
     "segment": task(
@@ -56,19 +59,22 @@ VERBS: dict[str, Verb] = {
     "compare-segment": task(
         "dense.compare",
         "CompareSegment",
-        "a run against the same encoder from scratch as segmenters",
+        "a run against the same encoder from scratch, as segmenters",
+        "run:segmenters",
     ),
     "compare-detect": task(
         "dense.compare",
         "CompareDetect",
-        "a run against the same encoder from scratch as detectors",
+        "a run against the same encoder from scratch, as detectors",
         "run:detectors",
     ),
     "ablate": task("ablate", "Ablate", "many pre-trainings: the paper's ablations, or your own"),
-    "evaluate": task("evaluate", "Evaluate", "accuracy, calibration and confusion of a classifier"),
-    "predict": task("predict", "Predict", "write the classes of images to a file"),
+    "evaluate": task("evaluate", "Evaluate", "how good a classifier, segmenter or detector is"),
+    "predict": task("predict", "Predict", "write what a model says of images: classes, masks, ..."),
     "reconstruct": task("reconstruct", "Reconstruct", "draw what a model makes of hidden patches"),
     "embed": task("embed", "Embed", "write the features of images to a file"),
+    "report": task("report", "Report", "the page of a run, or of several side by side"),
+    "doctor": task("doctor", "Doctor", "what is wrong with this machine, or with a run"),
     "verify": task(
         "verify", "Verify", "compare every file of a run with what was written: damaged disks"
     ),
@@ -167,6 +173,12 @@ class Run:
         return load_encoder(self.path, verify)
 
 
+def function_name(verb: str) -> str:
+    """The name in the library: "import" is a word of Python, "report" a package of torchmae."""
+    name = verb.replace("-", "_")
+    return f"{name}_" if name in ("import", "report") else name
+
+
 def function(verb: str) -> Callable[..., Any]:
     """The function of the library for a verb: settings by name, as the flags; `help()` shows all of
     them.
@@ -175,7 +187,7 @@ def function(verb: str) -> Callable[..., Any]:
     measured.
     """
     entry = VERBS[verb]
-    name = "import_" if verb == "import" else verb.replace("-", "_")
+    name = function_name(verb)
 
     def call(*arguments: Any, **options: Any) -> Any:
         config = from_python(load(entry.config), f"torchmae.{name}", arguments, options)

@@ -220,6 +220,40 @@ def inspect(data: bytes, options: DecodeOptions = DecodeOptions()) -> tuple[int,
     return (width, height) if turn > 4 else (height, width)
 
 
+class Encoding(NamedTuple):
+    """How an image is stored: format, channels, bits of a sample."""
+
+    format: str
+    channels: int
+    bits: int
+
+    def words(self) -> str:
+        """Such as "JPEG, 3 channels of 8 bits"."""
+        bits = f"{self.bits} bit{'s' * (self.bits > 1)}"
+        return f"{self.format}, {self.channels} channel{'s' * (self.channels > 1)} of {bits}"
+
+
+# Bits of a sample in Pillow's modes, where these are not 8.
+MODE_BITS = {"1": 1, "I": 32, "F": 32}
+
+
+def encoding(data: bytes, options: DecodeOptions = DecodeOptions()) -> Encoding:
+    """How an image that `decode` accepts is stored, from its header.
+
+    Raises:
+        BadImage: for what the header shows.
+    """
+    with _pillow(options.max_megapixels):
+        image = _open(data)
+        bits = 16 if image.mode.startswith("I;16") else MODE_BITS.get(image.mode, 8)
+        if image.format == "PNG":  # Pillow's mode has not the bits of 16-bit color, nor of 1 to 4
+            bits = data[24]
+        elif isinstance(image, TiffImagePlugin.TiffImageFile):
+            bits = max(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (bits,)))
+        kind = "JPEG" if image.format == "MPO" else str(image.format)
+        return Encoding(kind, len(image.getbands()), bits)
+
+
 def has_more_pages(data: bytes, options: DecodeOptions = DecodeOptions()) -> bool:
     """Whether an image that `inspect` accepts is a stack or an animation: `decode` returns its
     first page or frame. The preview in a photograph of two cameras (MPO) does not count."""

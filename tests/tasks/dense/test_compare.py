@@ -1,4 +1,4 @@
-"""mae compare-segment: trainings of several encoders, paired by seed, resumed, and a verdict."""
+"""mae compare-segment: trainings of several encoders, paired by seed, resumed; a verdict."""
 
 import numpy as np
 import pytest
@@ -9,6 +9,7 @@ from PIL import Image
 import torchmae
 from torchmae.errors import UserError
 from torchmae.tasks.dense.compare.run import named, summarize
+from torchmae.verbs import VERBS, load
 
 QUICK = dict(
     image_size=32, batch_size=4, epochs=1, workers=0, device="cpu", precision="fp32", head="linear"
@@ -42,6 +43,13 @@ def test_a_run_against_from_scratch(run, tmp_path, capfd):
     torchmae.compare_segment(run, data, **options)  # nothing is trained again
     after = (out / "from-scratch-8-seed-0" / "model.safetensors").stat().st_mtime_ns
     assert before == after and "pre-trained minus it" not in capfd.readouterr().err
+
+
+def test_detectors_have_the_same_runner():
+    with pytest.raises(UserError, match="at least two"):
+        torchmae.compare_detect("x", "y", seeds=[1])
+    config = load(VERBS["compare-detect"].config)
+    assert issubclass(config, load(VERBS["detect"].config))
 
 
 def scores(*values):

@@ -236,3 +236,26 @@ def test_masks_that_say_nothing_are_refused(tmp_path):
         torchmae.segment("none", data / "train/images", out=tmp_path / "run", **options)
     with pytest.raises(UserError, match="--head unet|unknown --head"):
         torchmae.segment("none", data, out=tmp_path / "run", **options | {"head": "unet"})
+
+
+def test_graphs_take_images_of_any_size(learned, tmp_path):
+    """Traced in a process of its own, without the shape checks of the tests."""
+    ort = pytest.importorskip("onnxruntime")
+    command = [sys.executable, "-m", "torchmae", "export", str(learned), "--to", "onnx"]
+    command += ["--out", str(tmp_path / "onnx"), "--with-preprocessing"]
+    done = subprocess.run(command, env=ENV, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    session = ort.InferenceSession(tmp_path / "onnx/model.onnx")
+    properties = session.get_modelmeta().custom_metadata_map
+    assert json.loads(properties["classes"]) == ["0", "1", "2"]
+    assert properties["output"] == "logits, [batch, classes, height, width]"
+    model = torchmae.load_segmenter(learned)
+    images = torch.randint(0, 256, (2, 3, 37, 61), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = model(model.encoder.normalize(images))
+    (found,) = session.run(None, {"images": images.numpy()})
+    assert np.abs(found - expected.numpy()).max() < 1e-3
+    card = (tmp_path / "onnx/README.md").read_text()
+    assert "Every pixel gets one of the 3 classes" in card and "images with masks" in card
+    with pytest.raises(UserError, match="a segmenter has no place there: use --to onnx"):
+        torchmae.export(learned, to="timm", out=tmp_path / "timm")

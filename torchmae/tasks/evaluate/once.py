@@ -12,7 +12,8 @@ from torchmae.eval.classification import Scores, scores
 from torchmae.eval.extract import collect, logits_of, say_view
 from torchmae.models.heads import Classifier
 from torchmae.report.confusion import draw_confusion
-from torchmae.runfolder import CONFUSION
+from torchmae.report.mistakes import draw_mistakes
+from torchmae.runfolder import CONFUSION, MISTAKES
 from torchmae.tasks.evaluate.config import Evaluate
 from torchmae.tasks.evaluate.images import among_of, open_labelled
 
@@ -20,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 def measure_once(config: Evaluate, model: Classifier, device: torch.device) -> dict[str, Any]:
-    """The results on the images as they are; draws confusion.png."""
+    """The results on the images as they are; draws confusion.png and mistakes.png."""
     images, of_all = open_labelled(config, model.classes, config.data)
     say_view(images, config.run)
     ids, (logits,), bad = collect(
@@ -36,7 +37,9 @@ def measure_once(config: Evaluate, model: Classifier, device: torch.device) -> d
     title = f"{Path(config.data).name}: {found.count} images, {found.top1:.1%}"
     draw_confusion(found.confusion, model.classes, picture, title)
     logger.info(f"{describe(found, config.best)}{not_above_commonest(found.low, labels)}")
-    logger.info(f"Drawn: {picture}")
+    size, mistakes = model.encoder.image_size, Path(config.run) / MISTAKES
+    wrong = draw_mistakes(images, ids, logits, labels, model.classes, size, mistakes)
+    logger.info(f"Drawn: {picture}{f', {mistakes}' if wrong else ''}")
     return found.summary()
 
 

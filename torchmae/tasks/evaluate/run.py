@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from torchmae.models.weights import load_classifier
+from torchmae.report.html.run import write_report
 from torchmae.runfolder import add_result, kind_of, read_config
 from torchmae.settings.options import check_ranges, flatten
 from torchmae.tasks.evaluate.benchmark import measure_benchmark
@@ -40,6 +41,7 @@ def run(config: Evaluate) -> dict[str, Any]:
     measure = MEASURES.get(kind_of(read_config(config.run)), measure_classifier)
     results = measure(config)
     path = add_result(Path(config.run), "evaluate", flatten(config), results)
+    write_report(Path(config.run))
     logger.info(f"Written to {path}")
     return {**flatten(config), **results}
 

@@ -21,7 +21,8 @@ from torchmae.data.transforms import RandomResizedCropFlip
 from torchmae.models.heads import Classifier, blocks_of
 from torchmae.models.weights import load, seeded
 from torchmae.report.curves import draw_curves
-from torchmae.settings.defaults import Facts
+from torchmae.report.html.run import write_report
+from torchmae.settings.defaults import Facts, why
 from torchmae.settings.options import build, changed, flatten, requested
 from torchmae.tasks.finetune.config import (
     Finetune,
@@ -176,7 +177,9 @@ def begun(config: Finetune, data: LabelledSets, out: Path, world: World) -> Job:
         job = replace(job, config=resolved, chosen=chosen)
     settings, identity = flatten(resolved), identity_of(data)
     world.on_main(
-        lambda: runfolder.write_config(out, "finetune", settings, identity, model.config())
+        lambda: runfolder.write_config(
+            out, "finetune", settings, identity, model.config(), why(chosen)
+        )
     )
     return job
 
@@ -228,6 +231,7 @@ def train(job: Job, out: Path, world: World, quiet: bool) -> Path:
             list(validation(plan.steps))
     world.on_main(lambda: draw_curves(out))
     text = world.on_main(lambda: summary(out, plan, data.val_labels))  # writes results.json too
+    world.on_main(lambda: write_report(out))
     if world.is_main and not quiet:
         logger.info(text)
     return out

@@ -234,13 +234,11 @@ def epochs(facts: Facts, values: Mapping[str, Any]) -> Choice:
 
 
 def base_lr(facts: Facts, values: Mapping[str, Any]) -> Choice:
-    """From vit_base on the paper's 1.5e-4. Smaller models bear more, and the linear rule starves
-    small batches: for them the peak is the paper's 2.4e-3 at batch 4096 and falls with the fourth
-    root of the batch (7e-4 at 32)."""
-    if (facts.embed_dim or size_of(values["model"])["embed_dim"]) >= 768:
-        return Choice(1.5e-4, "the paper's")
-    value = 1.5e-4 * (4096 / values["batch_size"]) ** 0.75
-    return Choice(value, "small models bear more than the paper's 1.5e-4 with small batches")
+    """See `defaults.pretraining_lr`."""
+    width = facts.embed_dim or size_of(values["model"])["embed_dim"]
+    small = "small models bear more than the paper's 1.5e-4 with small batches"
+    value = defaults.pretraining_lr(width, values["batch_size"])
+    return Choice(value, "the paper's" if width >= 768 else small)
 
 
 def warmup_epochs(facts: Facts, values: Mapping[str, Any]) -> Choice:

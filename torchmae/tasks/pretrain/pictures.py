@@ -15,6 +15,7 @@ from torchmae.data.sources.source import Source
 from torchmae.data.transforms import CenterCropResize
 from torchmae.data.workers import Loading
 from torchmae.models.mae import MAE
+from torchmae.report.html.run import write_report
 from torchmae.report.pictures import About, draw, draw_mask
 from torchmae.tasks.pretrain.config import ResolvedPretrain
 from torchmae.train.distributed import World
@@ -76,4 +77,16 @@ class Pictures:
                 partial.replace(self.folder / f"step-{step:08d}.png")
             except OSError as error:  # no reason to lose a training
                 logger.warning(f"could not draw {self.folder}: {error.strerror or error}")
+        yield from ()
+
+
+@dataclass(frozen=True)
+class Page:
+    """Evaluator: refreshes report.html; measures nothing."""
+
+    out: Path
+
+    def __call__(self, step: int) -> Iterator[tuple[str, float]]:
+        """What was logged and drawn up to a step."""
+        write_report(self.out)
         yield from ()

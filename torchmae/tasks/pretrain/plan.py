@@ -15,12 +15,12 @@ from torchmae.errors import printable
 from torchmae.models.mae import MAE
 from torchmae.models.vit import attention
 from torchmae.report.pictures import hidden_words
+from torchmae.report.words.learning import end_of, look_at, verdict
 from torchmae.settings.defaults import reasons
 from torchmae.settings.groups import CACHES
 from torchmae.tasks.pretrain.config import ResolvedPretrain
 from torchmae.tasks.pretrain.features import progress
 from torchmae.tasks.pretrain.job import Job
-from torchmae.tasks.pretrain.verdict import end_of, look_at, verdict
 from torchmae.train.config import TrainConfig
 from torchmae.train.distributed import World
 from torchmae.train.loop import Outcome, finished_line

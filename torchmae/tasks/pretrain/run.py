@@ -24,7 +24,8 @@ from torchmae.errors import UserError
 from torchmae.models.mae import MAE, training_flops
 from torchmae.models.masking import num_visible
 from torchmae.report.curves import draw_curves
-from torchmae.settings.defaults import Facts
+from torchmae.report.html.run import write_report
+from torchmae.settings.defaults import Facts, why
 from torchmae.settings.options import build, changed, flatten, parse_size, requested
 from torchmae.tasks.pretrain.config import (
     Pretrain,
@@ -33,7 +34,7 @@ from torchmae.tasks.pretrain.config import (
 )
 from torchmae.tasks.pretrain.features import Features, open_labelled
 from torchmae.tasks.pretrain.job import Job
-from torchmae.tasks.pretrain.pictures import Pictures
+from torchmae.tasks.pretrain.pictures import Page, Pictures
 from torchmae.tasks.pretrain.plan import describe, summary, train_config
 from torchmae.tasks.pretrain.start import (
     build_model,
@@ -154,7 +155,9 @@ def begun(config: Pretrain, source: Source, out: Path, world: World) -> Job:
         job = replace(job, config=resolved, chosen=chosen)
     identity = runfolder.stamped_identity(source)
     world.on_main(  # all that can be wrong with the settings is known by now
-        lambda: runfolder.write_config(out, "pretrain", flatten(resolved), identity, model.config())
+        lambda: runfolder.write_config(
+            out, "pretrain", flatten(resolved), identity, model.config(), why(chosen)
+        )
     )
     return job
 
@@ -212,9 +215,12 @@ def train(job: Job, sets: LabelledSets | None, out: Path, world: World, quiet: b
         evaluators.append(Pictures(job.model, job.batches, job.config, out, world))
     if features is not None:
         evaluators.append(features)
+    if evaluators and world.is_main:
+        evaluators.append(Page(out))
     outcome = fit(job.task(), job.stream, plan, out, world, evaluators)
     if world.is_main:
         draw_curves(out)
+        write_report(out)
         if not quiet:
             logger.info(summary(job, outcome, plan, out))
     return out

@@ -20,7 +20,8 @@ from torchmae.errors import UserError
 from torchmae.models.targets.tokenizer import Tokenizer, TokenizerConfig
 from torchmae.models.weights import seeded
 from torchmae.report.curves import draw_curves
-from torchmae.settings.defaults import Facts
+from torchmae.report.html.run import write_report
+from torchmae.settings.defaults import Facts, why
 from torchmae.settings.options import build, changed, flatten, parse_size
 from torchmae.tasks.tokenizer.config import ResolvedTokenizer, TrainTokenizer
 from torchmae.tasks.tokenizer.evaluation import Evaluation
@@ -105,7 +106,9 @@ def begun(config: TrainTokenizer, source: Source, out: Path, world: World) -> Jo
         job = replace(job, config=resolved, chosen=chosen)
     settings, identity = flatten(resolved), runfolder.stamped_identity(source)
     world.on_main(
-        lambda: runfolder.write_config(out, "tokenizer", settings, identity, described(model))
+        lambda: runfolder.write_config(
+            out, "tokenizer", settings, identity, described(model), why(chosen)
+        )
     )
     return job
 
@@ -145,6 +148,7 @@ def train(job: Job, out: Path, world: World) -> Path:
             list(evaluation(plan.steps))
     if world.is_main:
         draw_curves(out)
+        write_report(out)
         if outcome.last is None:
             logger.info(finished_line(plan, out, ""))
         logger.info(summary(job.config, evaluation.found, plan, out))

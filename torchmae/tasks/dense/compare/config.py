@@ -1,5 +1,5 @@
-"""The settings of `mae compare-segment` and `compare-detect`: those of mae segment and mae detect,
-of which they vary some."""
+"""The settings of `mae compare-segment` and `mae compare-detect`: those of mae segment and mae
+detect, of which they vary some."""
 
 from dataclasses import dataclass
 
@@ -14,6 +14,11 @@ from torchmae.tasks.dense.config import (
 )
 from torchmae.tasks.dense.detect.config import Detect
 from torchmae.tasks.dense.segment.config import Segment
+
+RUNS = (
+    "a run folder, which is compared with the same encoder from scratch; or several: run folders, "
+    f"none (the encoder of the first run from scratch), and {OF_TIMM}"
+)
 
 
 @dataclass(frozen=True)
@@ -70,12 +75,7 @@ class CompareSegment(Segment):
     recipe.
     """
 
-    run: tuple[str, ...] = argument(  # type: ignore[assignment]
-        "a run folder, which is compared with the same encoder from scratch; or several: run "
-        f"folders, none (the encoder of the first run from scratch), and {OF_TIMM}",
-        "RUN...",
-        encoder=True,
-    )
+    run: tuple[str, ...] = argument(RUNS, "RUN...", encoder=True)  # type: ignore[assignment]
     split: CompareSplitOptions = CompareSplitOptions()
     model: CompareModelOptions = CompareModelOptions()
     optim: CompareOptimOptions = CompareOptimOptions()
@@ -87,15 +87,11 @@ class CompareDetect(Detect):
     """Compare a run with the same encoder from scratch, or any number of encoders with the first
     of them, as detectors: same images, crops, steps and seeds.
 
-    Flags are those of mae detect and hold for all; what is left open follows each one's own recipe.
+    Flags are those of mae detect and hold for all; what is left open follows each one's own
+    recipe.
     """
 
-    run: tuple[str, ...] = argument(  # type: ignore[assignment]
-        "a run folder, which is compared with the same encoder from scratch; or several: run "
-        f"folders, none (the encoder of the first run from scratch), and {OF_TIMM}",
-        "RUN...",
-        encoder=True,
-    )
+    run: tuple[str, ...] = argument(RUNS, "RUN...", encoder=True)  # type: ignore[assignment]
     split: CompareSplitOptions = CompareSplitOptions()
     model: CompareModelOptions = CompareModelOptions()
     optim: CompareOptimOptions = CompareOptimOptions()

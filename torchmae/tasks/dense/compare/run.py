@@ -1,4 +1,4 @@
-"""`mae compare-segment`, `mae compare-detect`: encoders in a grid, to a table, a picture,
+"""`mae compare-segment`, `mae compare-detect`: encoders in a grid, to a table, a picture and
 results.json."""
 
 import logging
@@ -11,7 +11,7 @@ from torchmae.errors import UserError
 from torchmae.eval.intervals import LEAST_SEEDS, mean_interval, paired_difference
 from torchmae.eval.verdict import by_sign, in_words
 from torchmae.report.experiments.dense import dense_table, draw_dense
-from torchmae.runfolder import add_result, read_results
+from torchmae.runfolder import add_result, read_any_config, read_results
 from torchmae.settings.options import build, check_ranges, flatten
 from torchmae.tasks.dense.compare.config import CompareDetect, CompareSegment, check_seeds
 from torchmae.tasks.dense.detect.config import Detect
@@ -47,7 +47,7 @@ class Compared(NamedTuple):
     metric: str
 
 
-def run(config: CompareSegment) -> Path:
+def segmenters(config: CompareSegment) -> Path:
     """Compares encoders as segmenters; returns the folder of the comparison."""
     return compare(config, Compared("segment", Segment, segment, "mIoU"))
 
@@ -93,7 +93,9 @@ def compare(config: Any, what: Compared) -> Path:
                 training = build(what.settings, {**flatten(config), **changes})
                 trained = what.train(training, quiet=done > len(arms))
                 if is_main():
-                    scores[arm].append(read_results(trained, what.verb)[-1]["results"]["last"])
+                    last = read_results(trained, what.verb)[-1]["results"]["last"]
+                    images = read_any_config(trained)["data"]["val"]["count"]
+                    scores[arm].append({"score": last["score"], "count": images})
         if is_main():
             rows.append(summarize(str(count or "all"), scores))
     if not is_main():
@@ -131,7 +133,8 @@ def summarize(name: str, scores: Mapping[str, Sequence[Mapping[str, Any]]]) -> d
 
     Args:
         name: the number.
-        scores: of each encoder, the last validation of each seed; the first is compared.
+        scores: of each encoder, "score" and "count" (of images) of each seed's last validation; the
+            first is compared.
 
     Returns:
         "name"; "images": validated on; "seeds"; "arms": by name "scores", "mean", "std", "low",

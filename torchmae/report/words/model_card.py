@@ -9,7 +9,7 @@ from typing import Any
 from torchmae.disk import sha256
 from torchmae.models.encoders import Backbone
 from torchmae.models.patches import size_name
-from torchmae.report.limits import limits, markdown
+from torchmae.report.words.limits import limits, markdown
 from torchmae.runfolder import read_config, read_results
 
 

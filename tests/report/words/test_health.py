@@ -1,0 +1,90 @@
+"""What the files of a run say about it; each thing that is wrong is put there on purpose."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from torchmae.report.words.health import words_of
+from torchmae.runfolder import read_any_config
+
+
+def record(step: int, loss: float | None, **more: object) -> dict[str, object]:
+    """A line of log.jsonl of a pre-training."""
+    usual = {"loss of patch mean": 0.9, "loss of visible mean": 1.0, "skipped": 0, "wait": 0.01}
+    return {"step": step, "loss": loss, "lr": 1e-3, **usual, **more}
+
+
+def log(run: Path, *records: dict[str, object]) -> None:
+    (run / "log.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
+
+
+@pytest.fixture
+def healthy(run: Path, tmp_path: Path) -> Path:
+    """A copy of the run with a log and settings in which nothing is wrong."""
+    own = shutil.copytree(run, tmp_path / "own")
+    log(own, *(record(20 * k, 1 - 0.02 * k) for k in range(1, 20)))
+    change(own, batch_size=32, base_lr=1.5e-4 * 128**0.75)
+    return own
+
+
+def change(run: Path, **settings: object) -> None:
+    config = json.loads((run / "config.json").read_text())
+    config["config"] |= settings
+    (run / "config.json").write_text(json.dumps(config))
+    (run / "manifest.json").unlink(missing_ok=True)
+
+
+def said(run: Path, kind: str) -> str:
+    return "\n".join(w.text for w in words_of(run, read_any_config(run)) if w.kind == kind)
+
+
+def test_a_good_run_has_a_good_verdict(healthy: Path) -> None:
+    assert "learning: loss 0.6600, the patch mean's 0.9000" in said(healthy, "good")
+    assert said(healthy, "bad") == ""
+    assert "last logged: step 380" in said(healthy, "") or "finished" in said(healthy, "")
+
+
+WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
+    "worse than means": (
+        lambda run: log(run, *(record(100 * k, 1.2) for k in range(1, 9))),
+        "not better than a trivial baseline after 800 steps",
+    ),
+    "not finite": (lambda run: log(run, record(20, None, skipped=20)), "(loss not finite)"),
+    "skipped": (lambda run: log(run, record(20, 0.5, skipped=3)), "3 steps were skipped"),
+    "collapse": (
+        lambda run: log(run, {"step": 0, "RankMe": 40.0}, record(9, 0.5), {"step": 9, "RankMe": 3}),
+        "features collapse: RankMe is 3.0 and was 40.0",
+    ),
+    "learning rate": (lambda run: change(run, base_lr=1.0), "--base-lr 1 is far from the recipe"),
+    "batch": (lambda run: change(run, batch_size=4, base_lr=0.02), "--batch-size 4 is small"),
+    "ratio": (lambda run: change(run, mask_ratio=0.1), "--mask-ratio 0.1 is far from"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_wrong_is_said(healthy: Path, name: str) -> None:
+    damage, message = WRONG[name]
+    damage(healthy)
+    assert message in said(healthy, "bad")
+
+
+def test_waiting_is_slow_and_not_wrong(healthy: Path) -> None:
+    log(healthy, record(20, 0.5, wait=0.6))
+    assert "waiting for data 60%" in said(healthy, "")
+    assert said(healthy, "bad") == ""
+
+
+def test_a_full_disk_and_bad_files(healthy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(healthy)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    assert "the disk has room for 0.0 GB" in said(healthy, "bad")
+    (healthy / "bad-files.jsonl").write_text('{"file": "a.jpg", "reason": "cut"}\n')
+    assert "1 images cannot be read" in said(healthy, "")
+
+
+def test_a_run_that_has_just_begun(healthy: Path) -> None:
+    (healthy / "log.jsonl").unlink()
+    assert "no step has been logged yet" in said(healthy, "")

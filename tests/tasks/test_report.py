@@ -1,0 +1,125 @@
+"""report.html: written by trainings, made again, of several runs; whole whatever the run holds."""
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+from helpers.small import SMALL, make_photos
+
+import torchmae
+from torchmae import cli
+
+HOSTILE = "<script>alert(1)</script>\"'"
+
+
+def test_a_pretraining_has_a_page(run: Path) -> None:
+    text = (run / "report.html").read_text()
+    config = json.loads((run / "config.json").read_text())
+    for words in ("learning rate", "step 9 of 9", "loss of visible mean", "vit_micro"):
+        assert words in text
+    assert "small models bear more than" in config["reasons"]["base_lr"]
+    assert "small models bear more than" in text
+    assert "data:image/jpeg;base64," in text and "SHA-256" in text
+    assert "<script" not in text and "http://" not in text and "https://" not in text
+
+
+def test_it_is_refreshed_at_each_picture(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the time of each page there is the picture of that step."""
+    from torchmae.report.html import run as pages
+
+    seen: list[int] = []
+    whole = pages.run_page
+
+    def count(run: Path) -> str:
+        seen.append(len(list((run / "pictures").glob("step-*.png"))))
+        return whole(run)
+
+    monkeypatch.setattr(pages, "run_page", count)
+    torchmae.pretrain(photos, out=tmp_path / "r", epochs=2, picture_minutes=0, log_every=1, **SMALL)
+    assert len(seen) >= 3 and seen[0] == 1 and sorted(seen) == seen
+
+
+def test_a_classifier_has_its_classes_and_mistakes(
+    classifier: Path, photos: Path, tmp_path: Path
+) -> None:
+    own = shutil.copytree(classifier, tmp_path / "own")
+    assert "validation: top 1" in (own / "report.html").read_text()
+    torchmae.evaluate(own, photos)
+    text = (own / "report.html").read_text()
+    assert f"mae evaluate on {photos}" in text
+    assert all(name in text for name in ("per_class", "across", "calibration_error"))
+    assert text.count("data:image/png;base64,") == 1 + (own / "mistakes.png").is_file()
+
+
+def test_hostile_names_are_text(tmp_path: Path) -> None:
+    photos = make_photos(tmp_path / "photos", 4)
+    (photos / "blob").rename(photos / HOSTILE.replace("/", "_"))
+    (photos / "down" / f"{HOSTILE.replace('/', '_')}.jpg").write_text("no image")
+    run = torchmae.pretrain(photos, out=tmp_path / "run", epochs=1, **SMALL)
+    config = json.loads((run / "config.json").read_text())
+    config["config"][HOSTILE] = HOSTILE
+    config["reasons"][HOSTILE] = HOSTILE
+    config["torch"] = HOSTILE
+    (run / "config.json").write_text(json.dumps(config))
+    record = {"verb": HOSTILE, "settings": {"data": HOSTILE}, "results": {HOSTILE: {HOSTILE: 1}}}
+    (run / "results.json").write_text(json.dumps({"results": [record]}))
+    with (run / "log.jsonl").open("a") as log:
+        log.write(json.dumps({"step": 3, HOSTILE: 1.5}) + "\n")
+    other = shutil.copytree(run, tmp_path / HOSTILE.replace("/", "_"))
+    for page in (torchmae.report_(run), torchmae.report_([run, other], out=tmp_path / "both.html")):
+        text = page.read_text()
+        assert "<script" not in text and "&lt;script&gt;alert" in text
+
+
+def test_ten_thousand_lines_are_small_and_quick(run: Path, tmp_path: Path) -> None:
+    own = shutil.copytree(run, tmp_path / "own")
+    line = json.loads((own / "log.jsonl").read_text().splitlines()[0])
+    lines = (json.dumps({**line, "step": k, "loss": 1 / k}) for k in range(1, 10_001))
+    (own / "log.jsonl").write_text("\n".join(lines))
+    for k in range(40):  # pictures, as of hours
+        shutil.copy(next((run / "pictures").glob("*.png")), own / f"pictures/step-{k:08d}.png")
+    began = time.monotonic()
+    page = torchmae.report_(own)
+    assert time.monotonic() - began < 5
+    assert page.stat().st_size < 5_000_000
+    assert "8 of 4" in page.read_text()
+
+
+def test_several_runs_side_by_side(run: Path, photos: Path, tmp_path: Path) -> None:
+    other = torchmae.pretrain(photos, out=tmp_path / "other", epochs=2, mask_ratio=0.5, **SMALL)
+    text = torchmae.report_([run, other], out=tmp_path / "both.html").read_text()
+    assert "<td>mask_ratio</td>" in text and "<td>epochs</td>" in text
+    assert "<td>patch_size</td>" not in text
+    assert text.count("<polyline") >= 8
+
+
+def test_damaged_runs_have_a_page(run: Path, tmp_path: Path) -> None:
+    own = shutil.copytree(run, tmp_path / "own")
+    for path in (own / "pictures").glob("*.png"):
+        path.write_bytes(path.read_bytes()[:100])
+    (own / "log.jsonl").write_bytes((own / "log.jsonl").read_bytes()[:-20] + b"\xff{")
+    (own / "manifest.json").write_text("{")
+    (own / "model.safetensors").unlink()
+    assert "is damaged" in torchmae.report_(own).read_text()
+    shutil.rmtree(own / "pictures")
+    (own / "log.jsonl").unlink()
+    assert "no step has been logged yet" in torchmae.report_(own).read_text()
+
+
+def test_mistakes_are_a_line(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    cut = shutil.copytree(run, tmp_path / "cut")
+    (cut / "config.json").write_text("{")
+    for words, message in {
+        (str(tmp_path),): "is not a run folder",
+        (str(cut),): "does not describe",
+        (str(run), str(tmp_path)): "is not a run folder",
+        (str(run), "--out", "a.pdf"): "the name of an .html file",
+        (str(run), "--out", str(tmp_path / "no" / "a.html")): "cannot be written",
+    }.items():
+        assert cli.main(["report", *words]) == 2, words
+        err = capfd.readouterr().err
+        assert message in err and err.count("\n") == 1, err

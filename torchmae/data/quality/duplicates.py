@@ -1,0 +1,130 @@
+"""Images that are copies of others: the same pixels, or nearly the same look; also across parts."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float32, Int64, UInt8, UInt64
+
+# Hashes that differ in at most 7 of their 64 bits agree in one of their 8 bytes at least, so that
+# only images with a byte in common are compared.
+MOST_BITS = 7
+# Correlation of two thumbnails: of pairs with close hashes, this tells copies from relatives.
+LEAST_CORRELATION = 0.985
+BLOCK = 512  # rows that are compared at a time
+
+Groups = list[list[int]]
+
+
+class Duplicates(NamedTuple):
+    """Groups of images, by their numbers, in the order of the set.
+
+    `exact`: those of a group have the same pixels. `near`: those of a group are linked by pairs
+    that look the same, and do not all have the same pixels.
+    """
+
+    exact: Groups
+    near: Groups
+
+
+class Leak(NamedTuple):
+    """An image of a part, and one of a part before it that is a copy of it."""
+
+    image: int
+    copy: int
+    exact: bool
+
+
+def find_duplicates(
+    digests: Sequence[bytes],
+    hashes: UInt64[np.ndarray, " N"],
+    thumbs: UInt8[np.ndarray, "N P"],
+    ids: Int64[np.ndarray, " M"],
+) -> Duplicates:
+    """Groups of copies among some images.
+
+    Args:
+        digests: of the pixels of each image.
+        hashes: of each image, see `phash`.
+        thumbs: of each image, see `thumb`.
+        ids: the images that are compared; blank ones all look the same and are left out.
+    """
+    same: dict[bytes, list[int]] = defaultdict(list)
+    for i in ids.tolist():
+        same[digests[i]].append(i)
+    firsts = np.array([group[0] for group in same.values()], dtype=np.int64)
+    pairs = close_pairs(hashes[firsts], standardized(thumbs[firsts]))
+    linked = components(len(firsts), pairs)
+    members = list(same.values())
+    near = [sorted(i for k in group for i in members[k]) for group in linked if len(group) > 1]
+    return Duplicates([group for group in members if len(group) > 1], near)
+
+
+def close_pairs(
+    hashes: UInt64[np.ndarray, " K"], looks: Float32[np.ndarray, "K P"]
+) -> Iterator[tuple[int, int]]:
+    """Pairs of images whose hashes and thumbnails are close; some of them more than once."""
+    for byte in range(8):
+        keys = (hashes >> np.uint64(8 * byte)) & np.uint64(255)
+        order = np.argsort(keys, kind="stable")
+        ends = np.flatnonzero(np.diff(keys[order])) + 1
+        for bucket in np.split(order, ends):
+            for first in range(0, len(bucket), BLOCK):
+                rows, rest = bucket[first : first + BLOCK], bucket[first:]
+                differ = np.bitwise_count(hashes[rows, None] ^ hashes[None, rest])
+                one, other = np.nonzero(differ <= MOST_BITS)
+                later = other > one
+                left, right = rows[one[later]], rest[other[later]]
+                alike = np.einsum("kp,kp->k", looks[left], looks[right]) >= LEAST_CORRELATION
+                yield from zip(left[alike].tolist(), right[alike].tolist())
+
+
+def standardized(thumbs: UInt8[np.ndarray, "K P"]) -> Float32[np.ndarray, "K P"]:
+    """Thumbnails whose products are correlations: without mean, of length one."""
+    rows = thumbs - thumbs.mean(axis=1, keepdims=True, dtype=np.float32)
+    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-6))
+
+
+def components(count: int, pairs: Iterable[tuple[int, int]]) -> Groups:
+    """What the pairs link, each in order (union-find)."""
+    parent = list(range(count))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    for one, other in pairs:
+        low, high = sorted((root(one), root(other)))
+        parent[high] = low
+    groups: dict[int, list[int]] = defaultdict(list)
+    for i in range(count):
+        groups[root(i)].append(i)
+    return list(groups.values())
+
+
+def leaks(found: Duplicates, parts: Sequence[str], digests: Sequence[bytes]) -> list[Leak]:
+    """The images that have a copy in a part before theirs ("train" before all others), each once.
+
+    Args:
+        found: the groups of all parts together.
+        parts: of each image.
+        digests: of the pixels of each image.
+    """
+    order = {part: k for k, part in enumerate(sorted(set(parts), key=rank))}
+    leaked: dict[int, Leak] = {}
+    for group in [*found.exact, *found.near]:
+        first = min(group, key=lambda i: (order[parts[i]], i))
+        for i in group:
+            if parts[i] != parts[first]:
+                same = digests[i] == digests[first]
+                if i not in leaked or (same and not leaked[i].exact):
+                    leaked[i] = Leak(i, first, same)
+    return sorted(leaked.values())
+
+
+def rank(part: str) -> tuple[bool, str]:
+    """Sorts parts: what is trained on first."""
+    return not part.lower().startswith(("train", "unlab")), part

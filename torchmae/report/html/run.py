@@ -1,0 +1,275 @@
+"""The page of a run: what it learned, how, with what; also of several runs side by side."""
+
+import json
+import logging
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import UnidentifiedImageError
+
+from torchmae import manifest, runfolder
+from torchmae.disk import parse_json, write_text
+from torchmae.errors import UserError
+from torchmae.report.curves import panels
+from torchmae.report.html.charts import chart
+from torchmae.report.html.page import (
+    Cell,
+    Section,
+    details,
+    findings,
+    page,
+    paragraph,
+    table,
+    text,
+)
+from torchmae.report.html.thumbs import picture_file
+from torchmae.report.words.health import words_of
+
+logger = logging.getLogger(__name__)
+
+MOST_PICTURES, WIDEST = 8, 1100  # of reconstructions; px
+MOST_BYTES = 3_000_000  # of all pictures of a page, as it holds them
+MOST_FILES = 200  # bad files that are named
+DEPTH, MOST_OPEN, MOST_ROWS = 5, 40, 500  # of results: levels, parts of one, rows of a table
+PICTURES = (runfolder.CONFUSION, runfolder.MISTAKES, runfolder.LAYERS, runfolder.CORRUPTIONS)
+
+
+def write_report(run: Path) -> Path | None:
+    """Makes report.html of a run; a page that cannot be made ends no training."""
+    try:
+        write_text(run / runfolder.REPORT, run_page(run))
+        return run / runfolder.REPORT
+    except (OSError, UserError) as error:
+        reason = getattr(error, "strerror", None) or error
+        logger.warning(f"could not write {run / runfolder.REPORT}: {reason}")
+        return None
+
+
+def run_page(run: Path) -> str:
+    """The page of a run folder, or of the folder of mae compare or mae ablate.
+
+    Raises:
+        UserError: it is none of these.
+    """
+    if not (run / runfolder.CONFIG).is_file() and is_experiment(run):
+        return experiment_page(run)
+    with manifest.verification(False):  # a damaged run has a page too: mae verify says what is
+        config = runfolder.read_any_config(run)
+    records = runfolder.read_log(run)
+    made = f"Made by mae {config.get('verb')}; {kind_words(config)}"
+    lead = paragraph(made, pale=True) + findings(words_of(run, config))
+    room = MOST_BYTES
+    drawn, room = strip(run, room)
+    shown, room = pictures(run, PICTURES, room)
+    return page(
+        run.resolve().name,
+        lead,
+        [
+            Section("Curves", curves(records)),
+            Section("Reconstructions over time", drawn),
+            Section("Measured", measured(runfolder.read_results(run)) + shown),
+            Section("Data", data_section(run, config)),
+            Section("Settings", settings_table(config)),
+            Section("Versions and files", provenance(run, config)),
+        ],
+    )
+
+
+def kind_words(config: Mapping[str, Any]) -> str:
+    """What the model is."""
+    kind = runfolder.kind_of(dict(config))
+    name = config["config"].get("model")
+    return f"{kind}{f', {name}' if name else ''}"
+
+
+def curves(records: Sequence[Mapping[str, Any]]) -> str:
+    """A chart for each panel of curves.png."""
+    drawn = [
+        chart(title, {name: points_of(records, name) for name in names})
+        for title, names in panels([dict(record) for record in records]).items()
+    ]
+    return f'<div class="charts">{"".join(drawn)}</div>' if any(drawn) else ""
+
+
+def points_of(records: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
+    """(step, value) of a logged value where it is a number."""
+    return [(r["step"], r[name]) for r in records if isinstance(r.get(name), int | float)]
+
+
+def strip(run: Path, room: int) -> tuple[str, int]:
+    """Reconstructions from first to last, to be scrolled through, and the bytes that are left.
+
+    The newest come first into the page's size; of many evenly spaced ones.
+    """
+    found = sorted((run / runfolder.PICTURES).glob("step-*.png"))
+    last = len(found) - 1
+    count = min(MOST_PICTURES, len(found))
+    chosen = sorted({round(k * last / max(1, count - 1)) for k in range(count)}, reverse=True)
+    figures: list[str] = []
+    for k in chosen:
+        source = readable(found[k])
+        if source is None or len(source) > room:
+            continue
+        room -= len(source)
+        step = int(found[k].stem.removeprefix("step-"))
+        figures.append(
+            f'<figure><img class="large" src="{source}" alt="reconstructions at step {step}">'
+            f"<figcaption>step {step:,}</figcaption></figure>"
+        )
+    if not figures:
+        return "", room
+    more = f"{len(figures)} of {len(found)} pictures, the newest first: scroll sideways"
+    return f'<div class="strip" tabindex="0">{"".join(figures)}</div>{paragraph(more, True)}', room
+
+
+def readable(path: Path) -> str | None:
+    """A picture of a run for the page; None where it is damaged."""
+    try:
+        return picture_file(path, WIDEST)
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError):
+        return None
+
+
+def pictures(run: Path, names: Sequence[str], room: int) -> tuple[str, int]:
+    """The pictures of a run that there are, whole, and the bytes that are left."""
+    drawn = ""
+    for name in names:
+        path = run / name
+        source = None
+        if path.is_file() and path.stat().st_size < 300_000:  # lines and text are best as PNG
+            source = f"data:image/png;base64,{b64encode(path.read_bytes()).decode()}"
+        elif path.is_file():
+            source = readable(path)
+        if source is not None and len(source) <= room:
+            room -= len(source)
+            drawn += f'<p><img class="large" src="{source}" alt="{text(name)}"></p>'
+    return drawn, room
+
+
+def measured(records: Sequence[Mapping[str, Any]]) -> str:
+    """What evaluations measured, the newest first: numbers, then the accuracy of each class."""
+    blocks = []
+    for record in reversed(records):
+        results = record.get("results")
+        where = (record.get("settings") or {}).get("data")
+        title = f"mae {record.get('verb')}{f' on {where}' if where else ''}"
+        blocks.append(f'<div class="group"><strong>{text(title)}</strong>{nested(results)}</div>')
+    return "".join(blocks)
+
+
+def nested(value: Any, depth: int = 0) -> str:
+    """Any JSON as tables: numbers and texts first, what is inside of something to be opened."""
+    if isinstance(value, list):
+        if value and all(isinstance(one, Mapping) for one in value):
+            return listed(value, depth)
+        return paragraph(", ".join(map(shown, value[:100])))
+    if not isinstance(value, Mapping):
+        return paragraph(shown(value))
+    inside = {name: one for name, one in value.items() if isinstance(one, Mapping | list)}
+    plain = {name: one for name, one in value.items() if name not in inside}
+    if not plain and inside and all(isinstance(one, Mapping) for one in inside.values()):
+        return listed([{"": name, **dict(one)} for name, one in inside.items()], depth)
+    body = table([], [[str(name), number(one)] for name, one in plain.items()])
+    for name, one in inside.items():
+        if one and depth < DEPTH:
+            body += details(name, nested(one, depth + 1), open=depth == 0 and len(one) < MOST_OPEN)
+    return body
+
+
+def listed(rows: Sequence[Mapping[str, Any]], depth: int) -> str:
+    """Records as one table of their plain values, then what else is in each."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    hidden = [n for n in names if any(isinstance(row.get(n), Mapping | list) for row in rows)]
+    names = [name for name in names if name not in hidden]
+    body = table(names, [[number(row.get(name)) for name in names] for row in rows[:MOST_ROWS]])
+    if depth < DEPTH:
+        for row in rows[:MOST_OPEN]:
+            inside = {name: row[name] for name in hidden if row.get(name)}
+            title = shown(row.get("name", row.get("", "more")))
+            body += details(title, nested(inside, depth + 1) if inside else "", open=depth == 1)
+    return body
+
+
+def shown(value: Any) -> str:
+    """A value as text."""
+    if isinstance(value, str):
+        return value
+    return f"{value:.4g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
+
+
+def number(value: Any) -> str | Cell:
+    """A value as a cell: numbers to the right."""
+    if isinstance(value, bool) or value is None or not isinstance(value, int | float):
+        return "" if value is None else shown(value)
+    return Cell(shown(value))
+
+
+def data_section(run: Path, config: Mapping[str, Any]) -> str:
+    """The images, and those that cannot be read."""
+    data, settings = config.get("data"), config["config"]
+    body = ""
+    if isinstance(data, Mapping):
+        val = data.get("val") or {}
+        rows: list[list[str | Cell]] = [
+            ["images", settings.get("data") or "", number(data.get("count"))]
+        ]
+        if val:
+            rows.append(["validation images", settings.get("val") or "", number(val["count"])])
+        body += table(["", "from", "count"], rows)
+        body += paragraph(f"fingerprint of names and sizes: {data.get('fingerprint')}", pale=True)
+    bad = runfolder.read_bad_files(run)
+    named = table(["file", "reason"], [(one["file"], one["reason"]) for one in bad[:MOST_FILES]])
+    return body + details(f"{len(bad):,} files that cannot be read", named, open=len(bad) < 6)
+
+
+def settings_table(config: Mapping[str, Any]) -> str:
+    """The settings; those that were chosen with their reasons first."""
+    reasons = config.get("reasons") or {}
+    values = {name: value for name, value in config["config"].items() if value is not None}
+    chosen = [[name, shown(values[name]), reasons[name]] for name in reasons if name in values]
+    others = [[name, shown(value)] for name, value in values.items() if name not in reasons]
+    body = table(["chosen by rule", "value", "why"], chosen)
+    return body + details("all others", table(["setting", "value"], others), open=not chosen)
+
+
+def provenance(run: Path, config: Mapping[str, Any]) -> str:
+    """Versions, and what the files of the run have to be."""
+    versions = [
+        [name, str(config[name])] for name in ("torchmae", "torch", "commit") if config.get(name)
+    ]
+    try:
+        content = manifest.listed(run) or {}
+    except UserError as error:
+        return table(["version", ""], versions) + paragraph(str(error))
+    rows: list[list[str | Cell]] = [
+        [name, Cell(f"{one.bytes:,}"), one.sha256] for name, some in content.items() for one in some
+    ]
+    return table(["version", ""], versions) + table(["file", "bytes", "SHA-256"], rows)
+
+
+# The folders of mae compare and mae ablate.
+
+ABLATION = "ablation.json"
+
+
+def is_experiment(folder: Path) -> bool:
+    """Whether a folder holds results of several trainings."""
+    return runfolder.has_results(folder) or (folder / ABLATION).is_file()
+
+
+def experiment_page(folder: Path) -> str:
+    """The page of mae compare, mae partial or mae ablate: their figures and tables."""
+    shown_pictures, _ = pictures(folder, sorted(p.name for p in folder.glob("*.png")), MOST_BYTES)
+    tables = measured(runfolder.read_results(folder))
+    if (folder / ABLATION).is_file():
+        try:
+            tables += nested(parse_json((folder / ABLATION).read_bytes()))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{folder / ABLATION} cannot be read: {error}") from error
+    return page(
+        folder.resolve().name,
+        "",
+        [Section("Figures", shown_pictures), Section("Measured", tables)],
+    )

@@ -1,0 +1,155 @@
+"""`mae doctor RUN`: files, weights, learning, features and data of a run."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from torchmae import manifest, runfolder
+from torchmae.data.config import decode_as_run, listing_as_run
+from torchmae.data.labels import labelled_sets
+from torchmae.data.quality.duplicates import find_duplicates, leaks
+from torchmae.data.quality.parts import open_parts
+from torchmae.data.quality.survey import survey
+from torchmae.data.quality.texture import chosen
+from torchmae.data.scan import measure
+from torchmae.data.sources.source import Source, Subset, with_decode
+from torchmae.errors import RunError, UserError
+from torchmae.eval.extract import collect, features_of
+from torchmae.eval.rank import rankme
+from torchmae.models.encoders import Backbone
+from torchmae.models.weights import read_encoder
+from torchmae.report.words.health import words_of
+from torchmae.settings.groups import ListingOptions
+from torchmae.tasks.doctor.line import NOTE, OK, WRONG, Line, judged
+from torchmae.tasks.doctor.training import position_line, quiet
+from torchmae.tasks.verify import run as verify
+from torchmae.tasks.verify.config import Verify
+
+MEASURED = 256  # images for statistics and features
+MOST = 20_000  # images among which leakage is looked for
+LEAST_RANK = 2.0  # RankMe of features that all but agree
+FAR_MEAN, FAR_STD = 0.5, 2.0  # stds between means; times between stds
+
+
+def patient(run: Path, data: str | None, device: torch.device) -> Iterator[Line]:
+    """The lines about a run.
+
+    Args:
+        run: its folder.
+        data: the images, where they are not those of config.json.
+        device: where features are computed.
+    """
+    yield files(run)
+    with manifest.verification(False):  # what is damaged was just said
+        config = runfolder.read_any_config(run)
+        for word in words_of(run, config):
+            yield Line("training", {"bad": WRONG, "good": OK}.get(word.kind, NOTE), word.text)
+        if runfolder.kind_of(config) == "tokenizer":
+            return
+        try:
+            encoder = read_encoder(run)
+        except UserError as error:
+            yield Line("weights", WRONG, str(error))
+            return
+        yield Line("weights", OK, "they are finite and fit config.json")
+        rows = getattr(encoder, "pos_embed", None)
+        if isinstance(rows, torch.Tensor) and rows.ndim == 3:
+            yield position_line(rows[0], "restore the weights, or import them again")
+        try:
+            yield from of_data(run, config, data, encoder, device)
+        except (UserError, OSError) as error:
+            about = f"{error}; statistics, features and leakage were not looked at (--data DATA)"
+            yield Line("data", NOTE, about)
+
+
+def files(run: Path) -> Line:
+    """Whether every file is as it was written."""
+    try:
+        with quiet():
+            found = verify.run(Verify(str(run)))
+    except RunError as error:
+        return Line("files", WRONG, str(error))
+    return Line("files", OK, f"{len(found)} files and checkpoints are as written")
+
+
+def of_data(
+    run: Path, config: dict[str, Any], data: str | None, encoder: Backbone, device: torch.device
+) -> Iterator[Line]:
+    """The lines for which images are needed."""
+    settings = config["config"]
+    place = data or settings.get("data")
+    if not isinstance(place, str):
+        raise UserError("config.json names no images")
+    decode = decode_as_run(str(run), None, None)
+    listing = listing_as_run(ListingOptions(), place, run, resuming=data is None)
+    if config.get("verb") == "finetune":
+        names = ("val_fraction", "labels_per_class", "seed")
+        fraction, few, seed = (settings.get(name) for name in names)
+        sets = labelled_sets(place, settings.get("val"), fraction, few, seed, decode, listing)
+        sources: list[Source] = [sets.train, sets.val]
+        parts = ["train"] * len(sets.train) + ["val"] * len(sets.val)
+    else:
+        sources, parts, _ = open_parts(place, None, decode, listing)
+    first = with_decode(sources[0], replace(decode, channels=encoder.channels))
+    some = Subset(first, chosen(np.arange(len(first)), MEASURED, 0))
+    yield statistics(some, encoder)
+    yield rank(some, encoder, run, device)
+    yield leakage(sources, parts)
+
+
+def statistics(source: Source, encoder: Backbone) -> Line:
+    """Whether the encoder's normalization is that of the images."""
+    mean, square = measure(source)
+    std = np.sqrt(np.maximum(square - mean**2, 1e-4))
+    shift = np.abs(mean - np.array(encoder.mean)) / np.array(encoder.std)
+    times = np.maximum(std / np.array(encoder.std), np.array(encoder.std) / std)
+    about = (
+        f"images: mean {words(mean)}, std {words(std)}; the model normalizes by "
+        f"{words(encoder.mean)} and {words(encoder.std)}"
+    )
+    right = bool((shift < FAR_MEAN).all() and (times < FAR_STD).all())
+    remedy = "other images than it was trained on, or decoded otherwise (--white)?"
+    return judged("statistics", right, about, remedy)
+
+
+def words(values: Any) -> str:
+    """Numbers of the channels."""
+    return " ".join(f"{value:.2f}" for value in values)
+
+
+def rank(source: Source, encoder: Backbone, run: Path, device: torch.device) -> Line:
+    """Whether the features of different images differ."""
+    function = features_of(encoder.to(device).eval(), None, "mean", device)
+    _, (features,), _ = collect(source, encoder, run, [function], device)
+    if not features.isfinite().all():
+        return Line("features", WRONG, "they are not finite: restore the weights")
+    centered = features - features.mean(0)
+    value = rankme(centered) if centered.abs().max() > 1e-6 else 1.0
+    about = f"centered, RankMe {value:.1f} of at most {min(features.shape)}"
+    remedy = "they are the same for all images: train again with a lower --base-lr"
+    return judged("features", value >= LEAST_RANK, about, remedy)
+
+
+def leakage(sources: list[Source], parts: list[str]) -> Line:
+    """Whether images of one part are copies of images of another one."""
+    if len(set(parts)) < 2:
+        return Line("leakage", OK, "there is one part only")
+    if len(parts) > MOST:
+        return Line("leakage", NOTE, f"{len(parts):,} images are many: mae check looks at them")
+    found = survey(sources, parts, [None] * len(parts))
+    ids = found.good[~found.blank[found.good]]
+    copies = find_duplicates(found.digests, found.hashes, found.thumbs, ids)
+    leaked = leaks(copies, parts, found.digests)
+    if not leaked:
+        return Line("leakage", OK, f"no copies across {', '.join(sorted(set(parts)))}")
+    one = leaked[0]
+    about = (
+        f"{len(leaked)} images are copies of images of another part, such as "
+        f"{found.name(one.image)!r} ({parts[one.image]}) and {found.name(one.copy)!r} "
+        f"({parts[one.copy]})"
+    )
+    return Line("leakage", WRONG, f"{about}: scores flatter; mae check lists all")
