@@ -185,7 +185,7 @@ def plant_streets(place: Path) -> None:
     make_shapes(place / "streets", 4, 2)
 
 
-PLANTS: dict[str, Callable[[Path], None]] = {
+PLANTS: dict[str, Callable[[Path], object]] = {
     "evaluate.md": plant_flowers,
     "finetune.md": plant_table,
     "quickstart.md": lambda place: shutil.rmtree(place / "runs" / "photos"),  # it makes its own

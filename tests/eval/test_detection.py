@@ -62,6 +62,10 @@ def random_set(seed, images=12, most=9, side=240, crowds=True, noise=3.0):
     return found, truth
 
 
+def scores_of(found, truth):
+    return detection_scores(found, truth, CLASSES)
+
+
 def by_pycocotools(found, truth, kind, most):
     """COCO's twelve numbers, with the largest number of detections as asked for."""
     coco = pytest.importorskip("pycocotools.coco")
@@ -164,10 +168,10 @@ def test_weighted_matches_are_the_scores_of_the_set_they_stand_for(kind):
 
 def test_the_interval_is_as_wide_as_the_scores_of_other_images_differ():
     """The quantiles of the resamples would hold the AP of many images in 12 of 20 sets."""
-    whole = detection_scores(*random_set(0, images=600, noise=1.5), CLASSES)
+    whole = scores_of(*random_set(0, images=600, noise=1.5))
     held = []
     for seed in range(1, 21):
-        one = detection_scores(*random_set(seed, images=25, noise=1.5), CLASSES)
+        one = scores_of(*random_set(seed, images=25, noise=1.5))
         held.append(one.low <= whole.ap <= one.high)
     assert np.mean(held) >= 0.8
     assert whole.high - whole.low < 0.04

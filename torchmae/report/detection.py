@@ -34,19 +34,21 @@ def draw_objects(
     classes: Int64[np.ndarray, " N"],
     captions: Sequence[str],
     masks: Sequence[Mask] = (),
+    by_object: bool = False,
 ) -> UInt8[Tensor, "3 h w"]:
     """An image with its objects, enlarged where it is small.
 
     Args:
         image: the pixels; of more than three channels the first ones are shown.
         boxes: x1 y1 x2 y2, in its pixels.
-        classes: numbers; where there is one class only, each object has a color of its own.
+        classes: numbers.
         captions: a short text for each object; left out where there are many.
         masks: of each object; empty: boxes only.
+        by_object: each object has a color of its own, not that of its class.
     """
     shown = (image[:3] if len(image) >= 3 else image[:1].repeat(3, 1, 1)).float()
-    one_class = len(np.unique(classes)) < 2
-    colors = [color_of(i % len(COLORS) if one_class else int(k)) for i, k in enumerate(classes)]
+    numbers = np.arange(len(boxes)) % len(COLORS) if by_object else classes
+    colors = [color_of(int(k)) for k in numbers]
     height, width = shown.shape[1:]
     for mask, box, color in zip(masks, boxes, colors):
         if mask is None:
@@ -63,7 +65,7 @@ def draw_objects(
     picture = Image.fromarray(shown.round().to(torch.uint8).permute(1, 2, 0).numpy())
     pen = ImageDraw.Draw(picture)
     thick = max(1, round(max(size) / 400))
-    font = ImageFont.load_default(max(10, round(max(size) / 45)))
+    font = ImageFont.load_default(max(10, round(max(size) / 28)))
     for box, color, caption in zip(boxes * ratio, colors, captions):
         x1, y1, x2, y2 = box.tolist()
         pen.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=color, width=thick)
@@ -82,4 +84,5 @@ def draw_found(
     sure = np.flatnonzero(found.scores >= least).tolist()
     captions = [f"{classes[found.classes[k]]} {found.scores[k]:.2f}" for k in sure]
     masks = [] if found.masks is None else [found.masks[k] for k in sure]
-    return draw_objects(image, found.boxes[sure], found.classes[sure], captions, masks)
+    own = len(classes) == 1
+    return draw_objects(image, found.boxes[sure], found.classes[sure], captions, masks, own)

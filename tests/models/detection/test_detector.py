@@ -159,7 +159,7 @@ def test_masks_are_pasted_at_the_middle_of_pixels():
         for x in range(20):
             u = (x + left + 0.5 - box[0]) / (box[2] - box[0]) * 28 - 0.5
             v = (y + top + 0.5 - box[1]) / (box[3] - box[1]) * 28 - 0.5
-            u, v = (float(value.clamp(0, 27)) for value in (u, v))
+            u, v = (value.clamp(0, 27) for value in (u, v))
             x0, y0 = min(int(u), 26), min(int(v), 26)
             du, dv = u - x0, v - y0
             around = mask[y0 : y0 + 2, x0 : x0 + 2]

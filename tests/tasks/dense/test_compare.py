@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from helpers.label_maps import make_shapes
+from helpers.objects import coco_set
 from PIL import Image
 
 import torchmae
@@ -71,3 +72,19 @@ def test_names_and_mistakes(tmp_path):
         named(["none", "none", "none"])
     with pytest.raises(UserError, match="at least two"):
         torchmae.compare_segment("x", "y", seeds=[1])
+
+
+def test_detectors_are_compared_alike(run, tmp_path):
+    """compare-detect, of boxes: a training of each of two encoders with each of two seeds."""
+    pytest.importorskip("torchvision")
+    pytest.importorskip("faster_coco_eval")
+    data = coco_set(tmp_path / "shapes", {"train": 4, "val": 2}, least=1)
+    options = {name: value for name, value in QUICK.items() if name != "head"}
+    options |= dict(head_width=16, roi_samples=16, masks=False, max_detections=10, seeds=[0, 1])
+    torchmae.compare_detect(run, data, out=tmp_path / "out", **options)
+    (record,) = torchmae.Run(tmp_path / "out").results
+    assert record["verb"] == "compare-detect" and record["results"]["metric"] == "AP"
+    (row,) = record["results"]["rows"]
+    assert row["images"] == 2 and set(row["arms"]) == {"pre-trained", "from scratch"}
+    made = torchmae.load_detector(tmp_path / "out" / "from-scratch-all-seed-1")
+    assert made.encoder.depth == torchmae.load(run).depth and not made.has_masks

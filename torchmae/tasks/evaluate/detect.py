@@ -104,7 +104,8 @@ def draw_worst(model: Detector, images: Annotated, found: Measured, path: Path) 
         objects = found.truth[i].objects
         names = [model.classes[k] for k in objects.classes.tolist()]
         masks = objects.masks if model.has_masks else ()
-        drawn = draw_objects(image, objects.boxes, objects.classes, names, masks)
+        own = len(model.classes) == 1
+        drawn = draw_objects(image, objects.boxes, objects.classes, names, masks, own)
         rows["objects"].append(drawn)
         rows["found"].append(draw_found(image, found.found[i], model.classes, SURE))
     names = [f"{f_scores[i]:.0%} {Path(images.source.name(found.ids[i])).name}" for i in order]

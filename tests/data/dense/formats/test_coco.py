@@ -76,6 +76,11 @@ def test_other_json_files_are_no_annotations(tmp_path):
     assert coco.find(tmp_path / "missing.json") == {}
 
 
+def test_a_validation_set_alone_is_one(folder):
+    (folder / "annotations/instances_train.json").unlink()
+    assert list(coco.find(folder)) == ["val"]
+
+
 def test_several_sets_of_which_none_is_for_training(tmp_path):
     for name in ("a", "b"):
         write_coco(tmp_path / f"{name}.json", [], [])

@@ -46,7 +46,7 @@ def find(data: Path) -> dict[str, Part]:
             if "train" not in named:
                 others = [path for path in files if path not in named.values()]
                 named |= {"train": others[0]} if len(others) == 1 else {}
-            if "train" not in named:
+            if "train" not in named and len(files) > len(named):
                 raise UserError(
                     f"{data} has several sets ({', '.join(path.name for path in files[:4])}), and "
                     "none is called train: name one of these files"
