@@ -17,7 +17,7 @@ BIN := .venv/bin
 demo: .venv/demo
 	OMP_NUM_THREADS=1 $(BIN)/mae pretrain --preset demo  # one thread: a model this small is faster so
 	$(BIN)/mae knn runs/demo digits
-	@echo "(Raw pixels are as good here: these digits are all centred and of one size. Photos are not.)"
+	@echo "(Raw pixels are as good here: these digits are all centered and of one size. Photos are not.)"
 	@echo
 	@echo "See the newest picture in runs/demo/pictures/. With your own images:  $(BIN)/mae pretrain FOLDER"
 

@@ -39,22 +39,25 @@ ROOMS = {
 ROOT = {path.stem for path in PACKAGE.glob("*.py")} - set(ROOMS)
 BASE = {"settings", *ROOT}
 # Each file or folder of models/ may import those before it.
-MODELS = "sizes patches masking mixing targets vit encoders decoders mae heads pyramid weights"
+MODELS = (
+    "sizes patches masking mixing targets vit encoders decoders mae heads pyramid segmentation "
+    "detection weights"
+)
 
 # Lines of code: without comments, docstrings and blank lines. "root" is the files beside the rooms.
 FILE_LINES, FUNCTION_LINES, FILES_PER_FOLDER = 600, 60, 10
 ROOM_LINES = {
-    "root": 1000,
+    "root": 1050,
     "settings": 900,
-    "models": 2000,
-    "data": 5050,
+    "models": 2900,
+    "data": 6900,
     "train": 1550,
-    "eval": 1000,
-    "report": 2000,
-    "interop": 1400,
-    "tasks": 7350,
-    "presets": 220,
-    "benchmarks": 1250,
+    "eval": 1600,
+    "report": 2200,
+    "interop": 1450,
+    "tasks": 9950,
+    "presets": 280,
+    "benchmarks": 1450,
 }
 
 # Tests of the whole program; every other test file has the name of what it tests.

@@ -338,7 +338,9 @@ def test_a_lengthened_wsd_run_is_the_longer_run_bit_for_bit(short, longer, photo
     said = capfd.readouterr().out
     assert "continues it from step 10, before the decay, and replaces its weights" in said
     torchmae.pretrain(str(photos), **(WSD | dict(out=str(run), epochs=8)))
-    assert f"{run}: back to step 10, before the learning rate fell" in capfd.readouterr().out
+    said = capfd.readouterr().out
+    assert f"{run}: back to step 10, before the learning rate fell" in said
+    assert "start  from scratch; this run goes on from step 10\n" in said
     assert weights(run) == weights(longer) != weights(short)
     assert records(run) == records(longer) and saved(run) == [19, 24]
     torchmae.pretrain(str(photos), **(WSD | dict(out=str(run), epochs=8)))  # the same: finished

@@ -28,6 +28,8 @@ PLACES = {
     "load": "torchmae.interop.timm_runs",
     "load_mae": "torchmae.models.weights",
     "load_classifier": "torchmae.models.weights",
+    "load_segmenter": "torchmae.models.weights",
+    "load_detector": "torchmae.models.weights",
     "load_tokenizer": "torchmae.models.weights",
     "param_groups_weight_decay": "torchmae.train.optim",
     "MASKINGS": "torchmae.models.masking",
@@ -40,9 +42,10 @@ PLACES = {
     "Run": "torchmae.verbs",
 }
 FUNCTIONS = (
-    *("pretrain", "tokenizer", "finetune", "probe", "knn", "partial", "compare", "ablate"),
-    *("evaluate", "predict", "reconstruct", "embed", "verify", "pack", "import_", "export"),
-    *("bench", "check", "report_", "doctor"),
+    *("pretrain", "tokenizer", "finetune", "segment", "detect", "probe", "knn", "partial"),
+    *("ablate", "compare", "compare_segment", "compare_detect", "evaluate", "predict"),
+    *("reconstruct", "embed", "verify", "pack", "import_", "export", "bench"),
+    *("check", "report_", "doctor"),
 )
 __all__ = ["RunError", "UserError", "__version__", "presets", *FUNCTIONS, *PLACES]
 
@@ -50,7 +53,9 @@ __all__ = ["RunError", "UserError", "__version__", "presets", *FUNCTIONS, *PLACE
 def __getattr__(name: str) -> Any:
     """Imports a public name at its first use."""
     if name in FUNCTIONS:
-        value = importlib.import_module("torchmae.verbs").function(name.removesuffix("_"))
+        value = importlib.import_module("torchmae.verbs").function(
+            name.removesuffix("_").replace("_", "-")
+        )
     elif name in PLACES:
         value = getattr(importlib.import_module(PLACES[name]), name)
     elif name == "presets":

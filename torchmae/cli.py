@@ -72,7 +72,8 @@ def console_handlers() -> list[ConsoleHandler]:
 
 def usage() -> str:
     """What `mae --help` prints."""
-    rows = [f"  {verb:<13}{entry.help}" for verb, entry in VERBS.items()]
+    width = max(map(len, VERBS)) + 2
+    rows = [f"  {verb:<{width}}{entry.help}" for verb, entry in VERBS.items()]
     return "\n".join(
         ["usage: mae VERB ...", "", "Masked Autoencoders in PyTorch.", "", *rows, "", EXAMPLES]
     )

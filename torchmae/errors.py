@@ -47,6 +47,9 @@ class RunError(RuntimeError):
         self.exit_code = exit_code
 
 
+MOST_NAMES = 24  # names in a message, at most
+
+
 def choose(options: Mapping[str, T], name: str, what: str) -> T:
     """`options[name]`, for a name that a user typed.
 
@@ -56,13 +59,15 @@ def choose(options: Mapping[str, T], name: str, what: str) -> T:
         what: The kind of thing, for the message: "model", "masking".
 
     Raises:
-        UserError: No such name. The message lists the names and suggests the nearest one.
+        UserError: No such name. The message suggests the nearest one and lists the names.
     """
     if name in options:
         return options[name]
-    near = nearest(name, options)
-    hint = f". Did you mean {near}?" if near else ""
-    raise UserError(f"unknown {what} '{name}'; one of: {', '.join(options)}{hint}")
+    near, names = nearest(name, options), list(options)
+    if len(names) > MOST_NAMES:
+        names[MOST_NAMES:] = [f"... ({len(names)} in all)"]
+    hint = f". Did you mean {near}? One" if near else "; one"
+    raise UserError(f"unknown {what} '{name}'{hint} of: {', '.join(names)}")
 
 
 def nearest(name: str, options: Iterable[str]) -> str | None:

@@ -2,9 +2,9 @@
 
     config.json            the settings, the identity of the data, how to build the model
     model.safetensors      the newest weights
-    best.safetensors       mae finetune: the weights of the epoch with the best validation
+    best.safetensors       mae finetune, segment, detect: the weights with the best validation
     manifest.json          size and SHA-256 of these three, which every later verb compares
-    last.json, best.json   mae finetune: the scores of the last and of the best validation
+    last.json, best.json   mae finetune, segment, detect: the scores of the last and best validation
     state/step-00001200/   a checkpoint (train/checkpoint.py owns what is in it)
     log.jsonl, curves.png  how training went
     report.html            all this in one page
@@ -16,6 +16,7 @@
     layers.png             mae knn and mae probe --fast with --layer all: accuracy by block
     corruptions.png        mae evaluate --corrupt: accuracy by corruption and strength
     corrupted.png          the first image with each corruption
+    worst.png              mae evaluate of a segmenter: the images with the lowest mean IoU
 
 Light: neither torch nor numpy is imported here.
 """
@@ -51,6 +52,7 @@ MISTAKES = "mistakes.png"
 LAYERS = "layers.png"
 CORRUPTIONS = "corruptions.png"
 CORRUPTED = "corrupted.png"
+WORST = "worst.png"
 LOCK = ".lock"
 LISTED = (CONFIG, MODEL, BEST_MODEL)  # in the manifest: what the models of later verbs depend on
 
@@ -268,11 +270,12 @@ def check_settings(config: dict[str, Any]) -> None:
 
 
 def kind_of(config: dict[str, Any]) -> str:
-    """What a config.json describes: "mae" (encoder and decoder), "classifier", "encoder" or
-    "tokenizer"."""
+    """What a config.json describes: "mae" (encoder and decoder), "classifier", "segmenter",
+    "detector", "encoder" or "tokenizer"."""
     model = config["model"]
-    if "tokenizer" in model:
-        return "tokenizer"
+    for kind in ("tokenizer", "segmenter", "detector"):
+        if kind in model:
+            return kind
     return "mae" if "decoder" in model else "classifier" if "classes" in model else "encoder"
 
 

@@ -42,6 +42,12 @@ VERBS: dict[str, Verb] = {
     ),
     "pretrain": task("pretrain", "Pretrain", "pre-train an encoder on unlabelled images"),
     "finetune": task("finetune", "Finetune", "make a classifier from a run and labelled images"),
+    "segment": task(
+        "dense.segment", "Segment", "make a segmenter from a run and images with masks"
+    ),
+    "detect": task(
+        "dense.detect", "Detect", "make a detector from a run and images with boxes or masks"
+    ),
     "probe": task("probe", "Probe", "linear probe: what a linear map makes of the frozen features"),
     "knn": task("knn", "Knn", "k-NN accuracy of frozen features, beside raw pixels"),
     "partial": task(
@@ -50,9 +56,21 @@ VERBS: dict[str, Verb] = {
     "compare": task(
         "sweep", "Compare", "a run against the same encoder from scratch, or several", "run:compare"
     ),
+    "compare-segment": task(
+        "dense.compare",
+        "CompareSegment",
+        "a run against the same encoder from scratch, as segmenters",
+        "run:segmenters",
+    ),
+    "compare-detect": task(
+        "dense.compare",
+        "CompareDetect",
+        "a run against the same encoder from scratch, as detectors",
+        "run:detectors",
+    ),
     "ablate": task("ablate", "Ablate", "many pre-trainings: the paper's ablations, or your own"),
-    "evaluate": task("evaluate", "Evaluate", "accuracy, calibration and confusion of a classifier"),
-    "predict": task("predict", "Predict", "write the classes of images to a file"),
+    "evaluate": task("evaluate", "Evaluate", "how good a classifier, segmenter or detector is"),
+    "predict": task("predict", "Predict", "write what a model says of images: classes, masks, boxes"),
     "reconstruct": task("reconstruct", "Reconstruct", "draw what a model makes of hidden patches"),
     "embed": task("embed", "Embed", "write the features of images to a file"),
     "report": task("report", "Report", "the page of a run, or of several side by side"),
@@ -157,7 +175,8 @@ class Run:
 
 def function_name(verb: str) -> str:
     """The name in the library: "import" is a word of Python, "report" a package of torchmae."""
-    return f"{verb}_" if verb in ("import", "report") else verb
+    name = verb.replace("-", "_")
+    return f"{name}_" if name in ("import", "report") else name
 
 
 def function(verb: str) -> Callable[..., Any]:

@@ -21,7 +21,7 @@ def test_wide_images_are_cut():
     """A centre crop of 400 x 96 pixels sees 96 of 400 columns."""
     (note,) = notes([(96, 400)] * 10)
     assert note.startswith(
-        "the centre crop shows little of 10 of 10 images: 24% of one of 400 x 96 px."
+        "the center crop shows little of 10 of 10 images: 24% of one of 400 x 96 px."
     )
     assert notes([(96, 400)] * 10, crop_pct=None) == []  # random crops see every part in time
     assert view_notes(Glance(np.array([[96, 400]] * 10), 0), (24, 100), 1.0) == []  # of that shape

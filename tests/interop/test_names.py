@@ -183,7 +183,7 @@ def test_half_precision_becomes_float(vit, plain):
     "name, words",
     [
         ("decoder_blocks.0.ls1.gamma", "layer scale outside the encoder's blocks"),
-        ("blocks.1.attn.q_norm.weight", "normalised queries and keys"),
+        ("blocks.1.attn.q_norm.weight", "normalized queries and keys"),
         ("blocks.0.attn.relative_position_bias_table", "relative positions"),
         ("rel_pos_bias.relative_position_bias_table", "relative positions"),
         ("dist_token", "a distillation token"),
@@ -205,10 +205,10 @@ def test_what_our_vit_has_not(plain, name, words):
 def test_refusals_are_sentences(plain):
     names = ("dist_token", "blocks.0.attn.q_norm.weight", "blocks.0.mlp.norm.weight")
     for some, words in (
-        (names[:2], "normalised queries and keys and a distillation token, which torchmae's"),
+        (names[:2], "normalized queries and keys and a distillation token, which torchmae's"),
         (
             names,
-            "normalised queries and keys, a distillation token and a norm inside a block, which",
+            "normalized queries and keys, a distillation token and a norm inside a block, which",
         ),
         (("something.else",), "tensors that torchmae's ViT does not have: something.else (1 in"),
     ):

@@ -3,6 +3,7 @@ them."""
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -176,6 +177,26 @@ def test_from_scratch_with_the_architecture(photos: Path) -> None:
     made = torchmae.finetune("none", photos, model=run, out="s", **QUICK)
     encoder = torchmae.load(made)
     assert isinstance(encoder, TimmEncoder) and encoder.name == "test_vit3"
+
+
+def test_a_hub_that_does_not_answer_is_given_up_within_seconds(here: Path) -> None:
+    """One that accepts connections and says nothing; timm alone tries for nearly a minute."""
+    code = """
+import time
+import timm, torchmae
+began = time.monotonic()
+try:
+    torchmae.load("timm:test_vit")
+except torchmae.errors.UserError as error:
+    print(time.monotonic() - began, error)
+"""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        env = os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(here), "HF_HUB_OFFLINE": "0"}
+        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    seconds, _, said = done.stdout.strip().partition(" ")
+    assert said.endswith("Without a network: timm:test_vit?checkpoint=FILE reads a local file")
+    assert 4 < float(seconds) < 20  # 5, on a machine that does nothing else
 
 
 def test_names_and_options() -> None:

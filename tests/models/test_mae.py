@@ -458,11 +458,9 @@ def test_statistics_do_not_see_hidden_patches():
 
 def test_unknown_names():
     encoder = ViT((8, 8), **TINY)
-    with pytest.raises(
-        UserError, match=r"unknown target 'norm-pixel'; one of: .*Did you mean norm-pixels\?"
-    ):
+    with pytest.raises(UserError, match=r"unknown target 'norm-pixel'. Did you mean norm-pixels\?"):
         MAE(encoder, target="norm-pixel")
-    with pytest.raises(UserError, match=r"unknown loss 'hiden'; one of: .*Did you mean hidden\?"):
+    with pytest.raises(UserError, match=r"unknown loss 'hiden'. Did you mean hidden\?"):
         MAE(encoder, loss_on="hiden")
     with pytest.raises(UserError, match="width 16 is not divisible by 3 heads"):
         MAE(encoder, DecoderConfig("transformer", 16, 2, 3))

@@ -86,4 +86,28 @@ def test_every_recipe_parses_and_says_what_to_expect(verb: str, name: str) -> No
         if key not in ("epochs", "data", "run"):
             assert str(values[key]) == str(value) or values[key] == value, key
     assert f"--preset {name}" in (recipe.__doc__ or "")
-    assert "%" in (recipe.__doc__ or "")
+    assert "%" in (recipe.__doc__ or "") or " AP" in (recipe.__doc__ or "")
+
+
+def test_detectron2_s_numbers_of_vitdet() -> None:
+    """Learning rate, decays, length of its configurations; 184,375 steps are 100 epochs there."""
+    from torchmae.tasks.dense.detect.config import Detect, ResolvedDetect, check
+
+    rows = {
+        "vitdet_base": (0.7, 0.1, 100),
+        "vitdet_large": (0.8, 0.4, 100),
+        "vitdet_huge": (0.9, 0.5, 75),
+    }
+    for name, (layers, drop_path, epochs) in rows.items():
+        recipe = PRESETS["detect"][name]()
+        assert (recipe["layer_decay"], recipe["drop_path"], recipe["epochs"]) == (
+            layers,
+            drop_path,
+            epochs,
+        )
+        assert recipe["base_lr"] * recipe["batch_size"] / 256 == pytest.approx(1e-4)
+        steps = round(epochs * 118_287 / recipe["batch_size"])
+        assert steps == pytest.approx(184_375 * epochs / 100, rel=0.01)
+        check(build(Detect, {"run": "runs/x", "data": "coco", **recipe}))
+        assert set(recipe) <= set(flatten(build(Detect, {"run": "x", "data": "y"})))
+    assert issubclass(ResolvedDetect, Detect)

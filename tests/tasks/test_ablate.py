@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from helpers.small import SMALL, make_photos
@@ -21,6 +21,7 @@ from torchmae.settings.options import build, flatten
 from torchmae.tasks.ablate.config import Ablate, parse_budget, parse_part
 from torchmae.tasks.ablate.points import Ablation
 from torchmae.tasks.ablate.results import orderings
+from torchmae.tasks.ablate.run import needs_tokenizer
 from torchmae.tasks.ablate.studies import FINETUNED, LINEAR, STUDIES, Base
 
 FACTS = Facts(images=1000, height=64, width=64, channels=3)
@@ -60,7 +61,9 @@ def test_the_papers_numbers() -> None:
     assert lin["fig7"] == [57.3, 64.4, 69.7, 73.5, 75.1]
     assert [p.label for p in found["fig7"]] == ["100", "200", "400", "800", "1600"]
     assert [p.changes["decoder_dim"] for p in found["table1b"]] == [128, 256, 512, 768, 1024]
-    assert [p.paper[FINETUNED] for p in found["fig9"]][:3] == [73.5, 79.1, 81.0]
+    partial = [73.5, 79.1, 81.0, 83.1, 84.2, 84.4, 84.6, 84.7, 84.9]
+    assert [p.paper[FINETUNED] for p in found["fig9"]] == partial
+    assert [p.label for p in found["fig9"]][-2:] == ["18", "all"]
     assert all(sum(p.default for p in points) == 1 for points in found.values())
 
 
@@ -80,6 +83,11 @@ def test_a_point_that_is_the_default_is_trained_once() -> None:
 def test_a_reference_that_is_not_the_default_is_the_papers() -> None:
     made = ablation(study=("fig5",), mask_ratio=0.65)
     assert made.experiments[0].reference == 7
+
+
+def test_the_tokenizer_is_trained_for_those_that_predict_its_tokens() -> None:
+    units = ablation(study=("table1d", "loss"), seeds=(0,)).units()
+    assert [needs_tokenizer([unit]) for unit in units] == [False, False, False, True, False]
 
 
 def test_a_grid_varies_any_setting_in_every_combination() -> None:
@@ -257,39 +265,105 @@ def command(photos: Path, out: Path, *more: str) -> list[str]:
     return [*words, *flags, *fixed, "--out", str(out), *more]
 
 
-def test_killed_anywhere_it_ends_with_the_same_table(photos: Path, tmp_path: Path) -> None:
-    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    whole = tmp_path / "whole"
-    began = time.monotonic()
-    subprocess.run(command(photos, whole), check=True, env=env, **quiet)
-    seconds = time.monotonic() - began
+QUIET: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+ENV = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+class Whole(NamedTuple):
+    """An ablation that nothing stopped: its results, and the seconds that it took."""
+
+    results: dict[str, Any]
+    seconds: float
+
+
+@pytest.fixture(scope="module")
+def whole(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    out, began = tmp_path_factory.mktemp("ablation") / "whole", time.monotonic()
+    subprocess.run(command(photos, out), check=True, env=ENV, **QUIET)
+    return Whole(results(out), time.monotonic() - began)
+
+
+def test_ctrl_c_stops_all_jobs_and_the_same_command_resumes(
+    whole: Whole, photos: Path, tmp_path: Path
+) -> None:
+    """A terminal sends it to every process: one training, one measuring, or both."""
+    words = command(photos, tmp_path / "a", "--jobs", "2")
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen(words, env=ENV, start_new_session=True, **pipes)
+    while not list(tmp_path.glob("a/trainings/*-few-label")):
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 130 and "Traceback" not in said, said
+    assert said.splitlines()[-1] == "mae: interrupted"
+    records = list(tmp_path.glob("a/points/*.json"))
+    assert len(records) < 8, "nothing was left to stop"
+    time.sleep(2)
+    assert list(tmp_path.glob("a/points/*.json")) == records, "a job went on"
+    subprocess.run(words, check=True, env=ENV, **QUIET)
+    assert results(tmp_path / "a") == whole.results
+
+
+def test_a_full_disk_ends_it_with_a_line_and_the_same_command_resumes(
+    whole: Whole, photos: Path, tmp_path: Path
+) -> None:
+    """A limit on the size of files, which fails like a full disk: for the checkpoint of the third
+    training, then for whatever the next command writes."""
+    words = command(photos, tmp_path / "a")
+    code = """
+import resource, sys
+from torchmae import cli
+from torchmae.tasks.ablate import measure
+real, calls = measure.pretrain, 0
+def pretrain(*arguments, **more):
+    global calls
+    calls += 1
+    if calls == int(sys.argv[1]):
+        resource.setrlimit(resource.RLIMIT_FSIZE, 2 * (int(sys.argv[2]),))
+    return real(*arguments, **more)
+measure.pretrain = pretrain
+sys.exit(cli.main(sys.argv[3:]))
+"""
+    for limit in (["3", "200000"], ["1", "200"]):
+        full = [sys.executable, "-c", code, *limit, *words[3:]]
+        done = subprocess.run(full, env=ENV, capture_output=True, text=True)
+        assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+        assert "File too large" in done.stderr.splitlines()[-1]
+        points = [path.name for path in tmp_path.glob("a/points/*")]
+        assert len(points) == 4 and "default-seed-0.json" in points
+    subprocess.run(words, check=True, env=ENV, **QUIET)
+    assert results(tmp_path / "a") == whole.results
+
+
+def test_killed_anywhere_it_ends_with_the_same_table(
+    whole: Whole, photos: Path, tmp_path: Path
+) -> None:
     stopped = tmp_path / "stopped"
-    process = subprocess.Popen(command(photos, stopped), env=env, **quiet)
+    process = subprocess.Popen(command(photos, stopped), env=ENV, **QUIET)
     while not list(stopped.glob("trainings/*/config.json")):
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     assert process.wait() != 0, "it went on with the next training"
     assert len(list(stopped.glob("trainings/*/config.json"))) == 1
-    subprocess.run(command(photos, stopped), check=True, env=env, **quiet)
-    assert results(stopped) == results(whole)
+    subprocess.run(command(photos, stopped), check=True, env=ENV, **QUIET)
+    assert results(stopped) == whole.results
 
     killed, draw = tmp_path / "killed", random.Random(0)
     for _ in range(3):
-        process = subprocess.Popen(command(photos, killed), env=env, **quiet)
-        time.sleep(draw.uniform(0.3, 0.8) * seconds)
+        process = subprocess.Popen(command(photos, killed), env=ENV, **QUIET)
+        time.sleep(draw.uniform(0.3, 0.8) * whole.seconds)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    subprocess.run(command(photos, killed), check=True, env=env, **quiet)
-    assert results(killed) == results(whole)
+    subprocess.run(command(photos, killed), check=True, env=ENV, **QUIET)
+    assert results(killed) == whole.results
 
     parts = tmp_path / "parts"
     for part in ("2/2", "1/2"):
-        subprocess.run(command(photos, parts, "--part", part), check=True, env=env, **quiet)
-    assert results(parts) == results(whole)
+        subprocess.run(command(photos, parts, "--part", part), check=True, env=ENV, **QUIET)
+    assert results(parts) == whole.results
     jobs = tmp_path / "jobs"
-    subprocess.run(command(photos, jobs, "--jobs", "2"), check=True, env=env, **quiet)
-    assert results(jobs) == results(whole)
+    subprocess.run(command(photos, jobs, "--jobs", "2"), check=True, env=ENV, **QUIET)
+    assert results(jobs) == whole.results
 
 
 def test_a_training_that_diverges_is_reported(photos: Path, tmp_path: Path) -> None:
@@ -301,8 +375,9 @@ def test_a_training_that_diverges_is_reported(photos: Path, tmp_path: Path) -> N
     assert [row["seeds"] for row in study["rows"]] == [1, 0]
 
 
-def test_all_targets_train(photos: Path, tmp_path: Path) -> None:
+def test_all_targets_train_for_the_same_operations(photos: Path, tmp_path: Path) -> None:
     options = {**TINY, "study": ("table1d",), "seeds": (0,), "measure": ("knn",)}
+    options |= {"epochs": None, "budget": "flops=2e10"}
     torchmae.ablate(photos, photos, out=tmp_path / "a", **options)
     (study,) = json.loads((tmp_path / "a" / "ablation.json").read_text())["studies"]
     assert [row["label"] for row in study["rows"]] == [
@@ -312,6 +387,10 @@ def test_all_targets_train(photos: Path, tmp_path: Path) -> None:
         "tokens",
     ]
     assert all(row["seeds"] == 1 for row in study["rows"])
+    for row in study["rows"]:  # the tokenizer's pass is nearly half of its training
+        step = row["flops"] / row["images_seen"] * TINY["batch_size"]
+        assert abs(row["flops"] - 2e10) <= 0.5 * step, row["label"]
+    assert study["rows"][3]["images_seen"] < 0.8 * study["rows"][0]["images_seen"]
 
 
 def test_lengths_share_a_training(photos: Path, tmp_path: Path) -> None:

@@ -152,4 +152,4 @@ def test_what_a_model_does_not_see_is_said_before_it_computes(run, classifier, t
         text = caplog.text
         assert text.count("2 of 12 files have more than one page") == 1, verb
         crops = verb not in ("pretrain", "pack")
-        assert text.count("the centre crop shows little of 12 of 12 images: 24%") == crops, verb
+        assert text.count("the center crop shows little of 12 of 12 images: 24%") == crops, verb

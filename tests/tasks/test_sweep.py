@@ -296,6 +296,8 @@ def test_two_seeds_show_nothing_and_equal_differences_are_not_certain() -> None:
     # The differences are known to a step of 1/20: std 1 / (20 sqrt(12)), t of 2 degrees 4.303.
     half = 4.303 / (20 * math.sqrt(12) * math.sqrt(3))
     assert difference["high"] - difference["mean"] == pytest.approx(half)
+    for arm in three["arms"].values():  # nor are accuracies, whose bars show it
+        assert arm["high"] - arm["mean"] == arm["mean"] - arm["low"] == pytest.approx(half)
     close = row([0.88] * 3, 3)
     assert close["reasons"] == ["b: no difference from a is shown"]
     assert row([0.99, 0.98, 1.0], 3)["reasons"] == ["b is better than a"]

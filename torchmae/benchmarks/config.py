@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 class Bench:
     """Measure speed on this machine: numbers to the screen, and with all rounds to a JSON file.
 
-    WHAT is step (forward, backward and AdamW beside other libraries), wall-clock (the paper's
+    WHAT is step (forward, backward and AdamW beside other libraries), dense (segmenters and
+    detectors beside torchvision's Mask R-CNN), wall-clock (the paper's
     Table 2: mask tokens in the encoder or not, decoder depth 8 or 1), data (images/s per core for
     each way of decoding, on the files of DATA), resume (a checkpoint saved and loaded) or startup
     (--help, and the first step). All candidates take turns; ratios are more reliable than times.
@@ -25,7 +26,7 @@ class Bench:
 
     GROUP: ClassVar[str] = "settings"
 
-    what: str = argument("step, wall-clock, data, resume or startup", "WHAT")
+    what: str = argument("step, dense, wall-clock, data, resume or startup", "WHAT")
     data: str | None = argument(
         "data: image files, as for mae pretrain; "
         "startup: what to train on, else a packed set made for it",
@@ -41,7 +42,7 @@ class Bench:
         None,
         "Images of a step.",
         within=POSITIVE,
-        otherwise="step and data 16, on a GPU 256; wall-clock 8, on a GPU 64",
+        otherwise="step and data 16, on a GPU 256; wall-clock 8, on a GPU 64; dense 2, on a GPU 8",
     )
     image_size: int = option(224, "Side in pixels.", within=POSITIVE)
     patch_size: int | None = option(
@@ -92,6 +93,7 @@ OF_ALL = {"what", "rounds", "threads", "device", "out"}
 STEP = {"model", "batch_size", "image_size", "patch_size", "precision", "compile"}
 KINDS = {
     "step": Kind({*STEP, "vs"}, "vit_base", 16, 256),
+    "dense": Kind(STEP - {"compile"}, "vit_base", 2, 8),
     "wall-clock": Kind({*STEP, "measure"}, "vit_large,vit_huge", 8, 64),
     "data": Kind({*STEP, "data", "step_images_per_s"}, "vit_base", 16, 256),
     "resume": Kind({"model"}, "vit_base", 1, 1),

@@ -8,6 +8,7 @@ from typing import Any
 
 from torchmae.benchmarks.config import Bench, check, command, public, resolve
 from torchmae.benchmarks.data import data
+from torchmae.benchmarks.dense import dense
 from torchmae.benchmarks.start import resume, startup
 from torchmae.benchmarks.step import step, wall_clock
 from torchmae.benchmarks.timing import machine, threads, versions
@@ -19,7 +20,14 @@ from torchmae.train.distributed import find_device
 logger = logging.getLogger(__name__)
 
 # WHAT -> the function that measures it: settings and device to its part of the JSON file.
-WHAT = {"step": step, "wall-clock": wall_clock, "data": data, "resume": resume, "startup": startup}
+WHAT = {
+    "step": step,
+    "dense": dense,
+    "wall-clock": wall_clock,
+    "data": data,
+    "resume": resume,
+    "startup": startup,
+}
 PACKAGES = ("torch", "torchmae", "torchvision", "numpy", "pillow", "simplejpeg", "timm")
 PEERS = ("transformers", "lightly", "vit-pytorch")
 
@@ -48,7 +56,7 @@ def run(config: Bench) -> Path:
             },
         }
         line = f"{here['device']}, {here['threads']} threads, load {here['load']}"
-        if config.what in ("step", "wall-clock"):
+        if config.what in ("step", "dense", "wall-clock"):
             line += f"; {config.precision}, batch {config.batch_size}"
         line += ", compiled" if config.compile else ""
         line += f"; medians of {config.rounds} rounds" if config.measure else ""

@@ -117,11 +117,12 @@ def step_memory_mb(candidate: Candidate, device: torch.device) -> float | None:
     On a CPU the profiler adds up every tensor's bytes: the size of the process says little, since
     freed memory stays with it.
     """
-    if candidate.model is None or candidate.optimizer is None or device.type not in ("cuda", "cpu"):
+    if candidate.model is None or device.type not in ("cuda", "cpu"):
         return None
     at_rest(candidate)
     gc.collect()
-    state = [value for kept in candidate.optimizer.state.values() for value in kept.values()]
+    kept = {} if candidate.optimizer is None else candidate.optimizer.state
+    state = [value for one in kept.values() for value in one.values()]
     own = sum(x.nbytes for x in (*candidate.model.parameters(), *candidate.model.buffers(), *state))
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

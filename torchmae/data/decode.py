@@ -163,6 +163,49 @@ def decode(
     return np.require(_with_channels(pixels, channels), requirements=["C", "W"])
 
 
+class Stored(NamedTuple):
+    """The values of an image as its file has them, without any conversion: those of a mask."""
+
+    values: Integer[np.ndarray, "H W"]
+    """Of colors 65536 red + 256 green + blue."""
+    format: str
+    """Pillow's name, such as "PNG"."""
+    colored: bool
+    """Whether the values are colors."""
+    palette: tuple[tuple[int, int, int], ...] = ()
+    """The colors of the values, where the file has a palette."""
+
+
+def stored_values(data: bytes, options: DecodeOptions = DecodeOptions()) -> Stored:
+    """The values of a gray, palette or color image, turned by its EXIF orientation as in `decode`.
+
+    A color image whose channels are equal is gray. Transparency is left out.
+
+    Raises:
+        BadImage: whatever is wrong with this image.
+    """
+    with _pillow(options.max_megapixels):
+        opened = _open(data)
+        opened.load()
+        image: Image.Image = opened
+        kind, mode, turn = str(opened.format), opened.mode, _orientation(opened)
+        palette: list[int] = image.getpalette("RGB") or [] if mode == "P" else []
+        if mode not in ("1", "L", "P", "I", "RGB") and not mode.startswith("I;16"):
+            gray = mode in ("LA", "La")
+            image = image.convert("L" if gray else "RGB")
+        values = np.asarray(image)
+    if values.ndim == 2:
+        values = values.astype(np.int32)[..., None]
+    elif (values == values[..., :1]).all():
+        values = values[..., :1].astype(np.int32)
+    colored = values.shape[2] == 3
+    if colored:
+        values = (values.astype(np.int32) @ np.array([65536, 256, 1], np.int32))[..., None]
+    colors = tuple(zip(palette[::3], palette[1::3], palette[2::3]))
+    values = _oriented(values, turn)[..., 0]
+    return Stored(np.ascontiguousarray(values), kind, colored, colors)
+
+
 def inspect(data: bytes, options: DecodeOptions = DecodeOptions()) -> tuple[int, int]:
     """(height, width) of what `decode` would return, from header and end alone.
 
@@ -347,7 +390,7 @@ def _orientation(image: Image.Image, shallow: bool = False) -> int:
     return turn if isinstance(turn, int) and 1 <= turn <= 8 else 1
 
 
-def _oriented(pixels: UInt8[np.ndarray, "H W K"], turn: int) -> UInt8[np.ndarray, "Y X K"]:
+def _oriented(pixels: Integer[np.ndarray, "H W K"], turn: int) -> Integer[np.ndarray, "Y X K"]:
     if turn > 4:
         pixels = pixels.swapaxes(0, 1)
     if turn in (3, 4, 7, 8):

@@ -8,8 +8,9 @@ them; a batch may straddle two epochs. Resuming needs the step number and nothin
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ from torchmae.data.transforms import Pixels
 from torchmae.data.workers import Loading, reading
 from torchmae.errors import RunError, UserError
 from torchmae.hashing import ORDER, REPLACE, hash32
+
+T = TypeVar("T")
 
 Transform = Callable[[Pixels, Any, int, int], tuple[Tensor, Any]]
 """(image, target, epoch, sample) -> (image, target): boxes and masks can follow the crop."""
@@ -146,8 +149,7 @@ class Batches:
         shown = []
         epochs, samples = self.places(step)
         for epoch, sample in zip(epochs.tolist(), samples.tolist()):
-            index, pixels = self.read(sample, bad)
-            image, target = self.transform(pixels, self.target(index), epoch, index)
+            index, (image, target) = self.usable(sample, bad, partial(self.transformed, epoch))
             images.append(image)
             targets.append(target)
             shown.append(index)
@@ -162,16 +164,27 @@ class Batches:
             list(names),
         )
 
-    def target(self, index: int) -> Any:
-        """That of one image; None where there are no targets."""
-        return None if self.targets is None else self.targets[index]
+    def transformed(self, epoch: int, index: int) -> tuple[Tensor, Any]:
+        """An image and its target, if it has one, as they are shown in an epoch."""
+        target = None if self.targets is None else self.targets[index]
+        return self.transform(read_pixels(self.source, index), target, epoch, index)
 
     def read(self, sample: int, bad: list[BadFile]) -> tuple[int, Pixels]:
-        """A sample and its pixels, or its replacement: the same in every epoch and process."""
+        """A sample and its pixels, or its replacement."""
+        return self.usable(sample, bad, partial(read_pixels, self.source))
+
+    def usable(self, sample: int, bad: list[BadFile], make: Callable[[int], T]) -> tuple[int, T]:
+        """A sample and what is made of it, or its replacement: the same in every epoch and process.
+
+        Args:
+            sample: its number.
+            bad: files that cannot be used are added.
+            make: raises `BadImage` for an image, or a target, that cannot be used.
+        """
         index = sample
         for attempt in range(100 + len(self.source)):
             try:
-                return index, read_pixels(self.source, index)
+                return index, make(index)
             except BadImage as error:
                 bad.append(BadFile(self.source.name(index), str(error)))
                 # 100 draws, then one after the other: a set that is nearly all bad still trains.

@@ -13,7 +13,7 @@ from torchmae.data.sources.source import Source
 
 LOOKED_AT = 64  # images of a source: headers alone are read of files
 
-LITTLE = 0.4  # a centred square of a 16:9 photograph shows more, also with crop_pct 0.875
+LITTLE = 0.4  # a centered square of a 16:9 photograph shows more, also with crop_pct 0.875
 MUCH = 4  # times smaller: a detail of 4 px becomes one
 WORTH_SAYING = 0.05  # share of the images
 
@@ -47,7 +47,7 @@ def view_notes(seen: Glance, size: tuple[int, int], crop_pct: float | None = Non
     Args:
         seen: the images that were looked at.
         size: (height, width) of what the model takes.
-        crop_pct: the share of the sides of a centre crop; None for random crops, which come by
+        crop_pct: the share of the sides of a center crop; None for random crops, which come by
             every part of an image in time.
     """
     sizes = seen.sizes[seen.sizes[:, 0] > 0].astype(float)
@@ -58,7 +58,7 @@ def view_notes(seen: Glance, size: tuple[int, int], crop_pct: float | None = Non
     if crop_pct is not None and len(narrow) > WORTH_SAYING * len(sizes):
         which = middle(area, narrow)
         notes.append(
-            f"the centre crop shows little of {count(narrow, sizes)}: {area[which]:.0%} of one of "
+            f"the center crop shows little of {count(narrow, sizes)}: {area[which]:.0%} of one of "
             f"{pixels(sizes[which])}. Cut them into pieces, or pre-train with an --image-size of "
             "their shape"
         )

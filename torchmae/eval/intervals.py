@@ -35,14 +35,14 @@ def paired_difference(
             happen to be equal are then not known better than to a step, whose rounding has a std
             of step / sqrt(12): the interval is never of zero width.
     """
-    return mean_interval([a - b for a, b in zip(ours, theirs, strict=True)], step / math.sqrt(12))
+    return mean_interval([a - b for a, b in zip(ours, theirs, strict=True)], step)
 
 
-def mean_interval(values: Sequence[float], least_std: float = 0.0) -> Difference:
-    """The mean of at least two values with its 95 % interval by Student's t; their std is taken for
-    at least `least_std`."""
+def mean_interval(values: Sequence[float], step: float = 0.0) -> Difference:
+    """The mean of at least two values, multiples of `step` as in `paired_difference`, with its 95 %
+    interval by Student's t."""
     mean = statistics.mean(values)
-    std = max(statistics.stdev(values), least_std)
+    std = max(statistics.stdev(values), step / math.sqrt(12))
     half = t_quantile(len(values) - 1) * std / math.sqrt(len(values))
     return Difference(mean, mean - half, mean + half)
 

@@ -158,7 +158,7 @@ KNOWN = re.compile(
 
 FOREIGN = {
     r"\bls[12]\b|gamma_?\d|layer_?scale|lambda_?1": "layer scale outside the encoder's blocks",
-    r"[qk]_norm|(query|key)_norm|(query|key)_layernorm": "normalised queries and keys",
+    r"[qk]_norm|(query|key)_norm|(query|key)_layernorm": "normalized queries and keys",
     r"rel(ative)?_pos": "relative positions",
     r"dist(illation)?_token|head_dist|distillation": "a distillation token",
     r"w12|fc1_[gx]|gate_proj|weights_in|swiglu": "gated (SwiGLU) layers",

@@ -25,6 +25,7 @@ from torchmae.settings.options import parse_size, size_text
 logger = logging.getLogger(__name__)
 
 PREFIX = "timm:"
+HUB_SECONDS = 5.0  # in which a hub of models has to answer
 OPTIONS = ("checkpoint", "random", "image_size")
 RUNS = Path("runs")  # where their run folders go
 # What a file may hold beside an encoder: heads, and parts of pre-training.
@@ -128,6 +129,7 @@ def download(name: str) -> dict[str, Tensor]:
     level = hub.level
     hub.setLevel(logging.ERROR)  # without a network it warns a dozen times before it fails
     try:
+        check_hub(getattr(timm.get_pretrained_cfg(name), "hf_hub_id", None))
         model = timm.create_model(name, pretrained=True)
     except Exception as error:
         reason = printable((str(error).strip().splitlines() or [type(error).__name__])[0])
@@ -139,6 +141,18 @@ def download(name: str) -> dict[str, Tensor]:
         hub.setLevel(level)
     published: dict[str, Tensor] = model.state_dict()
     return published
+
+
+def check_hub(repository: str | None) -> None:
+    """Raises an error within seconds where a repository is in no cache and its hub does not answer:
+    the hub's own client tries for a minute."""
+    if repository is None:  # the weights are a file elsewhere
+        return
+    hub = library("huggingface_hub", "timm")
+    try:
+        hub.snapshot_download(repository, local_files_only=True)
+    except Exception:  # not in the cache; through the client's session, which knows of proxies
+        hub.utils.get_session().head(hub.constants.ENDPOINT, timeout=HUB_SECONDS)
 
 
 def fitted(model: nn.Module, found: dict[str, Tensor], named: Named) -> dict[str, Tensor]:

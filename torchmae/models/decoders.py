@@ -11,7 +11,7 @@ from torchmae.models.encoders import Backbone
 from torchmae.models.masking import Mask
 from torchmae.models.patches import Size, gather_tokens, sincos_positions
 from torchmae.models.sizes import check_sizes
-from torchmae.models.vit import Block, Rows, initialize
+from torchmae.models.vit import Block, initialize
 
 
 @dataclass(frozen=True)
@@ -96,9 +96,7 @@ class TransformerDecoder(Decoder):
         Attention does not depend on the order and positions carry the place, so nothing is shuffled
         back.
         """
-        x, masked = self.tokens(latent, mask)
-        if masked is not None:
-            x = torch.cat([x, gather_tokens(*masked)], dim=1)
+        x = self.tokens(latent, mask)
         for block in self.blocks:
             x = block(x)
         return self.norm(x)[:, self.class_tokens :]
@@ -106,29 +104,24 @@ class TransformerDecoder(Decoder):
     def hidden(self, latent: Float[Tensor, "B T D"], mask: Mask) -> Float[Tensor, "B M E"]:
         """Features of the hidden patches, all that a loss on them needs, with less work.
 
-        What enters the first block for a mask token depends on its place only: norm and qkv are
-        computed once per place, not once per image. In the last block, the other tokens are needed
-        as keys and values only.
+        In the last block, the other tokens are needed as keys and values only.
         """
-        x, masked = self.tokens(latent, mask)
+        x = self.tokens(latent, mask)
         for block in self.blocks[:-1]:
-            x, masked = block(x, masked), None
-        return self.norm(self.blocks[-1](x, masked, skip=self.class_tokens + mask.keep.shape[1]))
+            x = block(x)
+        return self.norm(self.blocks[-1](x, skip=self.class_tokens + mask.keep.shape[1]))
 
-    def tokens(
-        self, latent: Float[Tensor, "B T D"], mask: Mask
-    ) -> tuple[Float[Tensor, "B T E"], Rows | None]:
-        """What enters the first block: the encoded tokens, and the mask tokens as rows of a table;
-        with positions."""
+    def tokens(self, latent: Float[Tensor, "B T D"], mask: Mask) -> Float[Tensor, "B U E"]:
+        """What enters the first block, with positions: class token, visible and hidden patches."""
         x = self.embed(latent)
         positions = self.pos_embed[:, 1:]
         places = torch.cat(mask, dim=1) if self.mask_token is None else mask.keep
         first, patches = x[:, : self.class_tokens], x[:, self.class_tokens :]
         first = first + self.pos_embed[:, : self.class_tokens]
-        encoded = torch.cat([first, patches + gather_tokens(positions, places)], dim=1)
-        if self.mask_token is None:
-            return encoded, None
-        return encoded, Rows(self.mask_token + positions, mask.hide)
+        parts = [first, patches + gather_tokens(positions, places)]
+        if self.mask_token is not None:
+            parts.append(self.mask_token + gather_tokens(positions, mask.hide))
+        return torch.cat(parts, dim=1)
 
 
 class LinearDecoder(Decoder):

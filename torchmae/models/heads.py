@@ -163,14 +163,31 @@ def trainable(classifier: Classifier, train: str) -> list[str]:
         train: "all", "head", or the last K blocks ("4"; "0.5" is the MLP half of the last block,
             paper section 4.3), with the norms after them and the head.
     """
-    named = list(classifier.named_parameters())
-    names = [name for name, _ in named]
+    names = [name for name, _ in classifier.named_parameters()]
     after = [n for n in names if n.startswith(("query_pool.", "fc_norm.", "bn.", "head."))]
     if train == "head":
         return [n for n in after if n.startswith(("query_pool.", "head."))]
+    return with_last_blocks(classifier, classifier.encoder, train)
+
+
+def without_encoder(model: nn.Module) -> list[str]:
+    """The names of the parameters of a model that are not in its `encoder`."""
+    return [name for name, _ in model.named_parameters() if not name.startswith("encoder.")]
+
+
+def with_last_blocks(model: nn.Module, encoder: Backbone, train: str) -> list[str]:
+    """The names of the parameters of the last blocks of a model's encoder, and of all that follows.
+
+    Args:
+        model: what the names are of.
+        encoder: a part of it, which comes first.
+        train: "all", "0.5" or a number of blocks, see `trainable`.
+    """
+    named = list(model.named_parameters())
+    names = [name for name, _ in named]
     if train == "all":
         return names
-    layers = classifier.encoder.layers()
+    layers = encoder.layers()
     count = blocks_of(train, len(layers))
     inside = {id(parameter) for layer in layers for parameter in layer.parameters()}
     last_inside = max((i for i, (_, p) in enumerate(named) if id(p) in inside), default=-1)

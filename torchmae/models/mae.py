@@ -185,8 +185,9 @@ def training_flops(model: MAE, mask_ratio: float = 0.75) -> int | None:
     Matrix products only, additions and multiplications apart, as the reference code does them: all
     patches embedded, encoder on the visible tokens (on all with `encode_all`), decoder and
     prediction on all tokens. The backward pass is twice the forward pass; only once for the
-    embedding, since pixels need no gradient. What an implementation saves or computes twice does
-    not change the count; the statistics head, which the reference lacks, is not counted.
+    embedding, since pixels need no gradient. A network that makes the target (a tokenizer) adds its
+    forward pass. What an implementation saves or computes twice does not change the count; the
+    statistics head, which the reference lacks, is not counted.
 
     Args:
         model: its sizes count, not its weights.
@@ -214,4 +215,4 @@ def training_flops(model: MAE, mask_ratio: float = 0.75) -> int | None:
     # A linear decoder takes a vector for each patch, and none for the class token.
     rest += linear(1 + encoded if deep else patches, dim, width)
     rest += linear(1 + patches if deep else patches, width, model.target.width)
-    return 2 * embedding + 3 * rest
+    return 2 * embedding + 3 * rest + model.target.flops(encoder.grid)

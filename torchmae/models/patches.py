@@ -74,8 +74,7 @@ def patchify(
     Args:
         images: any dtype.
         patch: height and width of a patch in pixels.
-        ids: cut only these patches, for each image its own; equal to
-            `gather_tokens(patchify(images, patch), ids)` without copying the others.
+        ids: return only these patches, for each image its own.
 
     Returns:
         The values of each patch in the order (row, column, channel), as in the MAE reference.
@@ -84,10 +83,8 @@ def patchify(
     rows, columns = grid_of((height, width), patch)
     p, q = patch
     cut = images.reshape(batch, channels, rows, p, columns, q).permute(0, 2, 4, 3, 5, 1)
-    if ids is not None:
-        image = torch.arange(batch, device=ids.device).unsqueeze(1)
-        cut = cut[image, ids // columns, ids % columns]
-    return cut.reshape(batch, -1, p * q * channels)
+    patches = cut.reshape(batch, -1, p * q * channels)
+    return patches if ids is None else gather_tokens(patches, ids)
 
 
 def pad_to_patch(images: Float[Tensor, "B C H W"], patch: Size) -> Float[Tensor, "B C h w"]:

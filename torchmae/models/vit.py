@@ -6,12 +6,13 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from torchmae.errors import UserError, choose
@@ -65,17 +66,55 @@ def attend(
     return F.scaled_dot_product_attention(q, k, v)
 
 
-class Rows(NamedTuple):
-    """Tokens that images share, as rows of one table: image b has `gather_tokens(table,
-    ids)[b]`."""
+class PlainAttention(torch.autograd.Function):
+    """`attend` by plain matrix products, of queries, keys and values in one tensor `[3, B, heads,
+    T, d]`; the first `skip` queries are left out.
 
-    table: Float[Tensor, "1 N D"]
-    ids: Int64[Tensor, "B M"]
+    Its gradient is written out: the scale is part of products, and what the copy back to tokens
+    reads is written in its place.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, heads: Tensor, skip: int) -> Tensor:
+        q, k, v = heads.flatten(1, 2)
+        weights = scaled(q[:, skip:], k.transpose(1, 2), q.shape[-1]).softmax(-1)
+        ctx.save_for_backward(heads, weights)
+        ctx.skip = skip
+        return torch.bmm(weights, v).unflatten(0, heads.shape[1:3])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        heads, weights = ctx.saved_tensors
+        q, k, v = heads.flatten(1, 2)
+        width, skip, out = q.shape[-1], ctx.skip, gradient.flatten(0, 1)
+        scores = softmax_gradient(torch.bmm(out, v.transpose(1, 2)), weights)
+        found = torch.empty_like(heads)
+        dq, dk, dv = found.flatten(1, 2)
+        dq[:, :skip] = 0
+        dq[:, skip:] = scaled(scores, k, width)
+        dk.copy_(scaled(scores.transpose(1, 2), q[:, skip:], width))
+        torch.bmm(weights.transpose(1, 2), out, out=dv)
+        return found, None
+
+
+def scaled(a: Tensor, b: Tensor, width: int) -> Tensor:
+    """Products of two batches of matrices, over the root of the width of a head."""
+    return torch.baddbmm(a.new_empty(()), a, b, beta=0, alpha=width**-0.5)
+
+
+def softmax_gradient(gradient: Tensor, weights: Tensor) -> Tensor:
+    """The gradient of what `weights` are the softmax of."""
+    # Rows shorter than a vector register are slow in bf16 (17: 450 us; in float32 33).
+    short = weights.dtype == torch.bfloat16 and weights.shape[-1] < 32
+    dtype = torch.float32 if short else weights.dtype
+    found = torch._softmax_backward_data(gradient.to(dtype), weights.to(dtype), -1, dtype)
+    return found.to(weights.dtype)
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; queries, keys and values in one linear map. `shared`, `skip` and
-    `grid`: see `Block`."""
+    """Multi-head self-attention; queries, keys and values in one linear map. `skip` and `grid`: see
+    `Block`."""
 
     def __init__(self, dim: int, num_heads: int):
         super().__init__()
@@ -89,24 +128,24 @@ class Attention(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "B T D"],
-        shared: Rows | None = None,
         skip: int = 0,
         grid: Size | None = None,
     ) -> Float[Tensor, "B U D"]:
         if grid is not None:
             return self.on_grid(x, grid)
         qkv = self.qkv(x)
-        if shared is not None:
-            qkv = torch.cat([qkv, gather_tokens(self.qkv(shared.table), shared.ids)], dim=1)
         batch, tokens, width = qkv.shape
         heads = qkv.reshape(batch, tokens, 3, self.num_heads, width // 3 // self.num_heads).permute(
             2, 0, 3, 1, 4
         )
-        # One copy of all, where the products would make one of each (1.03 to 1.19 times as fast).
-        q, k, v = heads.contiguous() if plain(heads) else heads
-        return self.proj(
-            attend(q[:, :, skip:], k, v).transpose(1, 2).reshape(batch, tokens - skip, width // 3)
-        )
+        if plain(heads) and not torch.compiler.is_compiling():
+            # One copy of all, where the products would make one of each (1.03 to 1.19 times as
+            # fast).
+            attended = PlainAttention.apply(heads.contiguous(), skip)
+        else:
+            q, k, v = heads
+            attended = attend(q[:, :, skip:], k, v)
+        return self.proj(attended.transpose(1, 2).reshape(batch, tokens - skip, width // 3))
 
     def add_relative_positions(self, grid: Size) -> None:
         """Decomposed relative positions (MViTv2, ViTDet) of patches in a grid, zero at first."""
@@ -220,8 +259,6 @@ class Block(nn.Module):
     branches.
 
     Args of `forward`:
-        shared: more tokens after `x`, shared by the images: norm and qkv are computed once per row
-            of the table.
         skip: this many tokens at the front are attended to, but not returned.
         draws: uniform in 0..1, one for each of the two branches: the randomness of stochastic depth
             while training.
@@ -251,28 +288,22 @@ class Block(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "B T D"],
-        shared: Rows | None = None,
         skip: int = 0,
         draws: Float[Tensor, "B 2"] | None = None,
         grid: Size | None = None,
     ) -> Float[Tensor, "B U D"]:
         if self.checkpointed and self.training:
-            return checkpoint(self.compute, x, shared, skip, draws, grid, use_reentrant=False)
-        return self.compute(x, shared, skip, draws, grid)
+            return checkpoint(self.compute, x, skip, draws, grid, use_reentrant=False)
+        return self.compute(x, skip, draws, grid)
 
     def compute(
         self,
         x: Float[Tensor, "B T D"],
-        shared: Rows | None,
         skip: int,
         draws: Float[Tensor, "B 2"] | None,
         grid: Size | None = None,
     ) -> Float[Tensor, "B U D"]:
-        normed = self.norm1(x)
-        if shared is not None:
-            x = torch.cat([x, gather_tokens(*shared)], dim=1)
-            shared = Rows(self.norm1(shared.table), shared.ids)
-        branch = self.ls1(self.attn(normed, shared, skip, grid))
+        branch = self.ls1(self.attn(self.norm1(x), skip, grid))
         drops = draws is not None and self.training and self.drop_rate > 0
         x = x[:, skip:] + (drop_path(branch, draws[:, 0], self.drop_rate) if drops else branch)  # type: ignore[index]
         branch = self.ls2(self.mlp(self.norm2(x)))

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from torchmae import manifest
 from torchmae.errors import UserError
 from torchmae.models.decoders import DecoderConfig
+from torchmae.models.detection.detector import Detector
 from torchmae.models.encoders import ENCODERS, Backbone, build_encoder
 from torchmae.models.heads import Classifier
 from torchmae.models.mae import MAE
+from torchmae.models.segmentation.segmenter import Segmenter
 from torchmae.models.targets.tokenizer import Tokenizer
 from torchmae.plugins import load_run_plugins
 from torchmae.runfolder import kind_of, read_any_config, read_config
@@ -125,7 +127,7 @@ def wrong_value(config: dict[str, Any]) -> str | None:
     parts: list[tuple[Any, Any]] = [(ENCODERS.get(str(encoder.get("kind", "vit"))), encoder)]
     if encoder is not config:
         parts += [(DecoderConfig, config.get("decoder", {}))]
-        parts += [(MAE if "decoder" in config else Classifier, config)]
+        parts += [(MODELS.get(kind_of({"model": config}), Classifier), config)]
     for maker, values in parts:
         if not isinstance(values, dict) or maker is None:
             continue
@@ -153,7 +155,17 @@ def build_any(model: dict[str, Any]) -> nn.Module:
         encoder = build_encoder(model["encoder"])
         assert isinstance(encoder, nn.Module)
         return encoder
-    return MAE.build(model) if kind == "mae" else Classifier.build(model)
+    made: nn.Module = MODELS[kind].build(model)
+    return made
+
+
+# What is made of an encoder, by `kind_of`.
+MODELS: dict[str, Any] = {
+    "mae": MAE,
+    "classifier": Classifier,
+    "segmenter": Segmenter,
+    "detector": Detector,
+}
 
 
 def load_mae(run: str | os.PathLike[str], verify: bool = True) -> MAE:
@@ -211,6 +223,58 @@ def read_classifier(run: str | os.PathLike[str], best: bool) -> Classifier:
     return model.eval()
 
 
+def load_segmenter(
+    run: str | os.PathLike[str], best: bool = False, verify: bool = True
+) -> Segmenter:
+    """The segmenter of a run folder, in eval mode on the CPU; `UserError` if it holds none.
+
+    Args:
+        run: the folder.
+        best: the weights that were best on the validation images, not the last ones.
+        verify: as for `load_mae`.
+
+    Returns:
+        The segmenter; `segmenter.predict(images)` of uint8 images `[B, C, H, W]` of any size
+        returns the numbers of the classes, uint8 `[B, H, W]`; `segmenter.classes` names them.
+    """
+    with manifest.verification(verify):
+        load_run_plugins(run)
+        config = read_config(run)
+        if kind_of(config) != "segmenter":
+            raise UserError(
+                f"{run} holds no segmenter: make one with mae segment {run} LABELLED --out OUT"
+            )
+        model = build(Segmenter.build, config["model"], run)
+        name = "best.safetensors" if best else "model.safetensors"
+        load_weights(model, read_weights(run, name), run)
+        return model.eval()
+
+
+def load_detector(run: str | os.PathLike[str], best: bool = False, verify: bool = True) -> Detector:
+    """The detector of a run folder, in eval mode on the CPU; `UserError` if it holds none.
+
+    Args:
+        run: the folder.
+        best: the weights that were best on the validation images, not the last ones.
+        verify: as for `load_mae`.
+
+    Returns:
+        The detector; `detector.predict(images)` of uint8 images `[B, C, H, W]` of any size returns
+        boxes, scores, classes and masks of each (`Found`); `detector.classes` names the classes.
+    """
+    with manifest.verification(verify):
+        load_run_plugins(run)
+        config = read_config(run)
+        if kind_of(config) != "detector":
+            raise UserError(
+                f"{run} holds no detector: make one with mae detect {run} ANNOTATED --out OUT"
+            )
+        model = build(Detector.build, config["model"], run)
+        name = "best.safetensors" if best else "model.safetensors"
+        load_weights(model, read_weights(run, name), run)
+        return model.eval()
+
+
 def load_tokenizer(run: str | os.PathLike[str], verify: bool = True) -> Tokenizer:
     """The tokenizer of a run folder, in eval mode on the CPU; `UserError` if it holds none.
 
@@ -259,7 +323,7 @@ def read_encoder(run: str | os.PathLike[str]) -> Backbone:
     load_run_plugins(run)
     config = read_config(run)
     encoder = build(build_encoder, config["model"]["encoder"], run)
-    if config["model"].get("pool") == "mean":
+    if config["model"].get("pool") == "mean" or kind_of(config) in ("segmenter", "detector"):
         encoder.remove_norm()
     weights = read_weights(run)
     own = {n.removeprefix("encoder."): w for n, w in weights.items() if n.startswith("encoder.")}

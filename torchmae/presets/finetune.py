@@ -38,7 +38,7 @@ def finetune_base() -> dict[str, Any]:
 
 def finetune_base_repo() -> dict[str, Any]:
     """As `finetune_base` with the reference repository's values, found for weights that were
-    pre-trained with normalised
+    pre-trained with normalized
     pixels: base lr 5e-4, layer decay 0.65, random erasing 0.25. Its four seeds: 83.57 %, std
         0.08. Not run here yet.
 

@@ -37,6 +37,7 @@ class Facts:
         processes: all processes of this run.
         embed_dim: width of an encoder that exists already (of --from), whose size may have no name.
         run_size: the image size of the run that training starts from, if it starts from one.
+        run_patch: the patch of that run.
         seconds_per_step: measured, for `--minutes`.
         compile: what measuring said of torch.compile; None: the training is too short to ask.
     """
@@ -54,6 +55,7 @@ class Facts:
     val_images: int = 0
     embed_dim: int | None = None
     run_size: tuple[int, ...] | None = None
+    run_patch: tuple[int, ...] | None = None
     seconds_per_step: float | None = None
     compile: Choice | None = None
 

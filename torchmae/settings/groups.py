@@ -1,8 +1,9 @@
 """Groups of settings that several verbs have in common."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torchmae.errors import UserError, choose, missing_extra
 from torchmae.settings.options import (
@@ -14,6 +15,7 @@ from torchmae.settings.options import (
     POSITIVE,
     STEPS,
     WHITE,
+    WIDTH,
     ChangeableOptions,
     Range,
     argument,
@@ -342,6 +344,55 @@ class DeviceOptions(ChangeableOptions):
         repeated=True,
     )
     verify: bool = option(True, VERIFY)
+
+
+@dataclass(frozen=True)
+class SegmentTestOptions(ChangeableOptions):
+    """How a segmenter predicts."""
+
+    GROUP: ClassVar[str] = "prediction"
+
+    slide: int | None = option(
+        None,
+        "Side in pixels of a window that slides over the resized image; 0: the whole image at "
+        "once.",
+        within=Range(at_least=0, at_most=65_536),
+        otherwise="0, or as the run was validated",
+    )
+    stride: int | None = option(
+        None,
+        "With --slide: pixels between two windows.",
+        within=WIDTH,
+        otherwise="two thirds of --slide",
+    )
+    tta: str | None = option(
+        None,
+        "flip: averaged with what is predicted for the mirrored image; or none.",
+        otherwise="none, or as the run was validated",
+    )
+
+    def check(self) -> None:
+        """Raises UserError for what does not go together."""
+        choose(dict.fromkeys(("none", "flip")), self.tta or "none", "--tta")
+        if self.stride is not None and not 0 < self.stride <= (self.slide or 0):
+            raise UserError(f"--stride {self.stride}: with --slide, and at most as long as it")
+
+
+def test_as_run(test: SegmentTestOptions, stored: Mapping[str, Any]) -> dict[str, Any]:
+    """How a segmenter predicts: as its run was validated, unless told otherwise.
+
+    Args:
+        test: what is requested.
+        stored: the settings of the run; empty for no run.
+
+    Returns:
+        The arguments of `Segmenter.predict` beside the images.
+    """
+    slide, stride = test.slide, test.stride
+    if slide is None:
+        slide, stride = stored.get("slide") or 0, stored.get("stride")
+    tta = test.tta or stored.get("tta") or "none"
+    return {"slide": slide, "stride": stride, "flip": tta == "flip"}
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ def test_hugging_face(tmp_path, monkeypatch):
     both.save_to_disk(str(tmp_path / "both"))
     assert len(open_source(f"hf:{tmp_path}/both")) == 3
     assert len(open_source(f"hf:{tmp_path}/both?split=test&column=picture")) == 2
-    with pytest.raises(UserError, match=r"one of: train, test\. Did you mean test"):
+    with pytest.raises(UserError, match=r"Did you mean test\? One of: train, test"):
         open_source(f"hf:{tmp_path}/both?split=tests")
     plant(tmp_path / "files/train", "cat/1.png", "dog/2.png")
     loose = open_source(

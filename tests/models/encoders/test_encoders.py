@@ -162,7 +162,7 @@ def test_few_registers_start_as_the_class_token_does():
 
 def test_kinds():
     assert isinstance(vit(), Backbone) and vit().config()["kind"] == "vit"
-    with pytest.raises(UserError, match=r"encoder 'vitt'; one of: vit, timm. Did you mean vit\?"):
+    with pytest.raises(UserError, match=r"encoder 'vitt'. Did you mean vit\? One of: vit, timm"):
         build_encoder({**vit().config(), "kind": "vitt"})
     older = {name: value for name, value in vit().config().items() if name != "kind"}
     assert isinstance(build_encoder(older), ViT)

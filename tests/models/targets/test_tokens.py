@@ -10,12 +10,14 @@ import torch
 import torch.nn.functional as F
 from helpers.mae import some, tiny
 from helpers.tokenizers import small_tokenizer, tokens_of
+from torch.utils.flop_counter import FlopCounterMode
 
 from torchmae.errors import UserError
-from torchmae.models.mae import LOSSES, MAE
+from torchmae.models.mae import LOSSES, MAE, training_flops
 from torchmae.models.masking import Mask
 from torchmae.models.targets import build_target, split_target
 from torchmae.models.targets.tokenizer import Tokenizer
+from torchmae.models.vit import ViT
 from torchmae.train.optim import param_groups_weight_decay
 
 MEAN, STD = (0.1, 0.45, 0.8), (0.3, 0.2, 0.4)
@@ -40,6 +42,25 @@ def test_the_tokens_are_the_tokenizer_s_of_the_same_pixels():
     assert len(found.unique()) > 1
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(target_of(tokenizer)(images, ids), found)
+
+
+@pytest.mark.parametrize("patch", [2, 4, 8])
+def test_the_tokenizer_s_forward_pass_is_counted_as_torch_counts_it(patch):
+    tokenizer = small_tokenizer(patch, vocabulary=24, image_size=(16, 24))
+    target = build_target(tokens_of(tokenizer), (patch, patch), 3, MEAN, STD)
+    grid = (16 // patch, 24 // patch)
+    with FlopCounterMode(display=False) as counter:
+        target(torch.randn(3, 3, 16, 24), torch.zeros(3, 1, dtype=torch.int64))
+    assert 3 * target.flops(grid) == counter.get_total_flops() > 0
+
+
+def test_a_training_step_counts_it_once_and_not_backward():
+    with torch.device("meta"):
+        encoder = ViT((16, 16), 4, 3, 24, 2, 2)
+        tokens = MAE(encoder, target=tokens_of(small_tokenizer(vocabulary=48)))
+        pixels = MAE(encoder, target="pixels")  # 48 values a patch too
+    forward = tokens.target.flops((4, 4))
+    assert training_flops(tokens) - training_flops(pixels) == forward > 0
 
 
 def test_the_loss_is_the_cross_entropy():

@@ -64,6 +64,15 @@ def test_the_table_has_means_differences_and_orderings() -> None:
     ]
 
 
+def test_what_has_no_numbers_of_the_paper_is_not_compared_with_it() -> None:
+    own = study(True) | {"orderings": {"knn": [], "linear": []}}
+    assert "No ordering of the paper" in ablation_table(own)
+    for row in own["rows"]:
+        row |= {"paper": {}, "seeds": 1}
+    text = ablation_table(own)
+    assert "paper" not in text and "Accuracy in %, one seed\n" in text
+
+
 def test_the_picture_has_three_panels(tmp_path: Path) -> None:
     for numeric in (True, False):
         draw_ablation(study(numeric), tmp_path / "a.png")

@@ -17,6 +17,7 @@ from PIL import Image
 import torchmae
 from torchmae import cli
 from torchmae.data.loader import Batch
+from torchmae.errors import UserError
 from torchmae.models.targets.tokenizer import gumbel, kl_to_uniform
 from torchmae.models.weights import load_tokenizer
 from torchmae.runfolder import read_any_config, read_log, read_results
@@ -210,6 +211,17 @@ def test_a_run_with_tokens(pretrained: Path, tokenizer: Path, photos: Path, caps
     torchmae.knn(pretrained, photos, device="cpu", k=3)
     assert cli.main(["reconstruct", str(pretrained), str(photos / "blob/0.jpg")]) == 2
     assert "predicts tokens, not pixels: there is nothing to draw" in capsys.readouterr().err
+
+
+def test_decoding_that_is_left_open_is_as_it_was(photos: Path, tmp_path: Path) -> None:
+    options = {**OPTIONS, "epochs": 0.5}
+    run = torchmae.tokenizer(photos, out=tmp_path / "run", **options, max_megapixels=50)
+    config = read_any_config(run)["config"]
+    assert (config["max_megapixels"], config["white"]) == (50, 65535)
+    torchmae.tokenizer(photos, out=run, **options)
+    torchmae.tokenizer(photos, out=run, **options, white=65535)
+    with pytest.raises(UserError, match="max_megapixels was 50, is 100"):
+        torchmae.tokenizer(photos, out=run, **options, max_megapixels=100)
 
 
 def test_it_resumes_without_the_tokenizer(pretrained: Path, photos: Path, tmp_path: Path) -> None:

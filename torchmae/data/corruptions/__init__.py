@@ -126,7 +126,9 @@ CORRUPTIONS: dict[str, Corruption] = {
 def corrupt(image: Pixels, name: str, strength: int, seed: int, sample: int) -> Pixels:
     """An image of a set at a strength of a corruption, a pure function of its arguments.
 
-    What is random does not depend on the strength: noise grows in place.
+    All strengths begin with the same random numbers: noise grows in place. But for two: the draws
+    of shot noise depend on the photons themselves, and the exchanges of glass blur on their reach
+    and rounds, so that these differ from strength to strength.
 
     Args:
         image: uint8 [H, W, 1 or 3].

@@ -19,7 +19,7 @@ from torchmae.data.transforms import Pixels
 from torchmae.hashing import PLACE, uniform
 
 # Which side of an image is that of the canvas at scale 1.
-FITS = ("short", "long")
+FITS = ("short", "long", "own")
 
 
 class Placement(NamedTuple):
@@ -142,11 +142,12 @@ def fitted(
         height: of the image.
         width: of the image.
         size: of the canvas.
-        fit: "short": at scale 1 the image just covers the canvas; "long": it just fits on it.
+        fit: "short": at scale 1 the image just covers the canvas; "long": it just fits on it;
+            "own": it keeps its pixels.
         scale: times these sides.
     """
     ratios = (size[0] / height, size[1] / width)
-    ratio = (max(ratios) if fit == "short" else min(ratios)) * scale
+    ratio = {"short": max(ratios), "long": min(ratios), "own": 1.0}[fit] * scale
     return max(1, round(height * ratio)), max(1, round(width * ratio))
 
 

@@ -1,7 +1,8 @@
 """What is exported, what an export is, and how far it agrees with torchmae once it is reloaded."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -15,16 +16,18 @@ from torchmae.interop.names import Weights
 from torchmae.models.heads import Classifier
 from torchmae.models.mae import MAE
 from torchmae.models.masking import Mask, mask_from_order
+from torchmae.models.segmentation.segmenter import Segmenter
 from torchmae.models.vit import ViT
 
 
 class WithPreprocessing(nn.Module):
-    """An encoder or a classifier that normalizes pixels by itself, for servers without torchmae.
+    """An encoder, a classifier or a segmenter that normalizes pixels by itself, for servers without
+    torchmae.
 
     Args:
-        model: a `Classifier`, or an encoder.
+        model: a `Classifier`, a `Segmenter`, or an encoder.
         pool: of an encoder's tokens `[B, T, D]` with so many prefix tokens, to features `[B, F]`;
-            None for a classifier, which has its own.
+            None for the others, which have their own.
     """
 
     def __init__(self, model: Any, pool: Callable[[Tensor, int], Tensor] | None):
@@ -33,7 +36,7 @@ class WithPreprocessing(nn.Module):
         self.pool = pool
         self.encoder: ViT = model.encoder if pool is None else model
 
-    def forward(self, images: UInt8[Tensor, "B C H W"]) -> Float[Tensor, "B F"]:
+    def forward(self, images: UInt8[Tensor, "B C H W"]) -> Float[Tensor, "B ..."]:
         """Logits or features of pixels 0..255."""
         output = self.model(self.encoder.normalize(images))
         return output if self.pool is None else self.pool(output, self.encoder.num_prefix_tokens)
@@ -64,7 +67,8 @@ class ExportInput(NamedTuple):
 
     @property
     def encoder(self) -> ViT:
-        encoder = self.model.encoder if isinstance(self.model, MAE | Classifier) else self.model
+        whole = isinstance(self.model, MAE | Classifier | Segmenter)
+        encoder = self.model.encoder if whole else self.model
         if not isinstance(encoder, ViT):
             raise UserError(f"only a ViT can be exported, not {type(encoder).__name__}")
         return encoder
@@ -79,7 +83,8 @@ class ExportResult(NamedTuple):
 
     `reloaded` is the function of the reloaded model, from images to what `reference_output`
     returns; `lines` of Python load it; `model` is that model, if it is one of PyTorch; `tolerance`
-    is the largest difference allowed, in each size of batch of `batches`.
+    is the largest difference allowed, in each size of batch of `batches`, and in images of each of
+    `sizes` (none: of the encoder's size).
     """
 
     reloaded: Callable[[Shaped[Tensor, "B C H W"]], Tensor]
@@ -87,6 +92,7 @@ class ExportResult(NamedTuple):
     model: nn.Module | None
     tolerance: float = 1e-5
     batches: tuple[int, ...] = (16,)
+    sizes: tuple[tuple[int, int], ...] = ()
 
 
 @torch.no_grad()
@@ -107,7 +113,7 @@ def hidden(subject: ExportInput, images: Tensor) -> Mask:
 
 
 def compare(subject: ExportInput, made: ExportResult) -> str:
-    """The largest difference on 16 random images, in words.
+    """The largest difference on 16 random images, of each size, in words.
 
     The tolerance is absolute. Where outputs are large, float32 itself rounds more coarsely than
     that, in any order of the same sums; then the models are compared in float64, with the same
@@ -116,17 +122,12 @@ def compare(subject: ExportInput, made: ExportResult) -> str:
     Raises:
         RunError: the difference is larger than the tolerance.
     """
-    encoder = subject.encoder
-    generator = torch.Generator().manual_seed(0)
-    shape = (16, encoder.channels, *encoder.image_size)
-    images = torch.randn(shape, generator=generator)
-    if subject.serving is not None:
-        images = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+    images = random_images(subject, made.sizes or (subject.encoder.image_size,))
     difference, largest = max_abs_diff(subject, made, images)
     words = f"by at most {difference:.1e}"
     if not difference <= made.tolerance and made.model is not None:
         models = (subject.model.double(), made.model.double())
-        difference, _ = max_abs_diff(subject, made, as_double(images))
+        difference, _ = max_abs_diff(subject, made, [as_double(some) for some in images])
         words += f" in float32 (outputs go up to {largest:.0f}) and by {difference:.1e} in float64"
         for model in models:
             model.float()
@@ -138,19 +139,30 @@ def compare(subject: ExportInput, made: ExportResult) -> str:
     return words
 
 
+def random_images(
+    subject: ExportInput, sizes: Sequence[tuple[int, int]]
+) -> list[Shaped[Tensor, "16 C _h _w"]]:
+    """16 images of each size: normal, or pixels where preprocessing is exported too."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(16, subject.encoder.channels, *size) for size in sizes]
+    if subject.serving is None:
+        return [torch.randn(shape, generator=generator) for shape in shapes]
+    return [torch.randint(0, 256, s, generator=generator, dtype=torch.uint8) for s in shapes]
+
+
 def as_double(images: Shaped[Tensor, "B C H W"]) -> Shaped[Tensor, "B C H W"]:
     """Floats in float64; pixels as they are."""
     return images.double() if images.is_floating_point() else images
 
 
 def max_abs_diff(
-    subject: ExportInput, made: ExportResult, images: Shaped[Tensor, "B C H W"]
+    subject: ExportInput, made: ExportResult, images: Sequence[Shaped[Tensor, "B C _h _w"]]
 ) -> tuple[float, float]:
-    """The largest difference, over all sizes of batch, and the largest output."""
+    """The largest difference, over all sizes of images and of batches, and the largest output."""
     differences, outputs = [], []
-    for batch in made.batches:
-        expected = reference_output(subject, images[:batch])
-        output = made.reloaded(images[:batch])
+    for some, batch in product(images, made.batches):
+        expected = reference_output(subject, some[:batch])
+        output = made.reloaded(some[:batch])
         if output.shape != expected.shape:
             raise RunError(
                 f"reloaded, the export returns {list(output.shape)}, not {list(expected.shape)}: "

@@ -1,4 +1,4 @@
-"""Pixels as targets, as they are or normalised patch by patch."""
+"""Pixels as targets, as they are or normalized patch by patch."""
 
 import math
 
@@ -46,19 +46,19 @@ class NormalizedPixels(Pixels):
     def forward(
         self, images: Float[Tensor, "B C H W"], ids: Int64[Tensor, "B M"]
     ) -> Float[Tensor, "B M P"]:
-        """The normalised values of the patches `ids`."""
+        """The normalized values of the patches `ids`."""
         return self.with_statistics(images, ids)[0]
 
     def with_statistics(
         self, images: Float[Tensor, "B C H W"], ids: Int64[Tensor, "B M"]
     ) -> tuple[Float[Tensor, "B M P"], Float[Tensor, "B M 2"]]:
-        """The normalised values, and mean and std, which are computed once."""
+        """The normalized values, and mean and std, which are computed once."""
         return standardize(super().forward(images, ids))
 
     def to_pixels(
         self, prediction: Float[Tensor, "B M P"], statistics: Float[Tensor, "B M 2"] | None
     ) -> Float[Tensor, "B M P"]:
         """The prediction times each patch's std, plus its mean."""
-        assert statistics is not None, "normalised pixels need statistics to become a picture"
+        assert statistics is not None, "normalized pixels need statistics to become a picture"
         mean, std = statistics.unbind(-1)
         return prediction * std.unsqueeze(-1) + mean.unsqueeze(-1)

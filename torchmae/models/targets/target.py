@@ -63,6 +63,11 @@ class Target(nn.Module):
         """Mean squared error over all values (paper section 3)."""
         return F.mse_loss(prediction, truth)
 
+    def flops(self, grid: Size) -> int:
+        """Floating-point operations of a network that `forward` runs on one image of so many
+        patches; 0 where there is none."""
+        return 0
+
     def with_statistics(
         self, images: Float[Tensor, "B C H W"], ids: Int64[Tensor, "B M"]
     ) -> tuple[Shaped[Tensor, "B M ..."], Float[Tensor, "B M 2"] | None]:

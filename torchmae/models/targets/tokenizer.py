@@ -159,6 +159,15 @@ class Tokenizer(nn.Module):
         """Patches down and across."""
         return grid_of(tuple(images.shape[2:]), self.patch)
 
+    def flops(self, grid: Size) -> int:
+        """Floating-point operations of `logits` for one image of so many patches."""
+        places, count = math.prod(grid) * math.prod(self.patch), 0
+        for layer in self.encoder.modules():  # in the order in which they compute
+            if isinstance(layer, nn.Conv2d):
+                places //= math.prod(layer.stride)
+                count += 2 * places * layer.weight.numel()
+        return count + 2 * places * self.head.weight.numel()
+
     def normalize(self, images: UInt8[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         """uint8 pixels to what `forward` takes."""
         return normalize(images, self.pixel_statistics)

@@ -72,6 +72,10 @@ class Tokens(Target):
             likelihood, tokens = self.network.logits(images * scale + shift).max(dim=2)
             return torch.where(likelihood.isfinite(), tokens, -100).gather(1, ids)
 
+    def flops(self, grid: Size) -> int:
+        """Those of the tokenizer."""
+        return self.network.flops(grid)
+
     def loss(
         self, prediction: Float[Tensor, "B M V"], truth: Int64[Tensor, "B M"]
     ) -> Float[Tensor, ""]:

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from textwrap import shorten
+from textwrap import fill, shorten
 from typing import Any
 
 from torchmae.disk import whole_file
@@ -35,10 +35,14 @@ def ablation_table(study: Mapping[str, Any]) -> str:
         "   ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip()
         for line in lines
     ]
-    title = f"{study['title']}. Accuracy in %, mean ± std over {seeds} seed{'s' * (seeds > 1)}"
+    title = f"{study['title']}. Accuracy in %, one seed"
     if seeds > 1:
-        title += f"; in brackets the paired difference to {study['reference']}, 95 % interval"
-    return "\n".join([title, *table, *not_above(study), *ordering_lines(study["orderings"])])
+        title = (
+            f"{study['title']}. Accuracy in %, mean ± std over {seeds} seeds; in brackets the "
+            f"paired difference to {study['reference']}, 95 % interval"
+        )
+    orderings = ordering_lines(study["orderings"]) if paper else []
+    return "\n".join([title, *table, *not_above(study), *orderings])
 
 
 def not_above(study: Mapping[str, Any]) -> list[str]:
@@ -160,7 +164,9 @@ def draw_compute(axis: Any, study: Mapping[str, Any]) -> None:
         axis.annotate(
             one_label([row["label"] for row in group]),
             (group[0]["flops"], 0.98),
+            xytext=(-3, 0),
             xycoords=("data", "axes fraction"),
+            textcoords="offset points",
             rotation=90,
             fontsize=7,
             ha="right",
@@ -203,4 +209,5 @@ def name_places(axis: Any, study: Mapping[str, Any], numeric: bool) -> None:
     axis.set_xlabel(study["axis"])
     if not numeric or any(len(row["label"]) > 8 for row in rows):
         marks = [place for place, _ in places(rows, numeric)]
-        axis.set_xticks(marks, [row["label"] for row in rows], rotation=25, ha="right")
+        labels = [fill(row["label"], LABEL // 2) for row in rows]
+        axis.set_xticks(marks, labels, rotation=25, ha="right")

@@ -13,7 +13,6 @@ from torchmae import manifest, runfolder
 from torchmae.disk import parse_json, write_text
 from torchmae.errors import UserError
 from torchmae.report.curves import panels
-from torchmae.report.health import words_of
 from torchmae.report.html.charts import chart
 from torchmae.report.html.page import (
     Cell,
@@ -26,6 +25,7 @@ from torchmae.report.html.page import (
     text,
 )
 from torchmae.report.html.thumbs import picture_file
+from torchmae.report.words.health import words_of
 
 logger = logging.getLogger(__name__)
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from torchmae import manifest, runfolder
 from torchmae.report.curves import panels
-from torchmae.report.health import words_of
 from torchmae.report.html.charts import chart
 from torchmae.report.html.page import Cell, Section, details, findings, page, table, text
 from torchmae.report.html.run import number, pictures, points_of, readable, shown
+from torchmae.report.words.health import words_of
 
 MOST_BYTES = 4_000_000
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import groupby, product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from torchmae.models.masking import MASKINGS, num_visible
 from torchmae.models.patches import as_size, grid_of
 from torchmae.models.sizes import size_of
 from torchmae.models.targets import split_target
+from torchmae.models.targets.tokenizer import TokenizerConfig
 from torchmae.runfolder import read_any_config, read_config
 from torchmae.settings.defaults import Facts
 from torchmae.settings.options import build, changeable, flatten, options_of, parse_size
@@ -26,6 +27,7 @@ from torchmae.settings.parser import value_type
 from torchmae.tasks.ablate.config import Ablate, parse_budget
 from torchmae.tasks.ablate.studies import ALL, OWN_TOKENS, STUDIES, Base, Changes, Point, Study
 from torchmae.tasks.pretrain.config import Pretrain
+from torchmae.tasks.tokenizer.config import TrainTokenizer
 
 TOKENIZER = "tokenizer"  # the folder, below that of the ablation
 FEW_LABEL, FINETUNE = "few-label", "finetune"
@@ -238,16 +240,46 @@ class Ablation:
         found = {"dim": decoder.dim, "depth": decoder.depth, "heads": decoder.heads}
         return flatten(resolved) | {f"decoder_{name}": value for name, value in found.items()}
 
+    def tokenizer(self) -> TrainTokenizer:
+        """The settings of the tokenizer whose tokens a study predicts."""
+        base, known = self.base, flatten(TrainTokenizer(source=self.config.source))
+        settings = {
+            **flatten(self.config),
+            "out": str(self.out / TOKENIZER),
+            "image_size": base["image_size"],
+            "patch_size": base["patch_size"],
+            "seed": 0,
+        }
+        # What is open, or has no meaning here (the scale of --crop none), is as it chooses.
+        values = {n: value for n, value in settings.items() if n in known and value is not None}
+        for name in ("epochs", "base_lr", "warmup_epochs", "batch_size", "minutes"):
+            values.pop(name, None)  # a tokenizer has its own
+        return build(TrainTokenizer, values)
+
+    def described_target(self, resolved: Mapping[str, Any]) -> str | dict[str, Any]:
+        """The target of a training as `MAE` takes it, also where its tokenizer is yet to be
+        trained."""
+        name, run = split_target(resolved["target"])
+        if run is None:
+            return name
+        if run != str(self.out / TOKENIZER):
+            return {"name": name, "model": read_any_config(run)["model"]}
+        about = self.tokenizer().resolve(self.facts)[0].model
+        size, values = parse_size(about.image_size), (1.0,) * resolved["channels"]
+        described = TokenizerConfig(about.patch_size, about.vocabulary, size, values, values)
+        return {"name": name, "model": {"tokenizer": asdict(described)}}
+
     def image_flops(self, resolved: Mapping[str, Any]) -> float:
-        """Operations of a training step for one image. What --from brings, and tokens that a target
-        is yet to learn, count as the default model and pixels."""
+        """Operations of a training step for one image. What --from brings counts as the default
+        model."""
         with torch.device("meta"):
             shape = {name: resolved[name] for name in ("patch_size", "channels")}
             shape["image_size"] = parse_size(resolved["image_size"])
             encoder = build_encoder({**shape, **size_of(resolved["model"] or "vit_base")})
             sizes = (resolved[f"decoder_{name}"] for name in ("dim", "depth", "heads"))
             decoder = DecoderConfig(resolved["decoder"], *sizes)
-            model = MAE(encoder, decoder, "pixels", encode_all=resolved["encode_all"])
+            target = self.described_target(resolved)
+            model = MAE(encoder, decoder, target, encode_all=resolved["encode_all"])
         return float(training_flops(model, resolved["mask_ratio"]) or 1)
 
     def units(self) -> list[list[Training]]:
@@ -266,11 +298,6 @@ class Ablation:
                     place = {"folder": training.folder, "config": training.config}
                     unit.append(left.pop(key)._replace(**place))
         return units
-
-    @property
-    def needs_tokenizer(self) -> bool:
-        """Whether a training predicts the tokens of the ablation's own tokenizer."""
-        return any(training.changes.get("target") == OWN_TOKENS for training in self.found.values())
 
 
 DEFAULT = "default"

@@ -102,7 +102,7 @@ def summarize(
     baselines = []
     for name in experiment.baselines:
         one = ablation.baselines[name, seed]
-        words = [one.subject, *(f"{n}={v}" for n, v in one.changes.items())]
+        words = [one.subject, *(f"{n.replace('_', ' ')} {v}" for n, v in one.changes.items())]
         point = Point(", ".join(words), one.changes, measured_by=measured_by)
         baselines.append(of_point(point, name))
     for row in (*rows, *baselines):

@@ -38,9 +38,9 @@ from torchmae.tasks.ablate.measure import (
 )
 from torchmae.tasks.ablate.points import FEW_LABEL, TOKENIZER, Ablation, Training, part_of
 from torchmae.tasks.ablate.results import write_results
+from torchmae.tasks.ablate.studies import OWN_TOKENS
 from torchmae.tasks.pretrain.config import Pretrain
 from torchmae.tasks.pretrain.run import run as pretrain
-from torchmae.tasks.tokenizer.config import TrainTokenizer
 from torchmae.tasks.tokenizer.run import run as tokenizer
 from torchmae.train.checkpoint import lock
 from torchmae.train.distributed import available_cores, find_device, machine_facts, start
@@ -79,7 +79,7 @@ def run(config: Ablate) -> Path:
     if left:
         if pre_trainings(to_do):
             logger.info(trial_text(ablation, to_do, out))
-        if ablation.needs_tokenizer:
+        if needs_tokenizer(left):
             train_tokenizer(ablation, out)
         work_side_by_side(left, config, out)
     failed = write_results(ablation, out)
@@ -206,6 +206,11 @@ def measured_trial(ablation: Ablation, out: Path) -> Trial:
     return Trial(max(r["images_per_s"] for r in logged if "loss" in r), size / 1e6)
 
 
+def needs_tokenizer(units: Sequence[list[Training]]) -> bool:
+    """Whether a training predicts the tokens of the ablation's own tokenizer."""
+    return any(training.changes.get("target") == OWN_TOKENS for unit in units for training in unit)
+
+
 def trial_text(ablation: Ablation, to_do: Sequence[list[Training]], out: Path) -> str:
     """How long the trainings take and how much disk they need, measured on the device."""
     trial = measured_trial(ablation, out)
@@ -227,21 +232,8 @@ def trial_text(ablation: Ablation, to_do: Sequence[list[Training]], out: Path) -
 
 def train_tokenizer(ablation: Ablation, out: Path) -> None:
     """The tokenizer whose tokens a study predicts; other parts of the ablation wait for it."""
-    base, config = ablation.base, ablation.config
-    settings = {
-        **flatten(config),
-        "out": str(out / TOKENIZER),
-        "image_size": base["image_size"],
-        "patch_size": base["patch_size"],
-        "seed": 0,
-    }
-    known = flatten(TrainTokenizer(source=config.source))
-    # What is open, or has no meaning here (the scale of --crop none), is as mae tokenizer chooses.
-    values = {n: value for n, value in settings.items() if n in known and value is not None}
-    for name in ("epochs", "base_lr", "warmup_epochs", "batch_size", "minutes"):
-        values.pop(name, None)  # a tokenizer has its own
     with waiting_lock(out / LOCKS / TOKENIZER):
-        tokenizer(build(TrainTokenizer, values))
+        tokenizer(ablation.tokenizer())
 
 
 @contextmanager
@@ -268,16 +260,17 @@ def work_side_by_side(units: Sequence[list[Training]], config: Ablate, out: Path
         context.Process(target=job, args=(units, config, out, jobs, number))
         for number in range(jobs)
     ]
-    for process in processes:
-        process.start()
+    with without_interrupts():
+        for process in processes:
+            process.start()
     try:
         for process in processes:
             process.join()
     finally:
         for process in processes:
-            if process.is_alive():
-                process.terminate()
-                process.join()
+            process.terminate()
+        for process in processes:
+            process.join()
     codes = [process.exitcode for process in processes]
     if any(codes):
         raise RunError(
@@ -287,9 +280,25 @@ def work_side_by_side(units: Sequence[list[Training]], config: Ablate, out: Path
     return None
 
 
+@contextmanager
+def without_interrupts() -> Iterator[None]:
+    """Processes that start meanwhile ignore Ctrl-C, which a terminal sends to all, outside of their
+    trainings, which save: the one that started them stops them."""
+    if threading.current_thread() is not threading.main_thread():  # it alone may say so
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def job(units: Sequence[list[Training]], config: Ablate, out: Path, jobs: int, number: int) -> None:
     """One of several processes: its share of the cores, and its output in a file."""
     torch.set_num_threads(max(1, available_cores() // jobs))
+    # Between trainings, which save first, it ends without a traceback and cleans up.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     package = logging.getLogger("torchmae")
     package.setLevel(logging.INFO)
@@ -299,6 +308,8 @@ def job(units: Sequence[list[Training]], config: Ablate, out: Path, jobs: int, n
     except (RunError, UserError) as error:  # a line in its file, no traceback on the terminal
         package.error(str(error))
         sys.exit(error.exit_code)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is ending
 
 
 def end_with(parent: int) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from torchmae.report.experiments.sweep import FIGURE_9
+
 Changes = Mapping[str, Any]  # of settings of mae pretrain
 
 FINETUNED, LINEAR = "fine-tuned", "linear probe"  # the paper's two measures
@@ -201,23 +203,14 @@ def length(base: Base) -> list[Point]:
 
 def partial(base: Base) -> list[Point]:
     """Figure 9: the default pre-training, with more and more of its last blocks fine-tuned."""
-    shares = {
-        "0": 73.5,
-        "0.5": 79.1,
-        "1": 81.0,
-        "2": 83.1,
-        "4": 84.2,
-        "6": 84.4,
-        "12": 84.6,
-        "18": 84.7,
-    }
+    *shares, (_, all_blocks) = FIGURE_9.values.items()
     found = [
         Point(part, {}, {FINETUNED: value}, float(part), {"finetune": f"finetune-{part}"})
-        for part, value in shares.items()
+        for part, value in shares
         if float(part) < base.depth
     ]
     whole = {"finetune": "finetune-all"}
-    return [*found, Point("all", {}, {FINETUNED: 84.9}, base.depth, whole, True)]
+    return [*found, Point("all", {}, {FINETUNED: all_blocks}, base.depth, whole, True)]
 
 
 def wall_clock(base: Base) -> list[Point]:

@@ -22,7 +22,7 @@ from torchmae.eval.extract import collect, features_of
 from torchmae.eval.rank import rankme
 from torchmae.models.encoders import Backbone
 from torchmae.models.weights import read_encoder
-from torchmae.report.health import words_of
+from torchmae.report.words.health import words_of
 from torchmae.settings.groups import ListingOptions
 from torchmae.tasks.doctor.line import NOTE, OK, WRONG, Line, judged
 from torchmae.tasks.doctor.training import position_line, quiet

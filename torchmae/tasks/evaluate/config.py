@@ -1,11 +1,17 @@
 """The settings of `mae evaluate`."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 from torchmae.errors import UserError, choose
-from torchmae.settings.groups import DeviceOptions, LabelledListingOptions, RunDecodeOptions
-from torchmae.settings.options import Range, argument, option
+from torchmae.settings.groups import (
+    DeviceOptions,
+    LabelledListingOptions,
+    RunDecodeOptions,
+    SegmentTestOptions,
+)
+from torchmae.settings.options import Range, argument, flatten, option, options_of
 
 
 class Benchmark(NamedTuple):
@@ -36,14 +42,18 @@ BENCHMARKS = {
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Accuracy, each class, calibration and confusion of a classifier on labelled images."""
+    """How good a classifier, a segmenter or a detector is on labelled images: each class, with
+    intervals."""
 
     GROUP: ClassVar[str] = "classes"
 
-    run: str = argument("a run folder that mae finetune or mae import made", "RUN")
+    run: str = argument(
+        "a run folder that mae finetune, mae segment, mae detect or mae import made", "RUN"
+    )
     data: str = argument(
         "labelled images (with train/ and val/: those of val/); their classes may be some of the "
-        "classifier's",
+        "classifier's; for a segmenter or a detector annotated images, as for mae segment and mae "
+        "detect",
         "DATA",
     )
     class_map: str | None = option(
@@ -71,6 +81,9 @@ class Evaluate:
         "imagenet-a, imagenet-r or sketch.",
         otherwise="DATA is a set like any other",
     )
+    boundary: bool = option(
+        False, "Of a segmenter: also the F score of boundaries, within 0.75 % of the diagonal."
+    )
     seed: int = option(
         0,
         "With --corrupt: seed of the noise and the like.",
@@ -78,6 +91,7 @@ class Evaluate:
     )
     listing: LabelledListingOptions = LabelledListingOptions()
     decode: RunDecodeOptions = RunDecodeOptions()
+    test: SegmentTestOptions = SegmentTestOptions()
     runtime: DeviceOptions = DeviceOptions()
 
     def check(self) -> None:
@@ -88,3 +102,21 @@ class Evaluate:
             raise UserError(
                 f"--benchmark {self.benchmark} is measured as published: leave --corrupt out"
             )
+        self.test.check()
+
+    def refuse_flags_of_classifiers(self) -> None:
+        """Raises UserError for what is named and has no meaning for pixels and objects."""
+        own = ("class_map", "among", "corrupt", "benchmark", *flatten(self.listing))
+        self.refuse(own, "classifiers")
+
+    def refuse_flags_of_segmenters(self) -> None:
+        """Raises UserError for what is named and has no meaning for objects."""
+        self.refuse(("boundary", *flatten(self.test)), "segmenters")
+
+    def refuse(self, names: Iterable[str], what: str) -> None:
+        """Raises UserError for one of these settings that is named."""
+        values, options = flatten(self), options_of(type(self))
+        for name in names:
+            setting = options[name]
+            if values[name] != setting.default:
+                raise UserError(f"{setting.flag} is for {what}, and {self.run} holds none")

@@ -12,14 +12,20 @@ from torchmae.errors import UserError, choose
 from torchmae.eval.extract import choose_pool
 from torchmae.interop.exporting import EXPORTS
 from torchmae.interop.exporting.check import ExportInput, WithPreprocessing, compare
-from torchmae.interop.names import to_plain
+from torchmae.interop.names import Weights, to_plain
 from torchmae.models.mae import MAE
-from torchmae.models.weights import load, load_classifier, load_mae, read_weights
-from torchmae.report.model_card import card
+from torchmae.models.weights import load, load_classifier, load_mae, load_segmenter, read_weights
+from torchmae.report.words.model_card import card
 from torchmae.runfolder import kind_of, read_config
 from torchmae.tasks.export.config import Export
 
 logger = logging.getLogger(__name__)
+
+# What keeps its best weights, and how it is loaded.
+WITH_BEST: dict[str, Any] = {"classifier": load_classifier, "segmenter": load_segmenter}
+# How the names of weights begin that are not the encoder's.
+HEADS = ("decoder_", "mask_token", "head.", "bn.", "target.")
+DENSE = ("segmenter", "detector")
 
 GRAPHS = ("onnx", "torch-export")  # what can hold more than the model
 
@@ -94,6 +100,7 @@ def open_run(config: Export) -> ExportInput:
             "classifiers that pool by learned queries are not exported yet: add --only encoder, or "
             "load the run by torchmae.load_classifier"
         )
+    refuse_dense(config, kind)
     weights = read_weights(config.run, "best.safetensors" if config.best else "model.safetensors")
     if model.get("pool") == "attentive":  # its encoder has a norm of its own
         pooling = ("query_pool.", "fc_norm.")
@@ -110,22 +117,18 @@ def open_run(config: Export) -> ExportInput:
             "an autoencoder of which nothing is hidden is none that other libraries have: add "
             "--only encoder"
         )
-    weights = to_plain(weights)[1]
+    weights = to_plain(of_encoder(weights) if kind in DENSE else weights)[1]
     if model.get("encode_all") and not config.only:
         raise UserError(
             "mask tokens in the encoder are known to no other library: add --only encoder"
         )
     if config.only:
         kind, model = "encoder", {n: v for n, v in model.items() if n in ("encoder", "pool")}
-        weights = {
-            n: w
-            for n, w in weights.items()
-            if not n.startswith(("decoder_", "mask_token", "head.", "bn.", "target."))
-        }
-    loaders: dict[str, Any] = {"mae": load_mae, "classifier": load_classifier, "encoder": load}
+        weights = {n: w for n, w in weights.items() if not n.startswith(HEADS)}
+    loaders: dict[str, Any] = {"mae": load_mae, "encoder": load, **WITH_BEST}
     module: Any
     if config.best:
-        best = load_classifier(config.run, best=True)
+        best = WITH_BEST.get(kind_of(described), load_classifier)(config.run, best=True)
         module = best.encoder if config.only else best
     else:
         module = loaders[kind](config.run)
@@ -140,14 +143,31 @@ def open_run(config: Export) -> ExportInput:
     return subject._replace(origin=origin, serving=serving(config, module, kind))
 
 
+def of_encoder(weights: Weights) -> Weights:
+    """The encoder's: the heads of dense prediction have no plain names, and graphs take modules."""
+    return {name: weight for name, weight in weights.items() if name.startswith("encoder.")}
+
+
+def refuse_dense(config: Export, kind: str) -> None:
+    """Raises UserError for a form that has no place for what a run holds."""
+    graphs = " or ".join(GRAPHS)
+    if kind == "detector" and not config.only:
+        raise UserError(
+            f"detectors are not exported yet: add --only encoder with --to {graphs}, or load the "
+            "run by torchmae.load_detector"
+        )
+    if kind in DENSE and config.to not in GRAPHS:
+        raise UserError(f"--to {config.to}: a {kind} has no place there: use --to {graphs}")
+
+
 def serving(config: Export, module: Any, kind: str) -> WithPreprocessing | None:
     """The module that takes pixels, where it is asked for; an MAE is refused by its form."""
     if not config.with_preprocessing or kind == "mae":
         return None
-    if kind == "classifier":
+    if kind in WITH_BEST:
         if config.pool is not None:
             raise UserError(
-                f"--pool {config.pool}: a classifier returns logits; its features: --only encoder"
+                f"--pool {config.pool}: a {kind} returns logits; its features: --only encoder"
             )
         return WithPreprocessing(module, None).eval()
     pool = config.pool or "mean"

@@ -637,7 +637,7 @@ def resolve(config: Finetune, facts: Facts) -> tuple[ResolvedFinetune, dict[str,
     mixes = resolved.regularization.mixup or resolved.regularization.cutmix
     if mixes and micro and (micro % 2 or batch % micro):
         raise UserError(
-            f"--micro-batch-size {micro}: mixup and CutMix pair neighbours, so it must be even and "
+            f"--micro-batch-size {micro}: mixup and CutMix pair neighbors, so it must be even and "
             "divide the "
             f"batch of {batch} (or switch them off: --mixup 0 --cutmix 0)"
         )

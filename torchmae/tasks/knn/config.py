@@ -25,7 +25,7 @@ class Knn:
     listing: SplitListingOptions = SplitListingOptions()
     decode: RunDecodeOptions = RunDecodeOptions()
     k: int = option(
-        20, "Neighbours that vote, each with the weight exp(similarity / 0.07).", within=POSITIVE
+        20, "Neighbors that vote, each with the weight exp(similarity / 0.07).", within=POSITIVE
     )
     layer: int | str | None = option(
         None,

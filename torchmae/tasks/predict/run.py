@@ -1,23 +1,25 @@
-"""`mae predict`: the classes of images, with probabilities, in a file."""
+"""`mae predict`: the classes of images, with probabilities, in a file; of pixels in pictures;
+objects in COCO's and YOLO's formats."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from torchmae.data.config import decode_as_run, listing_as_run
-from torchmae.data.sources import Source, open_source, with_decode
-from torchmae.data.sources.files import is_image_file, open_images
-from torchmae.data.sources.select import select_all
 from torchmae.data.sources.source import distinct
 from torchmae.errors import printable
 from torchmae.eval.extract import collect, logits_of, say_view
 from torchmae.models.weights import load_classifier
 from torchmae.report.tables import Column, check_table, write_table
+from torchmae.runfolder import kind_of, read_config
 from torchmae.settings.options import check_ranges
 from torchmae.tasks.predict.config import Predict
+from torchmae.tasks.predict.detect import predict_objects
+from torchmae.tasks.predict.images import open_data
+from torchmae.tasks.predict.segment import predict_labels
 from torchmae.train.distributed import find_device
 
 logger = logging.getLogger(__name__)
@@ -26,9 +28,21 @@ MOST_SHOWN = 20  # images: of more, the file is what one looks at
 
 
 def run(config: Predict) -> Path:
-    """Writes the classes of all readable images, and returns the file."""
+    """Writes what a model says of all readable images, and returns the file or folder."""
     check_ranges(config)
-    out = Path(config.out)
+    return PREDICTIONS.get(kind_of(read_config(config.run)), predict_classes)(config)
+
+
+# Of what a run folder holds; of anything else `load_classifier` says what is missing.
+PREDICTIONS: dict[str, Callable[[Predict], Path]] = {
+    "segmenter": predict_labels,
+    "detector": predict_objects,
+}
+
+
+def predict_classes(config: Predict) -> Path:
+    """Writes the classes of all readable images, and returns the file."""
+    out = Path(config.out or "predictions.csv")
     check_table(out, (".csv", ".parquet"))
     model = load_classifier(config.run, config.best)
     device = find_device(config.runtime.device)
@@ -49,18 +63,6 @@ def run(config: Predict) -> Path:
         logger.info("\n".join(shown(names, logits.softmax(1), distinct(model.classes))))
     logger.info(f"Written to {out}{replaced}: {len(ids)} images, {len(model.classes)} classes")
     return out
-
-
-def open_data(config: Predict) -> Source:
-    """A source of images, or single image files."""
-    first = config.data[0]
-    decode = decode_as_run(config.run, config.decode.max_megapixels, config.decode.white)
-    listing = listing_as_run(config.listing, first, config.run)
-    if len(config.data) == 1 and not is_image_file(first):
-        return open_source(first, decode, listing)
-    decode.check()
-    (source,) = select_all([open_images(config.data)], listing, first)
-    return with_decode(source, decode)
 
 
 def shown(

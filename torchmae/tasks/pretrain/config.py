@@ -41,7 +41,7 @@ from torchmae.train.config import DECAY_SHARE, SCHEDULES
 CROPS = {
     "random": "windows of any size and place",
     "fixed": "windows of one size at any place",
-    "none": "the centre",
+    "none": "the center",
 }
 
 
@@ -109,12 +109,12 @@ class MaskingOptions:
     masking: str = option("random", "random, block or grid.")
     target: str = option(
         "norm-pixels",
-        "What is predicted: norm-pixels (each patch normalised: better features), pixels, pca "
-        "(the largest components of normalised patches) or tokens:RUN (of a run of mae tokenizer).",
+        "What is predicted: norm-pixels (each patch normalized: better features), pixels, pca "
+        "(the largest components of normalized patches) or tokens:RUN (of a run of mae tokenizer).",
     )
     noise: float = option(
         0.0,
-        "Std of Gaussian noise on what the encoder sees of the normalised images; the truth has "
+        "Std of Gaussian noise on what the encoder sees of the normalized images; the truth has "
         "none.",
         within=Range(at_least=0, at_most=100),
     )
@@ -135,7 +135,7 @@ class PretrainCropOptions(CropOptions):
     crop: str = option(
         "random",
         "random (any size and place), fixed (7/8 of the shorter side, any place) or none (the "
-        "centre) (paper, Table 1e).",
+        "center) (paper, Table 1e).",
         metavar="KIND",
         instead_of="crop_scale",
     )

@@ -14,8 +14,8 @@ from torchmae.data.view import Glance, view_notes
 from torchmae.errors import printable
 from torchmae.models.mae import MAE
 from torchmae.models.vit import attention
-from torchmae.report.learning import end_of, look_at, verdict
 from torchmae.report.pictures import hidden_words
+from torchmae.report.words.learning import end_of, look_at, verdict
 from torchmae.settings.defaults import reasons
 from torchmae.settings.groups import CACHES
 from torchmae.tasks.pretrain.config import ResolvedPretrain
@@ -70,7 +70,7 @@ def describe(
     images = len(job.batches.source)
     optim, masking, stable = config.optim, config.masking, trunk(plan)
     decay = "" if stable is None else f", falling from step {stable} on"
-    seen = f"{images} images"
+    seen, done = f"{images} images", runfolder.last_step(out)
     bad = len(runfolder.read_bad_files(out))
     if bad:
         seen += f", {bad} unreadable (see {out / runfolder.BAD_FILES})"
@@ -84,7 +84,7 @@ def describe(
         loading += f"; {workers} worker{'s' * (workers != 1)} a process"
     rows = {
         "data": f"{config.source.data}: {seen}",
-        "start": job.origin,
+        "start": f"{job.origin}; this run goes on from step {done:,}" if done else job.origin,
         "model": describe_model(model, config.model.model),
         "image": f"{size} px, {channels} channel{'s' * (channels > 1)}, "
         f"{grid} patches of {patch} px, "

@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 from torch import Tensor, nn
 
 from torchmae.data.loader import Batch
@@ -44,7 +45,10 @@ class PretrainTask(nn.Module):
 
     def inputs(self, batch: Batch) -> tuple[Tensor, Mask, Tensor]:
         """Normalised images, their masks, and the images as the encoder gets them."""
-        images = self.model.encoder.normalize(batch.images)
+        # Channels last, as in a patch: on a CPU patches are cut twice as fast.
+        images = self.model.encoder.normalize(batch.images).contiguous(
+            memory_format=torch.channels_last
+        )
         seen = images
         if self.noise_std:
             size = tuple(images.shape[1:])

@@ -53,7 +53,7 @@ class Reconstruct:
     )
     true_statistics: bool = option(
         False,
-        "With normalised targets: take each hidden patch's true mean and std (which leaks part of "
+        "With normalized targets: take each hidden patch's true mean and std (which leaks part of "
         "the answer).",
     )
     scale: int | None = option(

@@ -78,7 +78,7 @@ class SweepOutputOptions(FinetuneOutputOptions):
 # What --measure may be: of frozen features, and of fine-tuning.
 FEW_LABEL = "few-label"
 MEASURES = {
-    "knn": "k-NN: 20 neighbours among standardized features vote",
+    "knn": "k-NN: 20 neighbors among standardized features vote",
     "linear": "logistic regression on frozen features, its penalty by cross-validation on the "
     "training labels",
     "attentive": "learned queries pool frozen patch tokens, their learning rate chosen on a fold "

@@ -10,7 +10,6 @@ from torchmae.errors import UserError
 from torchmae.models.heads import blocks_of
 from torchmae.models.vit import Block
 from torchmae.models.weights import load
-from torchmae.report.experiments.sweep import Curve
 from torchmae.runfolder import read_config
 from torchmae.settings.options import build, check_ranges, flatten
 from torchmae.tasks.finetune.config import Finetune
@@ -22,22 +21,6 @@ NOTHING: Changes = {}
 # The arms of mae compare with one run; of several, from scratch has the same name.
 PRETRAINED = "pre-trained"
 SCRATCH = "from scratch"
-
-# Figure 9: top-1 in % by blocks that were fine-tuned, read from the figure's labels; 24 are all.
-FIGURE_9 = Curve(
-    "the paper's Figure 9: ViT-L/16, ImageNet-1K",
-    {
-        "0": 73.5,
-        "0.5": 79.1,
-        "1": 81.0,
-        "2": 83.1,
-        "4": 84.2,
-        "6": 84.4,
-        "12": 84.6,
-        "18": 84.7,
-        "24": 84.9,
-    },
-)
 
 
 @dataclass(frozen=True)

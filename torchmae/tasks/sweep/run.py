@@ -9,14 +9,13 @@ from typing import Any
 from torchmae.eval.baselines import COMMONEST, FEATURES, baseline_logits
 from torchmae.eval.classification import scores
 from torchmae.report.experiments.comparison import comparison_table, draw_comparison
-from torchmae.report.experiments.sweep import draw_sweep, sweep_table
+from torchmae.report.experiments.sweep import FIGURE_9, draw_sweep, sweep_table
 from torchmae.runfolder import add_result, last_validation
 from torchmae.settings.options import flatten
 from torchmae.tasks.finetune.run import run as finetune
 from torchmae.tasks.sweep.config import FEW_LABEL, MEASURES, Compare, Partial
 from torchmae.tasks.sweep.frozen import commonest_scores, labelled_as, measure_frozen
 from torchmae.tasks.sweep.grids import (
-    FIGURE_9,
     NOTHING,
     SCRATCH,
     Changes,

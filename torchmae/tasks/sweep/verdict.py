@@ -90,7 +90,7 @@ def summarize_comparison(
 def summarize_arm(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What `summarize_comparison` has of one arm, from the scores of each seed."""
     arm: dict[str, Any] = {name: [one[name] for one in found] for name in METRICS}
-    mean, low, high = mean_interval(arm["top1"])
+    mean, low, high = mean_interval(arm["top1"], 1 / found[0]["count"])
     arm |= {"mean": mean, "std": statistics.stdev(arm["top1"]), "low": low, "high": high}
     if "training_loss" in found[0]:
         for name in ("training_loss", "chance_loss"):

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torchmae.data.config import DecodeOptions
+from torchmae.data.config import decode_as_run
 from torchmae.errors import UserError
 from torchmae.settings import defaults
 from torchmae.settings.defaults import Choice, Facts, Rule
@@ -13,15 +13,20 @@ from torchmae.settings.groups import (
     ListingOptions,
     OptimOptions,
     OutputOptions,
+    RunDecodeOptions,
     RuntimeOptions,
     ScanOptions,
     SourceOptions,
 )
 from torchmae.settings.options import (
+    CHANNELS,
+    MEGAPIXELS,
     MINUTES,
     NOT_NEGATIVE,
+    WHITE,
     WIDTH,
     Range,
+    changed,
     check_ranges,
     option,
     parse_size,
@@ -154,6 +159,30 @@ RULES: dict[str, Rule] = {
 
 
 @dataclass(frozen=True)
+class TokenizerDecodeOptions(RunDecodeOptions):
+    """How images are decoded: what is open is, when a run is resumed, as it was."""
+
+    max_megapixels: float | None = option(
+        None,
+        "Larger images are refused before they are decoded.",
+        within=MEGAPIXELS,
+        otherwise="100",
+    )
+    white: int | None = option(
+        None,
+        "The value of white in images of more than 8 bits (4095 for 12-bit data).",
+        within=WHITE,
+        otherwise="65535",
+    )
+    channels: int | None = option(
+        None,
+        "3 for color, 1 for gray.",
+        within=CHANNELS,
+        otherwise="what the data has; 3 for image files",
+    )
+
+
+@dataclass(frozen=True)
 class TrainTokenizer:
     """Train a discrete VAE, whose tokens `mae pretrain --target tokens:RUN` predicts.
 
@@ -168,15 +197,51 @@ class TrainTokenizer:
     output: TokenizerOutputOptions = TokenizerOutputOptions()
     model: TokenizerOptions = TokenizerOptions()
     crop: TokenizerCropOptions = TokenizerCropOptions()
-    decode: DecodeOptions = DecodeOptions()
+    decode: TokenizerDecodeOptions = TokenizerDecodeOptions()
     scan: ScanOptions = ScanOptions()
     runtime: RuntimeOptions = RuntimeOptions()
 
+    def check(self) -> None:
+        """Raises UserError for what is known to be wrong before any file is read."""
+        check_ranges(self)
+        self.crop.check()
+        self.optim.check()
+        self.runtime.check()
+        self.output.check()
+        side = self.model.patch_size
+        if side is not None and (side < 2 or side & (side - 1)):
+            lower = max(2, 1 << (side.bit_length() - 1))
+            raise UserError(
+                f"--patch-size {side} is no power of two, and each layer of a tokenizer halves the "
+                f"image: use {lower} or {2 * lower}, in mae pretrain too"
+            )
+        if self.model.image_size is not None:
+            parse_size(self.model.image_size)
+
+    def resolve(self, facts: Facts) -> tuple["ResolvedTokenizer", dict[str, Choice]]:
+        """The settings with nothing left to choose, and what was chosen.
+
+        Raises:
+            UserError: a batch larger than the data set.
+        """
+        decode = decode_as_run("none", self.decode.max_megapixels, self.decode.white)
+        config = changed(self, max_megapixels=decode.max_megapixels, white=decode.white)
+        resolved, chosen = defaults.resolve(config, ResolvedTokenizer, RULES, facts)
+        batch = resolved.optim.batch_size
+        if batch > facts.images:
+            raise UserError(
+                f"--batch-size {batch} is more than the {facts.images} images of the data set: use "
+                f"at most {facts.images}"
+            )
+        return resolved, chosen
+
 
 @dataclass(frozen=True, kw_only=True)
-class ResolvedDecode(DecodeOptions):
+class ResolvedDecode(TokenizerDecodeOptions):
     """With nothing left to choose."""
 
+    max_megapixels: float
+    white: int
     channels: int
 
 
@@ -216,37 +281,3 @@ class ResolvedTokenizer(TrainTokenizer):
     model: ResolvedModel
     optim: ResolvedOptim
     runtime: ResolvedRuntime
-
-
-def check(config: TrainTokenizer) -> None:
-    """Raises UserError for what is known to be wrong before any file is read."""
-    check_ranges(config)
-    config.crop.check()
-    config.optim.check()
-    config.runtime.check()
-    config.output.check()
-    side = config.model.patch_size
-    if side is not None and (side < 2 or side & (side - 1)):
-        lower = max(2, 1 << (side.bit_length() - 1))
-        raise UserError(
-            f"--patch-size {side} is no power of two, and each layer of a tokenizer halves the "
-            f"image: use {lower} or {2 * lower}, in mae pretrain too"
-        )
-    if config.model.image_size is not None:
-        parse_size(config.model.image_size)
-
-
-def resolve(config: TrainTokenizer, facts: Facts) -> tuple[ResolvedTokenizer, dict[str, Choice]]:
-    """The settings with nothing left to choose, and what was chosen.
-
-    Raises:
-        UserError: a batch larger than the data set.
-    """
-    resolved, chosen = defaults.resolve(config, ResolvedTokenizer, RULES, facts)
-    batch = resolved.optim.batch_size
-    if batch > facts.images:
-        raise UserError(
-            f"--batch-size {batch} is more than the {facts.images} images of the data set: use at "
-            f"most {facts.images}"
-        )
-    return resolved, chosen

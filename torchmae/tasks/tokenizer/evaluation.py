@@ -25,11 +25,11 @@ SHOWN = 8
 
 
 class Evaluation:
-    """Evaluator: centre crops of up to 1000 evenly spaced training images, through the likeliest
+    """Evaluator: center crops of up to 1000 evenly spaced training images, through the likeliest
     token of each patch and back.
 
     Attributes:
-        found: what was measured last: "error" (mean squared, of normalised pixels), "perplexity"
+        found: what was measured last: "error" (mean squared, of normalized pixels), "perplexity"
             of the tokens over all these images, "dead" (codes that none of them uses),
             "vocabulary", "images".
     """
@@ -98,7 +98,7 @@ class Evaluation:
         about = self.found
         notes = [
             f"Likeliest tokens. On {about['images']:,} training images: mean squared error "
-            f"{about['error']:.3f} of normalised pixels; {about['vocabulary'] - about['dead']:,} "
+            f"{about['error']:.3f} of normalized pixels; {about['vocabulary'] - about['dead']:,} "
             f"of {about['vocabulary']:,} codes used, perplexity {about['perplexity']:.0f}.",
             bands_shown(images.shape[1]),
         ]

@@ -76,7 +76,7 @@ def summary(config: ResolvedTokenizer, found: dict[str, Any], plan: TrainConfig,
     run, data, mae = shlex.quote(str(out)), shlex.quote(config.source.data), command()
     lines = [
         f"Done: {plan.steps} steps. On {found['images']:,} training images, through their tokens "
-        f"and back: mean squared error {found['error']:.4f} of normalised pixels (1: predicting "
+        f"and back: mean squared error {found['error']:.4f} of normalized pixels (1: predicting "
         f"the mean color); perplexity {found['perplexity']:.1f} of {found['vocabulary']} tokens, "
         f"{found['dead']} of them never used."
     ]

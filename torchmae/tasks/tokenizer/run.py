@@ -6,9 +6,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from torchmae import runfolder
 from torchmae.data.cache.choose import with_cache
-from torchmae.data.config import DecodeOptions, listing_as_run
+from torchmae.data.config import DecodeOptions, decode_as_run, listing_as_run
 from torchmae.data.loader import Batches
 from torchmae.data.scan import scan_and_report
 from torchmae.data.sources import open_source, with_decode
@@ -21,7 +23,7 @@ from torchmae.report.curves import draw_curves
 from torchmae.report.html.run import write_report
 from torchmae.settings.defaults import Facts, why
 from torchmae.settings.options import build, changed, flatten, parse_size
-from torchmae.tasks.tokenizer.config import ResolvedTokenizer, TrainTokenizer, check, resolve
+from torchmae.tasks.tokenizer.config import ResolvedTokenizer, TrainTokenizer
 from torchmae.tasks.tokenizer.evaluation import Evaluation
 from torchmae.tasks.tokenizer.job import Job
 from torchmae.tasks.tokenizer.plan import describe, summary, train_config
@@ -39,7 +41,7 @@ def run(config: TrainTokenizer) -> Path:
     Returns:
         The run folder.
     """
-    check(config)
+    config.check()
     data = config.source.data
     if runfolder.is_run(Path(data)):
         raise UserError(f"{data} is a run folder, not images")
@@ -47,10 +49,17 @@ def run(config: TrainTokenizer) -> Path:
     with start(config.runtime.device) as world:
         listing = listing_as_run(config.listing, data, out, bool(runfolder.checkpoints(out)))
         config = changed(config, **listing.settings(config.listing))
-        source = open_source(data, config.decode, listing)
+        source = open_source(data, decode_options(config), listing)
         with run_folder(out, data, world) as resuming:
             prepare = resumed if resuming else begun
             return train(prepare(config, source, out, world), out, world)
+
+
+def decode_options(config: TrainTokenizer) -> DecodeOptions:
+    """How the images are decoded."""
+    asked = config.decode
+    known = decode_as_run("none", asked.max_megapixels, asked.white)
+    return replace(known, channels=asked.channels)
 
 
 def described(model: Tokenizer) -> dict[str, Any]:
@@ -79,7 +88,7 @@ def begun(config: TrainTokenizer, source: Source, out: Path, world: World) -> Jo
         channels=source.channels,
         **machine_facts(world),
     )
-    resolved, chosen = resolve(config, facts)
+    resolved, chosen = config.resolve(facts)
     size, mean, std = parse_size(resolved.model.image_size), found.mean, found.std
     about = resolved.model
     with seeded(resolved.optim.seed):
@@ -93,7 +102,7 @@ def begun(config: TrainTokenizer, source: Source, out: Path, world: World) -> Jo
         if job.cache.name in ("memory", "disk"):  # the first time everything is decoded
             measure_seconds_per_step(task, job.stream, plan, world)
         known = measured_facts(task, job.stream, plan, world, *asked)
-        resolved, chosen = resolve(config, replace(facts, **known))
+        resolved, chosen = config.resolve(replace(facts, **known))
         job = replace(job, config=resolved, chosen=chosen)
     settings, identity = flatten(resolved), runfolder.stamped_identity(source)
     world.on_main(
@@ -106,11 +115,10 @@ def begun(config: TrainTokenizer, source: Source, out: Path, world: World) -> Jo
 
 def make_batches(config: ResolvedTokenizer, source: Source, world: World) -> Batches:
     """The batches of this process."""
-    optim, crops, decode = config.optim, config.crop, config.decode
-    options = DecodeOptions(decode.max_megapixels, decode.white, decode.channels)
+    optim, crops = config.optim, config.crop
     size = parse_size(config.model.image_size)
     crop = RandomResizedCropFlip(size, optim.seed, crops.crop_scale, crops.flip)
-    source = with_decode(source, options)
+    source = with_decode(source, decode_options(config))
     return Batches(source, crop, optim.batch_size, optim.seed, world.rank, world.size)
 
 
@@ -136,7 +144,8 @@ def train(job: Job, out: Path, world: World) -> Path:
     outcome = fit(task, job.stream, plan, out, world, [evaluation])
     if not evaluation.found:  # it was finished before
         task.eval()
-        list(evaluation(plan.steps))
+        with torch.no_grad():
+            list(evaluation(plan.steps))
     if world.is_main:
         draw_curves(out)
         write_report(out)

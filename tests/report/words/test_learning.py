@@ -10,7 +10,7 @@ from PIL import Image
 
 import torchmae
 from torchmae.data.sources import open_source
-from torchmae.report.learning import Look, end_of, look_at, verdict
+from torchmae.report.words.learning import Look, end_of, look_at, verdict
 
 TINY: dict[str, Any] = {**SMALL, "image_size": 16, "precision": "fp32", "log_every": 5}
 NOT_BETTER = "It is not better than these trivial baselines: "

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from torchmae import runfolder
-from torchmae.report.learning import BASELINE, Look, cause, end_of
+from torchmae.report.words.learning import BASELINE, Look, cause, end_of
 from torchmae.settings.defaults import pretraining_lr
 
 WAITING = 0.2  # share of the time from which loading is too slow

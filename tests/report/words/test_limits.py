@@ -8,7 +8,7 @@ import pytest
 from helpers.small import QUICK
 
 import torchmae
-from torchmae.report.limits import limits, markdown, trained_on
+from torchmae.report.words.limits import limits, markdown, trained_on
 from torchmae.runfolder import add_result, read_config
 
 

@@ -11,6 +11,12 @@ from torchmae.errors import UserError, printable
 from torchmae.models.patches import size_name
 from torchmae.runfolder import is_run, read_bad_files, read_config, read_results
 
+# What a verb trains on, where that has labels.
+LABELED = {
+    "finetune": "labeled images",
+    "segment": "images with masks",
+    "detect": "images with objects",
+}
 # What a verb measures, in words.
 MEASURED = {
     "knn": "how good the frozen features are (k-NN)",
@@ -29,6 +35,7 @@ def limits(run: Path, what: str) -> list[str]:
     """
     described = read_config(run)
     classes = described["model"].get("classes", ()) if what != "encoder" else ()
+    answered = "pixel" if what == "segmenter" else "image"
     return [
         f"**Data.** {' '.join(trained_on(run, described))} What these images show, where they come "
         "from, and who or what is missing in them is not recorded here: say it where you publish "
@@ -42,8 +49,8 @@ def limits(run: Path, what: str) -> list[str]:
         "rare there is represented worse.",
         *(
             [
-                f"**It always answers.** Every image gets one of the {len(classes)} classes, also "
-                "one that shows none of them."
+                f"**It always answers.** Every {answered} gets one of the {len(classes)} classes, "
+                "also one that shows none of them."
             ]
             if classes
             else []
@@ -66,10 +73,10 @@ def trained_on(run: Path, described: Mapping[str, Any], generations: int = 4) ->
     seen = f"seen as {kind} images of {size} px"
     bad = len(read_bad_files(run))
     skipped = f"; {bad:,} {'file' if bad == 1 else 'files'} could not be read" if bad else ""
-    if verb == "finetune":
+    if verb in LABELED:
         names = described["model"].get("classes", ())
         sentences = [
-            f"Fine-tuned on {data['count']:,} labeled images of {len(names)} classes from "
+            f"Fine-tuned on {data['count']:,} {LABELED[verb]} of {len(names)} classes from "
             f"{name_of(settings.get('data'))}, {seen}{skipped}."
         ]
         if data.get("val"):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from torchmae.report.health import words_of
+from torchmae.report.words.health import words_of
 from torchmae.runfolder import read_any_config
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from torchmae.disk import sha256
 from torchmae.models.encoders import Backbone
 from torchmae.models.patches import size_name
-from torchmae.report.limits import limits, markdown
+from torchmae.report.words.limits import limits, markdown
 from torchmae.runfolder import read_config, read_results
 
 
@@ -82,7 +82,7 @@ commit of torchmae: {markdown(described.get("commit") or "not known")}.
 
 {newline.join(f"* {file.name}: `{sha256(file)}`" for file in sorted(folder.iterdir()))}
 
-## Licence
+## License
 
 Not stated here: whoever publishes these weights chooses it; \
 imported weights keep that of their source.

@@ -1,0 +1,48 @@
+"""What a set with annotations is, and its parts."""
+
+import pytest
+from helpers.label_maps import make_shapes
+
+from torchmae.data.dense.find import (
+    WITH_BOXES,
+    WITH_MASKS,
+    find_layout,
+    hold_out_some,
+    train_and_val,
+    voc_folder,
+)
+from torchmae.errors import UserError
+
+
+def test_mask_files_are_for_masks_only(tmp_path):
+    data = make_shapes(tmp_path / "shapes", 2, 2)
+    layout = find_layout(str(data), WITH_MASKS)
+    assert layout.words == "images and mask files" and layout.val is not None
+    with pytest.raises(UserError, match="no annotations that are known"):
+        find_layout(str(data), WITH_BOXES)
+    with pytest.raises(UserError, match="Did you mean .*shapes"):
+        find_layout(str(tmp_path / "shape"), WITH_MASKS)
+
+
+def test_parts():
+    assert train_and_val({"train": 1, "test": 2, "val": 3}, "x") == (1, 3)
+    assert train_and_val({"train": 1, "test": 2}, "x") == (1, 2)
+    assert train_and_val({"": 1}, "x") == (1, None)
+    assert train_and_val({"test": 2}, "x") == (2, None)
+    with pytest.raises(UserError, match="none is called train"):
+        train_and_val({"val": 1, "test": 2}, "x")
+
+
+def test_torchvision_is_its_folder():
+    data = "torchvision:VOCSegmentation?root=/data&year=2007"
+    assert voc_folder(data) == "/data/VOCdevkit/VOC2007"
+    with pytest.raises(UserError, match="VOCSegmentation or VOCDetection"):
+        voc_folder("torchvision:Cityscapes?root=/data")
+
+
+def test_subsets_are_nested():
+    """Fewer training images are some of the more, so that curves over their number compare."""
+    few, held = hold_out_some(50, 0.2, 5, 3, "x")
+    more, same = hold_out_some(50, 0.2, 20, 3, "x")
+    assert set(few) < set(more) and held == same and not set(more) & set(held)
+    assert (len(few), len(more), len(held)) == (5, 20, 10)

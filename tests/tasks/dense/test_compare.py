@@ -1,0 +1,73 @@
+"""mae compare-segment: trainings of several encoders, paired by seed, resumed; a verdict."""
+
+import numpy as np
+import pytest
+from helpers.label_maps import make_shapes
+from PIL import Image
+
+import torchmae
+from torchmae.errors import UserError
+from torchmae.tasks.dense.compare.run import named, summarize
+from torchmae.verbs import VERBS, load
+
+QUICK = dict(
+    image_size=32, batch_size=4, epochs=1, workers=0, device="cpu", precision="fp32", head="linear"
+)
+
+
+def test_a_run_against_from_scratch(run, tmp_path, capfd):
+    data = make_shapes(tmp_path / "shapes", 8, 3)
+    out = tmp_path / "out"
+    options = QUICK | dict(train_images=[4, 8], seeds=[0, 1], out=out)
+    torchmae.compare_segment(run, data, **options)
+    (record,) = torchmae.Run(out).results
+    assert record["results"]["metric"] == "mIoU"
+    four, eight = record["results"]["rows"]
+    assert (four["name"], eight["name"], four["seeds"], four["images"]) == ("4", "8", 2, 3)
+    for row in (four, eight):
+        ours, theirs = (row["arms"][arm]["scores"] for arm in ("pre-trained", "from scratch"))
+        found = row["differences"]["pre-trained - from scratch"]
+        assert found["mean"] == pytest.approx(np.mean(np.subtract(ours, theirs)))
+        assert found["low"] <= found["mean"] <= found["high"]
+        assert row["verdict"] == "not shown" and "too few" in row["reason"]
+    trained = torchmae.Run(out / "pre-trained-4-seed-1")
+    assert (
+        trained.results[-1]["results"]["last"]["score"] == four["arms"]["pre-trained"]["scores"][1]
+    )
+    scratch = torchmae.load_segmenter(out / "from-scratch-8-seed-0")
+    assert scratch.encoder.depth == torchmae.load(run).depth
+    assert Image.open(out / "compare.png").width > 400
+    capfd.readouterr()
+    before = (out / "from-scratch-8-seed-0" / "model.safetensors").stat().st_mtime_ns
+    torchmae.compare_segment(run, data, **options)  # nothing is trained again
+    after = (out / "from-scratch-8-seed-0" / "model.safetensors").stat().st_mtime_ns
+    assert before == after and "pre-trained minus it" not in capfd.readouterr().err
+
+
+def test_detectors_have_the_same_runner():
+    with pytest.raises(UserError, match="at least two"):
+        torchmae.compare_detect("x", "y", seeds=[1])
+    config = load(VERBS["compare-detect"].config)
+    assert issubclass(config, load(VERBS["detect"].config))
+
+
+def scores(*values):
+    return [{"score": value, "count": 10} for value in values]
+
+
+def test_verdicts():
+    shown = summarize("all", {"a": scores(0.5, 0.6, 0.7), "b": scores(0.3, 0.41, 0.49)})
+    assert shown["verdict"] == "shown" and shown["differences"]["a - b"]["low"] > 0
+    worse = summarize("all", {"a": scores(0.3, 0.41, 0.49), "b": scores(0.5, 0.6, 0.7)})
+    assert worse["verdict"] == "worse"
+    unclear = summarize("all", {"a": scores(0.3, 0.6, 0.2), "b": scores(0.5, 0.3, 0.2)})
+    assert unclear["verdict"] == "not shown"
+
+
+def test_names_and_mistakes(tmp_path):
+    assert named(["runs/x"]) == {"pre-trained": "runs/x", "from scratch": "none"}
+    assert list(named(["a/x", "none", "b/x"])) == ["x", "from scratch", "b/x"]
+    with pytest.raises(UserError, match="named twice"):
+        named(["none", "none", "none"])
+    with pytest.raises(UserError, match="at least two"):
+        torchmae.compare_segment("x", "y", seeds=[1])

@@ -1,0 +1,133 @@
+"""What a set with annotations is: looked up in the folder, for every verb of dense prediction."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from torchmae.data.dense import masks
+from torchmae.data.dense.formats import coco, voc, yolo
+from torchmae.data.labels import hold_out
+from torchmae.data.sources.source import options_of
+from torchmae.errors import UserError, nearest
+from torchmae.hashing import SPLIT, hash32
+from torchmae.runfolder import is_run
+
+# What a folder may hold, in the order in which it is looked for: words for the plan, and the module
+# whose `find` names the parts of a set and whose `read` reads one.
+KINDS: dict[str, ModuleType] = {
+    "images and mask files": masks,
+    "COCO json": coco,
+    "YOLO's data.yaml": yolo,
+    "VOC xml": voc,
+}
+WITH_MASKS = ("images and mask files", "COCO json", "YOLO's data.yaml")
+WITH_BOXES = ("COCO json", "YOLO's data.yaml", "VOC xml")
+
+
+class Layout(NamedTuple):
+    """What a set is.
+
+    Attributes:
+        data: what it is called.
+        words: what was found, for the plan.
+        read: reads a part; not for mask files, which are parts by themselves.
+        train: a part as its reader's `find` returned it.
+        val: likewise; None where there is none.
+    """
+
+    data: str
+    words: str
+    read: Callable[..., Any]
+    train: Any
+    val: Any | None
+
+
+def find_layout(data: str, kinds: Sequence[str]) -> Layout:
+    """What a set is.
+
+    Args:
+        data: a folder, COCO's .json, YOLO's data.yaml, torchvision:VOCSegmentation?root=...
+        kinds: names in `KINDS`, in the order in which to look.
+
+    Raises:
+        UserError: there is no such set, or nothing that can be read.
+    """
+    path = Path(voc_folder(data) if data.startswith("torchvision:") else data).expanduser()
+    if is_run(path):
+        raise UserError(f"{data} is a run folder, not images: RUN comes first, then DATA")
+    if not path.exists():
+        beside = os.listdir(path.parent) if path.parent.is_dir() else []
+        near = nearest(path.name, beside)
+        hint = f". Did you mean {path.parent / near}?" if near else ""
+        raise UserError(f"no such folder or file: '{data}'{hint}")
+    for kind in kinds:
+        parts = KINDS[kind].find(path)
+        if parts:
+            train, val = train_and_val(parts, data)
+            return Layout(data, kind, getattr(KINDS[kind], "read", no_reader), train, val)
+    raise UserError(
+        f"{data} has no annotations that are known: images/ and masks/ (below train/ and val/), "
+        "name_mask.png beside name.jpg, COCO json, YOLO's data.yaml, or VOC's xml"
+    )
+
+
+def no_reader(part: Any, classes: Any = None) -> Any:
+    """Of mask files."""
+    raise AssertionError("mask files are read one by one")
+
+
+def train_and_val(parts: Mapping[str, Any], data: str) -> tuple[Any, Any | None]:
+    """Which part is trained on, and which is validated on."""
+    if set(parts) == {"val"} or set(parts) == {"test"}:
+        return next(iter(parts.values())), None  # a set that is measured on
+    train = parts.get("train", parts.get(""))
+    if train is None:
+        raise UserError(f"{data} has the parts {', '.join(parts)}, but none is called train")
+    return train, parts.get("val", parts.get("test"))
+
+
+def voc_folder(data: str) -> str:
+    """The folder of torchvision:VOCSegmentation?root=DIR&year=2012."""
+    name, options = options_of(data.removeprefix("torchvision:"), ("root", "year", "download"))
+    if name not in ("VOCSegmentation", "VOCDetection"):
+        raise UserError(f"{data}: VOCSegmentation or VOCDetection")
+    root, year = options.get("root", "."), options.get("year", "2012")
+    if options.get("download", "").lower() in ("1", "true"):
+        from torchmae.errors import library
+
+        datasets = library("torchvision.datasets", "data")
+        getattr(datasets, name)(root, year=year, download=True)
+    return str(Path(root) / "VOCdevkit" / f"VOC{year}")
+
+
+def hold_out_some(
+    count: int, fraction: float | None, train_images: int | None, seed: int, data: str
+) -> tuple[list[int], list[int]]:
+    """Which of so many images are trained on and which are held out, both drawn by the seed.
+
+    Args:
+        count: how many there are.
+        fraction: the share that is held out; None: none.
+        train_images: how many are trained on; None: all that are left.
+        seed: of both draws.
+        data: what the set is called, for messages.
+
+    Raises:
+        UserError: there are too few.
+    """
+    if fraction is not None and count < 2:
+        raise UserError(
+            f"{data} has {count} annotated image{'s' * (count != 1)}: at least two are needed, one "
+            "to validate on; or name others with --val"
+        )
+    held = hold_out(["all"] * count, fraction, seed) if fraction is not None else [False] * count
+    left = [i for i in range(count) if not held[i]]
+    if train_images is not None:
+        if train_images > len(left):
+            raise UserError(
+                f"--train-images {train_images}: {data} has {len(left)} images to train on"
+            )
+        left = sorted(sorted(left, key=lambda i: hash32(seed, SPLIT, i))[:train_images])
+    return left, [i for i in range(count) if held[i]]

@@ -1,0 +1,115 @@
+"""`mae evaluate` of a detector: AP of each class and size, with intervals, and the worst images."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from torchmae.data.config import decode_as_run
+from torchmae.data.dense.annotated import Annotated
+from torchmae.data.dense.detection import open_annotated, other_sizes
+from torchmae.data.loader import read_pixels
+from torchmae.data.sources.source import with_decode
+from torchmae.errors import UserError, library, printable
+from torchmae.eval.detection import (
+    DetectionScores,
+    Measured,
+    all_scores,
+    image_scores,
+    measure,
+)
+from torchmae.eval.intervals import few_images
+from torchmae.models.detection.detector import Detector
+from torchmae.models.weights import load_detector
+from torchmae.report.detection import draw_found, draw_objects
+from torchmae.report.segmentation import draw_sheet
+from torchmae.runfolder import WORST
+from torchmae.tasks.evaluate.config import Evaluate
+from torchmae.train.distributed import find_device
+
+logger = logging.getLogger(__name__)
+
+SHOWN = 6  # of the worst images
+SURE = 0.5  # the score from which on an object counts as found, in pictures
+
+
+def measure_detector(config: Evaluate) -> dict[str, Any]:
+    """The results on annotated images; draws worst.png."""
+    config.refuse_flags_of_classifiers()
+    config.refuse_flags_of_segmenters()
+    library("faster_coco_eval", "detection")
+    model = load_detector(config.run, config.best)
+    device = find_device(config.runtime.device)
+    decode = decode_as_run(config.run, config.decode.max_megapixels, config.decode.white)
+    images, note = open_annotated(config.data, decode, model.classes)
+    decode = replace(images.source.decode, channels=model.encoder.channels)
+    images = replace(images, source=with_decode(images.source, decode))
+    if note:
+        logger.info(note)
+    unfit = set(other_sizes(images))
+    fit = [i for i in range(len(images.objects)) if i not in unfit]
+    if not fit:
+        raise UserError(f"no image of {config.data} is of the size that its annotations say")
+    images = images.select(fit) if unfit else images
+    if few := few_images(len(fit)):
+        logger.info(few)
+    found = measure(model.to(device).predict, images, device)
+    for line in images.findings.lines():
+        logger.info(line)
+    for file in [*images.source.unusable, *found.bad]:
+        logger.info(f"skipped: {file}")
+    masks = model.has_masks and images.has_masks
+    scores = all_scores(found, model.classes, masks, model.max_detections)
+    logger.info(table(scores, model.classes))
+    path = Path(config.run) / WORST
+    draw_worst(model, images, found, path)
+    logger.info(f"Drawn: {path}")
+    return {kind: one.summary() for kind, one in scores.items()}
+
+
+def table(scores: dict[str, DetectionScores], classes: tuple[str, ...]) -> str:
+    """The scores for people: a line for each class, worst first, then sizes, then all together."""
+    first = next(iter(scores.values()))
+    width = max(len(printable(name)) for name in (*classes, "medium"))
+    lines = [f"{'class':<{width}}" + "".join(f"  AP {kind:<6}" for kind in scores)]
+    for name in sorted(first.by_class, key=lambda one: first.by_class[one]):
+        row = "".join(f"  {one.by_class[name]:9.1%}" for one in scores.values())
+        lines.append(f"{printable(name):<{width}}{row}")
+    for name in first.by_size:
+        row = "".join(f"  {one.by_size[name]:9.1%}" for one in scores.values())
+        lines.append(f"{name:<{width}}{row}")
+    absent = [printable(name) for name in classes if name not in first.by_class]
+    if absent:
+        lines.append(f"no object of: {', '.join(absent)}")
+    for kind, one in scores.items():
+        lines.append(
+            f"{one.images} images, {one.objects} objects, {kind}: AP {one.ap:.1%} (95 % interval "
+            f"{one.low:.1%} to {one.high:.1%}, bootstrap over images), AP50 {one.ap50:.1%}, AP75 "
+            f"{one.ap75:.1%}, AR {one.recall:.1%}; {one.max_detections} detections an image"
+        )
+    return "\n".join(lines)
+
+
+def draw_worst(model: Detector, images: Annotated, found: Measured, path: Path) -> None:
+    """Draws the images with the lowest F score: what is there, and what was found."""
+    f_scores = image_scores(found, len(model.classes), SURE)
+    order = np.argsort(f_scores, kind="stable")[:SHOWN].tolist()
+    rows: dict[str, list[torch.Tensor]] = {"objects": [], "found": []}
+    for i in order:
+        pixels = read_pixels(images.source, found.ids[i])
+        image = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)
+        objects = found.truth[i].objects
+        names = [model.classes[k] for k in objects.classes.tolist()]
+        masks = objects.masks if model.has_masks else ()
+        drawn = draw_objects(image, objects.boxes, objects.classes, names, masks)
+        rows["objects"].append(drawn)
+        rows["found"].append(draw_found(image, found.found[i], model.classes, SURE))
+    names = [f"{f_scores[i]:.0%} {Path(images.source.name(found.ids[i])).name}" for i in order]
+    notes = [
+        f"F score of each image: objects found at an overlap of 50 % by detections with a score of "
+        f"{SURE:g} and more. Of one class, colors tell objects apart."
+    ]
+    draw_sheet(rows, f"The worst {len(order)} of {len(found.ids)} images", names, notes, path)
