@@ -70,7 +70,9 @@ VERBS: dict[str, Verb] = {
     ),
     "ablate": task("ablate", "Ablate", "many pre-trainings: the paper's ablations, or your own"),
     "evaluate": task("evaluate", "Evaluate", "how good a classifier, segmenter or detector is"),
-    "predict": task("predict", "Predict", "write what a model says of images: classes, masks, ..."),
+    "predict": task(
+        "predict", "Predict", "write what a model says of images: classes, masks, boxes"
+    ),
     "reconstruct": task("reconstruct", "Reconstruct", "draw what a model makes of hidden patches"),
     "embed": task("embed", "Embed", "write the features of images to a file"),
     "report": task("report", "Report", "the page of a run, or of several side by side"),

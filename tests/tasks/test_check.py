@@ -55,7 +55,7 @@ def test_what_was_planted_is_found(
     found = torchmae.check(planted, out=page)
     counts = {name: value for name, value in found.items() if isinstance(value, int)}
     wanted = dict(images=38, bad=2, exact_duplicates=3, near_duplicates=3, leaks=3, blank=2)
-    wanted |= dict(dark=1, bright=1, kept=28)
+    wanted |= dict(lookalikes=0, dark=1, bright=1, kept=28)
     assert {name: counts[name] for name in wanted} == wanted
     out = capsys.readouterr().out
     assert "! LEAKAGE: 3 of 9 images of val are copies of images of train (1 with the" in out

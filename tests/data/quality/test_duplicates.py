@@ -4,6 +4,7 @@ import numpy as np
 from helpers.looks import smooth
 
 from torchmae.data.quality.duplicates import (
+    CERTAIN,
     LEAST_CORRELATION,
     MOST_BITS,
     Duplicates,
@@ -54,13 +55,25 @@ def test_exact_and_near_groups() -> None:
     pictures = [smooth(0), smooth(1), smooth(0), smooth(0, 60, 45), smooth(2), smooth(1)]
     grey = [shrink(pixels) for pixels in pictures]
     digests = [b"%d%d" % (int(pixels.sum()), pixels.size) for pixels in pictures]
-    found = find_duplicates(
-        digests,
-        np.array([phash(one) for one in grey], dtype=np.uint64),
-        np.stack([thumb(one) for one in grey]),
-        np.arange(6),
-    )
+    hashes = np.array([phash(one) for one in grey], dtype=np.uint64)
+    thumbs = np.stack([thumb(one) for one in grey])
+    found = find_duplicates(digests, hashes, thumbs, np.arange(6))
     assert found == Duplicates([[0, 2], [1, 5]], [[0, 2, 3]])
     parts = ["val", "train", "train", "val", "test", "test"]
-    assert leaks(found, parts, digests) == [Leak(0, 2, True), Leak(3, 2, False), Leak(5, 1, True)]
-    assert leaks(found, [""] * 6, digests) == []
+    leaked = leaks(found, parts, digests, thumbs)
+    assert [leak[:3] for leak in leaked] == [(0, 2, True), (3, 2, False), (5, 1, True)]
+    assert leaked[0].certain and leaked[2].certain and 0.985 < leaked[1].likeness < 1
+    assert leaks(found, [""] * 6, digests, thumbs) == []
+
+
+def test_a_leak_names_the_most_alike_image_and_is_a_copy_only_if_nearly_equal() -> None:
+    """A chain: 0 is like 1, 1 is like 2; the last is the validation image."""
+    rows = np.random.default_rng(0).normal(128, 30, (3, 256))
+    chain = np.stack([rows[0], rows[0] + rows[1] / 12, rows[0] + rows[1] / 6])
+    thumbs = chain.clip(0, 255).astype(np.uint8)
+    found = Duplicates([], [[0, 1, 2]])
+    (leak,) = leaks(found, ["train", "train", "val"], [b"a", b"b", b"c"], thumbs)
+    assert (leak.image, leak.copy, leak.exact) == (2, 1, False)
+    expected = np.corrcoef(thumbs[1].astype(float), thumbs[2].astype(float))[0, 1]
+    assert abs(leak.likeness - expected) < 1e-5 and leak.certain == (expected >= CERTAIN)
+    assert not Leak(2, 1, False, 0.99).certain

@@ -1,6 +1,6 @@
 """What a person should know of a data set, in words, the worst first."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -68,24 +68,25 @@ def findings(checked: Checked) -> list[Finding]:
 
 
 def of_leaks(checked: Checked) -> Iterator[Finding]:
-    """Leakage, for each pair of parts."""
-    survey = checked.survey
-    pairs = Counter((survey.parts[leak.image], survey.parts[leak.copy]) for leak in checked.leaks)
-    for (held, before), count in pairs.items():
-        some = [
-            x
-            for x in checked.leaks
-            if (survey.parts[x.image], survey.parts[x.copy]) == (held, before)
-        ]
-        total = sum(part == held for part in survey.parts)
+    """Leakage, for each pair of parts: copies, then what only looks alike."""
+    survey, pairs = checked.survey, defaultdict[tuple[str, str, bool], list[Leak]](list)
+    for leak in checked.leaks:
+        pairs[survey.parts[leak.image], survey.parts[leak.copy], leak.certain].append(leak)
+    for (held, before, certain), some in pairs.items():
+        such = f"such as {quoted(survey, some[0].image)} and {quoted(survey, some[0].copy)}"
+        count = f"{len(some)} of {sum(part == held for part in survey.parts)} images of {held}"
         exact = sum(leak.exact for leak in some)
-        yield Finding(
-            True,
-            f"LEAKAGE: {count} of {total} images of {held} are copies of images of {before} "
-            f"({exact} with the same pixels, {count - exact} that look the same), such as "
-            f"{quoted(survey, some[0].image)} and {quoted(survey, some[0].copy)}: scores on {held} "
-            "flatter",
-        )
+        if certain:
+            text = (
+                f"LEAKAGE: {count} are copies of images of {before} ({exact} with the same pixels, "
+                f"{len(some) - exact} that look the same), {such}: scores on {held} flatter"
+            )
+        else:
+            text = (
+                f"{count} are very like images of {before}, {such}: frames of one video, slices of "
+                f"one patient? Then scores on {held} flatter; look at the pairs"
+            )
+        yield Finding(certain, text)
 
 
 def quoted(survey: Survey, i: int) -> str:

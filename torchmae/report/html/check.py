@@ -115,14 +115,16 @@ def groups(survey: Survey, found: Sequence[Sequence[int]]) -> str:
 def leakage(checked: Checked) -> str:
     """The first leaks as pairs of pictures; the names of all others."""
     survey, drawn = checked.survey, []
-    for leak in checked.leaks[:MOST_GROUPS]:
+    leaks = sorted(checked.leaks, key=lambda leak: -leak.likeness)
+    for leak in leaks[:MOST_GROUPS]:
         pair = tiles(
             tile(picture(survey, i), f"{survey.parts[i]}: {survey.name(i)}")
             for i in (leak.image, leak.copy)
         )
-        how = "the same pixels" if leak.exact else "they look the same"
+        how = "the same pixels" if leak.exact else f"correlation {leak.likeness:.3f}"
+        how += "" if leak.certain else ": alike, perhaps no copy"
         drawn.append(f'<div class="group">{paragraph(how, True)}{pair}</div>')
-    rest = checked.leaks[MOST_GROUPS : MOST_GROUPS + MOST_ROWS]
+    rest = leaks[MOST_GROUPS : MOST_GROUPS + MOST_ROWS]
     rows = [(survey.name(leak.image), survey.name(leak.copy)) for leak in rest]
     more = details(f"{len(rest):,} more", table(["image", "is a copy of"], rows))
     return f'<div class="groups">{"".join(drawn)}</div>{more}' if drawn else ""

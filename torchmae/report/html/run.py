@@ -174,7 +174,7 @@ def nested(value: Any, depth: int = 0) -> str:
     body = table([], [[str(name), number(one)] for name, one in plain.items()])
     for name, one in inside.items():
         if one and depth < DEPTH:
-            body += details(name, nested(one, depth + 1), open=depth == 0 and len(one) < MOST_OPEN)
+            body += details(name, nested(one, depth + 1), open=depth < 3 and len(one) < MOST_OPEN)
     return body
 
 

@@ -28,9 +28,10 @@ def run(config: Check) -> dict[str, Any]:
     """Looks at every image once, says what was found and writes the page.
 
     Returns:
-        Counts: "images", "bad", "exact_duplicates", "near_duplicates", "leaks", "blank", "dark",
-        "bright", "kept"; "correlation_length" in pixels, "patch_size" and "mask_ratio" as they are
-        suggested (None where nothing could be measured); "findings" in words; "page", its path.
+        Counts: "images", "bad", "exact_duplicates", "near_duplicates", "leaks", "lookalikes"
+        (across parts, not certainly copies), "blank", "dark", "bright", "kept";
+        "correlation_length" in pixels, "patch_size" and "mask_ratio" as they are suggested (None
+        where nothing could be measured); "findings" in words; "page", its path.
 
     Raises:
         UserError: there is no such set, or none of its images can be read.
@@ -68,7 +69,8 @@ def run(config: Check) -> dict[str, Any]:
         "bad": len(checked.survey.bad),
         "exact_duplicates": exact,
         "near_duplicates": near,
-        "leaks": len(checked.leaks),
+        "leaks": sum(leak.certain for leak in checked.leaks),
+        "lookalikes": sum(not leak.certain for leak in checked.leaks),
         "blank": len(checked.blank),
         "dark": len(checked.dark),
         "bright": len(checked.bright),
@@ -89,7 +91,7 @@ def look_at(found: Survey, data: str) -> Checked:
         )
     ids = found.good[~found.blank[found.good]]
     copies = find_duplicates(found.digests, found.hashes, found.thumbs, ids)
-    return Checked(found, copies, leaks(copies, found.parts, found.digests))
+    return Checked(found, copies, leaks(copies, found.parts, found.digests, found.thumbs))
 
 
 def structure(found: Survey, seed: int) -> tuple[Texture, Suggestion] | None:

@@ -143,13 +143,15 @@ def leakage(sources: list[Source], parts: list[str]) -> Line:
     found = survey(sources, parts, [None] * len(parts))
     ids = found.good[~found.blank[found.good]]
     copies = find_duplicates(found.digests, found.hashes, found.thumbs, ids)
-    leaked = leaks(copies, parts, found.digests)
+    leaked = leaks(copies, parts, found.digests, found.thumbs)
     if not leaked:
         return Line("leakage", OK, f"no copies across {', '.join(sorted(set(parts)))}")
-    one = leaked[0]
+    certain = [leak for leak in leaked if leak.certain]
+    one, what = (certain or leaked)[0], "copies of" if certain else "very like"
     about = (
-        f"{len(leaked)} images are copies of images of another part, such as "
+        f"{len(certain or leaked)} images are {what} images of another part, such as "
         f"{found.name(one.image)!r} ({parts[one.image]}) and {found.name(one.copy)!r} "
         f"({parts[one.copy]})"
     )
-    return Line("leakage", WRONG, f"{about}: scores flatter; mae check lists all")
+    state = WRONG if certain else NOTE
+    return Line("leakage", state, f"{about}: scores may flatter; mae check shows all pairs")
