@@ -2,7 +2,6 @@
 given."""
 
 import logging
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,18 +17,19 @@ from torchmae.errors import UserError
 from torchmae.models.heads import blocks_of
 from torchmae.models.weights import load, seeded
 from torchmae.report.curves import draw_curves
+from torchmae.report.html.run import write_report
 from torchmae.runfolder import note_bad_files
 from torchmae.settings import defaults
 from torchmae.settings.defaults import Facts
-from torchmae.settings.options import build, changeable, changed, flatten, requested
+from torchmae.settings.options import build, changed, flatten, requested
 from torchmae.tasks.dense.config import Dense, architecture, check_batch
 from torchmae.tasks.dense.job import Job, Looked, Verb, default_out
 from torchmae.tasks.dense.plan import describe, summary, train_config
 from torchmae.tasks.dense.start import channels_of, encoder_of
 from torchmae.tasks.dense.validation import MEASURED, Validation
-from torchmae.train.checkpoint import lock, verified
 from torchmae.train.distributed import World, machine_facts, start
 from torchmae.train.loop import fit
+from torchmae.train.resuming import resume, run_folder
 from torchmae.train.speed import is_timed, measure_seconds_per_step, measured_facts
 
 logger = logging.getLogger(__name__)
@@ -57,16 +57,13 @@ def run(config: Dense, verb: Verb[Any, Any], quiet: bool = False) -> Path:
         depth = runfolder.read_config(config.run)["model"]["encoder"].get("depth")
         if depth is not None:
             blocks_of(config.model.train, depth)
-    with start(config.runtime.device) as world, ExitStack() as stack:
+    with start(config.runtime.device) as world:
         known = str(out) if resuming else config.run
         decode = decode_as_run(known, config.decode.max_megapixels, config.decode.white)
         sets = verb.open(config, decode)
-        resuming = world.on_main(lambda: runfolder.prepare(out, config.source.data))
-        world.on_main(lambda: stack.enter_context(lock(out)))
-        if resuming:  # before a model is built: one of the checkpoints has to be good
-            world.on_main(lambda: verified(out))
-        job = (resumed if resuming else begun)(config, verb, sets, out, world)
-        return train(job, verb, out, world, quiet)
+        with run_folder(out, config.source.data, world) as resuming:
+            job = (resumed if resuming else begun)(config, verb, sets, out, world)
+            return train(job, verb, out, world, quiet)
 
 
 def identity_of(sets: Any) -> dict[str, Any]:
@@ -85,14 +82,12 @@ def resumed(
     stored = runfolder.read_any_config(out)
     sets = verb.known(sets, stored)
     identity = identity_of(sets)
-    free = changeable(type(config))
-    settings, described = runfolder.resume(out, verb.name, requested(config), free, identity)
-    done = runfolder.last_step(out)
-    resolved: Any = build(verb.resolved, {**settings, "cache": config.runtime.cache})
-    plan = train_config(resolved, len(sets.train_source))
-    for line in (runfolder.other_times(out, identity), runfolder.other_versions(out)):
-        if line is not None and done < plan.steps and world.is_main:
-            logger.warning(line)
+    before: Any = build(
+        verb.resolved, {**requested(config), **runfolder.stored_settings(out, verb.name)}
+    )
+    plan = train_config(before, len(sets.train_source))
+    settings, described = resume(config, verb.name, identity, plan, out, world)
+    resolved: Any = build(verb.resolved, settings)
     own = resolved.decode
     sets = sets.with_decode(DecodeOptions(own.max_megapixels, own.white, own.channels))
     model = verb.rebuild(described)
@@ -214,6 +209,7 @@ def train(job: Job[Any, Any], verb: Verb[Any, Any], out: Path, world: World, qui
             list(validation(plan.steps))
     world.on_main(lambda: draw_curves(out))
     text = world.on_main(lambda: summary(out, verb, plan))  # writes results.json too
+    world.on_main(lambda: write_report(out))
     if world.is_main and not quiet:
         logger.info(text)
     return out
