@@ -61,7 +61,7 @@ MISTAKES = {
     # what is typed: words of the message (regular expressions)
     "frobnicate": [
         "unknown verb 'frobnicate'",
-        "pretrain, finetune, probe, knn, partial, compare, ablate, evaluate, predict, reconstruct",
+        "check, pretrain, finetune, segment, detect, probe, knn, partial, compare, ",
     ],
     "pretran photos": ["Did you mean pretrain\\?"],
     "pretrain": ["DATA"],

@@ -20,6 +20,7 @@ QUICK = {
 SIZE = {"--model": "vit_micro", "--image-size": "32", "--patch-size": "8", "--batch-size": "2"}
 BENCH = {  # of each WHAT
     "step": {**SIZE, "--vs": "none"},
+    "dense": SIZE | {"--image-size": "64", "--patch-size": "16"},
     "wall-clock": SIZE,
     "data": {"--image-size": "32", "--step-images-per-s": "100"},
     "resume": {"--model": "vit_micro"},

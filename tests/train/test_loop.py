@@ -126,6 +126,7 @@ def test_the_run_folder_is_whole(whole):
             "log.jsonl",
             "pictures",
             "curves.png",
+            "report.html",
             "bad-files.jsonl",
             ".lock",
         ),

@@ -134,6 +134,19 @@ def test_what_is_wrong_is_counted_and_named(tmp_path, wrong, line, left):
     assert len(files) == 1 and ("a.png" in files[0].name or "annotation" in files[0].name)
 
 
+def test_images_beside_the_folder_of_the_json_are_another_set_s(tmp_path):
+    own, other = tmp_path / "own", tmp_path / "other"
+    for folder in (own, other):
+        folder.mkdir()
+        Image.new("RGB", (40, 30)).save(folder / "a.png")
+    Image.new("RGB", (40, 30)).save(other / "b.png")
+    images = [
+        dict(id=i, file_name=f"{name}.png", width=40, height=30) for i, name in ((1, "a"), (2, "b"))
+    ]
+    found = coco.read(coco.part_of(write_coco(own / "x.json", images, [box(1, 1, 4, 4)])))
+    assert [found.source.name(i) for i in range(len(found.source))] == ["a.png"]
+
+
 def test_images_that_are_missing_or_listed_twice(tmp_path):
     Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
     images = [

@@ -196,11 +196,16 @@ def images_of(near: Path, names: list[str]) -> Path:
         UserError: none of them is anywhere.
     """
     sample = names[:: max(1, len(names) // LOOK)][:LOOK]
-    tops = [near, near.parent]
-    folders = [*tops, *(path for top in tops for path in sorted(top.iterdir()) if path.is_dir())]
-    pictures = [path for path in folders if path.name == "images"]
-    folders += [inner for path in pictures for inner in sorted(path.iterdir()) if inner.is_dir()]
-    counts = [sum((folder / name).is_file() for name in sample) for folder in folders]
+    folders: list[Path] = []
+    counts = [0]
+    for top in (near, near.parent):
+        # What lies beside the folder of the json counts only where nothing is in the folder itself.
+        if any(counts):
+            break
+        folders = [top, *(path for path in sorted(top.iterdir()) if path.is_dir())]
+        pictures = [path for path in folders if path.name == "images"]
+        folders += [one for path in pictures for one in sorted(path.iterdir()) if one.is_dir()]
+        counts = [sum((folder / name).is_file() for name in sample) for folder in folders]
     if not max(counts):
         raise UserError(
             f"the images that the annotations in {near} name ({names[0]}, ...) are not there, nor "
