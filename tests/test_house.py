@@ -51,11 +51,11 @@ ROOM_LINES = {
     "settings": 900,
     "models": 2900,
     "data": 6900,
-    "train": 1550,
+    "train": 1650,
     "eval": 1600,
     "report": 2200,
     "interop": 1450,
-    "tasks": 9950,
+    "tasks": 9800,
     "presets": 280,
     "benchmarks": 1450,
 }

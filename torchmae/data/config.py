@@ -67,6 +67,38 @@ def decode_as_run(run: str, max_megapixels: float | None, white: int | None) -> 
     )
 
 
+def channels_for(
+    have: int, requested: int | None, data: str, run: str, of_run: int | None, ways: str
+) -> int:
+    """How many channels a model takes: the run's, to which gray and color are converted.
+
+    Args:
+        have: channels of the data.
+        requested: --channels.
+        data: its name.
+        run: the name of the run.
+        of_run: channels of its encoder; None: from scratch.
+        ways: ways out beside --channels, in words.
+
+    Raises:
+        UserError: run and data do not agree and cannot be converted; it names the ways out.
+    """
+    run_channels = have if of_run is None else of_run
+    both = {run_channels, have} <= {1, 3}
+    channels = requested or (run_channels if both else have)
+    if channels != have and {channels, have} != {1, 3}:
+        raise UserError(
+            f"--channels {channels}: {data} has {have}, and only gray and color convert to each "
+            "other"
+        )
+    if requested is None and channels != run_channels:
+        raise UserError(
+            f"{run} takes {run_channels} channel{'s' * (run_channels > 1)}, {data} has {have}: "
+            f"--channels {have} adapts the run's patch weights; {ways}or begin with run none"
+        )
+    return channels
+
+
 @dataclass(frozen=True)
 class Listing:
     """Which images of DATA are taken, and by which columns a table names them.

@@ -1,9 +1,11 @@
 """Named sizes of the encoder. Importable without torch."""
 
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 from torchmae.errors import UserError, choose
+from torchmae.runfolder import read_config
 
 SIZES: dict[str, dict[str, int]] = {
     "vit_micro": dict(embed_dim=128, depth=6, num_heads=4),
@@ -44,6 +46,43 @@ def check_sizes(described: Mapping[str, Any], zero: Collection[str] = ()) -> Non
             raise UserError(f"{name} {value!r} of a model: a number of at least {least} is needed")
         if value > LARGEST[name]:
             raise UserError(f"{name} {value} of a model: at most {LARGEST[name]}")
+
+
+def architecture(model: str | None) -> dict[str, Any]:
+    """Arguments of an encoder: those of a named size, or the whole description of a run folder's
+    encoder; None: of the smallest size."""
+    model = model or "vit_micro"
+    if not Path(model).is_dir():
+        return dict(size_of(model))
+    described = read_config(model)["model"]["encoder"]
+    return {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in described.items()
+    }
+
+
+def check_from_scratch(run: str, model: str | None, patch_size: int | None, train: str) -> None:
+    """Raises UserError for flags of an encoder from scratch beside a run, and the other way round.
+
+    Args:
+        run: "none": from scratch.
+        model: --model.
+        patch_size: --patch-size.
+        train: --train.
+    """
+    if run == "none":
+        named = architecture(model).get("patch_size")
+        if patch_size and named not in (None, patch_size):
+            raise UserError(f"--patch-size {patch_size}: that of {model} is {named}")
+        if train != "all":
+            raise UserError(
+                f"--train {train}: from scratch (run none) everything has to be trained"
+            )
+    elif model is not None or patch_size is not None:
+        flag = f"--model {model}" if model is not None else f"--patch-size {patch_size}"
+        raise UserError(
+            f"{flag} is for training from scratch (run none); {run} has an encoder of its own"
+        )
 
 
 def size_of(name: str) -> dict[str, int]:

@@ -329,6 +329,14 @@ class RuntimeOptions(ChangeableOptions):
             choose(CACHES, self.cache, "--cache")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ResolvedRuntimeOptions(RuntimeOptions):
+    """With nothing left to choose."""
+
+    workers: int
+    compile: bool
+
+
 @dataclass(frozen=True)
 class DeviceOptions(ChangeableOptions):
     """Where a verb that does not train computes, and what it loads first."""

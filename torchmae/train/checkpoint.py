@@ -1,4 +1,5 @@
-"""Checkpoints that survive a kill at any moment: each file is complete or not there.
+"""Checkpoints that survive a kill at any moment: each file is complete or not there. Also the
+scores of validations, and the best weights.
 
     run/model.safetensors            the newest weights: a copy of the newest checkpoint's file, so
                                      that no write into one damages both (see torchmae/manifest.py)
@@ -20,13 +21,14 @@ from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from torchmae import manifest
+from torchmae import manifest, runfolder
 from torchmae.disk import copy, parse_json, sha256, sync, write_text
 from torchmae.errors import NOT_FINITE, RunError, UserError
 from torchmae.manifest import MANIFEST, Content
 from torchmae.runfolder import LISTED, LOCK, MODEL, STATE, checkpoint_folder, checkpoints, step_of
+from torchmae.train.distributed import World
 
 logger = logging.getLogger(__name__)
 
@@ -245,3 +247,69 @@ def lock(run: Path) -> Iterator[None]:
                 f"another process is training in {run}: wait for it, or choose another --out"
             ) from error
         yield
+
+
+# What validations leave in a run folder.
+MEASURED = (
+    runfolder.BEST_SCORES,
+    runfolder.BEST_MODEL,
+    runfolder.LAST_SCORES,
+    runfolder.RESULTS,
+)
+
+
+def read_scores(path: Path, key: str) -> dict[str, Any] | None:
+    """What a validation wrote; None where there is nothing, or it is damaged: then the next
+    validation writes it again.
+
+    Args:
+        path: `LAST_SCORES` or `BEST_SCORES` of a run folder.
+        key: of the score that the best weights are chosen by.
+    """
+    try:
+        found = parse_json(path.read_bytes())
+        return {**found, "step": int(found["step"]), key: float(found[key])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def validated_step(out: Path, key: str) -> int | None:
+    """The step that was validated last."""
+    found = read_scores(out / runfolder.LAST_SCORES, key)
+    return found["step"] if found else None
+
+
+def keep_scores(
+    out: Path, step: int, scores: dict[str, Any], key: str, model: nn.Module, world: World
+) -> None:
+    """Writes the scores of a step, and the weights if they are the best ones so far.
+
+    Every process has to call this.
+
+    Args:
+        out: the run folder.
+        step: optimizer steps done.
+        scores: what JSON can hold.
+        key: of the score that the best weights are chosen by; higher is better.
+        model: whose weights they are.
+        world: its processes bring sharded weights together.
+    """
+    best = out / runfolder.BEST_SCORES
+
+    def is_best() -> bool:
+        before = read_scores(best, key)
+        return before is None or before[key] < scores[key]
+
+    text = json.dumps({"step": step, **scores}, indent=1)
+    weights: dict[str, Tensor] = {}
+    if world.on_main(is_best):
+        state = model.state_dict().items()
+        weights = {name: world.gather(value).contiguous() for name, value in state}
+    if world.is_main:
+        write_text(out / runfolder.LAST_SCORES, text)
+        if weights:
+            partial = out / f".{runfolder.BEST_MODEL}.partial"
+            refuse_not_finite(weights)
+            save_tensors(weights, partial)
+            manifest.publish(out, {runfolder.BEST_MODEL: partial}, LISTED)
+            write_text(best, text)

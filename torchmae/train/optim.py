@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from torchmae.errors import choose
+from torchmae.settings.groups import OutputOptions, ResolvedRuntimeOptions
 from torchmae.train.config import DECAY_SHARE, TrainConfig
 
 
@@ -135,6 +136,59 @@ def init_optimizer_state(optimizer: str, parameter: Tensor) -> dict[str, Tensor]
 def peak_lr(base_lr: float, batch_size: int) -> float:
     """The linear scaling rule: `base_lr * batch_size / 256` (paper, appendix A.1)."""
     return base_lr * batch_size / 256
+
+
+@runtime_checkable
+class ResolvedOptim(Protocol):
+    """What every training has settled of `OptimOptions`."""
+
+    @property
+    def epochs(self) -> float: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def base_lr(self) -> float: ...
+    @property
+    def warmup_epochs(self) -> float: ...
+    @property
+    def clip_grad(self) -> float | None: ...
+    @property
+    def precision(self) -> str: ...
+
+
+def train_config_of(
+    optim: ResolvedOptim,
+    runtime: ResolvedRuntimeOptions,
+    output: OutputOptions,
+    images: int,
+    **own: Any,
+) -> TrainConfig:
+    """What `fit` is told for a training on so many images.
+
+    Args:
+        optim: how long and how fast.
+        runtime: how the machine is used.
+        output: what is written.
+        images: of an epoch.
+        own: what else a verb decides, by the names of `TrainConfig`.
+    """
+    steps_per_epoch = images / optim.batch_size
+    return TrainConfig(
+        steps=max(1, round(optim.epochs * steps_per_epoch)),
+        warmup_steps=round(optim.warmup_epochs * steps_per_epoch),
+        lr=peak_lr(optim.base_lr, optim.batch_size),
+        clip_grad=optim.clip_grad,
+        precision=optim.precision,
+        compile=runtime.compile,
+        fsdp=runtime.fsdp,
+        workers=runtime.workers,
+        micro_batch_size=runtime.micro_batch_size,
+        log_every=output.log_every,
+        save_minutes=output.save_minutes,
+        tensorboard=output.tensorboard,
+        timeout_minutes=runtime.timeout_minutes,
+        **own,
+    )
 
 
 def cosine(step: int, steps: int, warmup: int) -> float:

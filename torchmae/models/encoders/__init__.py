@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchmae.errors import choose
 from torchmae.models.encoders.timm import TimmEncoder
 from torchmae.models.patches import Size
-from torchmae.models.sizes import check_sizes
+from torchmae.models.sizes import architecture, check_sizes
 from torchmae.models.vit import ViT
 
 
@@ -135,3 +135,18 @@ def build_encoder(config: dict[str, Any]) -> Backbone:
     check_sizes(config, zero=("registers",))
     rest = {name: tuple(v) if isinstance(v, list) else v for name, v in config.items()}
     return choose(ENCODERS, str(rest.pop("kind", "vit")), "encoder")(**rest)
+
+
+def new_encoder(
+    model: str | None, image_size: tuple[int, int], patch_size: int | None, channels: int
+) -> Backbone:
+    """An encoder of a named size, or with the architecture of a run folder, with new weights.
+
+    Args:
+        model: the name or the folder, see `architecture`.
+        image_size: height and width in pixels.
+        patch_size: side of a patch in pixels.
+        channels: of the images.
+    """
+    own = {"image_size": image_size, "patch_size": patch_size, "channels": channels}
+    return build_encoder({**architecture(model), **own, "mean": None, "std": None})

@@ -2,18 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from torchmae.errors import UserError, choose
-from torchmae.models.sizes import SIZES, size_of
-from torchmae.runfolder import read_config
+from torchmae.models.sizes import SIZES, architecture, check_from_scratch
 from torchmae.settings import defaults
 from torchmae.settings.defaults import Choice, Facts, Rule
 from torchmae.settings.groups import (
     OF_TIMM,
     OptimOptions,
     OutputOptions,
+    ResolvedRuntimeOptions,
     RunDecodeOptions,
     RuntimeOptions,
     ScanOptions,
@@ -254,14 +253,6 @@ class ResolvedDenseCrop(DenseCropOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResolvedDenseRuntime(RuntimeOptions):
-    """With nothing left to choose."""
-
-    workers: int
-    compile: bool
-
-
-@dataclass(frozen=True, kw_only=True)
 class ResolvedDense(Dense):
     """The settings of a run: what config.json holds."""
 
@@ -269,7 +260,7 @@ class ResolvedDense(Dense):
     model: ResolvedDenseModel
     optim: ResolvedDenseOptim
     crop: ResolvedDenseCrop
-    runtime: ResolvedDenseRuntime
+    runtime: ResolvedRuntimeOptions
 
 
 D = TypeVar("D", bound=Dense)
@@ -400,19 +391,6 @@ RULES: dict[str, Rule] = {
 }
 
 
-def architecture(model: str | None) -> dict[str, Any]:
-    """Arguments of an encoder: those of a named size, or the whole description of a run folder's
-    encoder."""
-    model = model or "vit_micro"
-    if not Path(model).is_dir():
-        return dict(size_of(model))
-    described = read_config(model)["model"]["encoder"]
-    return {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in described.items()
-    }
-
-
 def check(config: Dense) -> None:
     """Raises UserError for what is known to be wrong before any file is read."""
     check_ranges(config)
@@ -426,24 +404,7 @@ def check(config: Dense) -> None:
         )
     if model.pyramid is not None:
         choose(dict.fromkeys(PYRAMIDS), model.pyramid, "--pyramid")
-    if config.run == "none":
-        named = architecture(model.model).get("patch_size")
-        if model.patch_size and named not in (None, model.patch_size):
-            raise UserError(f"--patch-size {model.patch_size}: that of {model.model} is {named}")
-        if model.train != "all":
-            raise UserError(
-                f"--train {model.train}: from scratch (run none) everything has to be trained"
-            )
-    elif model.model is not None or model.patch_size is not None:
-        flag = (
-            f"--model {model.model}"
-            if model.model is not None
-            else f"--patch-size {model.patch_size}"
-        )
-        raise UserError(
-            f"{flag} is for training from scratch (run none); {config.run} has an encoder of its "
-            "own"
-        )
+    check_from_scratch(config.run, model.model, model.patch_size, model.train)
     if model.image_size is not None:
         parse_size(model.image_size)
 

@@ -11,34 +11,25 @@ from torchmae.settings.defaults import reasons
 from torchmae.settings.options import size_text
 from torchmae.tasks.dense.config import ResolvedDense
 from torchmae.tasks.dense.job import Job, Verb
-from torchmae.tasks.dense.validation import read_scores
+from torchmae.tasks.dense.validation import SCORE
+from torchmae.train.checkpoint import read_scores
 from torchmae.train.config import TrainConfig
-from torchmae.train.optim import peak_lr
+from torchmae.train.optim import train_config_of
 from torchmae.version import command
 
 
 def train_config(config: ResolvedDense, images: int) -> TrainConfig:
     """What `fit` is told for a training on so many images."""
-    optim, runtime, output = config.optim, config.runtime, config.output
-    steps_per_epoch = images / optim.batch_size
-    return TrainConfig(
-        steps=max(1, round(optim.epochs * steps_per_epoch)),
-        warmup_steps=round(optim.warmup_epochs * steps_per_epoch),
-        lr=peak_lr(optim.base_lr, optim.batch_size),
+    optim = config.optim
+    return train_config_of(
+        optim,
+        config.runtime,
+        config.output,
+        images,
         min_lr=optim.min_lr,
         weight_decay=optim.weight_decay,
         betas=(0.9, optim.beta2),
-        clip_grad=optim.clip_grad,
-        precision=optim.precision,
-        compile=bool(runtime.compile),
-        fsdp=runtime.fsdp,
-        workers=runtime.workers,
-        micro_batch_size=runtime.micro_batch_size,
-        log_every=output.log_every,
-        save_minutes=output.save_minutes,
-        evaluate_steps=max(1.0, optim.validate_epochs * steps_per_epoch),
-        tensorboard=output.tensorboard,
-        timeout_minutes=runtime.timeout_minutes,
+        evaluate_steps=max(1.0, optim.validate_epochs * images / optim.batch_size),
         layer_decay=optim.layer_decay,
         ema=optim.ema or None,
     )
@@ -71,9 +62,9 @@ def describe(
 
 def summary(out: Path, verb: Verb[Any, Any], plan: TrainConfig) -> str:
     """What was made and how good it is; the same goes to results.json."""
-    last = read_scores(out / runfolder.LAST_SCORES)
+    last = read_scores(out / runfolder.LAST_SCORES, SCORE)
     assert last is not None, "the last step is validated before this"
-    best = read_scores(out / runfolder.BEST_SCORES) or last
+    best = read_scores(out / runfolder.BEST_SCORES, SCORE) or last
     path = runfolder.add_result(out, verb.name, {}, {"best": best, "last": last})
     beside = ""
     if best["step"] != last["step"]:

@@ -15,18 +15,20 @@ from torchmae.data.config import DecodeOptions, decode_as_run
 from torchmae.data.scan import max_bad_files, scan_and_report
 from torchmae.errors import UserError
 from torchmae.models.heads import blocks_of
+from torchmae.models.sizes import architecture
 from torchmae.models.weights import load, seeded
 from torchmae.report.curves import draw_curves
 from torchmae.report.html.run import write_report
 from torchmae.runfolder import note_bad_files
 from torchmae.settings import defaults
-from torchmae.settings.defaults import Facts
+from torchmae.settings.defaults import Facts, why
 from torchmae.settings.options import build, changed, flatten, requested
-from torchmae.tasks.dense.config import Dense, architecture, check_batch
+from torchmae.tasks.dense.config import Dense, check_batch
 from torchmae.tasks.dense.job import Job, Looked, Verb, default_out
 from torchmae.tasks.dense.plan import describe, summary, train_config
 from torchmae.tasks.dense.start import channels_of, encoder_of
-from torchmae.tasks.dense.validation import MEASURED, Validation
+from torchmae.tasks.dense.validation import Validation
+from torchmae.train.checkpoint import MEASURED
 from torchmae.train.distributed import World, machine_facts, start
 from torchmae.train.loop import fit
 from torchmae.train.resuming import resume, run_folder
@@ -143,7 +145,9 @@ def begun(config: Dense, verb: Verb[Any, Any], sets: Any, out: Path, world: Worl
         job = replace(job, config=resolved, chosen=chosen)
     settings, identity = flatten(resolved), identity_of(sets)
     world.on_main(
-        lambda: runfolder.write_config(out, verb.name, settings, identity, model.config())
+        lambda: runfolder.write_config(
+            out, verb.name, settings, identity, model.config(), why(chosen)
+        )
     )
     return job
 

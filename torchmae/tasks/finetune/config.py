@@ -2,12 +2,10 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 from torchmae.errors import UserError, choose
-from torchmae.models.sizes import SIZES, size_of
-from torchmae.runfolder import read_config
+from torchmae.models.sizes import SIZES, architecture, check_from_scratch
 from torchmae.settings import defaults
 from torchmae.settings.defaults import Choice, Facts, Rule
 from torchmae.settings.groups import (
@@ -16,6 +14,7 @@ from torchmae.settings.groups import (
     LabelledSourceOptions,
     OptimOptions,
     OutputOptions,
+    ResolvedRuntimeOptions,
     RunDecodeOptions,
     RuntimeOptions,
     SplitListingOptions,
@@ -518,14 +517,6 @@ class ResolvedRegularization(RegularizationOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResolvedRuntime(RuntimeOptions):
-    """With nothing left to choose."""
-
-    workers: int
-    compile: bool
-
-
-@dataclass(frozen=True, kw_only=True)
 class ResolvedFinetune(Finetune):
     """The settings of a run: what config.json holds."""
 
@@ -534,7 +525,7 @@ class ResolvedFinetune(Finetune):
     optim: ResolvedOptim
     regularization: ResolvedRegularization
     crop: ResolvedCrop
-    runtime: ResolvedRuntime
+    runtime: ResolvedRuntimeOptions
 
 
 def check(config: Finetune) -> None:
@@ -557,24 +548,7 @@ def check(config: Finetune) -> None:
     if model.position_resizing is not None:
         rules = dict.fromkeys(("timm", "reference"))
         choose(rules, model.position_resizing, "--position-resizing")
-    if config.run == "none":
-        named = architecture(model.model).get("patch_size")
-        if model.patch_size and named not in (None, model.patch_size):
-            raise UserError(f"--patch-size {model.patch_size}: that of {model.model} is {named}")
-        if model.train != "all":
-            raise UserError(
-                f"--train {model.train}: from scratch (run none) everything has to be trained"
-            )
-    elif model.model is not None or model.patch_size is not None:
-        flag = (
-            f"--model {model.model}"
-            if model.model is not None
-            else f"--patch-size {model.patch_size}"
-        )
-        raise UserError(
-            f"{flag} is for training from scratch (run none); {config.run} has an encoder of its "
-            "own"
-        )
+    check_from_scratch(config.run, model.model, model.patch_size, model.train)
     check_probe(config)
     if model.image_size is not None:
         parse_size(model.image_size)
@@ -610,19 +584,6 @@ def check_probe(config: Finetune) -> None:
         raise UserError(
             f"--micro-batch-size {micro}: a probe's BatchNorm sees the whole batch; leave it out"
         )
-
-
-def architecture(model: str | None) -> dict[str, Any]:
-    """Arguments of an encoder: those of a named size, or the whole description of a run folder's
-    encoder."""
-    model = model or "vit_micro"
-    if not Path(model).is_dir():
-        return dict(size_of(model))
-    described = read_config(model)["model"]["encoder"]
-    return {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in described.items()
-    }
 
 
 def resolve(config: Finetune, facts: Facts) -> tuple[ResolvedFinetune, dict[str, Choice]]:

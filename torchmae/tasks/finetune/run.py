@@ -19,6 +19,7 @@ from torchmae.data.scan import scan_and_report
 from torchmae.data.sources import with_decode
 from torchmae.data.transforms import RandomResizedCropFlip
 from torchmae.models.heads import Classifier, blocks_of
+from torchmae.models.sizes import architecture
 from torchmae.models.weights import load, seeded
 from torchmae.report.curves import draw_curves
 from torchmae.report.html.run import write_report
@@ -27,7 +28,6 @@ from torchmae.settings.options import build, changed, flatten, requested
 from torchmae.tasks.finetune.config import (
     Finetune,
     ResolvedFinetune,
-    architecture,
     check,
     resolve,
 )
@@ -35,7 +35,8 @@ from torchmae.tasks.finetune.job import Job
 from torchmae.tasks.finetune.plan import describe, summary, train_config
 from torchmae.tasks.finetune.start import build_classifier, channels_of, untrained
 from torchmae.tasks.finetune.task import ClassifyTask
-from torchmae.tasks.finetune.validation import MEASURED, Validation
+from torchmae.tasks.finetune.validation import Validation
+from torchmae.train.checkpoint import MEASURED
 from torchmae.train.distributed import World, machine_facts, start
 from torchmae.train.loop import fit
 from torchmae.train.resuming import resume, run_folder

@@ -1,41 +1,22 @@
 """How good a classifier is while it is fine-tuned."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from torchmae import manifest, runfolder
+from torchmae import manifest
 from torchmae.data.labels import LabelledSets
-from torchmae.disk import parse_json, write_text
 from torchmae.eval.classification import scores
 from torchmae.eval.extract import collect, logits_of
 from torchmae.models.heads import Classifier
-from torchmae.train.checkpoint import refuse_not_finite, save_tensors
+from torchmae.train.checkpoint import keep_scores, validated_step
 from torchmae.train.distributed import World
 
-# What validation leaves in a run folder.
-MEASURED = (
-    runfolder.BEST_SCORES,
-    runfolder.BEST_MODEL,
-    runfolder.LAST_SCORES,
-    runfolder.RESULTS,
-)
+SCORE = "top1"  # what the best weights are chosen by
 IN_MEMORY = 1 << 30  # bytes of validation pixels that are kept from one epoch to the next
-
-
-def read_scores(path: Path) -> dict[str, Any] | None:
-    """What a validation wrote; None where there is nothing, or it is damaged: then the next
-    validation writes it again."""
-    try:
-        found = parse_json(path.read_bytes())
-        return {**found, "step": int(found["step"]), "top1": float(found["top1"])}
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 class Validation:
@@ -55,8 +36,7 @@ class Validation:
 
     def step(self) -> int | None:
         """The step that was validated last."""
-        found = read_scores(self.out / runfolder.LAST_SCORES)
-        return found["step"] if found else None
+        return validated_step(self.out, SCORE)
 
     def logits(self) -> tuple[list[int], Float[Tensor, "N classes"]]:
         """Of the validation images that can be read: their numbers and logits."""
@@ -80,23 +60,5 @@ class Validation:
         """Measures at a step; yields the accuracy."""
         ids, found = self.logits()
         result = scores(found, self.data.val_labels[ids], self.model.classes)
-        best = self.out / runfolder.BEST_SCORES
-
-        def is_best() -> bool:
-            before = read_scores(best)
-            return before is None or before["top1"] < result.top1
-
-        text = json.dumps({"step": step, **result.summary()}, indent=1)
-        weights: dict[str, Tensor] = {}
-        if self.world.on_main(is_best):  # all processes bring sharded weights together
-            state = self.model.state_dict().items()
-            weights = {name: self.world.gather(value).contiguous() for name, value in state}
-        if self.world.is_main:
-            write_text(self.out / runfolder.LAST_SCORES, text)
-            if weights:
-                partial = self.out / f".{runfolder.BEST_MODEL}.partial"
-                refuse_not_finite(weights)
-                save_tensors(weights, partial)
-                manifest.publish(self.out, {runfolder.BEST_MODEL: partial}, runfolder.LISTED)
-                write_text(best, text)
+        keep_scores(self.out, step, result.summary(), SCORE, self.model, self.world)
         yield "accuracy", result.top1

@@ -14,6 +14,7 @@ from torchmae.settings.groups import (
     ListingOptions,
     OptimOptions,
     OutputOptions,
+    ResolvedRuntimeOptions,
     RunDecodeOptions,
     RuntimeOptions,
     ScanOptions,
@@ -434,14 +435,6 @@ class ResolvedOptim(PretrainOptimOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResolvedRuntime(RuntimeOptions):
-    """With nothing left to choose."""
-
-    workers: int
-    compile: bool
-
-
-@dataclass(frozen=True, kw_only=True)
 class ResolvedPretrain(Pretrain):
     """The settings of a run: what config.json holds."""
 
@@ -449,4 +442,4 @@ class ResolvedPretrain(Pretrain):
     decode: ResolvedDecode
     model: ResolvedModel
     optim: ResolvedOptim
-    runtime: ResolvedRuntime
+    runtime: ResolvedRuntimeOptions

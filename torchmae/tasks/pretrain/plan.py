@@ -24,32 +24,22 @@ from torchmae.tasks.pretrain.job import Job
 from torchmae.train.config import TrainConfig
 from torchmae.train.distributed import World
 from torchmae.train.loop import Outcome, finished_line
-from torchmae.train.optim import peak_lr, trunk
+from torchmae.train.optim import train_config_of, trunk
 from torchmae.version import command
 
 
 def train_config(config: ResolvedPretrain, images: int) -> TrainConfig:
     """What `fit` is told for a training on so many images."""
-    optim, runtime, output = config.optim, config.runtime, config.output
-    steps_per_epoch = images / optim.batch_size
-    return TrainConfig(
-        steps=max(1, round(optim.epochs * steps_per_epoch)),
-        warmup_steps=round(optim.warmup_epochs * steps_per_epoch),
-        lr=peak_lr(optim.base_lr, optim.batch_size),
+    optim, output = config.optim, config.output
+    return train_config_of(
+        optim,
+        config.runtime,
+        output,
+        images,
         weight_decay=optim.weight_decay,
         betas=(0.9, 0.95),  # paper, appendix Table 8
         schedule=optim.schedule,
-        clip_grad=optim.clip_grad,
-        precision=optim.precision,
-        compile=runtime.compile,
-        fsdp=runtime.fsdp,
-        workers=runtime.workers,
-        micro_batch_size=runtime.micro_batch_size,
-        log_every=output.log_every,
-        save_minutes=output.save_minutes,
         evaluate_minutes=output.picture_minutes,
-        tensorboard=output.tensorboard,
-        timeout_minutes=runtime.timeout_minutes,
     )
 
 

@@ -13,6 +13,7 @@ from torchmae.settings.groups import (
     ListingOptions,
     OptimOptions,
     OutputOptions,
+    ResolvedRuntimeOptions,
     RunDecodeOptions,
     RuntimeOptions,
     ScanOptions,
@@ -266,18 +267,10 @@ class ResolvedOptim(OptimOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResolvedRuntime(RuntimeOptions):
-    """With nothing left to choose."""
-
-    workers: int
-    compile: bool
-
-
-@dataclass(frozen=True, kw_only=True)
 class ResolvedTokenizer(TrainTokenizer):
     """The settings of a run: what config.json holds."""
 
     decode: ResolvedDecode
     model: ResolvedModel
     optim: ResolvedOptim
-    runtime: ResolvedRuntime
+    runtime: ResolvedRuntimeOptions

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from torchmae.errors import UserError, choose
 from torchmae.settings.defaults import Choice, Facts, Rule
+from torchmae.settings.groups import ResolvedRuntimeOptions
 from torchmae.settings.options import POSITIVE, WIDTH, Range, hidden, option, parse_size
 from torchmae.tasks.dense import config as dense
 from torchmae.tasks.dense.config import (
@@ -15,7 +16,6 @@ from torchmae.tasks.dense.config import (
     ResolvedDenseDecode,
     ResolvedDenseModel,
     ResolvedDenseOptim,
-    ResolvedDenseRuntime,
 )
 
 FITS = ("long", "own")
@@ -174,7 +174,7 @@ class ResolvedDetect(ResolvedDense, Detect):
     model: ResolvedDenseModel
     optim: ResolvedDenseOptim
     crop: ResolvedDenseCrop
-    runtime: ResolvedDenseRuntime
+    runtime: ResolvedRuntimeOptions
     detect: ResolvedDetectOptions
 
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from torchmae.errors import UserError, choose
 from torchmae.settings.defaults import Choice, Facts, Rule
-from torchmae.settings.groups import SegmentTestOptions
+from torchmae.settings.groups import ResolvedRuntimeOptions, SegmentTestOptions
 from torchmae.settings.options import NOT_NEGATIVE, SHARE, WIDTH, hidden, option
 from torchmae.tasks.dense import config as dense
 from torchmae.tasks.dense.config import (
@@ -16,7 +16,6 @@ from torchmae.tasks.dense.config import (
     ResolvedDenseDecode,
     ResolvedDenseModel,
     ResolvedDenseOptim,
-    ResolvedDenseRuntime,
 )
 
 HEADS = ("linear", "fpn", "upernet")
@@ -141,7 +140,7 @@ class ResolvedSegment(ResolvedDense, Segment):
     model: ResolvedDenseModel
     optim: ResolvedDenseOptim
     crop: ResolvedDenseCrop
-    runtime: ResolvedDenseRuntime
+    runtime: ResolvedRuntimeOptions
     segment: ResolvedSegmentOptions
 
 
