@@ -10,6 +10,7 @@ import pytest
 from helpers.sources import pack, picture, plant, png
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from torchmae.data.config import Listing
 from torchmae.data.decode import decode
@@ -509,6 +510,15 @@ def test_patients_on_both_sides_of_a_given_split_are_refused(tmp_path):
 
 
 # What is no class
+
+
+def test_masks_are_no_classes(tmp_path):
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+        for i in range(3):
+            Image.new("L", (8, 8)).save(tmp_path / name / f"{i}.png")
+    with pytest.raises(UserError, match="mae segment and mae compare-segment are for these"):
+        labelled_sets(str(tmp_path), None, 0.3, None, 0)
 
 
 def test_captions_are_no_classes(tmp_path):

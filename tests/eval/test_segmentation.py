@@ -106,6 +106,16 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says():
     assert 0.85 <= inside / trials <= 1.0
 
 
+def test_the_commonest_class_everywhere():
+    pairs = maps()
+    labels = torch.cat([labels.flatten() for _, labels in pairs])
+    most = int(labels[labels < 255].bincount().argmax())
+    simple = [(torch.full_like(said, most), labels) for said, labels in pairs]
+    scores = tally_of(simple).scores("abcd")
+    assert scores.miou == pytest.approx(scores.commonest)
+    assert tally_of(pairs).scores("abcd").commonest == pytest.approx(scores.commonest)
+
+
 def test_the_bootstrap_is_that_of_a_loop():
     areas = np.stack(tally_of(maps()).areas)
     draws = np.random.default_rng(0).multinomial(5, np.full(5, 0.2), 1000)

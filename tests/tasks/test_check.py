@@ -121,7 +121,7 @@ def test_mistakes_are_a_line(
         (str(tmp_path / "empty"), "--out", place): "no images in",
         (str(tmp_path / "bad"), "--out", place): "none of the 1 images of",
         (str(run), "--out", place): "is a run folder, not images",
-        (str(planted), "--out", "page.pdf"): "the name of an .html file",
+        (str(planted), "--out", "page.pdf"): "name a file that ends in .html",
         (str(planted), "--out", str(tmp_path / "no" / "p.html")): "there is no such folder",
         (str(planted), "--out", place, "--write-list", "a.json"): "the name of a .txt",
         (str(tmp_path / "x.npy"), "--out", place, "--write-list", "a.txt"): "images in files",

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.label_maps import make_shapes
 from helpers.small import make_photos
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -208,6 +209,16 @@ def test_a_run_that_has_not_learned(own: Path) -> None:
     assert "training" in wrong(lines_of(own))
     with pytest.raises(RunError, match="are WRONG: .*training"):
         torchmae.doctor(own, device="cpu")
+
+
+def test_masks_are_no_images_of_a_segmenter(learned: Path, tmp_path: Path) -> None:
+    shapes = make_shapes(tmp_path / "shapes", 4, 2)
+    small = {"epochs": 1, "batch_size": 2, "head": "linear", "workers": 0, "device": "cpu"}
+    run = torchmae.segment(learned, shapes, out=tmp_path / "run", **small).path
+    found = lines_of(run)
+    assert found["data"][0][0] == "note" and "statistics" not in found
+    other = lines_of(run, str(shapes / "train" / "images"))
+    assert other["statistics"][0][0] in ("ok", "note") and wrong(other) == []
 
 
 def test_other_images(learned: Path, tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def test_mistakes_are_a_line(run: Path, tmp_path: Path, capfd: pytest.CaptureFix
         (str(tmp_path),): "is not a run folder",
         (str(cut),): "does not describe",
         (str(run), str(tmp_path)): "is not a run folder",
-        (str(run), "--out", "a.pdf"): "the name of an .html file",
+        (str(run), "--out", "a.pdf"): "name a file that ends in .html",
         (str(run), "--out", str(tmp_path / "no" / "a.html")): "cannot be written",
     }.items():
         assert cli.main(["report", *words]) == 2, words

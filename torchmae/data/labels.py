@@ -38,6 +38,20 @@ class LabelledSets(NamedTuple):
         return self._replace(train=train, val=val)
 
 
+# What folders of label maps beside those of images are called.
+IMAGES, MASKS = {"images", "imgs", "jpegimages"}, {"masks", "labels", "segmentationclass"}
+
+
+def refuse_masks(classes: Sequence[str], data: str) -> None:
+    """Raises UserError for images with masks in two folders, which are no classes."""
+    found = {name.lower() for name in classes}
+    if len(found) == 2 and found & IMAGES and found & MASKS:
+        raise UserError(
+            f"{data} has images and masks, not classes: mae segment and mae compare-segment are "
+            "for these"
+        )
+
+
 def labelled_sets(  # noqa: PLR0913 - the settings of every labelled verb
     data: str,
     val: str | None,
@@ -65,6 +79,7 @@ def labelled_sets(  # noqa: PLR0913 - the settings of every labelled verb
     train_source, val_source = open_pair(data, val, decode, listing)
     train, names = labelled(train_source, data)
     classes = tuple(sorted(set(names)))
+    refuse_masks(classes, data)
     if len(classes) < 2:
         raise UserError(f"a classifier needs at least two classes, {data} has 1: '{classes[0]}'")
     if val_source is None:

@@ -48,6 +48,7 @@ class SegmentationScores:
         high: upper end.
         dice: the mean of the classes' Dice, 2 right / (predicted + labelled).
         pixel_accuracy: the share of labelled pixels that are right.
+        commonest: the mean IoU of a map that has the commonest class everywhere.
         iou: of each class, by name.
         class_dice: likewise.
         boundary_f: the mean over images and classes of the F score of boundaries; None: not asked.
@@ -61,6 +62,7 @@ class SegmentationScores:
     high: float
     dice: float
     pixel_accuracy: float
+    commonest: float
     iou: dict[str, float]
     class_dice: dict[str, float]
     boundary_f: float | None
@@ -106,6 +108,7 @@ class Tally:
         total = self.confusion.sum()
         if not total:
             raise UserError("no pixel of the images to measure on is labelled")
+        labelled = self.confusion.sum(1)
         areas = np.stack(self.areas)
         iou, dice = overlaps(areas.sum(0))
         low, high = bootstrap(areas)
@@ -118,6 +121,8 @@ class Tally:
             high=high,
             dice=float(np.nanmean(dice)),
             pixel_accuracy=float(self.confusion.trace() / total),
+            # Right in its own pixels, wrong in those of all other classes that occur.
+            commonest=float(labelled.max() / total / np.count_nonzero(labelled)),
             iou={name: float(iou[i]) for name, i in scored},
             class_dice={name: float(dice[i]) for name, i in scored},
             boundary_f=float(np.mean(self.boundary)) if self.boundary else None,

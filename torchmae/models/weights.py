@@ -188,8 +188,9 @@ def read_mae(run: str | os.PathLike[str]) -> MAE:
     config = read_config(run)
     kind = kind_of(config)
     if kind != "mae":
+        holds = "an encoder only" if kind == "encoder" else f"a {kind}"
         raise UserError(
-            f"{run} holds {'a classifier' if kind == 'classifier' else 'an encoder only'}, no "
+            f"{run} holds {holds}, no "
             "decoder: import a file that has one (mae_visualize_*), or pre-train"
         )
     model = build(MAE.build, config["model"], run)

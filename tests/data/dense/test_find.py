@@ -18,7 +18,7 @@ def test_mask_files_are_for_masks_only(tmp_path):
     data = make_shapes(tmp_path / "shapes", 2, 2)
     layout = find_layout(str(data), WITH_MASKS)
     assert layout.words == "images and mask files" and layout.val is not None
-    with pytest.raises(UserError, match="no annotations that are known"):
+    with pytest.raises(UserError, match="no annotations that this verb reads"):
         find_layout(str(data), WITH_BOXES)
     with pytest.raises(UserError, match="Did you mean .*shapes"):
         find_layout(str(tmp_path / "shape"), WITH_MASKS)

@@ -179,7 +179,7 @@ def test_objects_of_coco_are_classes(tmp_path):
 def test_what_is_no_set(tmp_path, shapes):
     with pytest.raises(UserError, match="no such folder or file"):
         sets_of(tmp_path / "nothing")
-    with pytest.raises(UserError, match="has no annotations that are known"):
+    with pytest.raises(UserError, match="has no annotations that this verb reads"):
         sets_of(shapes / "train/images")
     with pytest.raises(UserError, match="has 1 annotated image:"):
         sets_of(make_shapes(tmp_path / "one", 1, 0) / "train")

@@ -232,7 +232,7 @@ def test_masks_that_say_nothing_are_refused(tmp_path):
         torchmae.segment(
             "none", data, out=tmp_path / "run", ignore=["0", "1", "2", "255"], **options
         )
-    with pytest.raises(UserError, match="has no annotations that are known"):
+    with pytest.raises(UserError, match="has no annotations that this verb reads"):
         torchmae.segment("none", data / "train/images", out=tmp_path / "run", **options)
     with pytest.raises(UserError, match="--head unet|unknown --head"):
         torchmae.segment("none", data, out=tmp_path / "run", **options | {"head": "unet"})

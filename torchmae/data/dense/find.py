@@ -14,6 +14,14 @@ from torchmae.errors import UserError, nearest
 from torchmae.hashing import SPLIT, hash32
 from torchmae.runfolder import is_run
 
+# How each of them looks, for messages.
+LOOKS = {
+    "images and mask files": "images/ and masks/ (below train/ and val/), name_mask.png beside "
+    "name.jpg",
+    "COCO json": "COCO json",
+    "YOLO's data.yaml": "YOLO's data.yaml",
+    "VOC xml": "VOC's xml",
+}
 # What a folder may hold, in the order in which it is looked for: words for the plan, and the module
 # whose `find` names the parts of a set and whose `read` reads one.
 KINDS: dict[str, ModuleType] = {
@@ -67,10 +75,8 @@ def find_layout(data: str, kinds: Sequence[str]) -> Layout:
         if parts:
             train, val = train_and_val(parts, data)
             return Layout(data, kind, getattr(KINDS[kind], "read", no_reader), train, val)
-    raise UserError(
-        f"{data} has no annotations that are known: images/ and masks/ (below train/ and val/), "
-        "name_mask.png beside name.jpg, COCO json, YOLO's data.yaml, or VOC's xml"
-    )
+    looks = ", ".join(LOOKS[kind] for kind in kinds)
+    raise UserError(f"{data} has no annotations that this verb reads: {looks}")
 
 
 def no_reader(part: Any, classes: Any = None) -> Any:

@@ -49,4 +49,4 @@ class Check:
                 "classes)"
             )
         if not self.out.endswith(".html"):
-            raise UserError(f"--out {self.out}: the name of an .html file")
+            raise UserError(f"--out {self.out}: name a file that ends in .html, such as check.html")

@@ -84,6 +84,8 @@ def of_data(
     place = data or settings.get("data")
     if not isinstance(place, str):
         raise UserError("config.json names no images")
+    if data is None and runfolder.kind_of(config) in ("segmenter", "detector"):
+        raise UserError("its images lie beside masks or annotations")
     decode = decode_as_run(str(run), None, None)
     listing = listing_as_run(ListingOptions(), place, run, resuming=data is None)
     if config.get("verb") == "finetune":
@@ -96,13 +98,20 @@ def of_data(
         sources, parts, _ = open_parts(place, None, decode, listing)
     first = with_decode(sources[0], replace(decode, channels=encoder.channels))
     some = Subset(first, chosen(np.arange(len(first)), MEASURED, 0))
-    yield statistics(some, encoder)
+    yield statistics(some, encoder, runfolder.kind_of(config) == "mae")
     yield rank(some, encoder, run, device)
     yield leakage(sources, parts)
 
 
-def statistics(source: Source, encoder: Backbone) -> Line:
-    """Whether the encoder's normalization is that of the images."""
+def statistics(source: Source, encoder: Backbone, own: bool) -> Line:
+    """Whether the encoder's normalization is that of the images.
+
+    Args:
+        source: the images.
+        encoder: what normalizes them.
+        own: whether it was trained on such images first; a fine-tuned encoder keeps the
+            normalization of its pre-training.
+    """
     mean, square = measure(source)
     std = np.sqrt(np.maximum(square - mean**2, 1e-4))
     shift = np.abs(mean - np.array(encoder.mean)) / np.array(encoder.std)
@@ -112,6 +121,8 @@ def statistics(source: Source, encoder: Backbone) -> Line:
         f"{words(encoder.mean)} and {words(encoder.std)}"
     )
     right = bool((shift < FAR_MEAN).all() and (times < FAR_STD).all())
+    if not own and not right:
+        return Line("statistics", NOTE, f"{about}, as in its pre-training on other images")
     remedy = "other images than it was trained on, or decoded otherwise (--white)?"
     return judged("statistics", right, about, remedy)
 

@@ -95,6 +95,7 @@ def summary(out: Path, plan: TrainConfig, labels: Int64[Tensor, " N"]) -> str:
             f"Made:\n  {out / runfolder.MODEL}  the last weights",
             f"  {out / runfolder.BEST_MODEL}  the best epoch's (--best in the commands below)",
             f"  {out / runfolder.CURVES}, {path}  how it went",
+            f"  {out / runfolder.REPORT}  all of it in one page",
             f"Next:\n  {mae} evaluate {out} LABELLED  each class, calibration, confusion",
             f"  {mae} predict {out} FOLDER --out predictions.csv",
         ]

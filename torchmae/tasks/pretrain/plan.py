@@ -136,6 +136,7 @@ def summary(job: Job, outcome: Outcome, plan: TrainConfig, out: Path) -> str:
     if pictures:
         lines.append(f"  {pictures[-1]}  reconstructions")
     lines.append(f"  {out / runfolder.CURVES}, {out / runfolder.LOG}  how it learned")
+    lines.append(f"  {out / runfolder.REPORT}  all of it in one page")
     if bad:
         lines.append(
             f"  {out / runfolder.BAD_FILES}  {bad} files that could not be read, with reasons"

@@ -26,7 +26,7 @@ def run(config: Report) -> Path:
     usual = runs[0] / REPORT if len(runs) == 1 else Path(REPORT)
     out = Path(config.out) if config.out is not None else usual
     if out.suffix != ".html":
-        raise UserError(f"--out {out}: the name of an .html file")
+        raise UserError(f"--out {out}: name a file that ends in .html, such as report.html")
     made = run_page(runs[0]) if len(runs) == 1 else several_page(runs)
     try:
         write_text(out, made)

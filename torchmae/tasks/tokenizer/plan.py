@@ -78,6 +78,7 @@ def summary(config: ResolvedTokenizer, found: dict[str, Any], plan: TrainConfig,
     lines += ["Made:", f"  {out / runfolder.MODEL}  the tokenizer"]
     lines += [f"  {picture}  images from tokens" for picture in pictures[-1:]]
     lines += [f"  {out / runfolder.CURVES}, {path}  how it went"]
+    lines += [f"  {out / runfolder.REPORT}  all of it in one page"]
     patch, size = config.model.patch_size, config.model.image_size
     lines += [
         "Next:",

@@ -144,10 +144,13 @@ class Segmentation:
         }
 
     def words(self, scores: Mapping[str, Any], /) -> str:
+        simple, warning = scores.get("commonest"), ""
+        if simple is not None and scores["low"] <= simple:
+            warning = f"; not clearly better than the commonest class everywhere ({simple:.1%})"
         return (
             f"mIoU {scores['miou']:.1%} (95 % interval {scores['low']:.1%} to "
             f"{scores['high']:.1%}), Dice {scores['dice']:.1%}, pixel accuracy "
-            f"{scores['pixel_accuracy']:.1%}, {scores['count']} images"
+            f"{scores['pixel_accuracy']:.1%}, {scores['count']} images{warning}"
         )
 
 
