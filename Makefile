@@ -1,4 +1,4 @@
-# make demo | few-labels | quick | test | format | lint | types | clean. The first call makes .venv.
+# make demo | few-labels | quick | test | format | lint | types | docs | clean. The first call makes .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -13,7 +13,7 @@ BIN := .venv/bin
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@
 
-.PHONY: demo few-labels quick test format lint types clean
+.PHONY: demo few-labels quick test format lint types docs clean
 demo: .venv/demo
 	OMP_NUM_THREADS=1 $(BIN)/mae pretrain --preset demo  # one thread: a model this small is faster so
 	$(BIN)/mae knn runs/demo digits
@@ -48,5 +48,9 @@ lint: .venv/dev
 types: .venv/dev
 	$(BIN)/mypy
 
+# The documentation as a site: site/index.html. A link or a name that leads nowhere is an error; no network.
+docs: .venv/dev
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(BIN)/mkdocs build --quiet
+
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv build site *.egg-info

@@ -396,15 +396,21 @@ class ViT(PixelInput):
         image_size: `(H, W)` in pixels, each divisible by that of the patch.
         patch_size: side of a patch in pixels, or height and width.
         channels: of the images.
-        embed_dim, depth, num_heads, mlp_ratio: as in timm.
+        embed_dim: width of a token.
+        depth: number of blocks.
+        num_heads: heads of the attention; divides `embed_dim`.
+        mlp_ratio: hidden width of an MLP, in times `embed_dim`.
         registers: register tokens (Darcet et al. 2023) after the class token, without positions.
         drop_path: stochastic depth rate of the last block, growing linearly from 0 at the first
             (fine-tuning only; the paper uses none in pre-training).
-        mean, std: one value for each channel, for pixels in 0..1; what `normalize` uses.
+        mean: one value for each channel, for pixels in 0..1; what `normalize` uses.
+        std: likewise.
         init_values: with layer scale, its initial factor in every block (1e-5 in DINOv2); None: the
             paper's ViT, without.
         position_resizing: how `resize` resizes the positions, a name in `RESIZINGS`.
-        window, global_blocks, relative_positions: see `set_windows`.
+        window: see `set_windows`.
+        global_blocks: see `set_windows`.
+        relative_positions: see `set_windows`.
 
     Raises:
         UserError: sizes, heads or statistics do not fit together.

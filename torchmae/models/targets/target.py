@@ -21,8 +21,9 @@ class Target(nn.Module):
     Args:
         patch: height and width of a patch in pixels.
         channels: of the images.
-        model, mean, std: with `run_kind` only: what config.json of that run says of its model;
-            mean and std of the normalised images, by channel.
+
+    With `run_kind`, `__init__` gets `model`, `mean` and `std` too: what config.json of that run
+    says of its model, and mean and std of the normalised images, by channel.
 
     Attributes:
         width: values predicted for a patch.
