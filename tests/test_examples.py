@@ -9,6 +9,7 @@ import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SHOWN = {  # what the last lines of each script must contain
+    "first_look": ["of the visible mean", "untrained encoder", "tokens of two images: (2, 65, "],
     "pretrain_and_search": ["nearest to ", ".png"],
     "finetune_few_labels": ["pre-trained: ", "from scratch: ", "95 % interval"],
     "custom_masking": ["random: k-NN ", "stripes: k-NN "],
