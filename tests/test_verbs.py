@@ -10,12 +10,12 @@ import torch
 from helpers.small import SMALL
 
 import torchmae
-from torchmae import runfolder
+from torchmae import cli, runfolder
 from torchmae.settings.options import options_of
 from torchmae.verbs import VERBS, function_name, load
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if " " not in verb])
 def test_the_signature_of_a_function_is_its_config(verb):
     function = getattr(torchmae, function_name(verb))
     shown = inspect.signature(function).parameters
@@ -45,6 +45,27 @@ def test_a_wrong_option_is_a_user_error(function, options, message):
     arguments = ("photos",) if function == "pretrain" else ()
     with pytest.raises(torchmae.UserError, match=message):
         getattr(torchmae, function)(*arguments, **options)
+
+
+def test_the_second_word_of_a_verb(tmp_path, monkeypatch, capfd):
+    """`mae compare segment`, `torchmae.compare("segment", ...)`: settings of their own; a run of
+    that name is one behind ./, or as a path."""
+    monkeypatch.chdir(tmp_path)
+    assert "`mae compare detect`" in torchmae.compare.__doc__
+    with pytest.raises(torchmae.UserError, match="unknown option of torchmae.compare: 'labels_per"):
+        torchmae.compare("segment", "x", "y", labels_per_class=[1])
+    with pytest.raises(torchmae.UserError, match="torchmae.compare needs data"):
+        torchmae.compare("segment", "x")
+    assert cli.main(["compare-segment", "x", "y"]) == 2
+    assert "Did you mean compare segment?" in capfd.readouterr().err
+    Path("segment").mkdir()
+    Path("segment/config.json").write_text('{"torchmae": 1}')
+    assert cli.main(["compare", "segment", "photos"]) == 2
+    out, err = capfd.readouterr()
+    assert "a run folder too: for the run say ./segment" in out and "DATA is missing" in err
+    for place in (Path("segment"), "./segment"):
+        with pytest.raises(torchmae.UserError, match="segment"):
+            torchmae.compare(place, "photos")
 
 
 def test_a_run_is_a_path_with_results_and_an_encoder(run: Path, photos: Path, tmp_path: Path):

@@ -43,9 +43,8 @@ PLACES = {
 }
 FUNCTIONS = (
     *("pretrain", "tokenizer", "finetune", "segment", "detect", "probe", "knn", "partial"),
-    *("ablate", "compare", "compare_segment", "compare_detect", "evaluate", "predict"),
-    *("reconstruct", "embed", "verify", "pack", "import_", "export", "bench"),
-    *("check", "report_", "doctor"),
+    *("ablate", "compare", "evaluate", "predict", "reconstruct", "embed", "verify", "pack"),
+    *("import_", "export", "bench", "check", "report_", "doctor"),
 )
 __all__ = ["RunError", "UserError", "__version__", "presets", *FUNCTIONS, *PLACES]
 
@@ -53,9 +52,7 @@ __all__ = ["RunError", "UserError", "__version__", "presets", *FUNCTIONS, *PLACE
 def __getattr__(name: str) -> Any:
     """Imports a public name at its first use."""
     if name in FUNCTIONS:
-        value = importlib.import_module("torchmae.verbs").function(
-            name.removesuffix("_").replace("_", "-")
-        )
+        value = importlib.import_module("torchmae.verbs").function(name.removesuffix("_"))
     elif name in PLACES:
         value = getattr(importlib.import_module(PLACES[name]), name)
     elif name == "presets":

@@ -15,7 +15,7 @@ from itertools import pairwise
 from torchmae.errors import RunError, UserError, choose, printable
 from torchmae.settings.options import options_of
 from torchmae.settings.parser import parse
-from torchmae.verbs import VERBS, load, start
+from torchmae.verbs import VERBS, load, start, with_second_word
 from torchmae.version import __version__
 
 EXAMPLES = """examples:
@@ -112,7 +112,7 @@ def answer(words: list[str]) -> int:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     if words[0:1] == ["help"] and words[1:]:
-        words = [words[1], "--help"]
+        words = [*words[1:], "--help"]
     if not words or words[0] in ("-h", "--help", "help"):
         print(usage())
         return 0 if words else 2
@@ -144,12 +144,13 @@ def run_verb(verb: str, words: Sequence[str]) -> None:
 
         for plugin in plugins:
             load_plugin(plugin)
+    show_messages()
+    verb, words = with_second_word(verb, words)
     entry = choose(VERBS, verb, "verb")
     settings = load(entry.config)
     if plugins and "plugin" not in options_of(settings):
         words = without_plugin(words)  # a plugin's own verb need not have the flag
     config = parse(settings, verb, words, PRESETS.get(verb, {}))
-    show_messages()
     start(entry, config)
 
 

@@ -3,7 +3,8 @@ names."""
 
 import importlib
 import inspect
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,6 +14,8 @@ from torchmae.settings.options import REQUIRED, changed, flatten, from_python, o
 
 if TYPE_CHECKING:
     from torchmae.models.encoders import Backbone
+
+logger = logging.getLogger(__name__)
 
 
 class Verb(NamedTuple):
@@ -35,7 +38,8 @@ def task(name: str, config: str, help: str, run: str = "run:run") -> Verb:
     return Verb(f"torchmae.tasks.{name}.config:{config}", f"torchmae.tasks.{name}.{run}", help)
 
 
-# Nothing of a verb is imported before it is chosen.
+# Nothing of a verb is imported before it is chosen. A verb of two words is the first one with other
+# settings.
 VERBS: dict[str, Verb] = {
     "check": task(
         "check", "Check", "look at images before training: duplicates, leakage, bad files"
@@ -56,13 +60,13 @@ VERBS: dict[str, Verb] = {
     "compare": task(
         "sweep", "Compare", "a run against the same encoder from scratch, or several", "run:compare"
     ),
-    "compare-segment": task(
+    "compare segment": task(
         "dense.compare",
         "CompareSegment",
         "a run against the same encoder from scratch, as segmenters",
         "run:segmenters",
     ),
-    "compare-detect": task(
+    "compare detect": task(
         "dense.compare",
         "CompareDetect",
         "a run against the same encoder from scratch, as detectors",
@@ -98,6 +102,19 @@ VERBS: dict[str, Verb] = {
         "measure speed: a step, decoding, resuming, starting",
     ),
 }
+
+
+def with_second_word(verb: str, words: Sequence[Any]) -> tuple[str, Sequence[Any]]:
+    """The verb that a verb and what is behind it are, such as "compare segment", and the rest."""
+    second = words[0] if words else None
+    if not isinstance(second, str) or f"{verb} {second}" not in VERBS:
+        return verb, words
+    if runfolder.is_run(Path(second)):
+        logger.warning(
+            f"{second} says what is compared here, and is a run folder too: for the run say "
+            f"./{second}"
+        )
+    return f"{verb} {second}", words[1:]
 
 
 def load(place: Any) -> Any:
@@ -177,33 +194,37 @@ class Run:
 
 def function_name(verb: str) -> str:
     """The name in the library: "import" is a word of Python, "report" a package of torchmae."""
-    name = verb.replace("-", "_")
-    return f"{name}_" if name in ("import", "report") else name
+    return f"{verb}_" if verb in ("import", "report") else verb
 
 
 def function(verb: str) -> Callable[..., Any]:
     """The function of the library for a verb: settings by name, as the flags; `help()` shows all of
-    them.
+    them. The second word of a verb is its first argument.
 
     It returns a `Run` where the verb makes a run folder, else the path of what it wrote, or what it
     measured.
     """
-    entry = VERBS[verb]
+    config = load(VERBS[verb].config)
     name = function_name(verb)
 
     def call(*arguments: Any, **options: Any) -> Any:
-        config = from_python(load(entry.config), f"torchmae.{name}", arguments, options)
-        result = start(entry, config)
+        whole, rest = with_second_word(verb, arguments)
+        entry = VERBS[whole]
+        result = start(
+            entry, from_python(load(entry.config), f"torchmae.{name}", tuple(rest), options)
+        )
         made_run = isinstance(result, Path) and (
             runfolder.is_run(result) or runfolder.has_results(result)
         )
         return Run(result) if made_run else result
 
     call.__name__ = call.__qualname__ = name
+    help = VERBS[verb].help
+    others = [f", `mae {other}`" for other in VERBS if other.startswith(f"{verb} ")]
     call.__doc__ = (
-        f"{entry.help[0].upper()}{entry.help[1:]}: `mae {verb}`.\n\n{describe(load(entry.config))}"
+        f"{help[0].upper()}{help[1:]}: `mae {verb}`{''.join(others)}.\n\n{describe(config)}"
     )
-    call.__signature__ = signature(load(entry.config))  # type: ignore[attr-defined]
+    call.__signature__ = signature(config)  # type: ignore[attr-defined]
     return call
 
 

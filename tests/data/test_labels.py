@@ -517,7 +517,7 @@ def test_masks_are_no_classes(tmp_path):
         (tmp_path / name).mkdir()
         for i in range(3):
             Image.new("L", (8, 8)).save(tmp_path / name / f"{i}.png")
-    with pytest.raises(UserError, match="mae segment and mae compare-segment are for these"):
+    with pytest.raises(UserError, match="mae segment and mae compare segment are for these"):
         labelled_sets(str(tmp_path), None, 0.3, None, 0)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from torchmae.settings.options import options_of
-from torchmae.verbs import VERBS, load
+from torchmae.verbs import VERBS, load, with_second_word
 
 ROOT = Path(__file__).parent.parent.parent
 DOCS = ROOT / "docs"
@@ -79,7 +79,7 @@ def quick(words: list[str]) -> list[str]:
         wanted = {}  # it has one worker or more
     elif "--fast" in words:
         wanted = {"--device": "cpu"}  # a fast probe makes no steps: all labels cost nothing
-    known = flags_of(words[0])
+    known = flags_of(with_second_word(words[0], words[1:])[0])
     words = [
         part for word in words for part in (word.split("=", 1) if word[:2] == "--" else [word])
     ]

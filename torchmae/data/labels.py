@@ -47,7 +47,7 @@ def refuse_masks(classes: Sequence[str], data: str) -> None:
     found = {name.lower() for name in classes}
     if len(found) == 2 and found & IMAGES and found & MASKS:
         raise UserError(
-            f"{data} has images and masks, not classes: mae segment and mae compare-segment are "
+            f"{data} has images and masks, not classes: mae segment and mae compare segment are "
             "for these"
         )
 

@@ -1,4 +1,4 @@
-"""mae compare-segment: trainings of several encoders, paired by seed, resumed; a verdict."""
+"""mae compare segment: trainings of several encoders, paired by seed, resumed; a verdict."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def test_a_run_against_from_scratch(run, tmp_path, capfd):
     data = make_shapes(tmp_path / "shapes", 8, 3)
     out = tmp_path / "out"
     options = QUICK | dict(train_images=[4, 8], seeds=[0, 1], out=out)
-    torchmae.compare_segment(run, data, **options)
+    torchmae.compare("segment", run, data, **options)
     (record,) = torchmae.Run(out).results
     assert record["results"]["metric"] == "mIoU"
     four, eight = record["results"]["rows"]
@@ -40,15 +40,15 @@ def test_a_run_against_from_scratch(run, tmp_path, capfd):
     assert Image.open(out / "compare.png").width > 400
     capfd.readouterr()
     before = (out / "from-scratch-8-seed-0" / "model.safetensors").stat().st_mtime_ns
-    torchmae.compare_segment(run, data, **options)  # nothing is trained again
+    torchmae.compare("segment", run, data, **options)  # nothing is trained again
     after = (out / "from-scratch-8-seed-0" / "model.safetensors").stat().st_mtime_ns
     assert before == after and "pre-trained minus it" not in capfd.readouterr().err
 
 
 def test_detectors_have_the_same_runner():
     with pytest.raises(UserError, match="at least two"):
-        torchmae.compare_detect("x", "y", seeds=[1])
-    config = load(VERBS["compare-detect"].config)
+        torchmae.compare("detect", "x", "y", seeds=[1])
+    config = load(VERBS["compare detect"].config)
     assert issubclass(config, load(VERBS["detect"].config))
 
 
@@ -71,19 +71,19 @@ def test_names_and_mistakes(tmp_path):
     with pytest.raises(UserError, match="named twice"):
         named(["none", "none", "none"])
     with pytest.raises(UserError, match="at least two"):
-        torchmae.compare_segment("x", "y", seeds=[1])
+        torchmae.compare("segment", "x", "y", seeds=[1])
 
 
 def test_detectors_are_compared_alike(run, tmp_path):
-    """compare-detect, of boxes: a training of each of two encoders with each of two seeds."""
+    """compare detect, of boxes: a training of each of two encoders with each of two seeds."""
     pytest.importorskip("torchvision")
     pytest.importorskip("faster_coco_eval")
     data = coco_set(tmp_path / "shapes", {"train": 4, "val": 2}, least=1)
     options = {name: value for name, value in QUICK.items() if name != "head"}
     options |= dict(head_width=16, roi_samples=16, masks=False, max_detections=10, seeds=[0, 1])
-    torchmae.compare_detect(run, data, out=tmp_path / "out", **options)
+    torchmae.compare("detect", run, data, out=tmp_path / "out", **options)
     (record,) = torchmae.Run(tmp_path / "out").results
-    assert record["verb"] == "compare-detect" and record["results"]["metric"] == "AP"
+    assert record["verb"] == "compare detect" and record["results"]["metric"] == "AP"
     (row,) = record["results"]["rows"]
     assert row["images"] == 2 and set(row["arms"]) == {"pre-trained", "from scratch"}
     made = torchmae.load_detector(tmp_path / "out" / "from-scratch-all-seed-1")

@@ -107,7 +107,7 @@ class Compare(Finetune):
     of them: same images, labels, steps and seeds.
 
     Flags are those of mae finetune and hold for all; what is left open follows each one's own
-    recipe.
+    recipe. mae compare segment and mae compare detect do the same with masks and boxes.
     """
 
     run: tuple[str, ...] = argument(  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""The settings of `mae compare-segment` and `mae compare-detect`: those of mae segment and mae
+"""The settings of `mae compare segment` and `mae compare detect`: those of mae segment and mae
 detect, of which they vary some."""
 
 from dataclasses import dataclass

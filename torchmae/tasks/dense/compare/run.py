@@ -1,4 +1,4 @@
-"""`mae compare-segment`, `mae compare-detect`: encoders in a grid, to a table, a picture and
+"""`mae compare segment`, `mae compare detect`: encoders in a grid, to a table, a picture and
 results.json."""
 
 import logging
@@ -104,7 +104,7 @@ def compare(config: Any, what: Compared) -> Path:
     draw_dense(rows, what.metric, picture)
     logger.info(dense_table(rows, what.metric))
     results = {"metric": what.metric, "rows": rows}
-    path = add_result(out, f"compare-{what.verb}", flatten(config), results)
+    path = add_result(out, f"compare {what.verb}", flatten(config), results)
     logger.info(f"Written to {path} and {picture}; every training is a run folder beside them.")
     return out
 
