@@ -53,7 +53,7 @@ ROOM_LINES = {
     "data": 6900,
     "train": 1650,
     "eval": 1600,
-    "report": 2200,
+    "report": 2500,
     "interop": 1450,
     "tasks": 9800,
     "presets": 280,

@@ -12,6 +12,7 @@ import torch
 from torchmae.settings.defaults import Choice
 from torchmae.train.config import B, BatchStream, Task, TrainConfig
 from torchmae.train.distributed import World, synchronize
+from torchmae.train.energy import energy_joules
 from torchmae.train.trainer import Trainer, compiler
 
 # The first steps do not count: they search for what fits into memory, compile, start workers.
@@ -31,10 +32,12 @@ def enough(steps: int, seconds: float, least: float = 2.0) -> bool:
 
 
 class Speed(NamedTuple):
-    """Seconds of a step, loading included, and of what comes before the first one that counts."""
+    """Seconds of a step, loading included, and of what comes before the first one that counts;
+    joules of a step (None: the device does not tell)."""
 
     step: float
     warmup: float
+    energy: float | None = None
 
 
 class Trial(NamedTuple):
@@ -193,13 +196,16 @@ def measure_speed(
         for _ in range(prefetched):  # loaded meanwhile: they would hide that loading is slow
             next(loader)
         synchronize(world.device)
+        before = energy_joules(world.device)
         began = time.monotonic()
         for count in range(1, steps + 1):
             step()
             if world.any_rank(world.is_main and enough(count, time.monotonic() - began, least))[0]:
                 break
         synchronize(world.device)
-        speed = Speed((time.monotonic() - began) / count, warmup)
+        seconds, after = time.monotonic() - began, energy_joules(world.device)
+        used = None if before is None or after is None else (after - before) / count
+        speed = Speed(seconds / count, warmup, used)
     return world.on_main(lambda: speed)
 
 

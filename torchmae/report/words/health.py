@@ -48,17 +48,23 @@ def progress(config: Mapping[str, Any], losses: Sequence[Mapping[str, Any]]) -> 
         if config.get("verb") in ("pretrain", "finetune", "tokenizer"):
             yield Word("", "no step has been logged yet")
         return
-    settings, data, step = config["config"], config.get("data") or {}, losses[-1]["step"]
-    try:
-        of = max(1, round(settings["epochs"] * data["count"] / settings["batch_size"]))
-        epoch = step * settings["batch_size"] / data["count"]
-        text = f"step {step:,} of {of:,}, epoch {epoch:.4g} of {settings['epochs']:.4g}"
-        done = step >= of
-    except (KeyError, TypeError, ZeroDivisionError):  # a config.json that only describes a model
-        text, done = f"step {step:,}", False
+    settings, step, of = config["config"], losses[-1]["step"], steps_of(config)
+    text, done = f"step {step:,}", of is not None and step >= of
+    if of is not None:
+        epoch = step * settings["batch_size"] / config["data"]["count"]
+        text += f" of {of:,}, epoch {epoch:.4g} of {settings['epochs']:.4g}"
     seen = losses[-1].get("images_seen")
     more = f", {seen:,} images seen" if seen else ""
     yield Word("", f"{'finished' if done else 'last logged'}: {text}{more}")
+
+
+def steps_of(config: Mapping[str, Any]) -> int | None:
+    """The steps of a whole training; None for a config.json that only describes a model."""
+    settings, data = config.get("config") or {}, config.get("data") or {}
+    try:
+        return max(1, round(settings["epochs"] * data["count"] / settings["batch_size"]))
+    except (KeyError, TypeError, ZeroDivisionError):
+        return None
 
 
 def learning(
