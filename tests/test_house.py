@@ -51,7 +51,7 @@ ROOM_LINES = {
     "settings": 900,
     "models": 2900,
     "data": 6900,
-    "train": 1650,
+    "train": 1850,
     "eval": 1600,
     "report": 2500,
     "interop": 1450,

@@ -276,6 +276,8 @@ MEASURED = (
     runfolder.BEST_MODEL,
     runfolder.LAST_SCORES,
     runfolder.RESULTS,
+    runfolder.CLASSES,
+    runfolder.MISTAKES,
 )
 
 

@@ -1,7 +1,6 @@
 """What the files of a run say about how it goes, in words: the verdict first, without its
 images."""
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -86,14 +85,7 @@ def learning(
             )
     elif losses and losses[-1]["loss"] is None:
         yield Word("bad", f"the loss is not finite at step {losses[-1]['step']:,}")
-    scores = validation(run)
-    if scores:
-        yield Word(
-            "good",
-            f"validation: top 1 {scores['top1']:.1%} of {scores['count']:,} images (95 % interval "
-            f"{scores['low']:.1%} to {scores['high']:.1%}) at step {scores['step']:,}, calibration "
-            f"error {scores['calibration_error']:.3f}",
-        )
+    yield from validation(run)
 
 
 def baselines(record: Mapping[str, Any]) -> set[str]:
@@ -101,14 +93,26 @@ def baselines(record: Mapping[str, Any]) -> set[str]:
     return {name for name in record if name.startswith(BASELINE)}
 
 
-def validation(run: Path) -> dict[str, Any] | None:
-    """The last scores of a fine-tuning; None where there are none that can be read."""
-    try:
-        scores = json.loads((run / runfolder.LAST_SCORES).read_text())
-        needed = ("top1", "count", "low", "high", "step", "calibration_error")
-        return scores if all(isinstance(scores[name], int | float) for name in needed) else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+# Of what last.json holds: the score of a classifier, a segmenter, a detector, and its name.
+SCORES = {"top1": "top 1", "miou": "mIoU", "ap": "AP"}
+
+
+def validation(run: Path) -> Iterator[Word]:
+    """The last scores of a fine-tuning; none where there are none that can be read."""
+    last = runfolder.read_object(run / runfolder.LAST_SCORES)
+    kinds = {kind: last[kind] for kind in ("boxes", "masks") if isinstance(last.get(kind), dict)}
+    for kind, scores in (kinds or {"": last}).items():
+        name = next((name for name in SCORES if name in scores), "")
+        needed = [scores.get(name), scores.get("low"), scores.get("high"), last.get("step")]
+        if not all(isinstance(one, int | float) for one in [*needed, last.get("count")]):
+            continue
+        of = f" of {kind}" if kind else ""
+        text = (
+            f"validation: {SCORES[name]}{of} {scores[name]:.1%} of {last['count']:,} images (95 % "
+            f"interval {scores['low']:.1%} to {scores['high']:.1%}) at step {last['step']:,}"
+        )
+        error = scores.get("calibration_error")
+        yield Word("good", text + (f", calibration error {error:.3f}" if error is not None else ""))
 
 
 def steps(losses: Sequence[Mapping[str, Any]]) -> Iterator[Word]:

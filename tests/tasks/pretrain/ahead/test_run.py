@@ -47,7 +47,7 @@ def test_what_it_prints_is_a_training_of_that_length_and_size(
     made, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The checkpoint has the bytes that were computed (their files have headers besides)."""
-    place, result = made
+    _, result = made
     words = shlex.split(result["command"].partition("pretrain ")[2])
     settings = dict(zip(words[1::2], words[2::2]))
     assert words[0] == str(photos) and settings["--model"] == result["takes"]

@@ -68,7 +68,8 @@ def planned(config: Plan, world: World) -> dict[str, Any]:
         found = scan_and_report(source, folder, config.scan.max_bad_percent)
         facts = facts_of(found, source, world)
         every = Minutes(asked.output.picture_minutes, asked.output.save_minutes)
-        hours, measured = config.plan.hours, []
+        hours = config.plan.hours
+        measured: list[tuple[Candidate, float]] = []
         logger.info(f"{config.source.data}: {found.images:,} images; on {world.device}")
         at = (folder, config.plan.seconds)
         for model in config.plan.models or upto(suited(found.images)):
