@@ -1,6 +1,7 @@
 """report.html: written by trainings, made again, of several runs; whole whatever the run holds."""
 
 import json
+import re
 import shutil
 import time
 from pathlib import Path
@@ -22,6 +23,9 @@ def test_a_pretraining_has_a_page(run: Path) -> None:
     assert "small models bear more than" in config["reasons"]["base_lr"]
     assert "small models bear more than" in text
     assert "data:image/jpeg;base64," in text and "SHA-256" in text
+    assert "median size" in text and "48 x 40 px" in text  # the data sheet
+    (checked,) = re.findall(r'<input type="radio" name="time" id="time(\d+)" checked>', text)
+    assert int(checked) == text.count('type="radio"') - 1, "the newest picture is seen first"
     assert "<script" not in text and "http://" not in text and "https://" not in text
 
 
@@ -47,7 +51,10 @@ def test_a_classifier_has_its_classes_and_mistakes(
     classifier: Path, photos: Path, tmp_path: Path
 ) -> None:
     own = shutil.copytree(classifier, tmp_path / "own")
-    assert "validation: top 1" in (own / "report.html").read_text()
+    text = (own / "report.html").read_text()
+    assert "validation: top 1" in text and "validation at step" in text
+    assert "recognized" in text and "accuracy by confidence" in text
+    (own / "mistakes.png").unlink(missing_ok=True)
     torchmae.evaluate(own, photos)
     text = (own / "report.html").read_text()
     assert f"mae evaluate on {photos}" in text

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from torchmae.models.encoders import Backbone
+from torchmae.models.mae import MAE
 
 NOTE = (
     "Tokens: the three largest principal components of the patch tokens of all these images as "
@@ -13,19 +13,17 @@ NOTE = (
 
 
 @torch.no_grad()
-def token_map(
-    encoder: Backbone, images: UInt8[Tensor, "B C H W"]
-) -> UInt8[Tensor, "B 3 H W"] | None:
+def token_map(model: MAE, images: UInt8[Tensor, "B C H W"]) -> UInt8[Tensor, "B 3 H W"] | None:
     """The tokens of whole images as colors, each patch in one; None where they are not finite.
 
     Args:
-        encoder: its mode is left as it was.
+        model: its encoder is looked at, and its mode (train or eval) left as it was.
         images: on any device.
     """
-    was_training = encoder.training
-    device = next(encoder.parameters()).device
-    tokens = encoder.eval()(encoder.normalize(images.to(device)))[:, encoder.num_prefix_tokens :]
-    encoder.train(was_training)
+    was_training = model.training
+    device, encoder = next(model.parameters()).device, model.eval().encoder
+    tokens = encoder(encoder.normalize(images.to(device)))[:, encoder.num_prefix_tokens :]
+    model.train(was_training)
     colors = principal_colors(tokens.flatten(0, 1).double().cpu())
     if colors is None:
         return None

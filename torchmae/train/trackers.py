@@ -24,8 +24,9 @@ PROJECT = "torchmae"  # of W&B and MLflow, where the environment names no other
 class Tracker(Protocol):
     """One of them, open. Its methods may raise: no failure of theirs ends a training."""
 
-    id: str | None
-    """What it calls the run, so that a resumed training goes on there; None: it needs none."""
+    @property
+    def id(self) -> str | None:
+        """What it calls the run, so that a resumed training goes on there; None: it needs none."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
     def picture(self, step: int, path: Path) -> None: ...

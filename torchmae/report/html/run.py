@@ -196,10 +196,24 @@ def nested(value: Any, depth: int = 0) -> str:
     if not plain and inside and all(isinstance(one, Mapping) for one in inside.values()):
         return listed([{"": name, **dict(one)} for name, one in inside.items()], depth)
     body = table([], [[str(name), number(one)] for name, one in plain.items()])
+    for names in beside(inside):  # such as IoU and Dice of each class
+        columns = [inside.pop(name) for name in names]
+        rows = [[str(key), *(number(one[key]) for one in columns)] for key in columns[0]]
+        some = table(["", *names], rows)
+        body += details(", ".join(names), some, open=depth < 3 and len(rows) < MOST_OPEN)
     for name, one in inside.items():
         if one and depth < DEPTH:
             body += details(name, nested(one, depth + 1), open=depth < 3 and len(one) < MOST_OPEN)
     return body
+
+
+def beside(inside: Mapping[str, Any]) -> list[list[str]]:
+    """The names of numbers by the same keys, two and more together: they fit into one table."""
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for name, one in inside.items():
+        if isinstance(one, Mapping) and all(isinstance(v, int | float) for v in one.values()):
+            alike.setdefault(tuple(one), []).append(name)
+    return [names for keys, names in alike.items() if keys and len(names) > 1]
 
 
 def listed(rows: Sequence[Mapping[str, Any]], depth: int) -> str:

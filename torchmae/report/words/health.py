@@ -2,6 +2,7 @@
 images."""
 
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -103,16 +104,40 @@ def validation(run: Path) -> Iterator[Word]:
     kinds = {kind: last[kind] for kind in ("boxes", "masks") if isinstance(last.get(kind), dict)}
     for kind, scores in (kinds or {"": last}).items():
         name = next((name for name in SCORES if name in scores), "")
-        needed = [scores.get(name), scores.get("low"), scores.get("high"), last.get("step")]
-        if not all(isinstance(one, int | float) for one in [*needed, last.get("count")]):
+        count = scores.get("count", scores.get("images"))
+        needed = [scores.get(name), scores.get("low"), scores.get("high"), last.get("step"), count]
+        if not all(isinstance(one, int | float) for one in needed):
             continue
         of = f" of {kind}" if kind else ""
         text = (
-            f"validation: {SCORES[name]}{of} {scores[name]:.1%} of {last['count']:,} images (95 % "
+            f"validation: {SCORES[name]}{of} {scores[name]:.1%} of {count:,} images (95 % "
             f"interval {scores['low']:.1%} to {scores['high']:.1%}) at step {last['step']:,}"
         )
-        error = scores.get("calibration_error")
-        yield Word("good", text + (f", calibration error {error:.3f}" if error is not None else ""))
+        error, trivial = scores.get("calibration_error"), commonest(run)
+        text += f", calibration error {error:.3f}" if error is not None else ""
+        if name != "top1" or trivial is None:
+            yield Word("", text)
+        elif scores["low"] > trivial:
+            yield Word("good", f"{text}; always the commonest class: {trivial:.1%}")
+        else:
+            yield Word(
+                "bad",
+                f"{text}: not clearly better than always the commonest class, {trivial:.1%}",
+            )
+
+
+def commonest(run: Path) -> float | None:
+    """The accuracy of always saying the commonest class of the validation images; None where they
+    are not known."""
+    found = runfolder.read_object(run / runfolder.CLASSES)
+    try:
+        images: Counter[int] = Counter()
+        for true, _, count in found["confusion"]:
+            images[true] += count
+        of_validation = found["of"].startswith("validation")
+        return max(images.values()) / images.total() if of_validation else None
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError):
+        return None
 
 
 def steps(losses: Sequence[Mapping[str, Any]]) -> Iterator[Word]:

@@ -72,7 +72,7 @@ class Pictures:
         about = About(self.run, step, masking.masking, self.files, masking.noise)
         rows: dict[str, Tensor] = dict(rows_of(self.model, self.images, mask, about))
         notes = notes_of(self.model, self.images, False)
-        tokens = token_map(self.model.encoder, self.images)
+        tokens = token_map(self.model, self.images)
         if tokens is not None:
             rows, notes = {**rows, "tokens": tokens}, [*notes, NOTE]
         picture = sheet(rows, about.title(mask), about.files, notes)
