@@ -87,12 +87,12 @@ def silence(run: Path) -> float:
 
 
 def screen(state: State, width: int = 80, blocks: str = BLOCKS) -> list[str]:
-    """The lines of a screen, none longer than `width`."""
+    """The lines of a screen, none longer than `width` but the path of the last picture, which is
+    there to be copied."""
     lines = [*head(state, width, blocks), "", *curves(state, width, blocks), *verdict(state)]
     picture = last_picture(state.run)
-    if picture is not None:
-        lines += ["", f"last picture: {picture}"]
-    return [printable(line)[:width] for line in lines]
+    last = [] if picture is None else ["", printable(f"last picture: {picture}")]
+    return [*(printable(line)[:width] for line in lines), *last]
 
 
 def head(state: State, width: int, blocks: str) -> Iterator[str]:

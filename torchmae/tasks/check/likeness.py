@@ -55,6 +55,7 @@ class Alike(NamedTuple):
         )
 
 
+@torch.no_grad()
 def by_features(found: Survey, run: str, device: str, seed: int) -> Alike:
     """Groups of images that are alike by the features of a run.
 

@@ -16,7 +16,7 @@ class Watch:
 
     GROUP: ClassVar[str] = "output"
 
-    run: str = argument("the folder of a run that is trained, finished or was killed", "RUN")
+    folder: str = argument("the folder of a run that is trained, finished or was killed", "RUN")
     once: bool = option(False, "Print what there is now, and end.")
     seconds: float = option(
         2.0, "Seconds between two looks.", within=Range(at_least=0.1, at_most=3600)

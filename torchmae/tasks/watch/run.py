@@ -27,7 +27,7 @@ def run(config: Watch) -> str:
         UserError: there is no such folder, or it holds no run.
     """
     check_ranges(config)
-    folder = Path(config.run)
+    folder = Path(config.folder)
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: name the run folder of a training")
     if is_locked(folder) is False and not (folder / CONFIG).is_file():
@@ -73,12 +73,13 @@ def on_terminal(found: Iterator[State]) -> str:
     """Draws each state over the last one."""
     drawn, what = 0, ""
     for state in found:
-        lines, what = screen(state, *sizes()), state.what
-        lines = lines[: max(5, shutil.get_terminal_size().lines - 1)]  # what scrolled stays
+        (width, blocks), what = sizes(), state.what
+        lines = screen(state, width, blocks)
+        lines = lines[: max(5, shutil.get_terminal_size().lines - 2)]  # what scrolled stays
         up = f"\x1b[{drawn}F" if drawn else ""
         sys.stdout.write(up + "\x1b[J" + "\n".join(lines) + "\n")
         sys.stdout.flush()
-        drawn = len(lines)
+        drawn = sum(1 + max(0, len(line) - 1) // (width + 1) for line in lines)
     return what
 
 

@@ -7,7 +7,6 @@ import shlex
 from pathlib import Path
 
 import pytest
-import torch
 from helpers.documents import DOCS
 
 import torchmae
@@ -152,16 +151,3 @@ def test_epochs_fill_the_time_and_never_more() -> None:
     assert epochs_in(one, 5, 1000, every) == 0
     assert epochs_in(one, 1e9, 1000, every) == 1600
     assert [rounded_down(x) for x in (0, 0.012349, 1, 123.99, 1599.9)] == [0, 0.0123, 1, 123, 1590]
-
-
-def test_peak_memory_starts_anew() -> None:
-    from torchmae.train.log import peak_memory_mb, restart_peak_memory
-
-    cpu = torch.device("cpu")
-    large = torch.ones(100_000_000)
-    before = peak_memory_mb(cpu)
-    del large
-    restart_peak_memory(cpu)
-    after = peak_memory_mb(cpu)
-    if Path("/proc/self/clear_refs").exists():
-        assert before is not None and after is not None and after < before - 300

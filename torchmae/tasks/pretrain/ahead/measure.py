@@ -21,6 +21,7 @@ from torchmae.train.checkpoint import KEEP, Checkpoint, save
 from torchmae.train.distributed import World
 from torchmae.train.log import peak_memory_mb, restart_peak_memory
 from torchmae.train.speed import measure_speed
+from torchmae.train.trainer import keep_freed_memory
 
 MOST_STEPS = 500  # that are measured of a size
 MOST_EPOCHS = 1600.0  # the longest training of the paper
@@ -110,6 +111,7 @@ def measure(
     plan = train_config(job.config, found.images)
     task = job.task()
     try:
+        keep_freed_memory(False)  # what the last size held is given back
         restart_peak_memory(world.device)
         speed = first = measure_speed(task, job.stream, plan, world, MOST_STEPS, least)
         if job.cache.name in ("memory", "disk"):  # the same images again, now decoded
