@@ -25,7 +25,7 @@ def made(photos: Path, tmp_path_factory: pytest.TempPathFactory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         result = torchmae.plan(
-            photos, hours=0.05, models=["vit_micro", "vit_tiny"], out="plan.json", **SMALL
+            photos, hours=1, models=["vit_micro", "vit_tiny"], out="plan.json", **SMALL
         )
     return place, result
 
@@ -76,17 +76,22 @@ def test_the_time_adds_up(made) -> None:
         expected = measured["seconds_to_start"] + training + extra
         assert computed["seconds"] == pytest.approx(expected, rel=1e-6)
         full = computed["epochs"] == 1600
-        assert full or 0.9 * 180 < computed["seconds"] <= 180
+        assert full or 0.9 * 3600 < computed["seconds"] <= 3600
 
 
-def test_the_sizes_are_left_where_one_is_too_slow(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd
+def test_sizes_are_measured_until_one_is_too_slow(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """In 3 minutes, of which a process takes some to start; how far it comes is the machine's."""
     monkeypatch.chdir(tmp_path)
-    result = torchmae.plan(photos, hours=0.002, **SMALL)
-    assert [one["model"] for one in result["candidates"]] == ["vit_micro"]
-    assert "larger ones were not measured: vit_micro is too slow" in capfd.readouterr().out
-    assert "features may be poor" in result["why"]
+    result = torchmae.plan(photos, hours=0.05, **{**SMALL, "batch_size": 1, "image_size": 64})
+    candidates = result["candidates"]
+    fits = [one["computed"]["epochs"] >= one["computed"]["wanted_epochs"] for one in candidates]
+    names = [one["model"] for one in candidates]
+    assert names == ["vit_micro", "vit_tiny"][: len(names)], "24 images call for no larger one"
+    assert all(fits[:-1]) and (not fits[-1] or len(names) == 2)
+    assert ("features may be poor" in result["why"]) == (not any(fits))
+    assert result["seconds_around"] > 0.5
     assert result["gain"]["words"].startswith("not known") and result["gain"]["results"] == []
 
 

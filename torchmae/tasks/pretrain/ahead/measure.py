@@ -1,6 +1,9 @@
 """What a pre-training of one size takes: measured on real steps, and what follows from that."""
 
+import json
 import math
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +14,7 @@ from torchmae import runfolder
 from torchmae.data.scan import Scan
 from torchmae.data.sources.source import Source
 from torchmae.errors import RunError
+from torchmae.report.curves import draw_curves
 from torchmae.settings.defaults import Facts
 from torchmae.tasks.pretrain.config import Pretrain
 from torchmae.tasks.pretrain.job import Job
@@ -57,6 +61,36 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Around:
+    """Seconds of a training before its settings are known and after its last step.
+
+    They are the same for every size, and nothing in a training of hours.
+    """
+
+    start: float = 0.0  # of a process, up to the imported library
+    end: float = 0.0  # curves.png and report.html
+
+    @property
+    def both(self) -> float:
+        return self.start + self.end
+
+
+def around(folder: Path) -> Around:
+    """Starts a process that imports what `mae pretrain` does, and draws what it draws at its end.
+
+    Args:
+        folder: an empty one, for a run with two lines of log.
+    """
+    began = time.monotonic()
+    subprocess.run([sys.executable, "-c", "import torchmae.tasks.pretrain.run"], check=True)
+    started = time.monotonic()
+    lines = [{"step": k, "loss": 1 / k, "lr": 1e-3, "images_per_s": 1.0} for k in (1, 2)]
+    (folder / runfolder.LOG).write_text("".join(json.dumps(one) + "\n" for one in lines))
+    draw_curves(folder)
+    return Around(started - began, time.monotonic() - started)
+
+
+@dataclass(frozen=True)
 class Bytes:
     """What a size takes on the disk, from the shapes of its tensors."""
 
@@ -71,10 +105,11 @@ class Bytes:
 
 @dataclass(frozen=True)
 class Minutes:
-    """Between two pictures and two checkpoints of a training."""
+    """Between two pictures and two checkpoints of a training; and what is around it."""
 
     picture: float
     save: float
+    around: Around = Around()
 
 
 @dataclass(frozen=True)
@@ -171,7 +206,7 @@ def time_of_picture(job: Job, folder: Path, world: World) -> float:
 
 
 def seconds_of(measured: Measured, epochs: float, images: int, every: Minutes) -> float:
-    """Seconds of a training of so many epochs, from its first look at the data on.
+    """Seconds of a training of so many epochs, the scan of the data not included.
 
     The first epoch is as slow as decoding makes it. Pictures and checkpoints come by the clock, and
     once more at the end.
@@ -181,9 +216,8 @@ def seconds_of(measured: Measured, epochs: float, images: int, every: Minutes) -
     training = min(steps, each) * measured.first_step + max(0, steps - each) * measured.step
     pictures = training // (60 * every.picture) if every.picture else steps
     saves = training // (60 * every.save) if every.save else steps
-    return (
-        measured.start + training + (pictures + 1) * measured.picture + (saves + 1) * measured.save
-    )
+    drawn, saved = (pictures + 1) * measured.picture, (saves + 1) * measured.save
+    return every.around.both + measured.start + training + drawn + saved
 
 
 def epochs_in(measured: Measured, seconds: float, images: int, every: Minutes) -> float:

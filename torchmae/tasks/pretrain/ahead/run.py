@@ -17,8 +17,10 @@ from torchmae.settings.options import changed, options_of
 from torchmae.tasks.pretrain.ahead.config import Plan
 from torchmae.tasks.pretrain.ahead.gain import band, known_gains
 from torchmae.tasks.pretrain.ahead.measure import (
+    Around,
     Candidate,
     Minutes,
+    around,
     epochs_in,
     measure,
     seconds_of,
@@ -31,14 +33,17 @@ from torchmae.version import command
 
 logger = logging.getLogger(__name__)
 
+LONG = 1.0  # hours, from which on the start and the end of a process do not count
+
 
 def run(config: Plan) -> dict[str, Any]:
     """Measures sizes from the smallest up, and says what each would take.
 
     Returns:
-        "images", "device"; "candidates": for each size "model", "measured" (by name; seconds, MB,
-        joules), "computed" ("epochs" that fit, "wanted_epochs", "seconds" of these, bytes of
-        "checkpoint" and "run", "kwh"); "takes", "why", "command", "gain".
+        "images", "device", "hours", "seconds_around" (measured: of the start and the end of a
+        process, in trainings below an hour); "candidates": for each size "model", "measured" (by
+        name; seconds, MB, joules), "computed" ("epochs" that fit, "wanted_epochs", "seconds" of
+        these, bytes of "checkpoint" and "run", "kwh"); "takes", "why", "command", "gain".
 
     Raises:
         UserError: what `mae pretrain` would refuse.
@@ -67,7 +72,12 @@ def planned(config: Plan, world: World) -> dict[str, Any]:
         asked, source, _ = open_data(config.pretrain(), folder)
         found = scan_and_report(source, folder, config.scan.max_bad_percent)
         facts = facts_of(found, source, world)
-        every = Minutes(asked.output.picture_minutes, asked.output.save_minutes)
+        short = config.plan.hours < LONG
+        every = Minutes(
+            asked.output.picture_minutes,
+            asked.output.save_minutes,
+            around(folder) if short else Around(),
+        )
         hours = config.plan.hours
         measured: list[tuple[Candidate, float]] = []
         logger.info(f"{config.source.data}: {found.images:,} images; on {world.device}")
@@ -105,6 +115,7 @@ def planned(config: Plan, world: World) -> dict[str, Any]:
         "images": found.images,
         "device": str(world.device),
         "hours": hours,
+        "seconds_around": every.around.both,
         "candidates": [record(one, fit, found.images, every) for one, fit in measured],
         "takes": best.measured.model,
         "why": why,
