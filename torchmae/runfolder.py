@@ -480,6 +480,12 @@ def read_results(run: Path, verb: str | None = None) -> list[dict[str, Any]]:
         ) from error
 
 
+def add_classes(run: Path, verb: str, detail: Mapping[str, Any]) -> None:
+    """Puts what a verb knows of single classes into classes.json, in place of what it knew."""
+    found = {**read_object(run / CLASSES), verb: detail}
+    write_text(run / CLASSES, json.dumps(found))
+
+
 def read_object(path: Path) -> dict[str, Any]:
     """A JSON object beside the others of a run; empty where there is none that can be read."""
     with suppress(OSError, ValueError):

@@ -59,7 +59,8 @@ def test_a_classifier_has_its_classes_and_mistakes(
     text = (own / "report.html").read_text()
     assert f"mae evaluate on {photos}" in text
     assert all(name in text for name in ("per_class", "across", "calibration_error"))
-    assert text.count("data:image/png;base64,") == 1 + (own / "mistakes.png").is_file()
+    assert text.count("data:image/png;base64,") == (own / "mistakes.png").is_file()
+    assert text.count('class="confusion"') == 2  # of the evaluation and of the validation
 
 
 def test_hostile_names_are_text(tmp_path: Path) -> None:
@@ -130,3 +131,14 @@ def test_mistakes_are_a_line(run: Path, tmp_path: Path, capfd: pytest.CaptureFix
         assert cli.main(["report", *words]) == 2, words
         err = capfd.readouterr().err
         assert message in err and err.count("\n") == 1, err
+
+
+def test_a_comparison_begins_with_its_verdicts(tmp_path: Path) -> None:
+    row = {"name": "10", "measure": "knn", "claim": "Lead of a", "verdict": "shown"}
+    rows = [row, {**row, "verdict": "not shown"}, {**row, "verdict": "worse"}, {"name": 1}, 3]
+    records = [{"verb": "compare", "settings": {}, "results": {"rows": rows}}]
+    (tmp_path / "results.json").write_text(json.dumps({"results": records}))
+    text = torchmae.report_(tmp_path).read_text()
+    assert '<li class="good">knn, 10: Lead of a: shown</li>' in text
+    assert '<li class="">knn, 10: Lead of a: not shown</li>' in text
+    assert '<li class="bad">knn, 10: Lead of a: worse</li>' in text

@@ -22,7 +22,7 @@ def run(tmp_path: Path) -> Path:
     detail = scores(logits, truth, ("cat", "dog", HOSTILE)).detail(
         "mae evaluate on x", ("cat", "dog", HOSTILE)
     )
-    (tmp_path / "classes.json").write_text(json.dumps(detail))
+    (tmp_path / "classes.json").write_text(json.dumps({"evaluate": detail}))
     return tmp_path
 
 
@@ -45,13 +45,15 @@ def test_the_matrix_and_the_calibration(run: Path) -> None:
 
 def test_many_classes_have_no_matrix(run: Path) -> None:
     detail = json.loads((run / "classes.json").read_text())
-    detail["classes"] += [f"class {k}" for k in range(MOST_SQUARE)]
+    detail["evaluate"]["classes"] += [f"class {k}" for k in range(MOST_SQUARE)]
     (run / "classes.json").write_text(json.dumps(detail))
     text = classes_section(run)
     assert "color-mix" not in text and ">cat<" in text
 
 
-@pytest.mark.parametrize("damage", ["", "{", "[]", '{"classes": 1}', '{"classes": [], "of": 1}'])
+@pytest.mark.parametrize(
+    "damage", ["", "{", "[]", '{"evaluate": 1}', '{"evaluate": {"classes": [], "of": 1}}']
+)
 def test_damaged_files_have_no_section(run: Path, damage: str) -> None:
     (run / "classes.json").write_text(damage)
     assert classes_section(run) == ""

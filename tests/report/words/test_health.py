@@ -118,10 +118,10 @@ def test_the_last_validation_is_said(healthy: Path, last: object, words: str) ->
 def test_a_classifier_is_compared_with_the_commonest_class(healthy: Path) -> None:
     """12 of 20 images have one class: 40 % to 60 % is not clearly better, 70 % would be."""
     (healthy / "last.json").write_text(json.dumps(dict(top1=0.5, **SCORES)))
-    classes = {"of": "validation at step 90", "confusion": [[0, 0, 8], [0, 1, 4], [1, 1, 8]]}
-    (healthy / "classes.json").write_text(json.dumps(classes))
+    detail = {"confusion": [[0, 0, 8], [0, 1, 4], [1, 1, 8]]}
+    (healthy / "classes.json").write_text(json.dumps({"finetune": detail}))
     assert "not clearly better than always the commonest class, 60.0%" in said(healthy, "bad")
     (healthy / "last.json").write_text(json.dumps(dict(top1=0.8, **SCORES | dict(low=0.7))))
     assert "always the commonest class: 60.0%" in said(healthy, "good")
-    (healthy / "classes.json").write_text(json.dumps(classes | {"of": "mae evaluate on x"}))
+    (healthy / "classes.json").write_text(json.dumps({"evaluate": detail}))  # of other images
     assert "commonest" not in said(healthy, "good") + said(healthy, "bad")

@@ -2,12 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from torchmae.disk import parse_json
 from torchmae.report.html.charts import chart
-from torchmae.report.html.page import Cell, details, paragraph, table, text
-from torchmae.runfolder import CLASSES
+from torchmae.report.html.page import Cell, details, table, text
+from torchmae.runfolder import CLASSES, read_object
 
 MOST_CLASSES = 1000  # rows of the table
 MOST_SQUARE = 30  # classes of a confusion matrix that fits on a page
@@ -26,19 +25,30 @@ class Counts(NamedTuple):
 
 
 def classes_section(run: Path) -> str:
-    """The classes of a run; empty where none were measured, or the file is damaged."""
+    """The classes of a run, by its evaluation and by its validation; empty where none were
+    measured, or the file is damaged."""
+    found = read_object(run / CLASSES)
+    return "".join(one_section(found[verb]) for verb in ("evaluate", "finetune") if verb in found)
+
+
+def has_matrix(run: Path) -> bool:
+    """Whether the section has the confusion matrix of an evaluation."""
+    return 'class="confusion"' in one_section(read_object(run / CLASSES).get("evaluate"))
+
+
+def one_section(found: Any) -> str:
+    """What one verb has measured."""
     try:
-        found = parse_json((run / CLASSES).read_bytes())
         names = [str(name) for name in found["classes"]]
         pairs = {(int(i), int(j)): int(count) for i, j, count in found["confusion"]}
         counts = Counts(names, {key: n for key, n in pairs.items() if max(key) < len(names)})
         bins = [(int(n), float(sure), float(right)) for n, sure, right in found["calibration"]]
         of = str(found["of"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return ""
     matrix = confusion(counts) if len(names) <= MOST_SQUARE else ""
     return (
-        paragraph(of, pale=True)
+        f"<h3>{text(of)}</h3>"
         + per_class(counts)
         + details("Confusion: rows are true classes, columns predicted ones", matrix, open=True)
         + calibration(bins)

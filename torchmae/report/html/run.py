@@ -14,7 +14,7 @@ from torchmae.disk import parse_json, write_text
 from torchmae.errors import UserError
 from torchmae.report.curves import panels
 from torchmae.report.html.charts import chart
-from torchmae.report.html.classes import classes_section
+from torchmae.report.html.classes import classes_section, has_matrix
 from torchmae.report.html.page import (
     MOST_SLIDES,
     Cell,
@@ -67,7 +67,8 @@ def run_page(run: Path) -> str:
     lead = paragraph(made, pale=True) + findings(words_of(run, config))
     room = MOST_BYTES
     drawn, room = over_time(run, room)
-    shown, room = pictures(run, PICTURES, room)
+    names = [n for n in PICTURES if n != runfolder.CONFUSION or not has_matrix(run)]
+    shown, room = pictures(run, names, room)
     return page(
         run.resolve().name,
         lead,
@@ -328,7 +329,8 @@ def is_experiment(folder: Path) -> bool:
 def experiment_page(folder: Path) -> str:
     """The page of mae compare, mae partial or mae ablate: their figures and tables."""
     shown_pictures, _ = pictures(folder, sorted(p.name for p in folder.glob("*.png")), MOST_BYTES)
-    tables = measured(runfolder.read_results(folder))
+    records = runfolder.read_results(folder)
+    tables = measured(records)
     if (folder / ABLATION).is_file():
         try:
             tables += nested(parse_json((folder / ABLATION).read_bytes()))
@@ -336,6 +338,23 @@ def experiment_page(folder: Path) -> str:
             raise UserError(f"{folder / ABLATION} cannot be read: {error}") from error
     return page(
         folder.resolve().name,
-        "",
+        findings(verdicts(records)),
         [Section("Figures", shown_pictures), Section("Measured", tables)],
     )
+
+
+def verdicts(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """What a comparison says of its claims, in words: findings of a page."""
+    found = []
+    for record in records:
+        rows = (record.get("results") or {}).get("rows")
+        for row in rows if isinstance(rows, list) else []:
+            if isinstance(row, Mapping) and row.get("claim") and row.get("verdict"):
+                about = ", ".join(shown(row[name]) for name in ("measure", "name") if row.get(name))
+                found.append(
+                    (VERDICTS.get(row["verdict"], ""), f"{about}: {row['claim']}: {row['verdict']}")
+                )
+    return found
+
+
+VERDICTS = {"shown": "good", "worse": "bad"}

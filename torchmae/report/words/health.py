@@ -132,11 +132,10 @@ def commonest(run: Path) -> float | None:
     found = runfolder.read_object(run / runfolder.CLASSES)
     try:
         images: Counter[int] = Counter()
-        for true, _, count in found["confusion"]:
+        for true, _, count in found["finetune"]["confusion"]:
             images[true] += count
-        of_validation = found["of"].startswith("validation")
-        return max(images.values()) / images.total() if of_validation else None
-    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError):
+        return max(images.values()) / images.total()
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
         return None
 
 

@@ -1,13 +1,11 @@
 """`mae evaluate` on images as they are: accuracy, calibration, confusion."""
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from torchmae.disk import write_text
 from torchmae.errors import printable
 from torchmae.eval.baselines import not_above_commonest
 from torchmae.eval.classification import Scores, scores
@@ -15,7 +13,7 @@ from torchmae.eval.extract import collect, logits_of, say_view
 from torchmae.models.heads import Classifier
 from torchmae.report.confusion import draw_confusion
 from torchmae.report.mistakes import draw_mistakes
-from torchmae.runfolder import CLASSES, CONFUSION, MISTAKES
+from torchmae.runfolder import CONFUSION, MISTAKES, add_classes
 from torchmae.tasks.evaluate.config import Evaluate
 from torchmae.tasks.evaluate.images import among_of, open_labelled
 
@@ -41,7 +39,7 @@ def measure_once(config: Evaluate, model: Classifier, device: torch.device) -> d
     logger.info(f"{describe(found, config.best)}{not_above_commonest(found.low, labels)}")
     size, mistakes = model.encoder.image_size, Path(config.run) / MISTAKES
     detail = found.detail(f"mae evaluate on {config.data}", model.classes)
-    write_text(Path(config.run) / CLASSES, json.dumps(detail))
+    add_classes(Path(config.run), "evaluate", detail)
     wrong = draw_mistakes(images, ids, logits, labels, model.classes, size, mistakes)
     logger.info(f"Drawn: {picture}{f', {mistakes}' if wrong else ''}")
     return found.summary()

@@ -1,6 +1,5 @@
 """How good a classifier is while it is fine-tuned."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,12 +9,11 @@ from torch import Tensor
 
 from torchmae import manifest
 from torchmae.data.labels import LabelledSets
-from torchmae.disk import write_text
 from torchmae.eval.classification import scores
 from torchmae.eval.extract import collect, logits_of
 from torchmae.models.heads import Classifier
 from torchmae.report.mistakes import draw_mistakes
-from torchmae.runfolder import CLASSES, MISTAKES
+from torchmae.runfolder import MISTAKES, add_classes
 from torchmae.train.checkpoint import keep_scores, validated_step
 from torchmae.train.distributed import World
 
@@ -76,6 +74,6 @@ class Validation:
         (ids, found), classes = self.last, self.model.classes
         labels = self.data.val_labels[ids]
         detail = scores(found, labels, classes).detail(f"validation at step {step:,}", classes)
-        write_text(self.out / CLASSES, json.dumps(detail))
+        add_classes(self.out, "finetune", detail)
         size = self.model.encoder.image_size
         draw_mistakes(self.data.val, ids, found, labels, classes, size, self.out / MISTAKES)
