@@ -64,7 +64,7 @@ def test_a_finished_run(own: Path) -> None:
     state = look(own, False)
     assert (state.what, state.step, state.steps) == (FINISHED, 9, 9)
     text = "\n".join(screen(state, 100))
-    assert "(pretrain, vit_micro) finished" in text and "100%  step 9 of 9" in text
+    assert "finished: pretrain, vit_micro, /" in text and "100%  step 9 of 9" in text
     assert re.search(r"^loss +\S* +\d\.\d+ to \d\.\d+$", text, re.MULTILINE), text
     assert "last picture: " in text and "step-00000009.png" in text
     assert "left" not in text

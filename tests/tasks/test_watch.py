@@ -56,7 +56,7 @@ def test_beside_a_training(photos: Path, tmp_path: Path, capfd: pytest.CaptureFi
     text, lines = drawn.decode(), capfd.readouterr().out
     assert text.startswith("\x1b[J") and "step 210 of 210" in text
     assert text.rstrip().endswith("step-00000210.png"), "the path of the picture is whole"
-    assert "\x1b" not in lines and "(pretrain, vit_micro) finished" in lines
+    assert "\x1b" not in lines and "finished: pretrain, vit_micro, /" in lines
     assert re.search(r"^step \d+ of 210  loss .* images/s", lines, re.MULTILINE)
 
 

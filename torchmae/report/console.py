@@ -98,10 +98,8 @@ def screen(state: State, width: int = 80, blocks: str = BLOCKS) -> list[str]:
 def head(state: State, width: int, blocks: str) -> Iterator[str]:
     """What it is, how far, how fast, until when."""
     config = state.config or {}
-    about = [str(config["verb"])] if config.get("verb") else []
-    model = (config.get("config") or {}).get("model")
-    about += [str(model)] if model else []
-    yield " ".join([str(state.run), *(f"({', '.join(about)})" if about else "",), state.what])
+    about = [config.get("verb"), (config.get("config") or {}).get("model"), state.run]
+    yield f"{state.what}: {', '.join(str(one) for one in about if one)}"
     if state.config is None:
         yield "no config.json yet: the images are being looked at, or the start failed"
         return

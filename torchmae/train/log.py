@@ -18,7 +18,8 @@ from torchmae.runfolder import BAD_FILES, LOG, PICTURES, note_bad_files, read_lo
 from torchmae.train.config import TrainConfig
 from torchmae.train.distributed import World, synchronize
 from torchmae.train.speed import WARMUP_STEPS, duration, enough, expected_duration
-from torchmae.train.trackers import Tracker, open_trackers
+from torchmae.train.trackers import open_trackers
+from torchmae.train.trackers.tracker import Tracker
 
 logger = logging.getLogger(__name__)
 

@@ -1,8 +1,11 @@
-"""How long a training takes, and whether torch.compile pays: measured on a few real steps."""
+"""How long a training takes, what energy, and whether torch.compile pays: measured on a few real
+steps."""
 
 import copy
+import ctypes
 import math
 import time
+from contextlib import suppress
 from dataclasses import replace
 from shutil import which
 from typing import Any, NamedTuple
@@ -12,7 +15,6 @@ import torch
 from torchmae.settings.defaults import Choice
 from torchmae.train.config import B, BatchStream, Task, TrainConfig
 from torchmae.train.distributed import World, synchronize
-from torchmae.train.energy import energy_joules
 from torchmae.train.trainer import Trainer, compiler
 
 # The first steps do not count: they search for what fits into memory, compile, start workers.
@@ -24,6 +26,8 @@ LEAST_STEPS = 1000
 LEAST_SECONDS = 1800.0
 LEAST_GAIN = 0.05  # of a step's time; less is within the noise of a busy machine
 WINDOW = (500, 5.0)  # steps or seconds, whichever come first, of each of a trial's measurements
+
+NVML = "libnvidia-ml.so.1"  # comes with NVIDIA's driver
 
 
 def enough(steps: int, seconds: float, least: float = 2.0) -> bool:
@@ -207,6 +211,32 @@ def measure_speed(
         used = None if before is None or after is None else (after - before) / count
         speed = Speed(seconds / count, warmup, used)
     return world.on_main(lambda: speed)
+
+
+def energy_joules(device: torch.device) -> float | None:
+    """Joules since the driver was loaded, to be subtracted, as NVIDIA's management library counts
+    them; None where no device tells.
+
+    GPUs tell from Volta on. What the rest of the machine uses is not in it.
+    """
+    if device.type != "cuda":
+        return None
+    with suppress(OSError, AttributeError):  # no driver, or an old one
+        return counted(NVML, str(torch.cuda.get_device_properties(device).uuid))
+    return None
+
+
+def counted(library: str, uuid: str) -> float | None:
+    """The counter of the GPU with this UUID; None where NVML answers with an error."""
+    nvml = ctypes.CDLL(library)
+    handle, millijoules = ctypes.c_void_p(), ctypes.c_ulonglong()
+    name = uuid if uuid.startswith("GPU-") else f"GPU-{uuid}"
+    wrong = (
+        nvml.nvmlInit_v2()
+        or nvml.nvmlDeviceGetHandleByUUID(name.encode(), ctypes.byref(handle))
+        or nvml.nvmlDeviceGetTotalEnergyConsumption(handle, ctypes.byref(millijoules))
+    )
+    return None if wrong else millijoules.value / 1000
 
 
 def expected_duration(seconds_per_step: float, start: int, steps: int, batch_size: int) -> str:
