@@ -78,6 +78,7 @@ NOT_OURS = {  # flags of other programs in the documents, and of the command lin
     ),
     *("--job-name", "--gpus-per-node", "--cpus-per-task", "--time", "--requeue", "--open-mode"),
     "--signal",
+    "--backend-store-uri",  # of MLflow
 }
 GONE = {"CHANGELOG.md", "lab-notes.md"}  # these may name flags that are gone
 

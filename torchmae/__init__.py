@@ -44,7 +44,7 @@ PLACES = {
 FUNCTIONS = (
     *("pretrain", "tokenizer", "finetune", "segment", "detect", "probe", "knn", "partial"),
     *("ablate", "compare", "evaluate", "predict", "reconstruct", "embed", "verify", "pack"),
-    *("import_", "export", "bench", "check", "report_", "doctor"),
+    *("import_", "export", "bench", "check", "plan", "watch", "report_", "doctor"),
 )
 __all__ = ["RunError", "UserError", "__version__", "presets", *FUNCTIONS, *PLACES]
 

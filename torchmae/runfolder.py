@@ -8,11 +8,14 @@
     state/step-00001200/   a checkpoint (train/checkpoint.py owns what is in it)
     log.jsonl, curves.png  how training went
     report.html            all this in one page
+    trackers.json          --tracker: what W&B and MLflow call the run
+    data.json              what the scan before training found: sizes, mean and std
     bad-files.jsonl        the files that could not be read, with reasons
     pictures/              mae pretrain, mae tokenizer: reconstructions while training
     results.json           what evaluations measured
+    classes.json           mae finetune, evaluate: which classes are taken for which, calibration
     confusion.png          mae evaluate: the confusion matrix
-    mistakes.png           mae evaluate: the most confident mistakes
+    mistakes.png           mae finetune, evaluate: the most confident mistakes
     layers.png             mae knn and mae probe --fast with --layer all: accuracy by block
     corruptions.png        mae evaluate --corrupt: accuracy by corruption and strength
     corrupted.png          the first image with each corruption
@@ -44,9 +47,12 @@ STATE = "state"
 LOG = "log.jsonl"
 CURVES = "curves.png"
 REPORT = "report.html"
+TRACKED = "trackers.json"
+DATA_SHEET = "data.json"
 BAD_FILES = "bad-files.jsonl"
 PICTURES = "pictures"
 RESULTS = "results.json"
+CLASSES = "classes.json"
 CONFUSION = "confusion.png"
 MISTAKES = "mistakes.png"
 LAYERS = "layers.png"
@@ -84,7 +90,7 @@ def prepare(out: Path, data: str) -> bool:
     refuse_inside(out, data)
     if out.is_dir() and not (out / CONFIG).exists():
         # Left by a start that failed early.
-        ours = {LOCK, BAD_FILES, manifest.MANIFEST}
+        ours = {LOCK, BAD_FILES, DATA_SHEET, manifest.MANIFEST}
         ours |= {f".{name}.partial" for name in (CONFIG, manifest.MANIFEST)}
         foreign = [p.name for p in out.iterdir() if p.name not in ours]
         if foreign:
@@ -472,6 +478,20 @@ def read_results(run: Path, verb: str | None = None) -> list[dict[str, Any]]:
         raise UserError(
             f"{path} is not a file of results ({type(error).__name__}: {error}): fix or remove it"
         ) from error
+
+
+def add_classes(run: Path, verb: str, detail: Mapping[str, Any]) -> None:
+    """Puts what a verb knows of single classes into classes.json, in place of what it knew."""
+    found = {**read_object(run / CLASSES), verb: detail}
+    write_text(run / CLASSES, json.dumps(found))
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object beside the others of a run; empty where there is none that can be read."""
+    with suppress(OSError, ValueError):
+        found = parse_json(path.read_bytes())
+        return found if isinstance(found, dict) else {}
+    return {}
 
 
 def has_results(run: Path) -> bool:

@@ -44,6 +44,9 @@ VERBS: dict[str, Verb] = {
     "check": task(
         "check", "Check", "look at images before training: duplicates, leakage, bad files"
     ),
+    "plan": task(
+        "pretrain.ahead", "Plan", "measure what a pre-training would take, before it is begun"
+    ),
     "pretrain": task("pretrain", "Pretrain", "pre-train an encoder on unlabelled images"),
     "finetune": task("finetune", "Finetune", "make a classifier from a run and labelled images"),
     "segment": task(
@@ -80,6 +83,7 @@ VERBS: dict[str, Verb] = {
     "reconstruct": task("reconstruct", "Reconstruct", "draw what a model makes of hidden patches"),
     "embed": task("embed", "Embed", "write the features of images to a file"),
     "report": task("report", "Report", "the page of a run, or of several side by side"),
+    "watch": task("watch", "Watch", "look at a run from another terminal until it ends"),
     "doctor": task("doctor", "Doctor", "what is wrong with this machine, or with a run"),
     "verify": task(
         "verify", "Verify", "compare every file of a run with what was written: damaged disks"

@@ -140,3 +140,25 @@ def test_names_that_a_list_could_not_hold(tmp_path: Path) -> None:
     again = torchmae.check(tmp_path / "c.txt", out=tmp_path / "p.html")
     assert (again["images"], again["bad"]) == (3, 0)
     shutil.rmtree(tmp_path)
+
+
+def test_the_features_of_a_run_know_copies_that_the_hash_does_not(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A smaller copy, and one without 6 % of each side, which are 2 hashes; no other pair."""
+    for i in range(30):
+        save(tmp_path / "set" / f"{i}.png", smooth(i))
+    save(tmp_path / "set" / "small.png", smooth(1, 60, 45))
+    save(tmp_path / "set" / "cut.png", smooth(2)[5:-5, 7:-7])
+    save(tmp_path / "set" / "blank.png", np.full((30, 30, 3), 9, np.uint8))
+    page = tmp_path / "p.html"
+    plain = torchmae.check(tmp_path / "set", out=page)
+    assert plain["near_duplicates"] == 1
+    found = torchmae.check(tmp_path / "set", run=run, out=page, device="cpu")
+    assert found["near_duplicates"] == 2
+    groups = [line for line in found["findings"] if "near-duplicates (they" in line]
+    assert "2 groups" in groups[0]
+    assert f"by the features of {run}" in found["findings"][-1]
+    assert "of 64 planted copies reach" in capsys.readouterr().out
+    with pytest.raises(torchmae.UserError, match="is not a run folder"):
+        torchmae.check(tmp_path / "set", run=tmp_path, out=page)

@@ -1,6 +1,7 @@
 """report.html: written by trainings, made again, of several runs; whole whatever the run holds."""
 
 import json
+import re
 import shutil
 import time
 from pathlib import Path
@@ -22,6 +23,9 @@ def test_a_pretraining_has_a_page(run: Path) -> None:
     assert "small models bear more than" in config["reasons"]["base_lr"]
     assert "small models bear more than" in text
     assert "data:image/jpeg;base64," in text and "SHA-256" in text
+    assert "median size" in text and "48 x 40 px" in text  # the data sheet
+    (checked,) = re.findall(r'<input type="radio" name="time" id="time(\d+)" checked>', text)
+    assert int(checked) == text.count('type="radio"') - 1, "the newest picture is seen first"
     assert "<script" not in text and "http://" not in text and "https://" not in text
 
 
@@ -47,12 +51,16 @@ def test_a_classifier_has_its_classes_and_mistakes(
     classifier: Path, photos: Path, tmp_path: Path
 ) -> None:
     own = shutil.copytree(classifier, tmp_path / "own")
-    assert "validation: top 1" in (own / "report.html").read_text()
+    text = (own / "report.html").read_text()
+    assert "validation: top 1" in text and "validation at step" in text
+    assert "recognized" in text and "accuracy by confidence" in text
+    (own / "mistakes.png").unlink(missing_ok=True)
     torchmae.evaluate(own, photos)
     text = (own / "report.html").read_text()
     assert f"mae evaluate on {photos}" in text
     assert all(name in text for name in ("per_class", "across", "calibration_error"))
-    assert text.count("data:image/png;base64,") == 1 + (own / "mistakes.png").is_file()
+    assert text.count("data:image/png;base64,") == (own / "mistakes.png").is_file()
+    assert text.count('class="confusion"') == 2  # of the evaluation and of the validation
 
 
 def test_hostile_names_are_text(tmp_path: Path) -> None:
@@ -123,3 +131,14 @@ def test_mistakes_are_a_line(run: Path, tmp_path: Path, capfd: pytest.CaptureFix
         assert cli.main(["report", *words]) == 2, words
         err = capfd.readouterr().err
         assert message in err and err.count("\n") == 1, err
+
+
+def test_a_comparison_begins_with_its_verdicts(tmp_path: Path) -> None:
+    row = {"name": "10", "measure": "knn", "claim": "Lead of a", "verdict": "shown"}
+    rows = [row, {**row, "verdict": "not shown"}, {**row, "verdict": "worse"}, {"name": 1}, 3]
+    records = [{"verb": "compare", "settings": {}, "results": {"rows": rows}}]
+    (tmp_path / "results.json").write_text(json.dumps({"results": records}))
+    text = torchmae.report_(tmp_path).read_text()
+    assert '<li class="good">knn, 10: Lead of a: shown</li>' in text
+    assert '<li class="">knn, 10: Lead of a: not shown</li>' in text
+    assert '<li class="bad">knn, 10: Lead of a: worse</li>' in text

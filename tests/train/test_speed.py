@@ -1,5 +1,9 @@
 """How long a training takes: in words, and measured without a trace."""
 
+import shutil
+import subprocess
+from pathlib import Path
+
 import pytest
 import torch
 from helpers.tasks import RandomBatches, Regression, SelfDistillation
@@ -11,7 +15,9 @@ from torchmae.train.distributed import World
 from torchmae.train.loop import fit
 from torchmae.train.speed import (
     Trial,
+    counted,
     duration,
+    energy_joules,
     enough,
     expected_duration,
     is_timed,
@@ -157,3 +163,33 @@ def test_without_a_compiler(monkeypatch, tmp_path):
     assert found == (False, "no C++ compiler here (no-such-compiler)")
     with pytest.raises(UserError, match="there is no no-such-compiler: install one, or"):
         fit(Regression(), RandomBatches(), plan(compile=True), tmp_path, WORLD)
+
+
+ANSWERS = r"""
+#include <string.h>
+static int ready, handle;
+int nvmlInit_v2(void) { ready = 1; return 0; }
+int nvmlDeviceGetHandleByUUID(const char *uuid, void **device) {
+  if (!ready || strcmp(uuid, "GPU-12ab")) return 6;  /* NVML_ERROR_NOT_FOUND */
+  *device = &handle;
+  return 0;
+}
+int nvmlDeviceGetTotalEnergyConsumption(void *device, unsigned long long *millijoules) {
+  if (device != &handle) return 2;
+  *millijoules = 5000000123456ULL;  /* more than 32 bits */
+  return 0;
+}
+"""
+
+
+def test_a_cpu_does_not_tell() -> None:
+    assert energy_joules(torch.device("cpu")) is None
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="no C compiler here")
+def test_how_nvml_is_called(tmp_path: Path) -> None:
+    (tmp_path / "nvml.c").write_text(ANSWERS)
+    library = str(tmp_path / "nvml.so")
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, tmp_path / "nvml.c"], check=True)
+    assert counted(library, "12ab") == counted(library, "GPU-12ab") == 5000000123.456
+    assert counted(library, "another") is None

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 from zlib import crc32
 
 import numpy as np
@@ -25,9 +25,9 @@ from torchmae.data import workers
 from torchmae.data.decode import BadImage, has_more_pages, inspect
 from torchmae.data.loader import to_pixels
 from torchmae.data.sources.source import BadFile, Pixels, Source, digest_of
-from torchmae.disk import cache_folder, write_whole
+from torchmae.disk import cache_folder, write_text, write_whole
 from torchmae.errors import UserError, printable
-from torchmae.runfolder import note_bad_files
+from torchmae.runfolder import DATA_SHEET, note_bad_files
 from torchmae.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -74,6 +74,24 @@ class Scan(NamedTuple):
         return len(self.mean) == 1 or (
             len(self.mean) == 3 and len(set(self.mean)) == len(set(self.std)) == 1
         )
+
+    def sheet(self) -> dict[str, Any]:
+        """What is known, in a few numbers: for the report."""
+        good = self.sizes[self.sizes[:, 0] > 0]
+        ends = (
+            {"smallest": good.min(0).tolist(), "largest": good.max(0).tolist()} if len(good) else {}
+        )
+        return {
+            "images": self.images,
+            "bad": len(self.bad),
+            "median": [self.height, self.width],
+            **ends,
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "gray": self.grey,
+            "stacks": self.stacks,
+            "all_decoded": self.complete,
+        }
 
 
 class Found(NamedTuple):
@@ -301,4 +319,6 @@ def scan_and_report(source: Source, out: Path, max_bad_percent: float = 1.0) -> 
         share = len(found.bad) / found.images
         log = logger.warning if share > 0.1 else logger.info
         log(f"{len(found.bad)} of {found.images} images cannot be read; the first: {found.bad[0]}")
+    with suppress(OSError):  # the report does without
+        write_text(out / DATA_SHEET, json.dumps(found.sheet(), indent=1))
     return found

@@ -1,5 +1,6 @@
 """How good class predictions are: accuracy with its interval, calibration, confusion."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,8 @@ class Scores:
         per_class: accuracy of each class that occurs, by name.
         calibration_error: expected calibration error, 15 bins of confidence (Guo et al. 2017).
         confusion: counts, [true class][predicted class].
+        calibration: of each bin of confidence that has images their number, their mean confidence
+            and their accuracy.
     """
 
     count: int
@@ -41,11 +44,31 @@ class Scores:
     per_class: dict[str, float]
     calibration_error: float
     confusion: list[list[int]]
+    calibration: list[tuple[int, float, float]]
 
     def summary(self) -> dict[str, Any]:
-        """All but the confusion matrix, for results.json; no top5 where it says nothing."""
-        found = {name: value for name, value in vars(self).items() if name != "confusion"}
+        """The single numbers, for results.json; no top5 where it says nothing."""
+        found = {name: value for name, value in vars(self).items() if name not in DETAILS}
         return {name: value for name, value in found.items() if value is not None}
+
+    def detail(self, of: str, classes: Sequence[str]) -> dict[str, Any]:
+        """The others, for classes.json; of the confusion matrix what is not 0, as (true class,
+        predicted class, count)."""
+        counts = [
+            (i, j, count)
+            for i, row in enumerate(self.confusion)
+            for j, count in enumerate(row)
+            if count
+        ]
+        return {
+            "of": of,
+            "classes": list(classes),
+            "confusion": counts,
+            "calibration": self.calibration,
+        }
+
+
+DETAILS = ("confusion", "calibration")
 
 
 def scores(
@@ -64,13 +87,15 @@ def scores(
     low, high = wilson_interval(int(right.sum()), count)
     confidence = logits.softmax(1).amax(1)
     bins = (confidence * 15).long().clamp(max=14)
-    error = sum(
-        float(
-            (right[bins == b].float().mean() - confidence[bins == b].mean()).abs()
-            * (bins == b).float().mean()
+    calibration = [
+        (
+            int((bins == b).sum()),
+            float(confidence[bins == b].mean()),
+            float(right[bins == b].float().mean()),
         )
         for b in bins.unique()
-    )
+    ]
+    error = sum(n / count * abs(share - sure) for n, sure, share in calibration)
     among = int(logits.isfinite().any(0).sum())  # classes that can be predicted at all
     in_five = (order[:, :5] == labels.unsqueeze(1)).any(1)
     pairs = labels * len(classes) + order[:, 0]
@@ -95,6 +120,7 @@ def scores(
         },
         calibration_error=error,
         confusion=confusion.tolist(),
+        calibration=calibration,
     )
 
 

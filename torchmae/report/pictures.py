@@ -156,6 +156,19 @@ def draw(
         true_statistics: as for `predict_pixels`.
         scale: how many times images are enlarged; None: so that they can be seen.
     """
+    rows = rows_of(model, images, mask, about, true_statistics)
+    notes = notes_of(model, images, true_statistics)
+    return sheet(rows, about.title(mask), about.files, notes, scale)
+
+
+def rows_of(
+    model: MAE,
+    images: UInt8[Tensor, "B C H W"],
+    mask: Mask,
+    about: About,
+    true_statistics: bool = False,
+) -> dict[str, UInt8[Tensor, "B C H W"]]:
+    """The rows of `draw`, on the CPU."""
     device = next(model.parameters()).device
     was_training = model.training
     made = predict_pixels(
@@ -168,9 +181,7 @@ def draw(
     model.train(was_training)
     seen = "noisy" if about.noise_std else "masked"
     alone = ["prediction"] if mask.hide.shape[1] else []  # else it is the reconstruction
-    rows = dict(zip(["original", seen, "reconstruction", *alone], [images.cpu(), *made]))
-    notes = notes_of(model, images, true_statistics)
-    return sheet(rows, about.title(mask), about.files, notes, scale)
+    return dict(zip(["original", seen, "reconstruction", *alone], [images.cpu(), *made]))
 
 
 def notes_of(model: MAE, images: UInt8[Tensor, "B C H W"], true_statistics: bool) -> list[str]:

@@ -30,6 +30,12 @@ CACHES = {
     "disk": "decoded once, kept in a file",
     "device": "all decoded on the device, no loader",
 }
+# What --tracker may be, which is the name of its package and of its extra too, and where it writes.
+TRACKERS = {
+    "tensorboard": "events in the run folder",
+    "wandb": "Weights & Biases, offline unless WANDB_MODE says otherwise",
+    "mlflow": "mlruns/ beside the run folder, or MLFLOW_TRACKING_URI",
+}
 LEAST_NORM = 1e-6  # below, clipped gradients vanish in float32
 # What RUN may be besides a run folder, where only an encoder is needed.
 OF_TIMM = (
@@ -412,9 +418,17 @@ class OutputOptions(ChangeableOptions):
     out: str | None = option(None, "Run folder. If it holds this run already, the run is resumed.")
     save_minutes: float = option(5.0, "Minutes between two checkpoints.", within=MINUTES)
     log_every: int = option(20, "Steps between two lines of log.jsonl.", within=STEPS)
-    tensorboard: bool = option(False, 'Write TensorBoard events too (extra "tensorboard").')
+    tracker: tuple[str, ...] = option(
+        (),
+        f"Write it elsewhere too: {', '.join(TRACKERS)} (extras of these names).",
+        metavar="NAME",
+        otherwise="nowhere",
+        several=True,
+    )
 
     def check(self) -> None:
-        """Raises UserError where TensorBoard is not installed."""
-        if self.tensorboard and find_spec("tensorboard") is None:
-            raise missing_extra("tensorboard", "tensorboard")
+        """Raises UserError for a tracker that there is not, or that is not installed."""
+        for name in self.tracker:
+            choose(TRACKERS, name, "--tracker")
+            if find_spec(name) is None:
+                raise missing_extra(name, name)

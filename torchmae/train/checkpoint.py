@@ -249,12 +249,35 @@ def lock(run: Path) -> Iterator[None]:
         yield
 
 
+def is_locked(run: Path) -> bool | None:
+    """Whether another process trains in a run folder; None where the system does not tell.
+
+    It asks for the lock and gives it back at once. Not for a process that trains there itself:
+    closing the file would drop its own lock.
+    """
+    try:
+        import fcntl
+
+        with (run / LOCK).open() as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                return True
+            return False
+    except FileNotFoundError:
+        return False
+    except (ImportError, OSError):  # Windows; a file system without locks
+        return None
+
+
 # What validations leave in a run folder.
 MEASURED = (
     runfolder.BEST_SCORES,
     runfolder.BEST_MODEL,
     runfolder.LAST_SCORES,
     runfolder.RESULTS,
+    runfolder.CLASSES,
+    runfolder.MISTAKES,
 )
 
 

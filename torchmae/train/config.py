@@ -44,7 +44,7 @@ class TrainConfig:
     log_every: int = 20  # steps
     save_minutes: float = 5.0
     evaluate_minutes: float = 3.0
-    tensorboard: bool = False
+    trackers: tuple[str, ...] = ()  # names in trackers.TRACKERS
     image_flops: int | None = None  # operations of a step for an image, which the log adds up
     evaluate_steps: float | None = None  # between two evaluations, in place of evaluate_minutes
     timeout_minutes: float = 10.0  # of the processes for each other, once the first step is done

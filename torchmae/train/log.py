@@ -1,11 +1,11 @@
-"""What a person sees of a run: progress bar, messages, log.jsonl, TensorBoard."""
+"""What a person sees of a run: progress bar, messages, log.jsonl, trackers."""
 
 import json
 import logging
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,13 @@ import torch
 from tqdm import tqdm
 
 from torchmae.disk import write_text
-from torchmae.errors import missing_extra, printable
-from torchmae.runfolder import BAD_FILES, LOG, note_bad_files, read_log
+from torchmae.errors import printable
+from torchmae.runfolder import BAD_FILES, LOG, PICTURES, note_bad_files, read_log
 from torchmae.train.config import TrainConfig
 from torchmae.train.distributed import World, synchronize
 from torchmae.train.speed import WARMUP_STEPS, duration, enough, expected_duration
+from torchmae.train.trackers import open_trackers
+from torchmae.train.trackers.tracker import Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +31,7 @@ class Log:
 
     Args:
         run: the run folder.
-        plan: its steps, and whether to write for TensorBoard.
+        plan: its steps, and the trackers to write to.
         start: steps done before; what was logged after them will be logged again.
         batch_size: images of a step.
         world: only its main process logs.
@@ -50,7 +52,7 @@ class Log:
         self.replaced: set[str] = set()  # bad files that were named
         self.changed: set[str] = set()  # files
         self.lines = b""  # of log.jsonl that are not on the disk
-        self.writer: Any = None
+        self.trackers: dict[str, Tracker] = {}
         if not self.active:
             return
         records = [r for r in read_log(run) if r["step"] <= start]
@@ -64,12 +66,7 @@ class Log:
             disable=None,
             smoothing=0.05,
         )
-        if plan.tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError as error:
-                raise missing_extra("tensorboard", "tensorboard") from error
-            self.writer = SummaryWriter(str(run), purge_step=start)
+        self.trackers = open_trackers(plan.trackers, run, start)
 
     def lacks_evaluation(self) -> bool:
         """Whether no evaluation was logged at the step that this process resumes from."""
@@ -95,20 +92,31 @@ class Log:
         self.estimated = True
 
     def write(self, record: dict[str, Any]) -> None:
-        """One record: to the file, to TensorBoard, and the loss to the screen."""
+        """One record: to the file, to the trackers, and the loss to the screen."""
         if not self.active:
             return
         self.lines += f"{json.dumps(record)}\n".encode()
         self.write_lines()
-        with self.never_ending("TensorBoard's events"):
-            for name, value in record.items():
-                if self.writer is not None and name != "step" and value is not None:
-                    self.writer.add_scalar(name, value, record["step"])
+        values = {
+            name: value for name, value in record.items() if name != "step" and value is not None
+        }
+        for name, tracker in self.trackers.items():
+            with self.never_ending(f"what {name} keeps"):
+                tracker.scalars(record["step"], values)
         if "loss" not in record:
             named = (pair for pair in record.items() if pair[0] != "step")
             self.scores = "".join(f"  {name} {value:.4g}" for name, value in named)
         if record.get("loss") is not None:
             self.show(record)
+
+    def picture(self, step: int) -> None:
+        """The picture of a step, if one was drawn, to the trackers."""
+        path = self.run / PICTURES / f"step-{step:08d}.png"
+        if not (self.trackers and path.is_file()):
+            return
+        for name, tracker in self.trackers.items():
+            with self.never_ending(f"what {name} keeps"):
+                tracker.picture(step, path)
 
     def show(self, record: dict[str, Any]) -> None:
         """The numbers beside the bar or, without a terminal, every 15 s in a line."""
@@ -167,7 +175,7 @@ class Log:
     def never_ending(self, what: str, errors: type[Exception] = Exception) -> Iterator[None]:
         """No output may end a training: a failure is said once, and training continues.
 
-        TensorBoard and tqdm raise whatever they like for a disk or a terminal that is gone.
+        Trackers and tqdm raise whatever they like for a disk or a terminal that is gone.
         """
         try:
             yield
@@ -185,7 +193,7 @@ class Log:
     def __enter__(self) -> "Log":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, error: BaseException | None, *__: object) -> None:
         if not self.active:
             return
         with self.never_ending("the progress bar"):
@@ -197,9 +205,9 @@ class Log:
                 f"{lost} line{'s' * (lost > 1)} of {self.run / LOG} could not be written"
             )
         self.file.close()
-        with self.never_ending("TensorBoard's events"):
-            if self.writer is not None:
-                self.writer.close()
+        for name, tracker in self.trackers.items():
+            with self.never_ending(f"what {name} keeps"):
+                tracker.close(error is None)
 
 
 def peak_memory_mb(device: torch.device) -> float | None:
@@ -216,3 +224,13 @@ def peak_memory_mb(device: torch.device) -> float | None:
         return None
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most * (1 if sys.platform == "darwin" else 1024) / 1e6  # macOS counts bytes, Linux KiB
+
+
+def restart_peak_memory(device: torch.device) -> None:
+    """From here on `peak_memory_mb` knows only of what comes; it does not where Linux has no such
+    switch (`/proc/self/clear_refs`)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")

@@ -198,6 +198,7 @@ class Session(Generic[B]):
                     found = self.measure(evaluator, done)
                     if found:
                         self.log.write({"step": done, **dict(found)})
+            self.log.picture(done)
         except Interrupted:
             self.save(done)
             raise stopped(done, self.log.plan, self.heard) from None

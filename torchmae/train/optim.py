@@ -185,7 +185,7 @@ def train_config_of(
         micro_batch_size=runtime.micro_batch_size,
         log_every=output.log_every,
         save_minutes=output.save_minutes,
-        tensorboard=output.tensorboard,
+        trackers=output.tracker,
         timeout_minutes=runtime.timeout_minutes,
         **own,
     )

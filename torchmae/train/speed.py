@@ -1,8 +1,11 @@
-"""How long a training takes, and whether torch.compile pays: measured on a few real steps."""
+"""How long a training takes, what energy, and whether torch.compile pays: measured on a few real
+steps."""
 
 import copy
+import ctypes
 import math
 import time
+from contextlib import suppress
 from dataclasses import replace
 from shutil import which
 from typing import Any, NamedTuple
@@ -24,6 +27,8 @@ LEAST_SECONDS = 1800.0
 LEAST_GAIN = 0.05  # of a step's time; less is within the noise of a busy machine
 WINDOW = (500, 5.0)  # steps or seconds, whichever come first, of each of a trial's measurements
 
+NVML = "libnvidia-ml.so.1"  # comes with NVIDIA's driver
+
 
 def enough(steps: int, seconds: float, least: float = 2.0) -> bool:
     """Whether so many steps in so many seconds say how fast a training is."""
@@ -31,10 +36,12 @@ def enough(steps: int, seconds: float, least: float = 2.0) -> bool:
 
 
 class Speed(NamedTuple):
-    """Seconds of a step, loading included, and of what comes before the first one that counts."""
+    """Seconds of a step, loading included, and of what comes before the first one that counts;
+    joules of a step (None: the device does not tell)."""
 
     step: float
     warmup: float
+    energy: float | None = None
 
 
 class Trial(NamedTuple):
@@ -193,14 +200,43 @@ def measure_speed(
         for _ in range(prefetched):  # loaded meanwhile: they would hide that loading is slow
             next(loader)
         synchronize(world.device)
+        before = energy_joules(world.device)
         began = time.monotonic()
         for count in range(1, steps + 1):
             step()
             if world.any_rank(world.is_main and enough(count, time.monotonic() - began, least))[0]:
                 break
         synchronize(world.device)
-        speed = Speed((time.monotonic() - began) / count, warmup)
+        seconds, after = time.monotonic() - began, energy_joules(world.device)
+        used = None if before is None or after is None else (after - before) / count
+        speed = Speed(seconds / count, warmup, used)
     return world.on_main(lambda: speed)
+
+
+def energy_joules(device: torch.device) -> float | None:
+    """Joules since the driver was loaded, to be subtracted, as NVIDIA's management library counts
+    them; None where no device tells.
+
+    GPUs tell from Volta on. What the rest of the machine uses is not in it.
+    """
+    if device.type != "cuda":
+        return None
+    with suppress(OSError, AttributeError):  # no driver, or an old one
+        return counted(NVML, str(torch.cuda.get_device_properties(device).uuid))
+    return None
+
+
+def counted(library: str, uuid: str) -> float | None:
+    """The counter of the GPU with this UUID; None where NVML answers with an error."""
+    nvml = ctypes.CDLL(library)
+    handle, millijoules = ctypes.c_void_p(), ctypes.c_ulonglong()
+    name = uuid if uuid.startswith("GPU-") else f"GPU-{uuid}"
+    wrong = (
+        nvml.nvmlInit_v2()
+        or nvml.nvmlDeviceGetHandleByUUID(name.encode(), ctypes.byref(handle))
+        or nvml.nvmlDeviceGetTotalEnergyConsumption(handle, ctypes.byref(millijoules))
+    )
+    return None if wrong else millijoules.value / 1000
 
 
 def expected_duration(seconds_per_step: float, start: int, steps: int, batch_size: int) -> str:

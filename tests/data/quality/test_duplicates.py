@@ -13,6 +13,7 @@ from torchmae.data.quality.duplicates import (
     components,
     find_duplicates,
     leaks,
+    similar_pairs,
     standardized,
 )
 from torchmae.data.quality.phash import phash, shrink, thumb
@@ -45,6 +46,16 @@ def test_blocks_do_not_matter(monkeypatch) -> None:
     monkeypatch.setattr("torchmae.data.quality.duplicates.BLOCK", 7)
     assert set(close_pairs(hashes, looks)) == whole
     assert len(whole) == 50 * 49 // 2
+
+
+def test_similar_pairs_are_those_of_the_whole_matrix(monkeypatch) -> None:
+    rows = np.random.default_rng(0).normal(size=(60, 5)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    wanted = {(i, j) for i in range(60) for j in range(i + 1, 60) if rows[i] @ rows[j] >= 0.8}
+    assert len(wanted) > 10
+    for block in (7, 512):
+        monkeypatch.setattr("torchmae.data.quality.duplicates.BLOCK", block)
+        assert set(similar_pairs(rows, 0.8)) == wanted
 
 
 def test_groups_are_what_pairs_link() -> None:

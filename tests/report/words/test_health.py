@@ -88,3 +88,40 @@ def test_a_full_disk_and_bad_files(healthy: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_run_that_has_just_begun(healthy: Path) -> None:
     (healthy / "log.jsonl").unlink()
     assert "no step has been logged yet" in said(healthy, "")
+
+
+SCORES = dict(low=0.4, high=0.6, count=20, step=90)
+
+
+@pytest.mark.parametrize(
+    "last, words",
+    [
+        (
+            dict(top1=0.5, calibration_error=0.1, **SCORES),
+            "top 1 50.0% of 20 images (95 % interval 40.0% to 60.0%) at step 90, calibration error",
+        ),
+        (dict(score=0.5, miou=0.5, **SCORES), "validation: mIoU 50.0% of 20 images"),
+        (
+            dict(score=0.3, step=90, boxes=dict(ap=0.3, low=0.2, high=0.4, images=20)),
+            "validation: AP of boxes 30.0% of 20 images (95 % interval 20.0% to 40.0%) at step 90",
+        ),
+        (dict(top1="x", **SCORES), ""),
+        ([], ""),
+    ],
+)
+def test_the_last_validation_is_said(healthy: Path, last: object, words: str) -> None:
+    (healthy / "last.json").write_text(json.dumps(last))
+    good = said(healthy, "")
+    assert words in good if words else "validation" not in good
+
+
+def test_a_classifier_is_compared_with_the_commonest_class(healthy: Path) -> None:
+    """12 of 20 images have one class: 40 % to 60 % is not clearly better, 70 % would be."""
+    (healthy / "last.json").write_text(json.dumps(dict(top1=0.5, **SCORES)))
+    detail = {"confusion": [[0, 0, 8], [0, 1, 4], [1, 1, 8]]}
+    (healthy / "classes.json").write_text(json.dumps({"finetune": detail}))
+    assert "not clearly better than always the commonest class, 60.0%" in said(healthy, "bad")
+    (healthy / "last.json").write_text(json.dumps(dict(top1=0.8, **SCORES | dict(low=0.7))))
+    assert "always the commonest class: 60.0%" in said(healthy, "good")
+    (healthy / "classes.json").write_text(json.dumps({"evaluate": detail}))  # of other images
+    assert "commonest" not in said(healthy, "good") + said(healthy, "bad")

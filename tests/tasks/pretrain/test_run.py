@@ -331,9 +331,14 @@ def test_trivial_predictors_by_brute_force(photos: Path) -> None:
     assert float(found["loss of visible mean"]) == pytest.approx(np.mean(visible_mean), rel=1e-5)
 
 
-def test_tensorboard_and_imagenet_normalisation(photos: Path, tmp_path: Path) -> None:
+def test_a_tracker_and_imagenet_normalisation(photos: Path, tmp_path: Path) -> None:
     run = torchmae.pretrain(
-        str(photos), out=str(tmp_path), tensorboard=True, normalize="imagenet", epochs=1, **SMALL
+        str(photos),
+        out=str(tmp_path),
+        tracker="tensorboard",
+        normalize="imagenet",
+        epochs=1,
+        **SMALL,
     )
     assert torchmae.load(run).mean == (0.485, 0.456, 0.406)
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -1,7 +1,7 @@
 """Images that are copies of others: the same pixels, or nearly the same look; also across parts."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -62,12 +62,26 @@ def find_duplicates(
         thumbs: of each image, see `thumb`.
         ids: the images that are compared; blank ones all look the same and are left out.
     """
+    return grouped(digests, ids, lambda some: close_pairs(hashes[some], standardized(thumbs[some])))
+
+
+def grouped(
+    digests: Sequence[bytes],
+    ids: Int64[np.ndarray, " M"],
+    pairs: Callable[[Int64[np.ndarray, " K"]], Iterable[tuple[int, int]]],
+) -> Duplicates:
+    """Groups of copies among some images, by a measure of likeness.
+
+    Args:
+        digests: of the pixels of each image.
+        ids: the images that are compared.
+        pairs: of K images with different pixels the pairs that are alike, by their places.
+    """
     same: dict[bytes, list[int]] = defaultdict(list)
     for i in ids.tolist():
         same[digests[i]].append(i)
     firsts = np.array([group[0] for group in same.values()], dtype=np.int64)
-    pairs = close_pairs(hashes[firsts], standardized(thumbs[firsts]))
-    linked = components(len(firsts), pairs)
+    linked = components(len(firsts), pairs(firsts))
     members = list(same.values())
     near = [sorted(i for k in group for i in members[k]) for group in linked if len(group) > 1]
     return Duplicates([group for group in members if len(group) > 1], near)
@@ -90,6 +104,15 @@ def close_pairs(
                 left, right = rows[one[later]], rest[other[later]]
                 alike = np.einsum("kp,kp->k", looks[left], looks[right]) >= LEAST_CORRELATION
                 yield from zip(left[alike].tolist(), right[alike].tolist())
+
+
+def similar_pairs(features: Float32[np.ndarray, "K F"], least: float) -> Iterator[tuple[int, int]]:
+    """Pairs of rows of length one whose product is at least so large, found in blocks."""
+    for first in range(0, len(features), BLOCK):
+        block = features[first : first + BLOCK] @ features[first:].T
+        one, other = np.nonzero(block >= least)
+        later = other > one
+        yield from zip((first + one[later]).tolist(), (first + other[later]).tolist())
 
 
 def standardized(thumbs: UInt8[np.ndarray, "K P"]) -> Float32[np.ndarray, "K P"]:

@@ -42,11 +42,29 @@ td.bars { width: 40% }
   gap: 1rem } .charts figure { margin: 0 } svg { width: 100%; height: auto; display: block }
 svg text { fill: var(--pale); font: 12px system-ui, sans-serif } .grid { stroke: var(--edge) }
 img.large { max-width: 100%; height: auto; background: #fff }
-.strip { display: flex; overflow-x: auto; scroll-snap-type: x mandatory; gap: 1rem }
-.strip figure { margin: 0; flex: 0 0 100%; scroll-snap-align: start } h3 { margin: 1rem 0 .3rem }
+.slider { display: flex; flex-wrap: wrap; gap: .3rem; position: relative }
+.slider input { position: absolute; opacity: 0 }
+.slider label { font-size: .85rem; cursor: pointer; padding: .3rem .7rem; border-radius: 4px;
+  border: 1px solid var(--edge); background: var(--card) }
+.slider input:checked + label { background: var(--c0); border-color: var(--c0); color: var(--back) }
+.slider input:focus-visible + label { outline: 2px solid var(--ink); outline-offset: 2px }
+.slider figure { display: none; flex: 0 0 100%; margin: .3rem 0 0 } h3 { margin: 1rem 0 .3rem }
+SLIDER .confusion td, .confusion th { padding: .2rem .4rem; min-width: 2rem }
 details { margin: .5rem 0 } summary { cursor: pointer; padding: .2rem 0 }
 footer { margin-top: 2.5rem; border-top: 1px solid var(--edge); padding-top: .5rem }
 """
+
+
+# The k-th radio button of a slider shows its k-th figure.
+MOST_SLIDES = 8
+STYLE = STYLE.replace(
+    "SLIDER",
+    ",\n".join(
+        f".slider input:nth-of-type({k}):checked ~ figure:nth-of-type({k})"
+        for k in range(1, MOST_SLIDES + 1)
+    )
+    + " { display: block }\n",
+)
 
 
 class Section(NamedTuple):

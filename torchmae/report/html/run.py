@@ -14,7 +14,9 @@ from torchmae.disk import parse_json, write_text
 from torchmae.errors import UserError
 from torchmae.report.curves import panels
 from torchmae.report.html.charts import chart
+from torchmae.report.html.classes import classes_section, has_matrix
 from torchmae.report.html.page import (
+    MOST_SLIDES,
     Cell,
     Section,
     details,
@@ -29,11 +31,14 @@ from torchmae.report.words.health import words_of
 
 logger = logging.getLogger(__name__)
 
-MOST_PICTURES, WIDEST = 8, 1100  # of reconstructions; px
+WIDEST = 1100  # px of reconstructions
 MOST_BYTES = 3_000_000  # of all pictures of a page, as it holds them
 MOST_FILES = 200  # bad files that are named
 DEPTH, MOST_OPEN, MOST_ROWS = 5, 40, 500  # of results: levels, parts of one, rows of a table
-PICTURES = (runfolder.CONFUSION, runfolder.MISTAKES, runfolder.LAYERS, runfolder.CORRUPTIONS)
+PICTURES = (
+    *(runfolder.CONFUSION, runfolder.MISTAKES, runfolder.WORST),
+    *(runfolder.LAYERS, runfolder.CORRUPTIONS, runfolder.CORRUPTED),
+)
 
 
 def write_report(run: Path) -> Path | None:
@@ -61,14 +66,16 @@ def run_page(run: Path) -> str:
     made = f"Made by mae {config.get('verb')}; {kind_words(config)}"
     lead = paragraph(made, pale=True) + findings(words_of(run, config))
     room = MOST_BYTES
-    drawn, room = strip(run, room)
-    shown, room = pictures(run, PICTURES, room)
+    drawn, room = over_time(run, room)
+    names = [n for n in PICTURES if n != runfolder.CONFUSION or not has_matrix(run)]
+    shown, room = pictures(run, names, room)
     return page(
         run.resolve().name,
         lead,
         [
             Section("Curves", curves(records)),
             Section("Reconstructions over time", drawn),
+            Section("Classes", classes_section(run)),
             Section("Measured", measured(runfolder.read_results(run)) + shown),
             Section("Data", data_section(run, config)),
             Section("Settings", settings_table(config)),
@@ -98,30 +105,48 @@ def points_of(records: Sequence[Mapping[str, Any]], name: str) -> list[tuple[flo
     return [(r["step"], r[name]) for r in records if isinstance(r.get(name), int | float)]
 
 
-def strip(run: Path, room: int) -> tuple[str, int]:
-    """Reconstructions from first to last, to be scrolled through, and the bytes that are left.
+def over_time(run: Path, room: int) -> tuple[str, int]:
+    """Reconstructions from first to last behind a slider, and the bytes that are left.
 
     The newest come first into the page's size; of many evenly spaced ones.
     """
     found = sorted((run / runfolder.PICTURES).glob("step-*.png"))
     last = len(found) - 1
-    count = min(MOST_PICTURES, len(found))
+    count = min(MOST_SLIDES, len(found))
     chosen = sorted({round(k * last / max(1, count - 1)) for k in range(count)}, reverse=True)
-    figures: list[str] = []
+    figures: list[tuple[int, str]] = []
     for k in chosen:
         source = readable(found[k])
         if source is None or len(source) > room:
             continue
         room -= len(source)
-        step = int(found[k].stem.removeprefix("step-"))
-        figures.append(
+        figures.append((int(found[k].stem.removeprefix("step-")), source))
+    return slider(figures[::-1], len(found)), room
+
+
+def slider(figures: Sequence[tuple[int, str]], count: int) -> str:
+    """Pictures by step of which one is seen, without a script: a radio button each, which the arrow
+    keys move along like a slider. The last one is seen first."""
+    if not figures:
+        return ""
+    buttons, shown_figures = "", ""
+    for k, (step, source) in enumerate(figures):
+        checked = " checked" * (k == len(figures) - 1)
+        buttons += (
+            f'<input type="radio" name="time" id="time{k}"{checked}>'
+            f'<label for="time{k}">{step:,}</label>'
+        )
+        shown_figures += (
             f'<figure><img class="large" src="{source}" alt="reconstructions at step {step}">'
             f"<figcaption>step {step:,}</figcaption></figure>"
         )
-    if not figures:
-        return "", room
-    more = f"{len(figures)} of {len(found)} pictures, the newest first: scroll sideways"
-    return f'<div class="strip" tabindex="0">{"".join(figures)}</div>{paragraph(more, True)}', room
+    more = paragraph(
+        f"{len(figures)} of {count} pictures, by step: choose one, or use the arrow keys", True
+    )
+    return (
+        f'<div class="slider" role="radiogroup" aria-label="step">{buttons}{shown_figures}</div>'
+        f"{more if len(figures) > 1 else ''}"
+    )
 
 
 def readable(path: Path) -> str | None:
@@ -172,10 +197,24 @@ def nested(value: Any, depth: int = 0) -> str:
     if not plain and inside and all(isinstance(one, Mapping) for one in inside.values()):
         return listed([{"": name, **dict(one)} for name, one in inside.items()], depth)
     body = table([], [[str(name), number(one)] for name, one in plain.items()])
+    for names in beside(inside):  # such as IoU and Dice of each class
+        columns = [inside.pop(name) for name in names]
+        rows = [[str(key), *(number(one[key]) for one in columns)] for key in columns[0]]
+        some = table(["", *names], rows)
+        body += details(", ".join(names), some, open=depth < 3 and len(rows) < MOST_OPEN)
     for name, one in inside.items():
         if one and depth < DEPTH:
             body += details(name, nested(one, depth + 1), open=depth < 3 and len(one) < MOST_OPEN)
     return body
+
+
+def beside(inside: Mapping[str, Any]) -> list[list[str]]:
+    """The names of numbers by the same keys, two and more together: they fit into one table."""
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for name, one in inside.items():
+        if isinstance(one, Mapping) and all(isinstance(v, int | float) for v in one.values()):
+            alike.setdefault(tuple(one), []).append(name)
+    return [names for keys, names in alike.items() if keys and len(names) > 1]
 
 
 def listed(rows: Sequence[Mapping[str, Any]], depth: int) -> str:
@@ -217,11 +256,39 @@ def data_section(run: Path, config: Mapping[str, Any]) -> str:
         ]
         if val:
             rows.append(["validation images", settings.get("val") or "", number(val["count"])])
-        body += table(["", "from", "count"], rows)
+        body += table(["", "from", "count"], rows) + data_sheet(run, settings)
         body += paragraph(f"fingerprint of names and sizes: {data.get('fingerprint')}", pale=True)
     bad = runfolder.read_bad_files(run)
     named = table(["file", "reason"], [(one["file"], one["reason"]) for one in bad[:MOST_FILES]])
     return body + details(f"{len(bad):,} files that cannot be read", named, open=len(bad) < 6)
+
+
+def data_sheet(run: Path, settings: Mapping[str, Any]) -> str:
+    """What the scan before training found of the images."""
+    found = runfolder.read_object(run / runfolder.DATA_SHEET)
+
+    def size(name: str) -> str:
+        height, width = found[name]
+        return f"{width:.0f} x {height:.0f} px"
+
+    def share(name: str) -> str:
+        return ", ".join(f"{float(value):.3f}" for value in found[name])
+
+    rows: list[list[str | Cell]] = []
+    try:
+        rows += [["median size", size("median")]]
+        if "smallest" in found:
+            rows += [["shortest and longest sides", f"{size('smallest')} to {size('largest')}"]]
+        rows += [["mean of pixels, of 1", share("mean")], ["their std", share("std")]]
+        rows += [["colors", "none: gray" if found["gray"] else "yes"]]
+        if found["stacks"]:
+            rows += [["files with several pages", f"{found['stacks']:,}, the first is taken"]]
+    except (KeyError, TypeError, ValueError):  # none, or damaged
+        pass
+    for name in ("include", "exclude"):
+        if settings.get(name):
+            rows += [[name, ", ".join(map(str, settings[name]))]]
+    return table([], rows)
 
 
 def settings_table(config: Mapping[str, Any]) -> str:
@@ -262,7 +329,8 @@ def is_experiment(folder: Path) -> bool:
 def experiment_page(folder: Path) -> str:
     """The page of mae compare, mae partial or mae ablate: their figures and tables."""
     shown_pictures, _ = pictures(folder, sorted(p.name for p in folder.glob("*.png")), MOST_BYTES)
-    tables = measured(runfolder.read_results(folder))
+    records = runfolder.read_results(folder)
+    tables = measured(records)
     if (folder / ABLATION).is_file():
         try:
             tables += nested(parse_json((folder / ABLATION).read_bytes()))
@@ -270,6 +338,23 @@ def experiment_page(folder: Path) -> str:
             raise UserError(f"{folder / ABLATION} cannot be read: {error}") from error
     return page(
         folder.resolve().name,
-        "",
+        findings(verdicts(records)),
         [Section("Figures", shown_pictures), Section("Measured", tables)],
     )
+
+
+def verdicts(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """What a comparison says of its claims, in words: findings of a page."""
+    found = []
+    for record in records:
+        rows = (record.get("results") or {}).get("rows")
+        for row in rows if isinstance(rows, list) else []:
+            if isinstance(row, Mapping) and row.get("claim") and row.get("verdict"):
+                about = ", ".join(shown(row[name]) for name in ("measure", "name") if row.get(name))
+                found.append(
+                    (VERDICTS.get(row["verdict"], ""), f"{about}: {row['claim']}: {row['verdict']}")
+                )
+    return found
+
+
+VERDICTS = {"shown": "good", "worse": "bad"}

@@ -1,8 +1,8 @@
 """What the files of a run say about how it goes, in words: the verdict first, without its
 images."""
 
-import json
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,17 +48,23 @@ def progress(config: Mapping[str, Any], losses: Sequence[Mapping[str, Any]]) -> 
         if config.get("verb") in ("pretrain", "finetune", "tokenizer"):
             yield Word("", "no step has been logged yet")
         return
-    settings, data, step = config["config"], config.get("data") or {}, losses[-1]["step"]
-    try:
-        of = max(1, round(settings["epochs"] * data["count"] / settings["batch_size"]))
-        epoch = step * settings["batch_size"] / data["count"]
-        text = f"step {step:,} of {of:,}, epoch {epoch:.4g} of {settings['epochs']:.4g}"
-        done = step >= of
-    except (KeyError, TypeError, ZeroDivisionError):  # a config.json that only describes a model
-        text, done = f"step {step:,}", False
+    settings, step, of = config["config"], losses[-1]["step"], steps_of(config)
+    text, done = f"step {step:,}", of is not None and step >= of
+    if of is not None:
+        epoch = step * settings["batch_size"] / config["data"]["count"]
+        text += f" of {of:,}, epoch {epoch:.4g} of {settings['epochs']:.4g}"
     seen = losses[-1].get("images_seen")
     more = f", {seen:,} images seen" if seen else ""
     yield Word("", f"{'finished' if done else 'last logged'}: {text}{more}")
+
+
+def steps_of(config: Mapping[str, Any]) -> int | None:
+    """The steps of a whole training; None for a config.json that only describes a model."""
+    settings, data = config.get("config") or {}, config.get("data") or {}
+    try:
+        return max(1, round(settings["epochs"] * data["count"] / settings["batch_size"]))
+    except (KeyError, TypeError, ZeroDivisionError):
+        return None
 
 
 def learning(
@@ -80,14 +86,7 @@ def learning(
             )
     elif losses and losses[-1]["loss"] is None:
         yield Word("bad", f"the loss is not finite at step {losses[-1]['step']:,}")
-    scores = validation(run)
-    if scores:
-        yield Word(
-            "good",
-            f"validation: top 1 {scores['top1']:.1%} of {scores['count']:,} images (95 % interval "
-            f"{scores['low']:.1%} to {scores['high']:.1%}) at step {scores['step']:,}, calibration "
-            f"error {scores['calibration_error']:.3f}",
-        )
+    yield from validation(run)
 
 
 def baselines(record: Mapping[str, Any]) -> set[str]:
@@ -95,13 +94,48 @@ def baselines(record: Mapping[str, Any]) -> set[str]:
     return {name for name in record if name.startswith(BASELINE)}
 
 
-def validation(run: Path) -> dict[str, Any] | None:
-    """The last scores of a fine-tuning; None where there are none that can be read."""
+# Of what last.json holds: the score of a classifier, a segmenter, a detector, and its name.
+SCORES = {"top1": "top 1", "miou": "mIoU", "ap": "AP"}
+
+
+def validation(run: Path) -> Iterator[Word]:
+    """The last scores of a fine-tuning; none where there are none that can be read."""
+    last = runfolder.read_object(run / runfolder.LAST_SCORES)
+    kinds = {kind: last[kind] for kind in ("boxes", "masks") if isinstance(last.get(kind), dict)}
+    for kind, scores in (kinds or {"": last}).items():
+        name = next((name for name in SCORES if name in scores), "")
+        count = scores.get("count", scores.get("images"))
+        needed = [scores.get(name), scores.get("low"), scores.get("high"), last.get("step"), count]
+        if not all(isinstance(one, int | float) for one in needed):
+            continue
+        of = f" of {kind}" if kind else ""
+        text = (
+            f"validation: {SCORES[name]}{of} {scores[name]:.1%} of {count:,} images (95 % "
+            f"interval {scores['low']:.1%} to {scores['high']:.1%}) at step {last['step']:,}"
+        )
+        error, trivial = scores.get("calibration_error"), commonest(run)
+        text += f", calibration error {error:.3f}" if error is not None else ""
+        if name != "top1" or trivial is None:
+            yield Word("", text)
+        elif scores["low"] > trivial:
+            yield Word("good", f"{text}; always the commonest class: {trivial:.1%}")
+        else:
+            yield Word(
+                "bad",
+                f"{text}: not clearly better than always the commonest class, {trivial:.1%}",
+            )
+
+
+def commonest(run: Path) -> float | None:
+    """The accuracy of always saying the commonest class of the validation images; None where they
+    are not known."""
+    found = runfolder.read_object(run / runfolder.CLASSES)
     try:
-        scores = json.loads((run / runfolder.LAST_SCORES).read_text())
-        needed = ("top1", "count", "low", "high", "step", "calibration_error")
-        return scores if all(isinstance(scores[name], int | float) for name in needed) else None
-    except (OSError, ValueError, KeyError, TypeError):
+        images: Counter[int] = Counter()
+        for true, _, count in found["finetune"]["confusion"]:
+            images[true] += count
+        return max(images.values()) / images.total()
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
         return None
 
 

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torchmae.data.config import DecodeOptions
 from torchmae.errors import UserError
-from torchmae.settings.groups import LabelledListingOptions
+from torchmae.settings.groups import DeviceOptions, LabelledListingOptions
 from torchmae.settings.options import Range, argument, check_ranges, option
 
 
@@ -31,6 +31,12 @@ class Check:
         metavar="FILE",
         otherwise="none",
     )
+    run: str | None = option(
+        None,
+        "Find near-duplicates by the features of this run, which also know cropped copies.",
+        metavar="RUN",
+        otherwise="by a hash of what images look like",
+    )
     count: int = option(
         24, "Images on the sheet, chosen by the hash.", within=Range(at_least=0, at_most=200)
     )
@@ -39,6 +45,7 @@ class Check:
     )
     listing: LabelledListingOptions = LabelledListingOptions()
     decode: DecodeOptions = DecodeOptions()
+    runtime: DeviceOptions = DeviceOptions()
 
     def check(self) -> None:
         """Raises UserError for values that are not possible."""

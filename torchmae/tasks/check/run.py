@@ -9,17 +9,18 @@ import numpy as np
 
 from torchmae.data.config import listing_as_run
 from torchmae.data.quality.duplicates import find_duplicates, leaks
-from torchmae.data.quality.findings import Checked, findings
+from torchmae.data.quality.findings import Checked, Finding, findings
 from torchmae.data.quality.parts import open_parts
 from torchmae.data.quality.survey import Survey, survey
 from torchmae.data.quality.texture import Suggestion, Texture, chosen, suggest, texture
 from torchmae.disk import write_text
 from torchmae.errors import UserError, printable
 from torchmae.report.html.check import check_page, kinds, summary
-from torchmae.runfolder import is_run
+from torchmae.runfolder import is_run, read_config
 from torchmae.settings.defaults import SIDES
 from torchmae.tasks.check.config import Check
 from torchmae.tasks.check.keep import kept, refuse_unlisted, write_list
+from torchmae.tasks.check.likeness import by_features
 
 logger = logging.getLogger(__name__)
 
@@ -42,12 +43,14 @@ def run(config: Check) -> dict[str, Any]:
     for file in filter(None, (config.out, config.write_list)):
         if not Path(file).absolute().parent.is_dir():
             raise UserError(f"{file}: there is no such folder")
+    if config.run is not None:
+        read_config(config.run)  # before every image is read
     listing = listing_as_run(config.listing, config.data, "none")
     sources, parts, labels = open_parts(config.data, config.val, config.decode, listing)
     if config.write_list is not None:
         refuse_unlisted(sources, config.data)
-    checked = look_at(survey(sources, parts, labels), config.data)
-    found = findings(checked)
+    checked, note = look_at(survey(sources, parts, labels), config)
+    found = [*findings(checked), *([Finding(False, note)] if note else [])]
     left_out = "; ".join(filter(None, (source.left_out for source in sources)))
     look = structure(checked.survey, config.seed)
     shown = chosen(checked.survey.good, config.count, config.seed)
@@ -83,15 +86,21 @@ def run(config: Check) -> dict[str, Any]:
     }
 
 
-def look_at(found: Survey, data: str) -> Checked:
-    """What follows from a survey."""
+def look_at(found: Survey, config: Check) -> tuple[Checked, str]:
+    """What follows from a survey; with --run, how near-duplicates were found."""
     if not len(found.good):
         raise UserError(
-            f"none of the {len(found)} images of {data} can be read; the first: {found.bad[0]}"
+            f"none of the {len(found)} images of {config.data} can be read; the first: "
+            f"{found.bad[0]}"
         )
-    ids = found.good[~found.blank[found.good]]
-    copies = find_duplicates(found.digests, found.hashes, found.thumbs, ids)
-    return Checked(found, copies, leaks(copies, found.parts, found.digests, found.thumbs))
+    if config.run is None:
+        ids, note = found.good[~found.blank[found.good]], ""
+        copies = find_duplicates(found.digests, found.hashes, found.thumbs, ids)
+    else:
+        alike = by_features(found, config.run, config.runtime.device, config.seed)
+        copies, note = alike.duplicates, alike.words(config.run)
+    leaked = leaks(copies, found.parts, found.digests, found.thumbs)
+    return Checked(found, copies, leaked), note
 
 
 def structure(found: Survey, seed: int) -> tuple[Texture, Suggestion] | None:

@@ -13,7 +13,7 @@ from torchmae.eval.extract import collect, logits_of, say_view
 from torchmae.models.heads import Classifier
 from torchmae.report.confusion import draw_confusion
 from torchmae.report.mistakes import draw_mistakes
-from torchmae.runfolder import CONFUSION, MISTAKES
+from torchmae.runfolder import CONFUSION, MISTAKES, add_classes
 from torchmae.tasks.evaluate.config import Evaluate
 from torchmae.tasks.evaluate.images import among_of, open_labelled
 
@@ -38,6 +38,8 @@ def measure_once(config: Evaluate, model: Classifier, device: torch.device) -> d
     draw_confusion(found.confusion, model.classes, picture, title)
     logger.info(f"{describe(found, config.best)}{not_above_commonest(found.low, labels)}")
     size, mistakes = model.encoder.image_size, Path(config.run) / MISTAKES
+    detail = found.detail(f"mae evaluate on {config.data}", model.classes)
+    add_classes(Path(config.run), "evaluate", detail)
     wrong = draw_mistakes(images, ids, logits, labels, model.classes, size, mistakes)
     logger.info(f"Drawn: {picture}{f', {mistakes}' if wrong else ''}")
     return found.summary()

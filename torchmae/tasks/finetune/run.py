@@ -232,6 +232,8 @@ def train(job: Job, out: Path, world: World, quiet: bool) -> Path:
             list(validation(plan.steps))
     world.on_main(lambda: draw_curves(out))
     text = world.on_main(lambda: summary(out, plan, data.val_labels))  # writes results.json too
+    if not quiet:
+        world.on_main(lambda: validation.details(plan.steps))
     world.on_main(lambda: write_report(out))
     if world.is_main and not quiet:
         logger.info(text)

@@ -12,6 +12,8 @@ from torchmae.data.labels import LabelledSets
 from torchmae.eval.classification import scores
 from torchmae.eval.extract import collect, logits_of
 from torchmae.models.heads import Classifier
+from torchmae.report.mistakes import draw_mistakes
+from torchmae.runfolder import MISTAKES, add_classes
 from torchmae.train.checkpoint import keep_scores, validated_step
 from torchmae.train.distributed import World
 
@@ -33,6 +35,7 @@ class Validation:
         self.out = out
         self.world = world
         self.decoded: tuple[list[int], Tensor] | None = None
+        self.last: tuple[list[int], Tensor] | None = None  # numbers and logits
 
     def step(self) -> int | None:
         """The step that was validated last."""
@@ -58,7 +61,19 @@ class Validation:
 
     def __call__(self, step: int) -> Iterator[tuple[str, float]]:
         """Measures at a step; yields the accuracy."""
-        ids, found = self.logits()
+        ids, found = self.last = self.logits()
         result = scores(found, self.data.val_labels[ids], self.model.classes)
         keep_scores(self.out, step, result.summary(), SCORE, self.model, self.world)
         yield "accuracy", result.top1
+
+    def details(self, step: int) -> None:
+        """Writes and draws what the last validation says of single classes and images, if there
+        was one in this process."""
+        if self.last is None:
+            return
+        (ids, found), classes = self.last, self.model.classes
+        labels = self.data.val_labels[ids]
+        detail = scores(found, labels, classes).detail(f"validation at step {step:,}", classes)
+        add_classes(self.out, "finetune", detail)
+        size = self.model.encoder.image_size
+        draw_mistakes(self.data.val, ids, found, labels, classes, size, self.out / MISTAKES)

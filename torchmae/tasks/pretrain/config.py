@@ -206,9 +206,13 @@ def model_size(facts: Facts, values: Mapping[str, Any]) -> Choice:
         return Choice(None, "the run's, of a size without a name")
     if facts.device != "cuda":
         return Choice("vit_micro", "the largest that trains in minutes without a GPU")
+    return Choice(suited(facts.images), f"for {facts.images:,} images on a GPU")
+
+
+def suited(images: int) -> str:
+    """The largest size that so many images call for, whatever the device."""
     sizes = ((10_000, "vit_tiny"), (200_000, "vit_small"))
-    name = next((name for limit, name in sizes if facts.images < limit), "vit_base")
-    return Choice(name, f"for {facts.images:,} images on a GPU")
+    return next((name for limit, name in sizes if images < limit), "vit_base")
 
 
 def batch_size(facts: Facts, values: Mapping[str, Any]) -> Choice:

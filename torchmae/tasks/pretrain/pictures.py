@@ -16,7 +16,9 @@ from torchmae.data.transforms import CenterCropResize
 from torchmae.data.workers import Loading
 from torchmae.models.mae import MAE
 from torchmae.report.html.run import write_report
-from torchmae.report.pictures import About, draw, draw_mask
+from torchmae.report.pictures import About, draw_mask, notes_of, rows_of
+from torchmae.report.sheet import sheet
+from torchmae.report.tokens import NOTE, token_map
 from torchmae.tasks.pretrain.config import ResolvedPretrain
 from torchmae.train.distributed import World
 
@@ -68,7 +70,12 @@ class Pictures:
         masking = self.masking
         mask = draw_mask(self.model, masking.masking, masking.mask_ratio, self.seed, self.samples)
         about = About(self.run, step, masking.masking, self.files, masking.noise)
-        picture = draw(self.model, self.images, mask, about)
+        rows: dict[str, Tensor] = dict(rows_of(self.model, self.images, mask, about))
+        notes = notes_of(self.model, self.images, False)
+        tokens = token_map(self.model, self.images)
+        if tokens is not None:
+            rows, notes = {**rows, "tokens": tokens}, [*notes, NOTE]
+        picture = sheet(rows, about.title(mask), about.files, notes)
         if self.is_main:
             self.folder.mkdir(exist_ok=True, parents=False)
             partial = self.folder / ".partial.png"

@@ -11,7 +11,7 @@ from torchmae.data.cache.choose import with_cache
 from torchmae.data.config import DecodeOptions, decode_as_run, listing_as_run
 from torchmae.data.labels import LabelledSets
 from torchmae.data.loader import Batches, Transform
-from torchmae.data.scan import scan_and_report
+from torchmae.data.scan import Scan, scan_and_report
 from torchmae.data.sources import open_source, with_decode
 from torchmae.data.sources.source import Source
 from torchmae.data.transforms import (
@@ -37,6 +37,7 @@ from torchmae.tasks.pretrain.job import Job
 from torchmae.tasks.pretrain.pictures import Page, Pictures
 from torchmae.tasks.pretrain.plan import describe, summary, train_config
 from torchmae.tasks.pretrain.start import (
+    InitRun,
     build_model,
     check_names,
     described_target,
@@ -130,20 +131,9 @@ def begun(config: Pretrain, source: Source, out: Path, world: World) -> Job:
     described_target(config.masking.target)  # its run is there, or nothing is scanned
     config, init_run = init_from_run(config, source.channels)
     found = world.on_main(lambda: scan_and_report(source, out, config.scan.max_bad_percent))
-    facts = Facts(
-        images=found.images,
-        height=found.height,
-        width=found.width,
-        channels=source.channels,
-        embed_dim=init_run.encoder.embed_dim if init_run else None,
-        **machine_facts(world),
-    )
-    resolved, chosen = config.resolve(facts)
-    model, origin = build_model(resolved, found, init_run)
-    num_visible(math.prod(model.encoder.grid), resolved.masking.mask_ratio)
-    batches = make_batches(resolved, source, world)
-    job = Job(resolved, batches, model, origin, found, chosen, batches)
-    fit_target(model, job.batches, world)
+    facts = facts_of(found, source, world, init_run)
+    job = new_job(config, facts, source, found, world, init_run)
+    resolved, chosen = job.config, job.chosen
     plan = train_config(resolved, found.images)
     asked = (config.optim.minutes, config.runtime.compile)
     if is_timed(plan.steps, *asked):
@@ -154,12 +144,42 @@ def begun(config: Pretrain, source: Source, out: Path, world: World) -> Job:
         resolved, chosen = config.resolve(replace(facts, **known))
         job = replace(job, config=resolved, chosen=chosen)
     identity = runfolder.stamped_identity(source)
+    model = job.model
     world.on_main(  # all that can be wrong with the settings is known by now
         lambda: runfolder.write_config(
             out, "pretrain", flatten(resolved), identity, model.config(), why(chosen)
         )
     )
     return job
+
+
+def facts_of(found: Scan, source: Source, world: World, init_run: InitRun | None = None) -> Facts:
+    """What the rules may depend on before anything is measured."""
+    return Facts(
+        images=found.images,
+        height=found.height,
+        width=found.width,
+        channels=source.channels,
+        embed_dim=init_run.encoder.embed_dim if init_run else None,
+        **machine_facts(world),
+    )
+
+
+def new_job(
+    config: Pretrain,
+    facts: Facts,
+    source: Source,
+    found: Scan,
+    world: World,
+    init_run: InitRun | None = None,
+) -> Job:
+    """A job before its first step, without a cache; its target is fitted. It writes nothing."""
+    resolved, chosen = config.resolve(facts)
+    model, origin = build_model(resolved, found, init_run)
+    num_visible(math.prod(model.encoder.grid), resolved.masking.mask_ratio)
+    batches = make_batches(resolved, source, world)
+    fit_target(model, batches, world)
+    return Job(resolved, batches, model, origin, found, chosen, batches)
 
 
 def make_batches(config: ResolvedPretrain, source: Source, world: World) -> Batches:
