@@ -78,7 +78,7 @@ class Browser:
 
     def next_message(self) -> dict[str, Any]:
         while b"\0" not in self.parts:
-            some = self.incoming.read1(1 << 16)  # type: ignore[attr-defined]
+            some = self.incoming.read1(1 << 16)
             assert some, "Chromium has ended"
             self.parts += [part for part in re.split(b"(\0)", some) if part]
         end = self.parts.index(b"\0")

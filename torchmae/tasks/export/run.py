@@ -2,6 +2,7 @@
 is called done."""
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ from torchmae.disk import refuse_full, whole_folder
 from torchmae.errors import UserError, choose
 from torchmae.eval.extract import choose_pool
 from torchmae.interop.exporting import EXPORTS
-from torchmae.interop.exporting.check import ExportInput, WithPreprocessing, compare
+from torchmae.interop.exporting.check import ExportInput, Masked, WithPreprocessing, compare
 from torchmae.interop.names import Weights, to_plain
 from torchmae.models.mae import MAE
 from torchmae.models.weights import load, load_classifier, load_mae, load_segmenter, read_weights
 from torchmae.report.words.model_card import card
 from torchmae.runfolder import kind_of, read_config
 from torchmae.tasks.export.config import Export
+from torchmae.tasks.export.page import as_page, find_runtime, to_page
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +51,7 @@ def run(config: Export) -> Path:
     """Exports, reloads, compares and writes the model card; returns the folder."""
     if config.to.lower() in BY_OTHERS:
         raise UserError(f"--to {config.to}: {BY_OTHERS[config.to.lower()]}")
-    write, out = choose(EXPORTS, config.to, "form"), Path(config.out)
+    write, out = choose({**EXPORTS, "page": to_page}, config.to, "form"), Path(config.out)
     if config.only not in (None, "encoder"):
         raise UserError(f"--only {config.only}: encoder is the only part that can be exported")
     if config.with_preprocessing and config.to not in GRAPHS:
@@ -59,13 +61,19 @@ def run(config: Export) -> Path:
         )
     if config.pool is not None and not config.with_preprocessing:
         raise UserError(f"--pool {config.pool}: only --with-preprocessing pools: add it")
+    if config.to == "page":
+        runtime = find_runtime(config.onnxruntime_web)
+        config, write = as_page(config), partial(to_page, config.run, runtime)
+    elif config.onnxruntime_web is not None:
+        raise UserError(f"--onnxruntime-web: for --to page, and {config.to} has no use for it")
     refuse_full(out)
     subject = open_run(config)
     with torch.no_grad(), whole_folder(out) as folder:
         made = write(subject, folder)
         difference = compare(subject, made)
         note = f"Reloaded like this it differed from torchmae {difference} on 16 random images."
-        if isinstance(subject.model, MAE) and subject.model.decoder.statistics is not None:
+        masked = config.to in ("onnx", "page")
+        if isinstance(subject.model, MAE) and subject.model.decoder.statistics and not masked:
             note += (
                 " Its head for brightness and contrast (decoder.statistics) has no place there and "
                 "is not exported."
@@ -160,10 +168,16 @@ def refuse_dense(config: Export, kind: str) -> None:
         raise UserError(f"--to {config.to}: a {kind} has no place there: use --to {graphs}")
 
 
-def serving(config: Export, module: Any, kind: str) -> WithPreprocessing | None:
-    """The module that takes pixels, where it is asked for; an MAE is refused by its form."""
-    if not config.with_preprocessing or kind == "mae":
+def serving(config: Export, module: Any, kind: str) -> WithPreprocessing | Masked | None:
+    """The module that takes pixels, where it is asked for; torch-export refuses an MAE itself."""
+    if not config.with_preprocessing:
         return None
+    if kind == "mae":
+        if config.pool is not None:
+            raise UserError(
+                f"--pool {config.pool}: a whole MAE returns pictures; its features: --only encoder"
+            )
+        return Masked(module, True).eval()
     if kind in WITH_BEST:
         if config.pool is not None:
             raise UserError(

@@ -67,7 +67,8 @@ function interleaved(values, channels) {
 export async function open(say) {
   const about = await (await fetch("about.json")).json();
   ort.env.wasm.numThreads = 1; // more need headers that plain static servers do not send
-  ort.env.wasm.wasmPaths = new URL(".", import.meta.url).href;
+  const machineCode = new URL("ort-wasm-simd-threaded.wasm", import.meta.url).href;
+  ort.env.wasm.wasmPaths = { wasm: machineCode };
   say(`Loading the model (${Math.round(about.bytes / 1e6)} MB) ...`);
   const session = await ort.InferenceSession.create("model.onnx", { executionProviders: ["wasm"] });
   const all = Array.from({ length: about.patches }, (_, place) => place);
