@@ -146,7 +146,7 @@ class Tab:
         """Chooses a file as a user does in the dialog."""
         root = self.call("DOM.getDocument")["root"]["nodeId"]
         node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
-        self.call("DOM.setFileInputFiles", nodeId=node, files=[str(path)])
+        self.call("DOM.setFileInputFiles", nodeId=node, files=[str(path.resolve())])
 
     def place(self, selector: str, across: float = 0.5, down: float = 0.5) -> dict[str, float]:
         """A place on an element, as shares of its sides, in the window's pixels."""

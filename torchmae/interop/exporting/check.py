@@ -248,6 +248,6 @@ def max_abs_diff(
 def no_decoder(subject: ExportInput, form: str) -> None:
     if isinstance(subject.model, MAE):
         raise UserError(
-            f"{form} has no masked autoencoder: add --only encoder, or use --to transformers, onnx or "
-            "safetensors"
+            f"{form} has no masked autoencoder: add --only encoder, or use --to transformers, onnx "
+            "or safetensors"
         )

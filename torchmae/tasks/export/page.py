@@ -1,4 +1,4 @@
-"""`mae export --to page`: a folder of static files that runs a masked autoencoder in the browser."""
+"""`mae export --to page`: a folder of static files that runs a masked autoencoder in a browser."""
 
 import json
 from dataclasses import replace
@@ -93,8 +93,8 @@ def to_page(run: str, runtime: Runtime, subject: ExportInput, folder: Path) -> E
     size = sum(weight.numel() * weight.element_size() for weight in subject.weights.values())
     if size > MOST_BYTES:
         raise UserError(
-            f"{size / 1e6:.0f} MB of weights are more than the {MOST_BYTES / 1e6:.0f} MB that a page "
-            "should make a browser load: use mae serve"
+            f"{size / 1e6:.0f} MB of weights are more than the {MOST_BYTES / 1e6:.0f} MB that a "
+            "page should make a browser load: use mae serve"
         )
     made = to_onnx(subject, folder)
     about = playground.about(run, subject.model)

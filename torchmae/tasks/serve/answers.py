@@ -16,8 +16,9 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from torchmae.data.config import decode_as_run
+from torchmae.data.config import decode_as_run, listing_as_run
 from torchmae.data.decode import BadImage, decode
+from torchmae.data.sources import open_source
 from torchmae.data.transforms import CenterCropResize
 from torchmae.errors import UserError, printable
 from torchmae.eval.detection import to_detections
@@ -34,7 +35,7 @@ from torchmae.report.html import playground
 from torchmae.report.pictures import draw_mask, predict_pixels
 from torchmae.report.segmentation import overlay
 from torchmae.runfolder import kind_of, read_config
-from torchmae.settings.groups import test_as_run
+from torchmae.settings.groups import ListingOptions, test_as_run
 from torchmae.tasks.serve.config import Serve
 from torchmae.tasks.serve.neighbors import Neighbors
 from torchmae.train.distributed import find_device
@@ -92,9 +93,16 @@ class Answers:
         self.crop = CenterCropResize(tuple(self.encoder.image_size), self.about["crop"])
         self.neighbors = None
         if config.features is not None:
+            data = config.data or stored["config"].get("data")
+            if not isinstance(data, str):
+                raise UserError(f"{config.run} knows no images of its own: name them with --data")
+            listing = listing_as_run(ListingOptions(), data, config.run)
+            source = open_source(data, self.decoding, listing)
             self.neighbors = Neighbors(
-                config.features, self.encoder, self.device, self.decoding, self.crop
+                config.features, source, self.encoder, self.crop, self.device
             )
+        elif config.data is not None:
+            raise UserError("--data goes with --features: the file that mae embed wrote of it")
         config.test.check()
         how = test_as_run(config.test, stored["config"])
         self.segment = partial(self.model.predict, **how) if self.kind == "segmenter" else None

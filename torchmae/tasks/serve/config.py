@@ -34,6 +34,12 @@ class Serve:
         "The .npz file that mae embed wrote with this run: shows the nearest of its images.",
         metavar="FILE",
     )
+    data: str | None = option(
+        None,
+        "With --features: the images they are of.",
+        metavar="DATA",
+        otherwise="those the run was trained on",
+    )
     min_score: float = option(
         0.5, "Of a detector: the score from which on an object is shown.", within=SHARE
     )

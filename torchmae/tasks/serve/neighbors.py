@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from torchmae.data.config import DecodeOptions
-from torchmae.data.decode import decode
-from torchmae.data.sources.source import read_file
+from torchmae.data.decode import BadImage
+from torchmae.data.loader import read_pixels
+from torchmae.data.sources import Source
 from torchmae.data.transforms import CenterCropResize
 from torchmae.errors import UserError, printable
 from torchmae.eval.extract import POOLS, features_of
@@ -29,68 +29,75 @@ class Neighbors:
 
     Args:
         file: a .npz file of `mae embed`.
+        source: the images that it was written of, in any order.
         encoder: of the run.
+        crop: how images become what the encoder takes.
         device: where it computes.
-        decoding: how images are decoded.
-        crop: how they become what the encoder takes.
 
     Raises:
-        UserError: no such file, or its features are not those of this encoder.
+        UserError: no such file, or its features are not those of these images with this encoder.
     """
 
     def __init__(
         self,
         file: str,
+        source: Source,
         encoder: Backbone,
-        device: torch.device,
-        decoding: DecodeOptions,
         crop: CenterCropResize,
+        device: torch.device,
     ):
-        self.names, features = read_features(file)
-        self.decoding = decoding
-        self.crop = crop
+        names, features = read_features(file)
+        place = {source.name(i): i for i in range(len(source))}
+        unknown = [name for name in names if name not in place]
+        if unknown:
+            raise UserError(
+                f"--features {file}: {len(unknown):,} of its {len(names):,} images are not there "
+                f"({printable(unknown[0])}): name the DATA of mae embed with --data"
+            )
+        self.source = source
+        self.ids = [place[name] for name in names]
         self.features = F.normalize(torch.from_numpy(features), dim=1)
         pools = {
             pool: features_of(encoder, None, pool, device)
             for pool in POOLS
             if pool == "mean" or encoder.num_prefix_tokens
         }
-        for i in range(min(TRIED, len(self.names))):
+        for row, i in enumerate(self.ids[:TRIED]):
             pixels = self.pixels(i)
             if pixels is None:
                 continue
             with torch.no_grad():
                 made = {pool: F.normalize(of(crop(pixels)[0][None])) for pool, of in pools.items()}
             for pool, own in made.items():
-                if own.shape[1] == features.shape[1] and own[0] @ self.features[i] > ALIKE:
+                if own.shape[1] == features.shape[1] and own[0] @ self.features[row] > ALIKE:
                     self.features_of = pools[pool]
                     return
             raise UserError(
-                f"--features {file}: {self.names[i]} has other features with this run: write them "
-                "again with mae embed RUN DATA (the last layer, the last weights)"
+                f"--features {file}: {printable(names[row])} has other features with this run: "
+                "write them again with mae embed RUN DATA (the last layer, the last weights)"
             )
         raise UserError(
-            f"--features {file}: none of its first {TRIED} images can be read from here, so they "
-            "can neither be checked nor shown: start where mae embed was run"
+            f"--features {file}: none of its first {TRIED} images can be read, so they can neither "
+            "be checked nor shown"
         )
 
     def pixels(self, i: int) -> UInt8[np.ndarray, "H W C"] | None:
-        """An image of the file, None where it is gone or was no file of its own."""
+        """An image of the source, None where it is damaged or gone."""
         try:
-            return decode(read_file(self.names[i], self.decoding), self.decoding)
-        except (OSError, ValueError):  # `BadImage` is a ValueError
+            return read_pixels(self.source, i)
+        except BadImage:
             return None
 
     def nearest(self, pixels: UInt8[Tensor, "C H W"]) -> list[dict[str, Any]]:
         """The images with the largest cosine of their features to those of one."""
         query = F.normalize(self.features_of(pixels[None]))[0]
-        best = (self.features @ query).topk(min(SHOWN, len(self.names)))
+        best = (self.features @ query).topk(min(SHOWN, len(self.ids)))
         found = []
-        for similarity, i in zip(best.values.tolist(), best.indices.tolist()):
-            image = self.pixels(i)
+        for similarity, row in zip(best.values.tolist(), best.indices.tolist()):
+            image = self.pixels(self.ids[row])
             found.append(
                 {
-                    "name": printable(PurePath(self.names[i]).name),
+                    "name": printable(PurePath(self.source.name(self.ids[row])).name),
                     "similarity": similarity,
                     "picture": "" if image is None else thumbnail(image),
                 }

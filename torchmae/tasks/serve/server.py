@@ -1,8 +1,8 @@
 """The server of `mae serve`: requests of one page, on 127.0.0.1 alone.
 
-Who may ask: the address has a random token, which other users of the machine and other pages in the
-browser do not know; `Host` has to be this server (against DNS rebinding), and `Origin` this page for
-what is posted. No path of a client is ever opened: names are looked up in a table.
+Who may ask: the address has a random token, which other users of the machine and other pages in
+the browser do not know; `Host` has to be this server (against DNS rebinding), and `Origin` this
+page for what is posted. No path of a client is ever opened: names are looked up in a table.
 """
 
 import errno

@@ -192,9 +192,9 @@ function show() {
   const [height, width] = about.size;
   $("pictures").hidden = false;
   draw($("original"), image.pixels, height, width);
+  const gets = image.found ? "tokens are of" : "the model gets";
   $("original-note").textContent =
-    `${image.width} x ${image.height} pixels; the model gets ${width} x ${height} of them, ` +
-    "from the middle.";
+    `${image.width} x ${image.height} pixels; ${gets} its middle, resized to ${width} x ${height}.`;
   draw($("tokens"), image.components, ...about.grid);
   if (image.classes) {
     $("classes").replaceChildren(...image.classes.map(classRow));
@@ -353,7 +353,7 @@ async function start() {
   $("version").textContent = `torchmae ${about.version}`;
   $("masking").hidden = !about.pictures;
   $("statistics").hidden = !about.statistics;
-  for (const id of ["mask-figure", "made-figure", "error-figure"]) $(id).hidden = !about.pictures;
+  for (const id of ["mask-figure", "made-figure", "error-figure", "invented"]) $(id).hidden = !about.pictures;
   $("ratio").value = Math.round(100 * about.mask_ratio);
   $("share").textContent = `${$("ratio").value} %`;
   $("kind").replaceChildren(...about.maskings.map((name) => new Option(name, name)));
