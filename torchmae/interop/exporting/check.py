@@ -104,9 +104,11 @@ class Masked(nn.Module):
         patches = patchify(floats, encoder.patch)
         if apart:
             apart.append(patch_statistics(gather_tokens(patches, hide)))
+        assert isinstance(encoder, ViT)
         mean, std = encoder.pixel_statistics
         pictures = []
-        for statistics in apart or [None]:
+        kinds: list[Tensor | None] = [*apart] or [None]
+        for statistics in kinds:
             made = scatter_tokens(patches, hide, model.target.to_pixels(found, statistics))
             pictures.append(unpatchify(made, encoder.patch, encoder.grid) * std + mean)
         return (*pictures, latent[:, model.decoder.class_tokens :])
