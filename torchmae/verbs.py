@@ -81,6 +81,7 @@ VERBS: dict[str, Verb] = {
         "predict", "Predict", "write what a model says of images: classes, masks, boxes"
     ),
     "reconstruct": task("reconstruct", "Reconstruct", "draw what a model makes of hidden patches"),
+    "serve": task("serve", "Serve", "a page to play with: drop an image, paint a mask, look"),
     "embed": task("embed", "Embed", "write the features of images to a file"),
     "report": task("report", "Report", "the page of a run, or of several side by side"),
     "watch": task("watch", "Watch", "look at a run from another terminal until it ends"),

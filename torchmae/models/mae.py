@@ -151,11 +151,21 @@ class MAE(nn.Module):
             prediction = everything[:, first:]
         if self.decoder.statistics is None or truths is None:
             return Output(loss, prediction, None, None)
-        around = patch_statistics(patchify(seen, self.encoder.patch, mask.keep))
-        change = self.decoder.statistics(hidden.detach()).to(exact)
-        statistics = around.mean(dim=1, keepdim=True) + change
+        statistics = self.predict_statistics(seen, mask, hidden.detach())
         off = F.mse_loss(statistics, truths[:, truths.shape[1] - prediction.shape[1] :])
         return Output(loss, prediction, off, statistics)
+
+    def predict_statistics(
+        self, seen: Float[Tensor, "B C H W"], mask: Mask, features: Float[Tensor, "B M E"]
+    ) -> Float[Tensor, "B M 2"]:
+        """Mean and std of the hidden patches: the mean of the visible ones' plus a linear map of
+        the decoder's features."""
+        assert self.decoder.statistics is not None
+        around = patch_statistics(patchify(seen, self.encoder.patch, mask.keep))
+        change = self.decoder.statistics(features).to(
+            torch.promote_types(seen.dtype, torch.float32)
+        )
+        return around.mean(dim=1, keepdim=True) + change
 
     def encode(self, images: Float[Tensor, "B C H W"], mask: Mask) -> Float[Tensor, "B T D"]:
         """What the decoder gets: the class token and the visible patches, or with `encode_all`

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Shaped, UInt8
+from jaxtyping import Float, Int64, Shaped, UInt8
 from torch import Tensor, nn
 
 from torchmae.errors import RunError, UserError
@@ -16,6 +16,13 @@ from torchmae.interop.names import Weights
 from torchmae.models.heads import Classifier
 from torchmae.models.mae import MAE
 from torchmae.models.masking import Mask, mask_from_order
+from torchmae.models.patches import (
+    gather_tokens,
+    patch_statistics,
+    patchify,
+    scatter_tokens,
+    unpatchify,
+)
 from torchmae.models.segmentation.segmenter import Segmenter
 from torchmae.models.vit import ViT
 
@@ -42,6 +49,71 @@ class WithPreprocessing(nn.Module):
         return output if self.pool is None else self.pool(output, self.encoder.num_prefix_tokens)
 
 
+class Masked(nn.Module):
+    """A masked autoencoder whose mask is an input: what a graph of it computes.
+
+    Visible and hidden patches may overlap: all visible and any one hidden gives the tokens of the
+    whole image.
+
+    Args:
+        model: the MAE, whose target has pictures where pixels are taken.
+        pixels: takes uint8 pixels and gives pictures; else normalized floats and predictions.
+    """
+
+    def __init__(self, model: MAE, pixels: bool):
+        super().__init__()
+        self.model = model
+        self.pixels = pixels
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The names of what `forward` returns."""
+        apart = self.model.decoder.statistics is not None
+        if self.pixels:
+            return ("reconstruction", *(["with_true_statistics"] if apart else []), "tokens")
+        return ("prediction", *(["statistics"] if apart else []))
+
+    def forward(
+        self,
+        images: Shaped[Tensor, "B C H W"],
+        keep: Int64[Tensor, "B K"],
+        hide: Int64[Tensor, "B M"],
+    ) -> tuple[Tensor, ...]:
+        """What is made of the visible patches, in the order of `outputs`.
+
+        Args:
+            images: see `pixels`.
+            keep: the numbers of the visible patches.
+            hide: those of the hidden patches.
+
+        Returns:
+            `prediction` [B, M, P] and `statistics` [B, M, 2] (mean and std of each patch) of the
+            hidden patches; or float pictures [B, C, H, W] in which white is 1, not cut off there,
+            and the `tokens` [B, K, D] of the visible patches.
+        """
+        model, encoder, mask = self.model, self.model.encoder, Mask(keep, hide)
+        floats = encoder.normalize(images) if self.pixels else images
+        latent = model.encode(floats, mask)
+        features = model.decoder.hidden(latent, mask)
+        found = model.decoder.pred(features)
+        apart = []
+        if model.decoder.statistics is not None:
+            apart = [model.predict_statistics(floats, mask, features)]
+        if not self.pixels:
+            return (found, *apart)
+        patches = patchify(floats, encoder.patch)
+        if apart:
+            apart.append(patch_statistics(gather_tokens(patches, hide)))
+        assert isinstance(encoder, ViT)
+        mean, std = encoder.pixel_statistics
+        pictures = []
+        kinds: list[Tensor | None] = [*apart] or [None]
+        for statistics in kinds:
+            made = scatter_tokens(patches, hide, model.target.to_pixels(found, statistics))
+            pictures.append(unpatchify(made, encoder.patch, encoder.grid) * std + mean)
+        return (*pictures, latent[:, model.decoder.class_tokens :])
+
+
 class ExportInput(NamedTuple):
     """What is exported.
 
@@ -63,7 +135,7 @@ class ExportInput(NamedTuple):
     out: Path
     crop_pct: float
     origin: Mapping[str, str] = MappingProxyType({})
-    serving: WithPreprocessing | None = None
+    serving: WithPreprocessing | Masked | None = None
 
     @property
     def encoder(self) -> ViT:
@@ -98,7 +170,9 @@ class ExportResult(NamedTuple):
 @torch.no_grad()
 def reference_output(subject: ExportInput, images: Shaped[Tensor, "B C H W"]) -> Tensor:
     """Tokens of an encoder, logits of a classifier, predictions of an MAE for the hidden patches of
-    `hidden`; features or logits of pixels where preprocessing is exported too."""
+    `hidden`; features, logits or reconstructions of pixels where preprocessing is exported too."""
+    if isinstance(subject.serving, Masked):
+        return subject.serving(images, *hidden(subject, images))[0]
     if subject.serving is not None:
         return subject.serving(images)
     if isinstance(subject.model, MAE):
@@ -176,6 +250,6 @@ def max_abs_diff(
 def no_decoder(subject: ExportInput, form: str) -> None:
     if isinstance(subject.model, MAE):
         raise UserError(
-            f"{form} has no masked autoencoder: add --only encoder, or use --to transformers or "
-            "safetensors"
+            f"{form} has no masked autoencoder: add --only encoder, or use --to transformers, onnx "
+            "or safetensors"
         )

@@ -1,6 +1,8 @@
 """Graphs of the forward pass, which need no model code: ONNX and torch.export."""
 
 import json
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,19 +10,26 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.export import Dim
 
-from torchmae.errors import library
+from torchmae.errors import RunError, library
 from torchmae.interop.exporting.check import (
     ExportInput,
     ExportResult,
+    Masked,
     WithPreprocessing,
+    hidden,
     no_decoder,
+    random_images,
 )
 from torchmae.models.heads import Classifier
+from torchmae.models.mae import MAE
+from torchmae.models.masking import Mask
 from torchmae.models.segmentation.segmenter import Segmenter
 from torchmae.version import __version__
 
 AXES = {0: "batch", 2: "height", 3: "width"}
+TOLERANCE = 1e-4
 BATCHES = (1, 3, 16)  # sizes of batch that a graph is compared in: one of them was not traced
 
 
@@ -80,8 +89,10 @@ def metadata(subject: ExportInput) -> dict[str, str]:
     encoder = subject.encoder
     pixels = "uint8 pixels" if subject.serving else "float32, (pixels / 255 - mean) / std"
     output = "logits" if isinstance(subject.model, Classifier | Segmenter) else "tokens"
-    if subject.serving and subject.serving.pool:
+    if isinstance(subject.serving, WithPreprocessing) and subject.serving.pool:
         output = "features"
+    if isinstance(subject.model, MAE):
+        output = "pictures and tokens" if subject.serving else "predictions of hidden patches"
     height, width = encoder.image_size
     found = {
         "input": f"{pixels}, [batch, {encoder.channels}, {height}, {width}]",
@@ -124,24 +135,13 @@ def to_torch_export(subject: ExportInput, folder: Path) -> ExportResult:
 
 def to_onnx(subject: ExportInput, folder: Path) -> ExportResult:
     """A graph for ONNX Runtime and others that read ONNX, with `metadata` as its properties."""
-    onnxruntime = library("onnxruntime", "onnx")
-    library("onnxscript", "onnx")  # torch.onnx.export needs it
-    made = torch.onnx.export(
-        program(subject, "ONNX"),
-        (),
-        input_names=["images"],
-        output_names=["output"],
-        # Their names in the graph; the program's own are like "s6".
-        dynamic_shapes=(AXES if isinstance(subject.model, Segmenter) else {0: AXES[0]},),
-        dynamo=True,
-        verbose=False,
-    )
-    assert made is not None
-    made.model.metadata_props.update(metadata(subject))
-    made.save(folder / "model.onnx")
-    session = onnxruntime.InferenceSession(
-        folder / "model.onnx", providers=["CPUExecutionProvider"]
-    )
+    for name in ("onnxruntime", "onnxscript"):  # torch.onnx.export needs the second
+        library(name, "onnx")
+    if isinstance(subject.model, MAE):
+        return masked_to_onnx(subject, folder)
+    axes = AXES if isinstance(subject.model, Segmenter) else {0: AXES[0]}
+    graph = program(subject, "ONNX")
+    session = write_onnx(graph, {"images": axes}, ("output",), metadata(subject), folder)
     lines = [
         "import onnxruntime",
         f'session = onnxruntime.InferenceSession("{subject.out}/model.onnx")',
@@ -151,4 +151,110 @@ def to_onnx(subject: ExportInput, folder: Path) -> ExportResult:
     def reloaded(images: Tensor) -> Tensor:
         return torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
-    return ExportResult(reloaded, lines, None, 1e-4, BATCHES, sizes_of(subject, True))
+    return ExportResult(reloaded, lines, None, TOLERANCE, BATCHES, sizes_of(subject, True))
+
+
+def masked_to_onnx(subject: ExportInput, folder: Path) -> ExportResult:
+    """An MAE: the numbers of visible and of hidden patches are inputs, of any count.
+
+    All outputs are compared with few, half and nearly all patches visible; the first one is then
+    compared at the run's ratio, like other exports.
+    """
+    module = subject.serving
+    if not isinstance(module, Masked):
+        module = Masked(subject.model, False).eval()
+    encoder, count = subject.encoder, math.prod(subject.encoder.grid)
+    shape = (2, encoder.channels, *encoder.image_size)
+    images = torch.zeros(shape, dtype=torch.uint8 if module.pixels else torch.float32)
+    keep, hide = torch.arange(count).expand(2, -1).split([count - count // 2, count // 2], dim=1)
+    batch, visible, hidden_count = (Dim(name) for name in ("batch", "visible", "hidden"))
+    graph = torch.export.export(
+        module,
+        (images, keep.contiguous(), hide.contiguous()),
+        dynamic_shapes={
+            "images": {0: batch},
+            "keep": {0: batch, 1: visible},
+            "hide": {0: batch, 1: hidden_count},
+        },
+        strict=True,
+    )
+    # The batch of all three has one name, from the first.
+    axes = {"images": {0: "batch"}, "keep": {1: "visible"}, "hide": {1: "hidden"}}
+    said = metadata(subject) | {"outputs": json.dumps(module.outputs)}
+    session = write_onnx(graph, axes, module.outputs, said, folder)
+
+    def all_outputs(images: Tensor, mask: Mask) -> list[Tensor]:
+        inputs = dict(zip(axes, (images.numpy(), mask.keep.numpy(), mask.hide.numpy())))
+        return [torch.from_numpy(one) for one in session.run(None, inputs)]
+
+    def reloaded(images: Tensor) -> Tensor:
+        return all_outputs(images, hidden(subject, images))[0]
+
+    compare_all(subject, module, all_outputs)
+    shown = hidden(subject, images).keep.shape[1]
+    lines = [
+        "import numpy, onnxruntime",
+        f'session = onnxruntime.InferenceSession("{subject.out}/model.onnx")',
+        f"order = numpy.random.rand(len(images), {count}).argsort(1)  # of the patches",
+        f"mask = {{'keep': order[:, :{shown}], 'hide': order[:, {shown}:]}}",
+        'output = session.run(None, {"images": images.numpy(), **mask})[0]',
+    ]
+    return ExportResult(reloaded, lines, None, TOLERANCE, BATCHES)
+
+
+def compare_all(
+    subject: ExportInput, module: Masked, outputs: Callable[[Tensor, Mask], list[Tensor]]
+) -> None:
+    """Raises RunError unless all outputs of a graph of an MAE are those of the module.
+
+    Args:
+        subject: what is exported.
+        module: what its graph computes.
+        outputs: what the graph gives for images and a mask.
+    """
+    count = math.prod(subject.encoder.grid)
+    images = random_images(subject, [subject.encoder.image_size])[0][:2]
+    places = torch.randperm(count, generator=torch.Generator().manual_seed(0)).expand(2, -1)
+    sides = {max(1, count // 10), count // 2, count - 1}
+    masks = [Mask(places[:, :k].contiguous(), places[:, k:].contiguous()) for k in sides]
+    masks.append(Mask(places.contiguous(), places[:, :1].contiguous()))  # the tokens of all
+    for mask in masks:
+        for name, own, other in zip(module.outputs, module(images, *mask), outputs(images, mask)):
+            off = float((own - other).abs().max()) if own.shape == other.shape else math.inf
+            if not off <= TOLERANCE * max(1.0, float(own.abs().max())):
+                raise RunError(
+                    f"reloaded, {name} of the export differs by {off:.1e} with "
+                    f"{mask.keep.shape[1]} visible patches: nothing written"
+                )
+
+
+def write_onnx(
+    graph: Any,
+    axes: dict[str, dict[int, str]],
+    outputs: Sequence[str],
+    said: dict[str, str],
+    folder: Path,
+) -> Any:
+    """Writes model.onnx, and returns a session that has loaded it.
+
+    Args:
+        graph: an exported program.
+        axes: of each input the names of the axes that vary; the program's own are like "s6".
+        outputs: their names.
+        said: the properties of the file.
+        folder: where it goes.
+    """
+    onnxruntime = library("onnxruntime", "onnx")
+    made = torch.onnx.export(
+        graph,
+        (),
+        input_names=list(axes),
+        output_names=list(outputs),
+        dynamic_shapes=tuple(axes.values()),
+        dynamo=True,
+        verbose=False,
+    )
+    assert made is not None
+    made.model.metadata_props.update(said)
+    made.save(folder / "model.onnx")
+    return onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])

@@ -17,7 +17,8 @@ class Export:
     run: str = argument("a run folder", "RUN")
     to: str = option(
         REQUIRED,
-        "timm, transformers, torchvision, onnx, torch-export or safetensors.",
+        "timm, transformers, torchvision, onnx, torch-export, safetensors, or page: an MAE in the "
+        "browser.",
         metavar="FORM",
     )
     out: str = option(REQUIRED, "Folder to make.", metavar="FOLDER")
@@ -33,7 +34,7 @@ class Export:
     with_preprocessing: bool = option(
         False,
         "onnx and torch-export: the graph takes uint8 pixels, normalizes them, and returns logits, "
-        "or an encoder's pooled features.",
+        "an encoder's pooled features, or the pictures of an MAE (onnx).",
     )
     pool: str | None = option(
         None,
@@ -43,4 +44,10 @@ class Export:
     best: bool = option(
         False,
         "Take the weights of the epoch that was best on the validation images, not the last ones.",
+    )
+    onnxruntime_web: str | None = option(
+        None,
+        "Of page: the folder of npm's package onnxruntime-web, whose files are copied.",
+        metavar="FOLDER",
+        otherwise="node_modules/onnxruntime-web, here or above",
     )

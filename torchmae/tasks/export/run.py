@@ -2,6 +2,8 @@
 is called done."""
 
 import logging
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,20 @@ from torchmae.disk import refuse_full, whole_folder
 from torchmae.errors import UserError, choose
 from torchmae.eval.extract import choose_pool
 from torchmae.interop.exporting import EXPORTS
-from torchmae.interop.exporting.check import ExportInput, WithPreprocessing, compare
+from torchmae.interop.exporting.check import (
+    ExportInput,
+    ExportResult,
+    Masked,
+    WithPreprocessing,
+    compare,
+)
 from torchmae.interop.names import Weights, to_plain
 from torchmae.models.mae import MAE
 from torchmae.models.weights import load, load_classifier, load_mae, load_segmenter, read_weights
 from torchmae.report.words.model_card import card
 from torchmae.runfolder import kind_of, read_config
 from torchmae.tasks.export.config import Export
+from torchmae.tasks.export.page import as_page, find_runtime, to_page
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +37,7 @@ HEADS = ("decoder_", "mask_token", "head.", "bn.", "target.")
 DENSE = ("segmenter", "detector")
 
 GRAPHS = ("onnx", "torch-export")  # what can hold more than the model
+FORMS: dict[str, Callable[..., ExportResult]] = {**EXPORTS, "page": to_page}
 
 
 # Forms that other programs make of ours, by the names that users try.
@@ -47,25 +57,19 @@ BY_OTHERS = {
 
 def run(config: Export) -> Path:
     """Exports, reloads, compares and writes the model card; returns the folder."""
-    if config.to.lower() in BY_OTHERS:
-        raise UserError(f"--to {config.to}: {BY_OTHERS[config.to.lower()]}")
-    write, out = choose(EXPORTS, config.to, "form"), Path(config.out)
-    if config.only not in (None, "encoder"):
-        raise UserError(f"--only {config.only}: encoder is the only part that can be exported")
-    if config.with_preprocessing and config.to not in GRAPHS:
-        raise UserError(
-            f"--with-preprocessing: {config.to} has no graph to put it into, and its users "
-            f"normalize by mean and std of the card: use --to {' or '.join(GRAPHS)}"
-        )
-    if config.pool is not None and not config.with_preprocessing:
-        raise UserError(f"--pool {config.pool}: only --with-preprocessing pools: add it")
+    check(config)
+    write, out = FORMS[config.to], Path(config.out)
+    if config.to == "page":
+        runtime = find_runtime(config.onnxruntime_web)
+        config, write = as_page(config), partial(to_page, config.run, runtime)
     refuse_full(out)
     subject = open_run(config)
     with torch.no_grad(), whole_folder(out) as folder:
         made = write(subject, folder)
         difference = compare(subject, made)
         note = f"Reloaded like this it differed from torchmae {difference} on 16 random images."
-        if isinstance(subject.model, MAE) and subject.model.decoder.statistics is not None:
+        masked = config.to in ("onnx", "page")
+        if isinstance(subject.model, MAE) and subject.model.decoder.statistics and not masked:
             note += (
                 " Its head for brightness and contrast (decoder.statistics) has no place there and "
                 "is not exported."
@@ -84,6 +88,24 @@ def run(config: Export) -> Path:
     )
     logger.info("\n".join(f"  {line}" for line in made.lines))
     return out
+
+
+def check(config: Export) -> None:
+    """Raises UserError for what does not go together."""
+    if config.to.lower() in BY_OTHERS:
+        raise UserError(f"--to {config.to}: {BY_OTHERS[config.to.lower()]}")
+    choose(FORMS, config.to, "form")
+    if config.only not in (None, "encoder"):
+        raise UserError(f"--only {config.only}: encoder is the only part that can be exported")
+    if config.with_preprocessing and config.to not in (*GRAPHS, "page"):
+        raise UserError(
+            f"--with-preprocessing: {config.to} has no graph to put it into, and its users "
+            f"normalize by mean and std of the card: use --to {' or '.join(GRAPHS)}"
+        )
+    if config.pool is not None and not config.with_preprocessing:
+        raise UserError(f"--pool {config.pool}: only --with-preprocessing pools: add it")
+    if config.onnxruntime_web is not None and config.to != "page":
+        raise UserError(f"--onnxruntime-web: for --to page, and {config.to} has no use for it")
 
 
 def open_run(config: Export) -> ExportInput:
@@ -160,10 +182,16 @@ def refuse_dense(config: Export, kind: str) -> None:
         raise UserError(f"--to {config.to}: a {kind} has no place there: use --to {graphs}")
 
 
-def serving(config: Export, module: Any, kind: str) -> WithPreprocessing | None:
-    """The module that takes pixels, where it is asked for; an MAE is refused by its form."""
-    if not config.with_preprocessing or kind == "mae":
+def serving(config: Export, module: Any, kind: str) -> WithPreprocessing | Masked | None:
+    """The module that takes pixels, where it is asked for; torch-export refuses an MAE itself."""
+    if not config.with_preprocessing:
         return None
+    if kind == "mae":
+        if config.pool is not None:
+            raise UserError(
+                f"--pool {config.pool}: a whole MAE returns pictures; its features: --only encoder"
+            )
+        return Masked(module, True).eval()
     if kind in WITH_BEST:
         if config.pool is not None:
             raise UserError(
