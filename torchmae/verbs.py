@@ -74,6 +74,7 @@ VERBS: dict[str, Verb] = {
         "predict", "Predict", "write what a model says of images: classes, masks, boxes"
     ),
     "reconstruct": task("reconstruct", "Reconstruct", "draw what a model makes of hidden patches"),
+    "look": task("look", "Look", "draw what an encoder makes of images, patch by patch"),
     "embed": task("embed", "Embed", "write the features of images to a file"),
     "report": task("report", "Report", "the page of a run, or of several side by side"),
     "doctor": task("doctor", "Doctor", "what is wrong with this machine, or with a run"),
