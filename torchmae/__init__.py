@@ -43,8 +43,8 @@ PLACES = {
 }
 FUNCTIONS = (
     *("pretrain", "tokenizer", "finetune", "segment", "detect", "probe", "knn", "partial"),
-    *("ablate", "compare", "evaluate", "predict", "reconstruct", "embed", "verify", "pack"),
-    *("import_", "export", "bench", "check", "plan", "watch", "report_", "doctor"),
+    *("ablate", "compare", "evaluate", "predict", "reconstruct", "look", "embed", "verify"),
+    *("pack", "import_", "export", "bench", "check", "plan", "watch", "report_", "doctor"),
 )
 __all__ = ["RunError", "UserError", "__version__", "presets", *FUNCTIONS, *PLACES]
 

@@ -20,6 +20,7 @@
     corruptions.png        mae evaluate --corrupt: accuracy by corruption and strength
     corrupted.png          the first image with each corruption
     worst.png              mae evaluate of a segmenter: the images with the lowest mean IoU
+    look/                  mae look: maps of the patches of images
 
 Light: neither torch nor numpy is imported here.
 """
@@ -59,6 +60,7 @@ LAYERS = "layers.png"
 CORRUPTIONS = "corruptions.png"
 CORRUPTED = "corrupted.png"
 WORST = "worst.png"
+LOOK = "look"
 LOCK = ".lock"
 LISTED = (CONFIG, MODEL, BEST_MODEL)  # in the manifest: what the models of later verbs depend on
 

@@ -82,6 +82,7 @@ VERBS: dict[str, Verb] = {
     ),
     "reconstruct": task("reconstruct", "Reconstruct", "draw what a model makes of hidden patches"),
     "serve": task("serve", "Serve", "a page to play with: drop an image, paint a mask, look"),
+    "look": task("look", "Look", "draw what an encoder makes of images, patch by patch"),
     "embed": task("embed", "Embed", "write the features of images to a file"),
     "report": task("report", "Report", "the page of a run, or of several side by side"),
     "watch": task("watch", "Watch", "look at a run from another terminal until it ends"),

@@ -1,44 +1,39 @@
-"""Tokens as colors: equal tokens have equal colors, whatever the sign of a component."""
+"""Sheets of maps: where each patch is, what is framed."""
 
+import numpy as np
 import torch
-from helpers.mae import tiny
+from PIL import Image
 
-from torchmae.report.tokens import principal_colors, token_map
-
-
-def test_groups_of_tokens_are_groups_of_colors() -> None:
-    """Three clusters in 20 dimensions: three colors, far apart; the same for mirrored tokens of
-    which the sign of a component is not known."""
-    generator = torch.Generator().manual_seed(0)
-    centers = 5 * torch.randn(3, 20, generator=generator, dtype=torch.float64)
-    sizes = [10, 20, 60]
-    tokens = torch.cat([center.expand(n, -1) for center, n in zip(centers, sizes)])
-    tokens = tokens + 0.01 * torch.randn(tokens.shape, generator=generator, dtype=torch.float64)
-    colors = principal_colors(tokens)
-    assert colors is not None and colors.shape == (90, 3)
-    assert float(colors.min()) >= 0 and float(colors.max()) <= 1
-    groups = colors[:, :2].split(sizes)
-    assert all(float(group.std(0).max()) < 0.02 for group in groups)
-    means = torch.stack([group.mean(0) for group in groups])
-    assert float(torch.pdist(means).min()) > 0.5
-    turned = principal_colors(tokens @ torch.linalg.qr(torch.randn(20, 20, dtype=torch.float64))[0])
-    assert turned is not None
-    assert torch.allclose(turned[:, :2], colors[:, :2], atol=0.05)
+from torchmae.report.tokens import SIDE, Marked, colored, frame, picture, sheet_of_maps, tile_size
 
 
-def test_a_patch_has_one_color_and_the_mode_stays() -> None:
-    model = tiny()
-    height, width = model.encoder.image_size
-    images = torch.randint(0, 256, (3, model.encoder.channels, height, width), dtype=torch.uint8)
-    model.train()
-    colors = token_map(model, images)
-    assert model.training and model.encoder.training
-    assert colors is not None and colors.shape == (3, 3, height, width)
-    patch = model.encoder.patch[0]
-    tiles = colors.unfold(2, patch, patch).unfold(3, patch, patch).flatten(4)
-    assert bool((tiles == tiles[..., :1]).all())
-    assert len(tiles[..., 0].unique()) > 10
+def test_a_map_lies_on_its_image() -> None:
+    """A patch of the map covers the pixels of the patch of the image."""
+    image = torch.zeros(3, 32, 64, dtype=torch.uint8)
+    image[:, 8:16, 24:32] = 255  # row 1, column 3 of 4 x 8
+    values = torch.zeros(4, 8)
+    values[1, 3] = 1
+    size = tile_size(32, 64)
+    assert size == (SIDE // 2, SIDE)
+    shown = np.asarray(picture(image, size)) > 127
+    drawn = np.asarray(colored(values.repeat(3, 1, 1)).resize(size[::-1], 0)) > 127
+    assert np.array_equal(shown, drawn)
+    box = Marked(0, 1, 3, (4, 8)).box(size[1], size[0])
+    rows, columns = np.nonzero(drawn[..., 0])
+    assert box == (columns.min(), rows.min(), columns.max(), rows.max())
 
 
-def test_tokens_that_are_not_finite_have_none() -> None:
-    assert principal_colors(torch.full((4, 5), torch.nan, dtype=torch.float64)) is None
+def test_a_frame_leaves_the_patch_as_it_is() -> None:
+    tile = Image.new("RGB", (80, 40))
+    frame(tile, Marked(0, 1, 2, (4, 8)))
+    pixels = np.asarray(tile)
+    assert pixels[10, 20].tolist() == [255, 255, 255] and pixels[9, 20].tolist() == [208, 0, 0]
+    assert not pixels[11:19, 21:29].any()
+
+
+def test_columns_have_one_size_and_rows_their_names(written: list[str]) -> None:
+    images = [torch.zeros(1, 20, 40, dtype=torch.uint8), torch.zeros(1, 400, 30, dtype=torch.uint8)]
+    maps = {"norms": [torch.zeros(2, 4), torch.zeros(9, 2)]}
+    made = sheet_of_maps(images, maps, "title", ["a.png", "b.png"], ["a note"])
+    assert {"image", "norms", "a.png", "b.png", "title", "a note"} <= set(written)
+    assert made.width > 2 * SIDE and made.height > 2 * SIDE

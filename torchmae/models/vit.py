@@ -147,6 +147,14 @@ class Attention(nn.Module):
             attended = attend(q[:, :, skip:], k, v)
         return self.proj(attended.transpose(1, 2).reshape(batch, tokens - skip, width // 3))
 
+    def weights(self, x: Float[Tensor, "B T D"], count: int) -> Float[Tensor, "B heads Q T"]:
+        """How much the first `count` tokens take of each token, by head: softmax of the products.
+
+        For looking at; `forward` leaves the weights inside a fused kernel.
+        """
+        q, k, _ = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        return ((q[:, :, :count] * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(-1)
+
     def add_relative_positions(self, grid: Size) -> None:
         """Decomposed relative positions (MViTv2, ViTDet) of patches in a grid, zero at first."""
         width = self.proj.in_features // self.num_heads
@@ -597,6 +605,7 @@ class ViT(PixelInput):
         images: Float[Tensor, "B C H W"],
         taps: Sequence[int],
         draws: Float[Tensor, "B depth 2"] | None = None,
+        norm: bool = False,
     ) -> list[Float[Tensor, "B D h w"]]:
         """Feature maps of the patches after some blocks, as timm's method of this name.
 
@@ -605,18 +614,16 @@ class ViT(PixelInput):
                 resized.
             taps: numbers of blocks; 0 is the first, -1 the last.
             draws: as for `forward`.
+            norm: with the final norm, as `forward` returns tokens.
 
         Returns:
-            One map for each of `taps`, before the final norm, prefix tokens removed.
+            One map for each of `taps`, prefix tokens removed.
         """
         depth = len(self.blocks)
         if not all(-depth <= tap < depth for tap in taps):
             raise UserError(f"taps {list(taps)}: blocks are numbered 0 to {depth - 1}")
         wanted = [tap % depth for tap in taps]
-        images = pad_to_patch(images, self.patch)
-        grid = grid_of((images.shape[2], images.shape[3]), self.patch)
-        table = resize_positions(self.pos_embed, self.grid, grid, self.position_resizing)
-        tokens, prefix = self.embed(images, table), self.num_prefix_tokens
+        (tokens, grid), prefix = self.any_size(images), self.num_prefix_tokens
         if self.on_grid:
             tokens, prefix = tokens[:, prefix:], 0
         maps = {}
@@ -624,8 +631,41 @@ class ViT(PixelInput):
             drawn = None if draws is None else draws[:, i]
             tokens = block(tokens, draws=drawn, grid=grid if self.on_grid else None)
             if i in wanted:
-                maps[i] = tokens[:, prefix:].transpose(1, 2).unflatten(2, grid)
+                kept = (self.norm(tokens) if norm else tokens)[:, prefix:]
+                maps[i] = kept.transpose(1, 2).unflatten(2, grid)
         return [maps[tap] for tap in wanted]
+
+    def any_size(self, images: Float[Tensor, "B C H W"]) -> tuple[Float[Tensor, "B T D"], Size]:
+        """What enters the first block of images of any size, and the grid of their patches."""
+        images = pad_to_patch(images, self.patch)
+        grid = grid_of((images.shape[2], images.shape[3]), self.patch)
+        table = resize_positions(self.pos_embed, self.grid, grid, self.position_resizing)
+        return self.embed(images, table), grid
+
+    def class_attention(
+        self, images: Float[Tensor, "B C H W"], block: int
+    ) -> Float[Tensor, "B heads h w"]:
+        """How much the class token takes of each patch in a block, of images of any size.
+
+        The weights of a head sum to 1 with those of the class token and registers.
+
+        Args:
+            images: as for `forward_intermediates`.
+            block: its number from 0.
+
+        Raises:
+            UserError: blocks see no class token (see `set_windows`).
+        """
+        if self.on_grid:
+            raise UserError(
+                "an encoder with windowed attention or relative positions has no class token"
+            )
+        tokens, grid = self.any_size(images)
+        for before in self.blocks[:block]:
+            tokens = before(tokens)
+        last = self.blocks[block]
+        weights = last.attn.weights(last.norm1(tokens), 1)  # type: ignore[union-attr,operator]
+        return weights[:, :, 0, self.num_prefix_tokens :].unflatten(2, grid)
 
     def set_drop_path(self, rate: float) -> None:
         """Stochastic depth: `rate` in the last block, growing linearly from 0 in the first."""

@@ -73,6 +73,14 @@ def test_feature_maps_equal_timm_s(taps, registers):
         torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-5)
 
 
+def test_feature_maps_with_the_final_norm_are_the_tokens_of_forward():
+    ours = vit(registers=2)
+    images = torch.randn(2, 3, 8, 24)
+    for tap, found in zip((0, 2), ours.forward_intermediates(images, (0, 2), norm=True)):
+        expected = ours(images, layer=tap + 1)[:, 3:].transpose(1, 2).unflatten(2, (2, 6))
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("registers", [0, 2])
 def test_all_layers_in_one_pass_are_those_of_single_layers(registers):
     model = vit(registers=registers).eval()

@@ -11,6 +11,7 @@ from torchmae.errors import UserError
 from torchmae.models.encoders import Backbone, build_encoder
 from torchmae.models.encoders.timm import DropPath, TimmEncoder, branches, check_name
 from torchmae.models.heads import Classifier, trainable
+from torchmae.models.vit import ViT
 from torchmae.train.optim import param_groups_layer_decay
 
 # A ViT with a class token, registers as DINOv2 has them, registers alone, two class tokens; BEiT's
@@ -84,6 +85,64 @@ def test_another_size_is_that_of_timm(name: str) -> None:
     assert torch.equal(again.eval()(images), ours(images))
     with pytest.raises(UserError, match="not divisible by patch size 16"):
         ours.resize((40, 64))
+
+
+@pytest.mark.parametrize(
+    "name", ["test_vit3", "eva02_tiny_patch14_224", "deit_tiny_distilled_patch16_224"]
+)
+@torch.no_grad()
+def test_the_attention_of_the_class_token_is_what_timm_multiplies_values_with(name: str) -> None:
+    size = MODELS[name]
+    ours = encoder_of(name, size)
+    images = torch.randn(2, 3, size, size)
+    fused = ours.model.blocks[-1].attn.fused_attn
+    if not ours.num_prefix_tokens:
+        with pytest.raises(UserError, match="no class token"):
+            ours.class_attention(images, 0)
+        return
+    found = ours.class_attention(images, len(ours.layers()) - 1)
+    attn = ours.model.blocks[-1].attn
+    assert found.shape == (2, attn.num_heads, 2, 2) and attn.fused_attn == fused
+    assert bool((found > 0).all()) and bool((found.sum((1, 2, 3)) < attn.num_heads).all())
+    weights = []
+    hook = attn.attn_drop.register_forward_hook(lambda _, inputs, out: weights.append(out))
+    attn.fused_attn = False
+    features = ours.model.forward_features(images)
+    hook.remove()
+    assert torch.equal(weights[0][:, :, 0, -4:].unflatten(2, (2, 2)), found)
+    attn.fused_attn = fused
+    torch.testing.assert_close(ours.model.forward_features(images), features, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_attention_and_tokens_of_a_plain_vit_are_ours() -> None:
+    """The same weights in both, images of another size."""
+    theirs = encoder_of("test_vit", 32)
+    model = theirs.model
+    ours = ViT(
+        (32, 32),
+        16,
+        embed_dim=theirs.embed_dim,
+        depth=len(model.blocks),
+        num_heads=model.blocks[0].attn.num_heads,
+        mlp_ratio=model.blocks[0].mlp.fc1.out_features / theirs.embed_dim,
+    ).eval()
+    state = {n: w for n, w in model.state_dict().items() if n in ours.state_dict()}
+    ours.load_state_dict(state)
+    images = torch.randn(1, 3, 48, 32)
+    for block in range(len(model.blocks)):
+        torch.testing.assert_close(
+            ours.class_attention(images, block),
+            theirs.class_attention(images, block),
+            rtol=1e-3,
+            atol=1e-5,
+        )
+    for norm in (False, True):
+        for one, other in zip(
+            ours.forward_intermediates(images, [0, -1], norm=norm),
+            theirs.forward_intermediates(images, [0, -1], norm=norm),
+        ):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
 @torch.no_grad()

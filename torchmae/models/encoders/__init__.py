@@ -60,9 +60,10 @@ class Backbone(Protocol):
         images: Float[Tensor, "B C H W"],
         taps: Sequence[int],
         draws: Float[Tensor, "B depth 2"] | None = None,
+        norm: bool = False,
     ) -> list[Float[Tensor, "B D h w"]]:
         """Feature maps after the layers `taps` (0 is the first, -1 the last), without the final
-        norm.
+        norm or (`norm`) with it.
 
         Of images of any height and width, which are padded to the patch.
         """

@@ -186,9 +186,10 @@ class TimmEncoder(PixelInput):
         images: Float[Tensor, "B C H W"],
         taps: Sequence[int],
         draws: Float[Tensor, "B depth 2"] | None = None,
+        norm: bool = False,
     ) -> list[Float[Tensor, "B D h w"]]:
         """Feature maps of the patches after some blocks (0 is the first, -1 the last), before the
-        final norm.
+        final norm or (`norm`) after it.
 
         Raises:
             UserError: images of another size than `image_size`, of a model of timm that takes one
@@ -201,8 +202,37 @@ class TimmEncoder(PixelInput):
         images = pad_to_patch(images, self.patch)
         self.set_draws(draws)
         with self.any_size(images):
-            maps = dict(zip(wanted, self.tokens_after(images, wanted, "NCHW", norm=False)))
+            maps = dict(zip(wanted, self.tokens_after(images, wanted, "NCHW", norm)))
         return [maps[tap % depth] for tap in taps]
+
+    def class_attention(
+        self, images: Float[Tensor, "B C H W"], block: int
+    ) -> Float[Tensor, "B heads h w"]:
+        """How much the class token takes of each patch in a block (its number from 0).
+
+        The weights are what timm's own attention multiplies the values with, caught where it would
+        drop some of them.
+
+        Raises:
+            UserError: as `forward_intermediates`, or the model has no class token.
+        """
+        if not self.num_prefix_tokens:
+            raise UserError(f"timm's {self.name} has no class token")
+        images = pad_to_patch(images, self.patch)
+        grid = grid_of((images.shape[2], images.shape[3]), self.patch)
+        attn: Any = self.model.blocks[block].attn
+        caught: list[Tensor] = []
+        hook = attn.attn_drop.register_forward_pre_hook(
+            lambda _, inputs: caught.append(inputs[0][:, :, 0])
+        )
+        fused, attn.fused_attn = attn.fused_attn, False
+        try:
+            with self.any_size(images):
+                self.tokens_after(images, [block], "NCHW", norm=False)
+        finally:
+            hook.remove()
+            attn.fused_attn = fused
+        return caught[0][:, :, self.model.num_prefix_tokens :].unflatten(2, grid)
 
     @contextmanager
     def any_size(self, images: Float[Tensor, "B C H W"]) -> Iterator[None]:

@@ -14,17 +14,21 @@ from torchmae.data.loader import Batches
 from torchmae.data.sources.source import Source
 from torchmae.data.transforms import CenterCropResize
 from torchmae.data.workers import Loading
+from torchmae.eval.tokens.maps import colored_tokens
 from torchmae.models.mae import MAE
 from torchmae.report.html.run import write_report
 from torchmae.report.pictures import About, draw_mask, notes_of, rows_of
 from torchmae.report.sheet import sheet
-from torchmae.report.tokens import NOTE, token_map
 from torchmae.tasks.pretrain.config import ResolvedPretrain
 from torchmae.train.distributed import World
 
 logger = logging.getLogger(__name__)
 
 COUNT = 8
+TOKENS = (
+    "Tokens: the three largest principal components of the patch tokens of all these images as "
+    "red, green and blue; equal colors are similar features."
+)
 
 
 @dataclass(frozen=True)
@@ -72,9 +76,9 @@ class Pictures:
         about = About(self.run, step, masking.masking, self.files, masking.noise)
         rows: dict[str, Tensor] = dict(rows_of(self.model, self.images, mask, about))
         notes = notes_of(self.model, self.images, False)
-        tokens = token_map(self.model, self.images)
+        tokens = self.tokens()
         if tokens is not None:
-            rows, notes = {**rows, "tokens": tokens}, [*notes, NOTE]
+            rows, notes = {**rows, "tokens": tokens}, [*notes, TOKENS]
         picture = sheet(rows, about.title(mask), about.files, notes)
         if self.is_main:
             self.folder.mkdir(exist_ok=True, parents=False)
@@ -85,6 +89,14 @@ class Pictures:
             except OSError as error:  # no reason to lose a training
                 logger.warning(f"could not draw {self.folder}: {error.strerror or error}")
         yield from ()
+
+    def tokens(self) -> UInt8[Tensor, "B 3 H W"] | None:
+        """What the encoder makes of the whole images, as colors."""
+        was_training = self.model.training
+        device = next(self.model.parameters()).device
+        colors = colored_tokens(self.model.eval().encoder, self.images.to(device))
+        self.model.train(was_training)
+        return colors
 
 
 @dataclass(frozen=True)

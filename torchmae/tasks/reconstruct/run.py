@@ -1,24 +1,17 @@
 """`mae reconstruct`: the hidden patches of images as a model predicts them, in a picture."""
 
 import logging
-import os
 from dataclasses import replace
-from glob import glob
-from pathlib import Path, PurePath
+from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
 from PIL import Image
-from torch import Tensor
 
 from torchmae.data.config import DecodeOptions, decode_as_run
 from torchmae.data.decode import BadImage, decode
-from torchmae.data.loader import read_pixels
-from torchmae.data.sources import open_source
-from torchmae.data.sources.arrays import ARRAY_ERRORS
-from torchmae.data.sources.files import is_glob
-from torchmae.data.sources.source import read_file, suffix_of
+from torchmae.data.sources.single import read_named
+from torchmae.data.sources.source import read_file
 from torchmae.data.transforms import CenterCropResize
 from torchmae.errors import RunError, UserError
 from torchmae.models.mae import MAE
@@ -34,7 +27,6 @@ from torchmae.train.distributed import find_device
 
 logger = logging.getLogger(__name__)
 
-MOST = 8  # of the images of an array
 MOST_DRAWN = 32  # of all images: four bands of eight still fit a screen's width and some scrolling
 
 
@@ -65,16 +57,14 @@ def run(config: Reconstruct) -> Path:
 def draw_named(config: Reconstruct, model: MAE, decoding: DecodeOptions) -> tuple[Image.Image, str]:
     """The picture of the images that are named, and what is on it in words."""
     settings = read_config(config.run)["config"]
-    paths = [path for word in config.images for path in expanded(word)]
-    found: list[Tensor] = []
-    for path in paths:
-        if sum(map(len, found)) < MOST_DRAWN:
-            found.append(read_images(path, model, decoding))
-    pixels = torch.cat(found)[:MOST_DRAWN]
-    if len(paths) > len(found) or sum(map(len, found)) > MOST_DRAWN:
+    options = replace(decoding, channels=model.encoder.channels)
+    images, cut = read_named(config.images, options, MOST_DRAWN)
+    crop = CenterCropResize(model.encoder.image_size)
+    pixels = torch.stack([crop(image.pixels)[0] for image in images])
+    if cut:
         logger.info(
-            f"the first {MOST_DRAWN} images of {len(paths)} files are drawn: more make a picture "
-            "that nobody can look at; --sheet draws some of a whole set, chosen by hash"
+            f"{cut}: more make a picture that nobody can look at; --sheet draws some of a whole "
+            "set, chosen by hash"
         )
     name = settings["masking"] if config.masking is None else config.masking
     if config.mask is not None:
@@ -84,95 +74,11 @@ def draw_named(config: Reconstruct, model: MAE, decoding: DecodeOptions) -> tupl
         ratio = settings["mask_ratio"] if config.mask_ratio is None else config.mask_ratio
         mask = draw_mask(model, name, ratio, config.seed, torch.arange(len(pixels)))
     model = model.to(find_device(config.runtime.device))
-    files = [file for path, images in zip(paths, found) for file in file_names(path, len(images))]
     step, noise = last_step(Path(config.run)), settings.get("noise", 0.0)
-    about = About(Path(config.run).resolve().name, step, name, files, noise)
+    names = [image.name for image in images]
+    about = About(Path(config.run).resolve().name, step, name, names, noise)
     picture = draw(model, pixels, mask, about, config.true_statistics, config.scale)
     return picture, f"{len(pixels)} image{'s' * (len(pixels) != 1)}"
-
-
-def expanded(word: str) -> list[str]:
-    """The files that a pattern in quotes names; anything else is itself."""
-    return sorted(glob(word, recursive=True)) if is_glob(word) else [word]
-
-
-def file_names(path: str, count: int) -> list[str]:
-    """What the images of a file are called: those of an array are numbered."""
-    name = PurePath(path).name
-    return [name] if count == 1 else [f"{name}[{i}]" for i in range(count)]
-
-
-def read_images(path: str, model: MAE, options: DecodeOptions) -> UInt8[Tensor, "N C H W"]:
-    """The image of a file, or the first ones of an array (.npy, .npz).
-
-    Args:
-        path: what the user named; an array of one image, [H, W, C] or [C, H, W], is one image.
-        model: the images get its size and number of channels.
-        options: how they are decoded.
-    """
-    if suffix_of(path.partition("?")[0]) not in (".npy", ".npz"):
-        return read_image(path, model, options)[None]
-    channels = model.encoder.channels
-    one = single_image(path, channels)
-    images = [one] if one is not None else first_images(path, replace(options, channels=channels))
-    crop = CenterCropResize(model.encoder.image_size)
-    return torch.stack([crop(image)[0] for image in images])
-
-
-def single_image(path: str, channels: int) -> UInt8[np.ndarray, "H W C"] | None:
-    """A .npy file that is one image of so many channels; None for anything else."""
-    if suffix_of(path) != ".npy" or not os.path.isfile(path):
-        return None
-    try:
-        pixels = np.load(path, mmap_mode="r", allow_pickle=False)
-    except ARRAY_ERRORS:
-        return None  # `open_source` says why
-    if (
-        not isinstance(pixels, np.ndarray)
-        or pixels.dtype != np.uint8
-        or pixels.ndim != 3
-        or 0 in pixels.shape
-    ):
-        return None
-    if pixels.shape[2] == channels:
-        return np.array(pixels)
-    if pixels.shape[0] == channels:
-        return np.array(pixels.transpose(1, 2, 0))
-    if pixels.shape[2] <= 16 < pixels.shape[1]:  # no grey images are so narrow
-        raise UserError(
-            f"'{path}' has {pixels.shape[2]} channels, the run takes {channels} (gray images in an "
-            "array are [N, H, W])"
-        )
-    return None
-
-
-def first_images(path: str, options: DecodeOptions) -> list[UInt8[np.ndarray, "H W C"]]:
-    """The first images of an array of several."""
-    source = open_source(path, options)
-    if len(source) > MOST:
-        logger.info(f"{path}: the first {MOST} of {len(source)} images")
-    return [read_pixels(source, i) for i in range(min(MOST, len(source)))]
-
-
-def read_image(path: str, model: MAE, options: DecodeOptions) -> UInt8[Tensor, "C H W"]:
-    """A file as uint8 pixels of the model's size: the largest centred window of the right shape.
-
-    Args:
-        path: an image file.
-        model: the image gets its size and number of channels.
-        options: how it is decoded.
-    """
-    try:
-        pixels = decode(read_file(path, options), replace(options, channels=model.encoder.channels))
-        return CenterCropResize(model.encoder.image_size)(pixels)[0]
-    except IsADirectoryError as error:
-        raise UserError(
-            f"{path} is a folder: name image files, such as {path.rstrip('/')}/*.jpg"
-        ) from error
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except BadImage as error:
-        raise UserError(f"cannot read {path}: {error}") from error
 
 
 def mask_from_image(path: str, grid: Size, count: int) -> Mask:
