@@ -501,6 +501,8 @@ def has_results(run: Path) -> bool:
     return (run / RESULTS).is_file()
 
 
-def last_validation(run: Path) -> dict[str, Any]:
-    """The scores ("top1", "low", "high", "count", ...) of a finished fine-tuning's last weights."""
-    return read_results(run, "finetune")[-1]["results"]["last"]
+def last_validation(run: Path, verb: str = "finetune") -> dict[str, Any]:
+    """The scores of a finished training's last weights: of a fine-tuning "top1", "low", "high",
+    "count", ..."""
+    last: dict[str, Any] = read_results(run, verb)[-1]["results"]["last"]
+    return last

@@ -64,13 +64,13 @@ VERBS: dict[str, Verb] = {
         "sweep", "Compare", "a run against the same encoder from scratch, or several", "run:compare"
     ),
     "compare segment": task(
-        "dense.compare",
+        "sweep.dense",
         "CompareSegment",
         "a run against the same encoder from scratch, as segmenters",
         "run:segmenters",
     ),
     "compare detect": task(
-        "dense.compare",
+        "sweep.dense",
         "CompareDetect",
         "a run against the same encoder from scratch, as detectors",
         "run:detectors",

@@ -73,6 +73,17 @@ class Rule(NamedTuple):
     choose: Callable[[Facts, Mapping[str, Any]], Choice]
 
 
+def scaled(rule: Rule) -> Rule:
+    """The learning rate of a rule times `lr_scale`, by which mae compare searches."""
+
+    def choose_lr(facts: Facts, values: Mapping[str, Any]) -> Choice:
+        value, reason = rule.choose(facts, values)
+        factor = values["lr_scale"]
+        return Choice(value * factor, reason + (f", times {factor:.3g}" if factor != 1 else ""))
+
+    return rule._replace(choose=choose_lr)
+
+
 def resolve(
     config: Any, resolved: type[R], rules: Mapping[str, Rule], facts: Facts
 ) -> tuple[R, dict[str, Choice]]:

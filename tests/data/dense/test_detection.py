@@ -21,6 +21,7 @@ from torchmae.data.dense.detection import (
     place_objects,
     rle_columns,
 )
+from torchmae.data.dense.find import Split
 from torchmae.data.dense.objects import Objects, decode_rle, encode_rle
 from torchmae.data.dense.placement import Placement, ScaleJitterCrop, place_image, place_labels
 from torchmae.errors import UserError
@@ -184,10 +185,10 @@ def test_sets_with_and_without_a_split(tmp_path):
     sets = open_sets(str(tmp_path / "a"), None, decode)
     assert (len(sets.train.objects), len(sets.val.objects)) == (6, 2) and sets.train.has_masks
     part = str(tmp_path / "a/annotations/instances_train.json")
-    held = open_sets(part, None, decode, 0.34, seed=3)
+    held = open_sets(part, None, decode, Split(0.34, seed=3))
     names = [one.name(i) for one in (held.train_source, held.val_source) for i in range(len(one))]
     assert len(held.val.objects) == 2 and sorted(names) == [f"{i:03d}.png" for i in range(1, 7)]
-    few = open_sets(part, str(tmp_path / "a/annotations/instances_val.json"), decode, 0.2, 3)
+    few = open_sets(part, str(tmp_path / "a/annotations/instances_val.json"), decode, Split(0.2, 3))
     assert (len(few.train.objects), len(few.val.objects)) == (3, 2)
     measured, note = open_annotated(str(tmp_path / "a"), decode, ("disk", "box"))
     assert len(measured.objects) == 2 and "measured on its validation part" in note

@@ -9,6 +9,7 @@ from helpers.label_maps import make_shapes
 from PIL import Image
 
 from torchmae.data.config import DecodeOptions
+from torchmae.data.dense.find import Split
 from torchmae.data.dense.placement import ScaleJitterCrop, place_labels
 from torchmae.data.dense.segmentation import Examples, SegmentationCrop, look, open_sets
 from torchmae.data.loader import Batches
@@ -22,7 +23,7 @@ def shapes(tmp_path_factory):
 
 
 def sets_of(data, **options):
-    return open_sets(str(data), None, DecodeOptions(), **options)
+    return open_sets(str(data), None, DecodeOptions(), Split(**options))
 
 
 def looked(data, names=(), ignore=("255",)):

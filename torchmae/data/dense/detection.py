@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchmae.data.config import DecodeOptions
 from torchmae.data.dense.annotated import Annotated
-from torchmae.data.dense.find import WITH_BOXES, Layout, find_layout, hold_out_some
+from torchmae.data.dense.find import WITH_BOXES, Layout, Split, find_layout, hold_out_some
 from torchmae.data.dense.objects import Mask, Objects, Polygons, Rle, rasterize
 from torchmae.data.dense.placement import (
     Placement,
@@ -121,9 +121,7 @@ def open_sets(
     data: str,
     val: str | None,
     decode: DecodeOptions,
-    val_fraction: float = 0.2,
-    train_images: int | None = None,
-    seed: int = 0,
+    split: Split = Split(),
 ) -> DetectionSets:
     """The images to train on and to validate on, with their objects.
 
@@ -131,9 +129,7 @@ def open_sets(
         data: see `find_layout`.
         val: the images to validate on; None takes the val/ or test/ part of `data`, else a share.
         decode: how images are decoded.
-        val_fraction: that share, drawn by the seed.
-        train_images: trains on so many of the images, drawn by the seed.
-        seed: of both draws.
+        split: that share, and how many are trained on.
 
     Raises:
         UserError: there are no images with annotations.
@@ -146,10 +142,8 @@ def open_sets(
         held = other.read(other.val or other.train, train.classes)
     elif layout.val is not None:
         held = layout.read(layout.val, train.classes)
-    train_ids, val_ids = hold_out_some(
-        len(train.objects), val_fraction if held is None else None, train_images, seed, data
-    )
-    held = train.select(val_ids) if held is None else held
+    train_ids, val_ids = hold_out_some(len(train.objects), split, held is not None, data)
+    held = train.select(val_ids) if held is None or split.avoid else held
     return DetectionSets(train.select(train_ids), held, layout.words).with_decode(decode)
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torchmae.data.dense import masks
 from torchmae.data.dense.formats import coco, voc, yolo
-from torchmae.data.labels import hold_out
+from torchmae.data.labels import MOST_CHOSEN_ON, hold_out
 from torchmae.data.sources.source import options_of
 from torchmae.errors import UserError, nearest
 from torchmae.hashing import SPLIT, hash32
@@ -30,6 +30,7 @@ KINDS: dict[str, ModuleType] = {
     "YOLO's data.yaml": yolo,
     "VOC xml": voc,
 }
+CHOSEN_ON = 0.2  # the share of the images that settings are tried with on which they are chosen
 WITH_MASKS = ("images and mask files", "COCO json", "YOLO's data.yaml")
 WITH_BOXES = ("COCO json", "YOLO's data.yaml", "VOC xml")
 
@@ -50,6 +51,23 @@ class Layout(NamedTuple):
     read: Callable[..., Any]
     train: Any
     val: Any | None
+
+
+class Split(NamedTuple):
+    """How annotated images are split into those to train on and those to validate on.
+
+    Attributes:
+        val_fraction: the share that is held out where a set has no part to validate on.
+        train_images: how many are trained on; None: all that are left.
+        seed: of both draws.
+        avoid: seeds, to choose settings between their trainings: a fifth of what none of them
+            validates on is held out in place of the part to validate on.
+    """
+
+    val_fraction: float = 0.2
+    train_images: int | None = None
+    seed: int = 0
+    avoid: tuple[int, ...] = ()
 
 
 def find_layout(data: str, kinds: Sequence[str]) -> Layout:
@@ -109,31 +127,38 @@ def voc_folder(data: str) -> str:
 
 
 def hold_out_some(
-    count: int, fraction: float | None, train_images: int | None, seed: int, data: str
+    count: int, split: Split, has_val: bool, data: str
 ) -> tuple[list[int], list[int]]:
-    """Which of so many images are trained on and which are held out, both drawn by the seed.
+    """Which of so many images are trained on and which are held out.
 
     Args:
         count: how many there are.
-        fraction: the share that is held out; None: none.
-        train_images: how many are trained on; None: all that are left.
-        seed: of both draws.
+        split: how they are split.
+        has_val: whether there are others to validate on: nothing is held out then, unless
+            settings are chosen.
         data: what the set is called, for messages.
 
     Raises:
         UserError: there are too few.
     """
-    if fraction is not None and count < 2:
+    fraction, train_images, seed, avoid = split
+    free = list(range(count))
+    if avoid:  # a search for settings
+        held = [hold_out(["all"] * count, fraction, other) for other in avoid if not has_val]
+        free = [i for i in free if not any(out[i] for out in held)]
+        fraction, has_val = CHOSEN_ON, False
+    if not has_val and len(free) < 2:
+        of_all = f" of {count} that no seed validates on" if avoid else ""
         raise UserError(
-            f"{data} has {count} annotated image{'s' * (count != 1)}: at least two are needed, one "
-            "to validate on; or name others with --val"
+            f"{data} has {len(free)} annotated image{'s' * (len(free) != 1)}{of_all}: at least two "
+            "are needed, one to validate on; or name others with --val"
         )
-    held = hold_out(["all"] * count, fraction, seed) if fraction is not None else [False] * count
-    left = [i for i in range(count) if not held[i]]
+    out = [False] * len(free) if has_val else hold_out(["all"] * len(free), fraction, seed)
+    left = [i for i, gone in zip(free, out) if not gone]
     if train_images is not None:
-        if train_images > len(left):
+        if train_images > len(left) and not avoid:
             raise UserError(
                 f"--train-images {train_images}: {data} has {len(left)} images to train on"
             )
         left = sorted(sorted(left, key=lambda i: hash32(seed, SPLIT, i))[:train_images])
-    return left, [i for i in range(count) if held[i]]
+    return left, [i for i, gone in zip(free, out) if gone][: MOST_CHOSEN_ON if avoid else None]

@@ -14,7 +14,7 @@ from torchmae.data.augment import JITTERS, jittered
 from torchmae.data.config import DecodeOptions
 from torchmae.data.decode import BadImage
 from torchmae.data.dense.classes import Classes, decide, find_table, palette_color, read_table
-from torchmae.data.dense.find import WITH_MASKS, Layout, find_layout, hold_out_some
+from torchmae.data.dense.find import WITH_MASKS, Layout, Split, find_layout, hold_out_some
 from torchmae.data.dense.masks import IGNORE, Coding, Masks, Pairs, Survey, size_of, survey
 from torchmae.data.dense.placement import (
     ScaleJitterCrop,
@@ -145,9 +145,7 @@ def open_sets(
     data: str,
     val: str | None,
     decode: DecodeOptions,
-    val_fraction: float = 0.2,
-    train_images: int | None = None,
-    seed: int = 0,
+    split: Split = Split(),
 ) -> SegmentationSets:
     """The images to train on and to validate on; what their masks hold is not looked at yet.
 
@@ -155,9 +153,7 @@ def open_sets(
         data: see `find_layout`.
         val: the images to validate on; None takes the val/ or test/ part of `data`, else a share.
         decode: how images are decoded.
-        val_fraction: that share, drawn by the seed.
-        train_images: trains on so many of the images, drawn by the seed.
-        seed: of both draws.
+        split: that share, and how many are trained on.
 
     Raises:
         UserError: there are no images with labels.
@@ -170,10 +166,8 @@ def open_sets(
         held, _ = labelled_images(other, other.val or other.train, names)
     elif layout.val is not None:
         held, _ = labelled_images(layout, layout.val, names)
-    train_ids, val_ids = hold_out_some(
-        len(train), val_fraction if held is None else None, train_images, seed, data
-    )
-    held = train.select(val_ids) if held is None else held
+    train_ids, val_ids = hold_out_some(len(train), split, held is not None, data)
+    held = train.select(val_ids) if held is None or split.avoid else held
     train = train.select(train_ids)
     sets = SegmentationSets(train, held, layout.words)
     if names is not None:

@@ -7,16 +7,18 @@ from typing import Any
 from torchmae.disk import whole_file
 
 
-def dense_table(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
+def dense_table(rows: Sequence[Mapping[str, Any]], metric: str, search: str) -> str:
     """A line for each encoder and number of training images, numbers in %.
 
     Args:
-        rows: see `torchmae.tasks.dense.compare.run.summarize`.
+        rows: see `torchmae.tasks.sweep.dense.run.summarize`.
         metric: what the scores are.
+        search: how the settings of the trainings were chosen.
     """
     lines = [
         f"{metric} in % of the last checkpoint, mean ± std over {rows[0]['seeds']} seeds, "
-        f"{rows[0]['images']} validation images; the same recipe and number of steps for all."
+        f"{rows[0]['images']} validation images; the same images, crops and steps for all.",
+        f"Settings: {search}.",
     ]
     for row in rows:
         first = next(iter(row["arms"]))
@@ -28,6 +30,8 @@ def dense_table(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
             if difference:
                 mean, low, high = (100 * difference[name] for name in ("mean", "low", "high"))
                 line += f"   {first} minus it {mean:+.1f} ({low:+.1f} to {high:+.1f})"
+            chosen = row["search"].get(arm, {}).get("chosen")
+            line += f"   learning rate x{chosen['lr_scale']:.2g}" if chosen else ""
             lines.append(line)
         lines.append(f"  Lead of {first} {row['verdict']}: {row['reason']}.")
     return "\n".join(lines)

@@ -29,6 +29,7 @@ from torchmae.settings.options import (
     Range,
     argument,
     check_ranges,
+    hidden,
     option,
     parse_size,
     size_text,
@@ -75,6 +76,8 @@ class DenseSplitOptions:
         within=POSITIVE,
         otherwise="all",
     )
+    # Of a trial of mae compare: train and validate on images that none of these seeds validates on.
+    avoid_seeds: tuple[int, ...] = hidden(())
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,7 @@ class DenseModelOptions:
 class DenseOptimOptions(OptimOptions):
     """How weights move."""
 
+    lr_scale: float = hidden(1.0)  # times the learning rate that is chosen: a trial of mae compare
     min_lr: float = option(0.0, "Learning rate at the end.", within=NOT_NEGATIVE)
     weight_decay: float | None = option(None, "On all but 1-D parameters.", within=DECAY)
     layer_decay: float | None = option(
@@ -384,7 +388,9 @@ RULES: dict[str, Rule] = {
     "precision": defaults.PRECISION,
     "workers": defaults.WORKERS,
     "compile": defaults.COMPILE,
-    "base_lr": Rule("by the width of the encoder: 1e-4 to 5e-4 for 16 crops", base_lr),
+    "base_lr": defaults.scaled(
+        Rule("by the width of the encoder: 1e-4 to 5e-4 for 16 crops", base_lr)
+    ),
     "weight_decay": Rule("0.05", weight_decay),
     "layer_decay": Rule("0.65 for a ViT-B and larger, 0.75 below; 1 from scratch", layer_decay),
     "drop_path": Rule("0.1; 0 for --train head", drop_path),

@@ -9,6 +9,7 @@ from torch import nn
 
 from torchmae.data.cache.choose import CacheChoice
 from torchmae.data.config import DecodeOptions
+from torchmae.data.dense.find import Split
 from torchmae.data.loader import Batch, Batches
 from torchmae.data.scan import Scan
 from torchmae.data.sources.source import BadFile, Source
@@ -163,6 +164,12 @@ class Job(Generic[S, M]):
     notes: list[str]
     found: Scan | None = None  # None when resuming
     cache: CacheChoice = CacheChoice("none", "not needed")
+
+
+def split_of(config: Dense) -> Split:
+    """How the annotated images are split."""
+    own = config.split
+    return Split(own.val_fraction, own.train_images, config.optim.seed, own.avoid_seeds)
 
 
 def default_out(config: Dense, verb: str, data: str) -> Path:

@@ -82,6 +82,8 @@ def resumed(
 ) -> Job[Any, Any]:
     """The job that the run folder holds; settings of the runtime are those of this call."""
     stored = runfolder.read_any_config(out)
+    # Which images the seeds leave is compared by the images themselves.
+    config = changed(config, avoid_seeds=tuple(stored["config"].get("avoid_seeds", ())))
     sets = verb.known(sets, stored)
     identity = identity_of(sets)
     before: Any = build(

@@ -338,17 +338,6 @@ def finetune_lr(facts: Facts, values: Mapping[str, Any]) -> Choice:
     )
 
 
-def scaled(rule: Rule) -> Rule:
-    """The learning rate of a rule times `lr_scale`, by which mae compare searches."""
-
-    def choose_lr(facts: Facts, values: Mapping[str, Any]) -> Choice:
-        value, reason = rule.choose(facts, values)
-        factor = values["lr_scale"]
-        return Choice(value * factor, reason + (f", times {factor:.3g}" if factor != 1 else ""))
-
-    return rule._replace(choose=choose_lr)
-
-
 PAPER = "the paper's"
 OFF = Choice(0.0, "a probe sees crops and flips only")
 FEW = "mixing needs many images, there are fewer than 1,000"
@@ -378,7 +367,7 @@ RULES: dict[str, Rule] = {
         Choice("adamw", PAPER),
         head=probe_optimizer,
     ),
-    "base_lr": scaled(
+    "base_lr": defaults.scaled(
         by_kind(
             "the paper's 1e-3 at 1,024 images a step; for --train head 1 (sgd) or 0.1 (lars); by "
             "the number of images if attentive",

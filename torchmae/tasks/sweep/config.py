@@ -2,7 +2,7 @@
 some."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from torchmae.errors import UserError, choose
 from torchmae.settings.groups import OF_TIMM, SplitOptions
@@ -13,6 +13,41 @@ from torchmae.tasks.finetune.config import (
     FinetuneOptimOptions,
     FinetuneOutputOptions,
 )
+
+
+class Trial(NamedTuple):
+    """What a trial changes: a factor of the learning rate, and the level of --augment (None: that
+    of the recipe)."""
+
+    lr_scale: float
+    augment: str | None
+
+    @property
+    def times(self) -> str:
+        """Such as "x1/3"."""
+        return "x1/3" if self.lr_scale < 1 else f"x{self.lr_scale:g}"
+
+    def __str__(self) -> str:
+        return f"learning rate {self.times}" + (f", augment {self.augment}" if self.augment else "")
+
+    @property
+    def folder(self) -> str:
+        return f"lr-x{self.lr_scale:.2g}" + (f"-{self.augment}" if self.augment else "")
+
+
+# What is tried, the most telling first: --trials N takes the first N.
+TRIALS = (
+    Trial(1.0, "mild"),
+    Trial(3.0, "mild"),
+    Trial(1.0, "strong"),
+    Trial(1.0, "none"),
+    Trial(1 / 3, "mild"),
+    Trial(3.0, "strong"),
+    Trial(3.0, "none"),
+    Trial(1 / 3, "strong"),
+    Trial(1 / 3, "none"),
+)
+LR_SWEEP = (Trial(1.0, None), Trial(3.0, None), Trial(1 / 3, None))  # --lr-sweep N: the first N
 
 
 @dataclass(frozen=True)
@@ -172,7 +207,7 @@ class Partial(Finetune):
 
 def check_compare(config: Compare) -> None:
     """Raises UserError for what cannot be compared."""
-    seeds, optim = config.optim.seeds, config.optim
+    optim = config.optim
     for name in config.measures.measure:
         choose(MEASURES, name, "--measure")
     if config.source.data == "none":
@@ -180,6 +215,14 @@ def check_compare(config: Compare) -> None:
             "the last argument is the labelled images, and none is an encoder: name a folder "
             "behind it"
         )
+    check_encoders(config)
+    if optim.lr_sweep is not None and optim.trials is not None:
+        raise UserError(f"--lr-sweep {optim.lr_sweep} tries learning rates: leave --trials out")
+
+
+def check_encoders(config: Any) -> None:
+    """Raises UserError for encoders that cannot be compared, whatever is made of them."""
+    seeds, optim = config.optim.seeds, config.optim
     if set(config.run) == {"none"}:
         raise UserError(
             "mae compare needs a run before the labelled images: from scratch is the partner that "
@@ -189,6 +232,5 @@ def check_compare(config: Compare) -> None:
         raise UserError(
             f"--seeds {' '.join(map(str, seeds))}: at least two, all different, for a spread"
         )
-    if optim.lr_sweep is not None and (optim.trials is not None or optim.base_lr is not None):
-        other = "--trials" if optim.trials is not None else "--base-lr"
-        raise UserError(f"--lr-sweep {optim.lr_sweep} tries learning rates: leave {other} out")
+    if optim.lr_sweep is not None and optim.base_lr is not None:
+        raise UserError(f"--lr-sweep {optim.lr_sweep} tries learning rates: leave --base-lr out")

@@ -3,19 +3,20 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 from torchmae.data.config import decode_as_run, listing_as_run
 from torchmae.errors import UserError
 from torchmae.models.heads import blocks_of
 from torchmae.models.vit import Block
 from torchmae.models.weights import load
-from torchmae.runfolder import read_config
+from torchmae.runfolder import last_validation, read_config
 from torchmae.settings.options import build, check_ranges, flatten
 from torchmae.tasks.finetune.config import Finetune
+from torchmae.tasks.finetune.run import run as finetune
 from torchmae.tasks.sweep.config import Compare, Partial, check_compare
 
-Changes = Mapping[str, Any]  # of the fields of Finetune
+Changes = Mapping[str, Any]  # of the fields of `Trained.settings`
 NOTHING: Changes = {}
 
 # The arms of mae compare with one run; of several, from scratch has the same name.
@@ -23,12 +24,41 @@ PRETRAINED = "pre-trained"
 SCRATCH = "from scratch"
 
 
+class Train(Protocol):
+    """The function of a verb that trains."""
+
+    def __call__(self, config: Any, quiet: bool = False) -> Path: ...
+
+
+class Trained(NamedTuple):
+    """A verb whose trainings make up a grid.
+
+    Attributes:
+        verb: its name.
+        settings: the class of its settings.
+        train: its function.
+        metric: what a training is judged by, of its last validation.
+    """
+
+    verb: str
+    settings: type[Any]
+    train: Train
+    metric: str
+
+    def scores(self, run: Path) -> dict[str, Any]:
+        """Those of a finished training's last weights."""
+        return last_validation(run, self.verb)
+
+
+FINETUNE = Trained("finetune", Finetune, finetune, "top1")
+
+
 @dataclass(frozen=True)
 class Grid:
-    """A fine-tuning for every row, arm and seed.
+    """A training for every row, arm and seed.
 
     Args:
-        verb: "compare" or "partial"; the picture has its name.
+        verb: such as "compare" or "partial"; the picture has its name.
         config: the settings that all trainings share.
         out: the folder of the sweep.
         rows: by name, what each line of the table changes.
@@ -36,25 +66,29 @@ class Grid:
         seeds: of the trainings; those of several arms with the same seed are pairs.
         row_title: what the rows differ in, such as "labels a class".
         folder: the name of the folder of a training, from row, arm and seed.
+        unit: what a row is a number of, for the names of folders.
+        trained: whose trainings these are.
         choose_best: whether the best arm of each row is what is shown.
     """
 
     verb: str
-    config: Finetune
+    config: Any
     out: Path
     rows: Mapping[str, Changes]
     arms: Mapping[str, Changes]
     seeds: tuple[int, ...]
     row_title: str
     folder: Callable[[str, str, int], str]
+    unit: str = "labels"
+    trained: Trained = FINETUNE
     choose_best: bool = False
 
-    def training(self, row: str, arm: str, seed: int, chosen: Changes = NOTHING) -> Finetune:
+    def training(self, row: str, arm: str, seed: int, chosen: Changes = NOTHING) -> Any:
         """The settings of one training; `chosen` are those of a search, which may name the
         folder."""
         out = str(self.out / self.folder(row, arm, seed))
         changes = {"seed": seed, **self.rows[row], **self.arms[arm], "out": out, **chosen}
-        return build(Finetune, {**flatten(self.config), **changes})
+        return build(self.trained.settings, {**flatten(self.config), **changes})
 
 
 def compare_grid(config: Compare) -> Grid:
@@ -63,19 +97,9 @@ def compare_grid(config: Compare) -> Grid:
     check_ranges(config)
     check_compare(config)
     first = first_run(config)
-    decode = decode_as_run(first, config.decode.max_megapixels, config.decode.white)
-    channels = read_config(first)["model"]["encoder"]["channels"]
     # All take the images of the first run, also where they would take others by themselves.
     listing = listing_as_run(config.listing, config.source.data, first).settings(config.listing)
-    scratch = {
-        "run": "none",
-        "model": first,
-        "train": "all",
-        "max_megapixels": decode.max_megapixels,
-        "white": decode.white,
-        "channels": config.decode.channels or channels,
-        **listing,
-    }
+    scratch = {**from_scratch(first, config.decode), **listing}
     few = config.split.labels_per_class or (None,)
     return Grid(
         verb="compare",
@@ -92,7 +116,21 @@ def compare_grid(config: Compare) -> Grid:
     )
 
 
-def first_run(config: Compare) -> str:
+def from_scratch(run: str, decode: Any) -> dict[str, Any]:
+    """What makes a training that of a run's encoder from scratch, with images decoded alike."""
+    own = decode_as_run(run, decode.max_megapixels, decode.white)
+    channels = read_config(run)["model"]["encoder"]["channels"]
+    return {
+        "run": "none",
+        "model": run,
+        "train": "all",
+        "max_megapixels": own.max_megapixels,
+        "white": own.white,
+        "channels": decode.channels or channels,
+    }
+
+
+def first_run(config: Any) -> str:
     """The first of the encoders that is not from scratch."""
     return next(place for place in config.run if place != "none")
 

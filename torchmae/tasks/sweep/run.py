@@ -12,7 +12,6 @@ from torchmae.report.experiments.comparison import comparison_table, draw_compar
 from torchmae.report.experiments.sweep import FIGURE_9, draw_sweep, sweep_table
 from torchmae.runfolder import add_result, last_validation
 from torchmae.settings.options import flatten
-from torchmae.tasks.finetune.run import run as finetune
 from torchmae.tasks.sweep.config import FEW_LABEL, MEASURES, Compare, Partial
 from torchmae.tasks.sweep.frozen import commonest_scores, labelled_as, measure_frozen
 from torchmae.tasks.sweep.grids import (
@@ -170,9 +169,9 @@ def train_row(grid: Grid, row: str, chosen: Mapping[str, Changes]) -> dict[str, 
             prefix = f"{arm}, " if len(grid.arms) > 1 else ""
             where = f"{prefix}{row} {grid.row_title}, seed {seed}"
             logger.info(f"[{number}/{len(grid.rows) * each}] {where}")
-        # The plans of the first two show what differs: the arms, or head and blocks.
+        # The plans of the first ones show what differs: the arms, or head and blocks.
         training = grid.training(row, arm, seed, chosen.get(arm, NOTHING))
-        runs[arm].append(finetune(training, quiet=number > 2))
+        runs[arm].append(grid.trained.train(training, quiet=number > max(2, len(grid.arms))))
     return runs
 
 

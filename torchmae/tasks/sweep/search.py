@@ -2,17 +2,16 @@
 all."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, NamedTuple
+from typing import Any
 
-from torchmae.data.config import listing_as_run
+from torchmae.data.config import DecodeOptions, listing_as_run
+from torchmae.data.dense.find import Split, find_layout
 from torchmae.data.labels import open_pair, tuning_sets
 from torchmae.errors import UserError
-from torchmae.runfolder import last_validation
-from torchmae.tasks.finetune.run import run as finetune
-from torchmae.tasks.sweep.config import Compare
+from torchmae.tasks.sweep.config import LR_SWEEP, TRIALS, Compare, Trial
 from torchmae.tasks.sweep.grids import Changes, Grid, first_run, in_path
 from torchmae.train.distributed import is_main
 
@@ -20,41 +19,6 @@ logger = logging.getLogger(__name__)
 
 DEFAULT = 6  # trials of each side
 SEED = 100  # of the trials, or the first after it that is none of --seeds
-
-
-class Trial(NamedTuple):
-    """What a trial changes: a factor of the learning rate, and the level of --augment (None: that
-    of the recipe)."""
-
-    lr_scale: float
-    augment: str | None
-
-    @property
-    def times(self) -> str:
-        """Such as "x1/3"."""
-        return "x1/3" if self.lr_scale < 1 else f"x{self.lr_scale:g}"
-
-    def __str__(self) -> str:
-        return f"learning rate {self.times}" + (f", augment {self.augment}" if self.augment else "")
-
-    @property
-    def folder(self) -> str:
-        return f"lr-x{self.lr_scale:.2g}" + (f"-{self.augment}" if self.augment else "")
-
-
-# What is tried, the most telling first: --trials N takes the first N.
-TRIALS = (
-    Trial(1.0, "mild"),
-    Trial(3.0, "mild"),
-    Trial(1.0, "strong"),
-    Trial(1.0, "none"),
-    Trial(1 / 3, "mild"),
-    Trial(3.0, "strong"),
-    Trial(3.0, "none"),
-    Trial(1 / 3, "strong"),
-    Trial(1 / 3, "none"),
-)
-LR_SWEEP = (Trial(1.0, None), Trial(3.0, None), Trial(1 / 3, None))  # --lr-sweep N: the first N
 
 
 @dataclass(frozen=True)
@@ -77,7 +41,7 @@ class Search:
         """Where a trial is, below the folder of the sweep: other seeds leave other images."""
         seeds = "".join(f"-{seed}" for seed in self.avoid)
         place = f"trials-without-seeds{seeds}" if seeds else "trials"
-        return f"{place}/{in_path(arm)}-{row}-labels-{trial.folder}"
+        return f"{place}/{in_path(arm)}-{row}-{trial.folder}"
 
 
 def plan_search(config: Compare, grid: Grid) -> Search:
@@ -111,27 +75,66 @@ def plan_search(config: Compare, grid: Grid) -> Search:
         if asked is not None:
             raise
         return Search((), seed, f"no search for {which} {side}: {error}")
+    words = in_words(trials, side, seed, [len(one.val) for one in sets])
+    return Search(trials, seed, words, () if has_own_split else grid.seeds)
+
+
+def in_words(trials: Sequence[Trial], side: str, seed: int, chosen_on: Sequence[int]) -> str:
+    """How settings are chosen.
+
+    Args:
+        trials: what is tried.
+        side: what an arm is called.
+        seed: of the trials.
+        chosen_on: how many images settings are chosen on, in each row.
+    """
     tried = [
         ("learning rate", {trial.times: None for trial in trials}),
         ("augment", {str(trial.augment): None for trial in trials}),
     ]
     what = "; ".join(f"{name} {', '.join(values)}" for name, values in tried if len(values) > 1)
-    images = " and ".join(map(str, dict.fromkeys(len(one.val) for one in sets)))
-    return Search(
-        trials,
-        seed,
+    images = " and ".join(map(str, dict.fromkeys(chosen_on)))
+    return (
         f"the best of {len(trials)} trials for each {side} ({what}), chosen with seed {seed} on "
-        f"{images} training images that no seed validates on",
-        () if has_own_split else grid.seeds,
+        f"{images} training images that no seed validates on"
     )
 
 
-def refuse_small(counts: Sequence[int], batch_size: int | None) -> None:
-    """Raises UserError where fewer training images are left for a trial than a batch has."""
+def plan_dense_search(
+    config: Any, grid: Grid, kinds: Sequence[str], open_sets: Callable[..., Any]
+) -> Search:
+    """As `plan_search`, of segmenters or detectors: learning rates alone.
+
+    Args:
+        config: the settings.
+        grid: what is trained.
+        kinds: what the annotated images may be, see `find_layout`.
+        open_sets: opens them.
+    """
+    source, own = config.source, config.split
+    seed = next(n for n in count(SEED) if n not in grid.seeds)
+    if config.optim.lr_sweep is None:
+        return Search((), seed, "those of the recipe, learning rates are not searched (--lr-sweep)")
+    trials = LR_SWEEP[: config.optim.lr_sweep]
+    which = (source.data, source.val, DecodeOptions())
+    splits = [Split(own.val_fraction, few, seed, grid.seeds) for few in own.train_images or (None,)]
+    sets = [open_sets(*which, split) for split in splits]
+    counts = [len(one.train_source) for one in sets]
+    refuse_small(counts, config.optim.batch_size, "leave --lr-sweep out")
+    has_own_split = source.val is not None or find_layout(source.data, kinds).val is not None
+    words = in_words(trials, "encoder", seed, [len(one.val_source) for one in sets])
+    return Search(trials, seed, words, () if has_own_split else grid.seeds)
+
+
+def refuse_small(
+    counts: Sequence[int], batch_size: int | None, without: str = "--trials 0"
+) -> None:
+    """Raises UserError where fewer training images are left for a trial than a batch has; `without`
+    says how not to search."""
     if batch_size is not None and min(counts) < batch_size:
         raise UserError(
             f"{min(counts)} training images are left to try settings on, fewer than --batch-size "
-            f"{batch_size}: choose a smaller one, or --trials 0"
+            f"{batch_size}: choose a smaller one, or {without}"
         )
 
 
@@ -139,10 +142,11 @@ def search_row(grid: Grid, row: str, search: Search) -> dict[str, dict[str, Any]
     """Trains the trials of a row, of each arm.
 
     Returns:
-        By arm: "tried", a list of "lr_scale", "augment" and "top1"; "chosen", the settings of the
-        best (the first of those that are equally good), which are empty without trials.
+        By arm: "tried", a list of "lr_scale", "augment" and the metric; "chosen", the settings of
+        the best (the first of those that are equally good), which are empty without trials.
     """
     found: dict[str, dict[str, Any]] = {}
+    trained, metric = grid.trained, grid.trained.metric
     for arm in grid.arms:
         tried = []
         for number, trial in enumerate(search.trials, 1):
@@ -152,13 +156,13 @@ def search_row(grid: Grid, row: str, search: Search) -> dict[str, dict[str, Any]
             changes: Changes = {
                 **trial._asdict(),
                 "avoid_seeds": grid.seeds,
-                "out": str(grid.out / search.folder(row, arm, trial)),
+                "out": str(grid.out / search.folder(f"{row}-{grid.unit}", arm, trial)),
             }
-            run = finetune(grid.training(row, arm, search.seed, changes), quiet=True)
-            tried.append({**trial._asdict(), "top1": last_validation(run)["top1"]})
-        best: Mapping[str, Any] = max(tried, key=lambda one: one["top1"], default={})
-        chosen = {name: value for name, value in best.items() if name != "top1"}
+            run = trained.train(grid.training(row, arm, search.seed, changes), quiet=True)
+            tried.append({**trial._asdict(), metric: trained.scores(run)[metric]})
+        best: Mapping[str, Any] = max(tried, key=lambda one: one[metric], default={})
+        chosen = {name: value for name, value in best.items() if name != metric}
         if is_main() and chosen:
-            logger.info(f"  chosen for {arm}: {Trial(**chosen)} ({best['top1']:.1%})")
+            logger.info(f"  chosen for {arm}: {Trial(**chosen)} ({best[metric]:.1%})")
         found[arm] = {"tried": tried, "chosen": chosen}
     return found

@@ -34,7 +34,7 @@ from torchmae.tasks.dense.detect.config import (
     check,
 )
 from torchmae.tasks.dense.detect.task import DetectTask
-from torchmae.tasks.dense.job import Looked
+from torchmae.tasks.dense.job import Looked, split_of
 from torchmae.train.distributed import World
 
 DIFFERENT = 1.5  # the 90th percentile of the images' sides over the 10th: images of other scales
@@ -76,9 +76,7 @@ class Detection:
         check(config)
 
     def open(self, config: Detect, decode: DecodeOptions, /) -> DetectionSets:
-        source, split = config.source, config.split
-        which = (split.val_fraction, split.train_images, config.optim.seed)
-        return open_sets(source.data, source.val, decode, *which)
+        return open_sets(config.source.data, config.source.val, decode, split_of(config))
 
     def look(self, sets: DetectionSets, config: Detect, /) -> Looked[DetectionSets]:
         unfit = [other_sizes(part) for part in sets.parts]

@@ -24,7 +24,7 @@ from torchmae.models.segmentation.segmenter import Segmenter
 from torchmae.settings.defaults import Rule
 from torchmae.settings.groups import test_as_run
 from torchmae.tasks.dense import run as dense
-from torchmae.tasks.dense.job import Looked
+from torchmae.tasks.dense.job import Looked, split_of
 from torchmae.tasks.dense.segment.config import RULES, ResolvedSegment, Segment, check
 from torchmae.tasks.dense.segment.task import SegmentTask
 from torchmae.train.distributed import World
@@ -65,9 +65,7 @@ class Segmentation:
         check(config)
 
     def open(self, config: Segment, decode: DecodeOptions, /) -> SegmentationSets:
-        source, split = config.source, config.split
-        which = (split.val_fraction, split.train_images, config.optim.seed)
-        return open_sets(source.data, source.val, decode, *which)
+        return open_sets(config.source.data, config.source.val, decode, split_of(config))
 
     def look(self, sets: SegmentationSets, config: Segment, /) -> Looked[SegmentationSets]:
         table, names = named_classes(config.segment.classes)

@@ -3,7 +3,6 @@ detect, of which they vary some."""
 
 from dataclasses import dataclass
 
-from torchmae.errors import UserError
 from torchmae.settings.groups import OF_TIMM
 from torchmae.settings.options import POSITIVE, Range, argument, hidden, option
 from torchmae.tasks.dense.config import (
@@ -49,6 +48,13 @@ class CompareOptimOptions(DenseOptimOptions):
         (0, 1, 2),
         "Seed of split, subset, head, order and crops: a training of each encoder each.",
         within=Range(at_least=0, below=1 << 62),
+    )
+    lr_sweep: int | None = option(
+        None,
+        "Try so many learning rates (2: x1, x3; 3: x1/3 too) of each encoder on training images "
+        "that no seed validates on, and take the best.",
+        within=Range(at_least=2, at_most=3),
+        otherwise="that of the recipe",
     )
     seed: int = hidden(0)
     minutes: float | None = hidden(None)  # each training would be timed, and have its own length
@@ -96,11 +102,3 @@ class CompareDetect(Detect):
     model: CompareModelOptions = CompareModelOptions()
     optim: CompareOptimOptions = CompareOptimOptions()
     output: CompareOutputOptions = CompareOutputOptions()
-
-
-def check_seeds(seeds: tuple[int, ...]) -> None:
-    """Raises UserError for seeds that show no spread."""
-    if len(set(seeds)) != len(seeds) or len(seeds) < 2:
-        raise UserError(
-            f"--seeds {' '.join(map(str, seeds))}: at least two, all different, for a spread"
-        )
