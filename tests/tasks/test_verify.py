@@ -44,7 +44,7 @@ def states(run: Path, capfd: pytest.CaptureFixture[str]) -> dict[str, str]:
 
 def test_a_good_run_is_ok(own: Path, capfd: pytest.CaptureFixture[str]) -> None:
     files = ("manifest.json", "config.json", "model.safetensors", STEP)
-    wanted = dict.fromkeys((*files, "log.jsonl", "bad-files.jsonl"), "OK")
+    wanted = dict.fromkeys((*files, "log.jsonl", "bad-files.jsonl", "data.json"), "OK")
     assert states(own, capfd) == wanted
     assert {record["name"] for record in torchmae.verify(own)} == set(wanted)
 

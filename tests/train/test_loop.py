@@ -128,6 +128,7 @@ def test_the_run_folder_is_whole(whole):
             "curves.png",
             "report.html",
             "bad-files.jsonl",
+            "data.json",
             ".lock",
         ),
     }

@@ -160,7 +160,8 @@ def curves(state: State, width: int, blocks: str) -> Iterator[str]:
 
 
 def curve(values: Sequence[float], width: int, height: int, blocks: str = BLOCKS) -> list[str]:
-    """A curve as text: at most `width` columns, each the mean of a span of the values.
+    """A curve as text: at most `width` columns, each the mean of a span of the values; few values
+    take several columns each.
 
     Args:
         values: finite, at least one.
@@ -173,8 +174,9 @@ def curve(values: Sequence[float], width: int, height: int, blocks: str = BLOCKS
     means = [sum(values[a:b]) / (b - a) for a, b in pairwise(cuts)]
     low, high, top = min(means), max(means), len(blocks) - 1
     levels = [1 + round((m - low) / (high - low or 1) * (height * top - 1)) for m in means]
+    wide = width // columns
     return [
-        "".join(blocks[min(top, max(0, level - row * top))] for level in levels)
+        "".join(wide * blocks[min(top, max(0, level - row * top))] for level in levels)
         for row in reversed(range(height))
     ]
 

@@ -2,8 +2,9 @@
 
 import json
 import logging
+import time
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,27 @@ def write_report(run: Path) -> Path | None:
         reason = getattr(error, "strerror", None) or error
         logger.warning(f"could not write {run / runfolder.REPORT}: {reason}")
         return None
+
+
+class Page:
+    """Evaluator: refreshes report.html while a run is trained; measures nothing.
+
+    Args:
+        run: the run folder.
+        seconds: at least so long after the last time, or after the start.
+    """
+
+    def __init__(self, run: Path, seconds: float = 60.0):
+        self.run = run
+        self.seconds = seconds
+        self.made = time.monotonic()
+
+    def __call__(self, step: int) -> Iterator[tuple[str, float]]:
+        """Shows what was logged and drawn up to a step."""
+        if time.monotonic() - self.made >= self.seconds:
+            write_report(self.run)
+            self.made = time.monotonic()
+        yield from ()
 
 
 def run_page(run: Path) -> str:

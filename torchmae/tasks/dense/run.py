@@ -18,7 +18,7 @@ from torchmae.models.heads import blocks_of
 from torchmae.models.sizes import architecture
 from torchmae.models.weights import load, seeded
 from torchmae.report.curves import draw_curves
-from torchmae.report.html.run import write_report
+from torchmae.report.html.run import Page, write_report
 from torchmae.runfolder import note_bad_files
 from torchmae.settings import defaults
 from torchmae.settings.defaults import Facts, why
@@ -207,7 +207,7 @@ def train(job: Job[Any, Any], verb: Verb[Any, Any], out: Path, world: World, qui
         where = f"{world.size} process{'es' * (world.size > 1)}, to {out}"
         logger.info(describe(job, verb, task, plan, where))
     validation = Validation(job, verb, out, world)
-    fit(task, job.stream, plan, out, world, [validation])
+    fit(task, job.stream, plan, out, world, [validation, *([Page(out)] if world.is_main else [])])
     # A kill may have come between the last save and its validation.
     if world.on_main(lambda: validation.step() != plan.steps):
         task.eval()

@@ -22,7 +22,7 @@ from torchmae.models.heads import Classifier, blocks_of
 from torchmae.models.sizes import architecture
 from torchmae.models.weights import load, seeded
 from torchmae.report.curves import draw_curves
-from torchmae.report.html.run import write_report
+from torchmae.report.html.run import Page, write_report
 from torchmae.settings.defaults import Facts, why
 from torchmae.settings.options import build, changed, flatten, requested
 from torchmae.tasks.finetune.config import (
@@ -224,7 +224,7 @@ def train(job: Job, out: Path, world: World, quiet: bool) -> Path:
         where = f"{world.size} process{'es' * (world.size > 1)}, to {out}"
         logger.info(describe(job, task, plan, where))
     validation = Validation(job.model, data, out, world)
-    fit(task, job.stream, plan, out, world, [validation])
+    fit(task, job.stream, plan, out, world, [validation, *([Page(out)] if world.is_main else [])])
     # A kill may have come between the last save and its validation.
     if world.on_main(lambda: validation.step() != plan.steps):
         task.eval()

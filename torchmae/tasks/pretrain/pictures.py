@@ -16,7 +16,6 @@ from torchmae.data.transforms import CenterCropResize
 from torchmae.data.workers import Loading
 from torchmae.eval.tokens.maps import colored_tokens
 from torchmae.models.mae import MAE
-from torchmae.report.html.run import write_report
 from torchmae.report.pictures import About, draw_mask, notes_of, rows_of
 from torchmae.report.sheet import sheet
 from torchmae.tasks.pretrain.config import ResolvedPretrain
@@ -97,15 +96,3 @@ class Pictures:
         colors = colored_tokens(self.model.eval().encoder, self.images.to(device))
         self.model.train(was_training)
         return colors
-
-
-@dataclass(frozen=True)
-class Page:
-    """Evaluator: refreshes report.html; measures nothing."""
-
-    out: Path
-
-    def __call__(self, step: int) -> Iterator[tuple[str, float]]:
-        """What was logged and drawn up to a step."""
-        write_report(self.out)
-        yield from ()

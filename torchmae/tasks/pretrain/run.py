@@ -24,7 +24,7 @@ from torchmae.errors import UserError
 from torchmae.models.mae import MAE, training_flops
 from torchmae.models.masking import num_visible
 from torchmae.report.curves import draw_curves
-from torchmae.report.html.run import write_report
+from torchmae.report.html.run import Page, write_report
 from torchmae.settings.defaults import Facts, why
 from torchmae.settings.options import build, changed, flatten, parse_size, requested
 from torchmae.tasks.pretrain.config import (
@@ -34,7 +34,7 @@ from torchmae.tasks.pretrain.config import (
 )
 from torchmae.tasks.pretrain.features import Features, open_labelled
 from torchmae.tasks.pretrain.job import Job
-from torchmae.tasks.pretrain.pictures import Page, Pictures
+from torchmae.tasks.pretrain.pictures import Pictures
 from torchmae.tasks.pretrain.plan import describe, summary, train_config
 from torchmae.tasks.pretrain.start import (
     InitRun,
@@ -236,7 +236,7 @@ def train(job: Job, sets: LabelledSets | None, out: Path, world: World, quiet: b
     if features is not None:
         evaluators.append(features)
     if evaluators and world.is_main:
-        evaluators.append(Page(out))
+        evaluators.append(Page(out, seconds=0))
     outcome = fit(job.task(), job.stream, plan, out, world, evaluators)
     if world.is_main:
         draw_curves(out)

@@ -20,7 +20,7 @@ from torchmae.errors import UserError
 from torchmae.models.targets.tokenizer import Tokenizer, TokenizerConfig
 from torchmae.models.weights import seeded
 from torchmae.report.curves import draw_curves
-from torchmae.report.html.run import write_report
+from torchmae.report.html.run import Page, write_report
 from torchmae.settings.defaults import Facts, why
 from torchmae.settings.options import build, changed, flatten, parse_size
 from torchmae.tasks.tokenizer.config import ResolvedTokenizer, TrainTokenizer
@@ -141,7 +141,9 @@ def train(job: Job, out: Path, world: World) -> Path:
         where = f"{world.size} process{'es' * (world.size > 1)}, to {out}"
         logger.info(describe(job, plan, where))
     task, evaluation = job.task(plan.steps), Evaluation(job.model, job.batches, out, world)
-    outcome = fit(task, job.stream, plan, out, world, [evaluation])
+    outcome = fit(
+        task, job.stream, plan, out, world, [evaluation, *([Page(out)] if world.is_main else [])]
+    )
     if not evaluation.found:  # it was finished before
         task.eval()
         with torch.no_grad():

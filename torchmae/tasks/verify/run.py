@@ -18,7 +18,10 @@ logger = logging.getLogger(__name__)
 
 OK, DAMAGED, UNKNOWN = "OK", "damaged", "not listed"
 ASIDE = "damaged-step-*"  # checkpoints that a resume has found damaged
-WHOLE = (runfolder.RESULTS, runfolder.LAST_SCORES, runfolder.BEST_SCORES)  # JSON without a hash
+WHOLE = (  # JSON without a hash
+    *(runfolder.RESULTS, runfolder.LAST_SCORES, runfolder.BEST_SCORES),
+    *(runfolder.DATA_SHEET, runfolder.CLASSES, runfolder.TRACKED),
+)
 
 
 class Finding(NamedTuple):

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torchmae.errors import library
 from torchmae.train.trackers.tracker import Opening
@@ -13,9 +14,11 @@ class TensorBoard:
     id = None
 
     def __init__(self, opening: Opening):
-        writer = library("torch.utils.tensorboard", "tensorboard").SummaryWriter
+        library("tensorboard", "tensorboard")  # torch's own error does not say how to install it
+        from torch.utils.tensorboard import SummaryWriter
+
         # What has this step or a later one is hidden, and that of `start` is not written again.
-        self.writer = writer(str(opening.run), purge_step=opening.start + 1)
+        self.writer: Any = SummaryWriter(str(opening.run), purge_step=opening.start + 1)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():

@@ -72,7 +72,8 @@ def test_the_time_adds_up(made) -> None:
         steps = round(computed["epochs"] * 24 / 8)
         training = 3 * measured["seconds_per_first_step"]
         training += (steps - 3) * measured["seconds_per_step"]
-        extra = measured["seconds_per_picture"] + computed["seconds_per_checkpoint"]
+        extra = (1 + training // 180) * measured["seconds_per_picture"]  # every 3 minutes
+        extra += (1 + training // 300) * computed["seconds_per_checkpoint"]
         expected = measured["seconds_to_start"] + training + extra
         assert computed["seconds"] == pytest.approx(expected, rel=1e-6)
         full = computed["epochs"] == 1600
@@ -104,6 +105,7 @@ def test_sizes_are_measured_until_one_is_too_slow(
         (dict(out="nowhere/plan.json"), "no such folder"),
         (dict(batch_size=25), "at most 24"),
         (dict(image_size=30, patch_size=16), "divisible"),
+        (dict(masking="blok"), "Did you mean block"),
     ],
 )
 def test_mistakes(photos: Path, tmp_path: Path, monkeypatch, settings, words) -> None:

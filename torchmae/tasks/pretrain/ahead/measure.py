@@ -153,7 +153,9 @@ def measure(
             again = max(3, min(MOST_STEPS, round(least / first.step)))
             speed = measure_speed(task, job.stream, plan, world, again, least)
         memory = peak_memory_mb(world.device)
-    except RunError:
+    except RunError as error:
+        if "out of memory" not in str(error):
+            raise
         return None
     weights, size = bytes_of(job)
     seconds = time_of_saving(job, folder)

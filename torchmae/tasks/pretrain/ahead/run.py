@@ -27,6 +27,7 @@ from torchmae.tasks.pretrain.ahead.measure import (
 )
 from torchmae.tasks.pretrain.config import Pretrain, suited
 from torchmae.tasks.pretrain.run import facts_of, open_data
+from torchmae.tasks.pretrain.start import check_names
 from torchmae.train.distributed import World, start
 from torchmae.train.speed import duration, milliseconds
 from torchmae.version import command
@@ -69,6 +70,7 @@ def planned(config: Plan, world: World) -> dict[str, Any]:
     """What `run` returns; says it."""
     with temporary_folder() as name:
         folder = Path(name)
+        check_names(config.pretrain())
         asked, source, _ = open_data(config.pretrain(), folder)
         found = scan_and_report(source, folder, config.scan.max_bad_percent)
         facts = facts_of(found, source, world)
