@@ -1,6 +1,7 @@
 """Graphs of the forward pass, which need no model code: ONNX and torch.export."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torchmae.interop.exporting.check import (
     WithPreprocessing,
     no_decoder,
 )
+from torchmae.models.detection.detector import Detector
 from torchmae.models.heads import Classifier
 from torchmae.models.segmentation.segmenter import Segmenter
 from torchmae.version import __version__
@@ -44,10 +46,20 @@ class Padded(nn.Module):
 
 def program(subject: ExportInput, form: str) -> Any:
     """The forward pass without a mask as a graph, for any number of images; of a segmenter also of
-    any size (`sizes_of`)."""
+    any size (`sizes_of`); of a detector for one image of the encoder's size."""
     no_decoder(subject, form)
-    module: nn.Module = subject.serving or subject.model
     height, width = subject.encoder.image_size
+    if isinstance(subject.model, Detector):
+        from torchmae.interop.exporting.detectors import DetectorGraph  # needs torchvision
+
+        pixels = subject.serving is not None
+        graph = DetectorGraph(subject.model, pixels).eval()
+        kind = torch.uint8 if pixels else torch.float32
+        one = torch.zeros(1, subject.encoder.channels, height, width, dtype=kind)
+        with warnings.catch_warnings():  # of torchvision's, for those who maintain it
+            warnings.simplefilter("ignore", FutureWarning)
+            return torch.export.export(graph, (one,), strict=False)
+    module: nn.Module = subject.serving or subject.model
     dims: dict[int, Any] = {0: torch.export.Dim("batch")}
     if isinstance(subject.model, Segmenter):
         down, across = subject.encoder.patch
@@ -103,9 +115,28 @@ def metadata(subject: ExportInput) -> dict[str, str]:
             "resize": f"the shorter side to {side}, bilinear with antialiasing; logits back to the "
             "image's size, bilinear",
         }
+    if isinstance(subject.model, Detector):
+        kept, fits = subject.model.max_detections, subject.model.fit == "long"
+        own = "as large as it fits in, bilinear with antialiasing" if fits else "in its own pixels"
+        found |= {
+            "input": f"{pixels}, [1, {encoder.channels}, {height}, {width}]",
+            "output": f"of the {kept} best objects boxes [x1, y1, x2, y2] in pixels, scores, "
+            "labels (numbers of classes), masks (within 0..1 over the box, if there are any); "
+            "count: how many have a score above 0.05",
+            "resize": f"the image {own}, at the top left; the mean beside it",
+        }
     if "classes" in subject.config:
         found["classes"] = json.dumps(subject.config["classes"])
     return found
+
+
+def names_of(subject: ExportInput) -> tuple[str, ...]:
+    """What a graph returns, by name."""
+    if not isinstance(subject.model, Detector):
+        return ("output",)
+    from torchmae.interop.exporting.detectors import outputs
+
+    return outputs(subject.model)
 
 
 def to_torch_export(subject: ExportInput, folder: Path) -> ExportResult:
@@ -115,9 +146,10 @@ def to_torch_export(subject: ExportInput, folder: Path) -> ExportResult:
     torch.export.save(graph, folder / "model.pt2", extra_files=about)
     again = torch.export.load(folder / "model.pt2").module()
     lines = [
+        *(["import torchvision  # its operators"] if isinstance(subject.model, Detector) else []),
         "import torch",
         f'model = torch.export.load("{subject.out}/model.pt2").module()',
-        "output = model(images)",
+        f"{', '.join(names_of(subject))} = model(images)",
     ]
     return ExportResult(again, lines, again, batches=BATCHES, sizes=sizes_of(subject, False))
 
@@ -126,13 +158,15 @@ def to_onnx(subject: ExportInput, folder: Path) -> ExportResult:
     """A graph for ONNX Runtime and others that read ONNX, with `metadata` as its properties."""
     onnxruntime = library("onnxruntime", "onnx")
     library("onnxscript", "onnx")  # torch.onnx.export needs it
+    axes = AXES if isinstance(subject.model, Segmenter) else {0: AXES[0]}
+    names, is_detector = names_of(subject), isinstance(subject.model, Detector)
     made = torch.onnx.export(
         program(subject, "ONNX"),
         (),
         input_names=["images"],
-        output_names=["output"],
+        output_names=list(names),
         # Their names in the graph; the program's own are like "s6".
-        dynamic_shapes=(AXES if isinstance(subject.model, Segmenter) else {0: AXES[0]},),
+        dynamic_shapes=None if is_detector else (axes,),
         dynamo=True,
         verbose=False,
     )
@@ -145,10 +179,12 @@ def to_onnx(subject: ExportInput, folder: Path) -> ExportResult:
     lines = [
         "import onnxruntime",
         f'session = onnxruntime.InferenceSession("{subject.out}/model.onnx")',
-        'output = session.run(None, {"images": images.numpy()})[0]',
+        f"{', '.join(names)} = session.run(None, {{'images': images.numpy()}})"
+        + "[0]" * (not is_detector),
     ]
 
-    def reloaded(images: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+    def reloaded(images: Tensor) -> Any:
+        found = [torch.from_numpy(one) for one in session.run(None, {"images": images.numpy()})]
+        return found if is_detector else found[0]
 
     return ExportResult(reloaded, lines, None, 1e-4, BATCHES, sizes_of(subject, True))
