@@ -243,6 +243,7 @@ def run_line(words: list[str]) -> int:
         command = [*torch_module, "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
         return subprocess.run([*command, "-m", "torchmae", *words], env=ENVIRONMENT).returncode
     if first == "python":
+        words = ["4" if word.isdigit() and int(word) > 8 else word for word in words]
         return subprocess.run([sys.executable, *words], env=ENVIRONMENT).returncode
     assert first in ("mae", ".venv/bin/mae"), f"what is {first}?"
     if TRACED & set(words) or words[0] == "bench":

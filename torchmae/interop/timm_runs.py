@@ -12,14 +12,17 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from torchmae import manifest
 from torchmae.disk import sha256, whole_folder
 from torchmae.errors import UserError, library, nearest, printable
 from torchmae.interop.foreign import read_file
 from torchmae.models import weights
+from torchmae.models.detection.detector import Detector
 from torchmae.models.encoders import Backbone
 from torchmae.models.encoders.timm import TimmEncoder, check_name
+from torchmae.models.segmentation.segmenter import Segmenter
 from torchmae.models.weights import load_weights, seeded
-from torchmae.runfolder import MODEL, read_config, write_config
+from torchmae.runfolder import MODEL, kind_of, read_config, write_config
 from torchmae.settings.options import parse_size, size_text
 
 logger = logging.getLogger(__name__)
@@ -28,6 +31,11 @@ PREFIX = "timm:"
 HUB_SECONDS = 5.0  # in which a hub of models has to answer
 OPTIONS = ("checkpoint", "random", "image_size")
 RUNS = Path("runs")  # where their run folders go
+# What is loaded as a whole, by `kind_of`.
+WHOLE: dict[str, Any] = {
+    "segmenter": weights.load_segmenter,
+    "detector": weights.load_detector,
+}
 # What a file may hold beside an encoder: heads, and parts of pre-training.
 BESIDE = ("head", "fc_norm", "attn_pool", "lm_head", "mask_token", "decoder", "mim_")
 
@@ -169,8 +177,9 @@ def fitted(model: nn.Module, found: dict[str, Tensor], named: Named) -> dict[str
     return made
 
 
-def load(run: str | os.PathLike[str], verify: bool = True) -> Backbone:
-    """The encoder of any run folder, or of timm, in eval mode on the CPU.
+def load(run: str | os.PathLike[str], verify: bool = True) -> Backbone | Segmenter | Detector:
+    """The segmenter or the detector of a run folder, of any other its encoder, or an encoder of
+    timm, in eval mode on the CPU.
 
     Args:
         run: the folder; or `timm:NAME` (which downloads timm's weights unless its cache has them),
@@ -179,7 +188,9 @@ def load(run: str | os.PathLike[str], verify: bool = True) -> Backbone:
             manifest.
 
     Returns:
-        As `torchmae.models.weights.load`: `encoder(encoder.normalize(images))` of uint8 images of
+        Of a segmenter or a detector the whole: `predict(images)` takes uint8 images of any size,
+        see `load_segmenter` and `load_detector`, and `encoder` is its encoder. Else as
+        `torchmae.models.weights.load`: `encoder(encoder.normalize(images))` of uint8 images of
         `encoder.image_size` returns tokens `[B, num_prefix_tokens + N, D]`.
 
     Raises:
@@ -187,7 +198,11 @@ def load(run: str | os.PathLike[str], verify: bool = True) -> Backbone:
             a file is not what was written; no such model of timm, or no network.
     """
     text = os.fspath(run)
-    return read(parse(text)) if text.startswith(PREFIX) else weights.load(run, verify)
+    if text.startswith(PREFIX):
+        return read(parse(text))
+    with manifest.verification(verify):
+        kind = kind_of(read_config(run))
+    return WHOLE.get(kind, weights.load)(run, verify=verify)
 
 
 def run_folder(text: str) -> Path:

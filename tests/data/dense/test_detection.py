@@ -155,9 +155,9 @@ def test_many_nuclei_at_1024_pixels_take_little_memory():
     image = np.zeros((1024, 1024, 3), dtype=np.uint8)
     crop = DetectionCrop(ScaleJitterCrop((1024, 1024), 0, (1.0, 1.0), "own"), (0, 0, 0))
     tracemalloc.start()
-    start = time.perf_counter()
+    start = time.process_time()
     _, placed = crop(image, objects, 0, 0)
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert placed["masks"].shape == (375, SIDE, SIDE) and placed["masks"].all()

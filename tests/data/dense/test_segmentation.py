@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 from helpers.label_maps import make_shapes
+from helpers.objects import coco_set, yolo_set
 from PIL import Image
 
 from torchmae.data.config import DecodeOptions
+from torchmae.data.decode import BadImage
 from torchmae.data.dense.find import Split
 from torchmae.data.dense.placement import ScaleJitterCrop, place_labels
 from torchmae.data.dense.segmentation import Examples, SegmentationCrop, look, open_sets
@@ -175,6 +177,32 @@ def test_objects_of_coco_are_classes(tmp_path):
     assert found.pixels == (2 * (600 - 80), 2 * 80)
     labels = sets.val.labels[0].label_map(20, 30)
     assert labels.sum() == 80 and labels[3, 2] == 1 and labels[11, 12] == 0
+
+
+def test_images_of_another_size_than_their_json_says_are_bad_files(tmp_path):
+    """Polygons would be drawn beside the objects, and run lengths not at all."""
+    for masks in ("rle", "polygons"):
+        data = coco_set(tmp_path / masks, {"train": 4, "val": 2}, masks, least=1)
+        Image.new("RGB", (48, 64)).save(data / "images/002.png")
+        sets, found = looked(data)
+        said = "of another size than its annotations say: 48 x 64, not 64 x 48 (a photograph"
+        assert [bad.name for bad in found.bad] == ["002.png"] and said in found.bad[0].reason
+        with pytest.raises(BadImage, match="48 x 64, not 64 x 48"):
+            sets.train.labels[1].label_map(64, 48)
+        assert sets.train.labels[0].label_map(48, 64).any()
+    with pytest.raises(UserError, match="have boxes but no masks: a segmenter needs masks"):
+        sets_of(coco_set(tmp_path / "boxes", {"train": 2}, "", least=1))
+
+
+def test_polygons_of_yolo_are_classes(tmp_path):
+    data = yolo_set(tmp_path, {"train": 3, "val": 2}, least=1)
+    for path in (tmp_path / "labels").rglob("*.txt"):
+        path.write_text("1 0.25 0.25 0.75 0.25 0.75 0.5 0.25 0.5\n")
+    sets, found = looked(data)
+    assert sets.names == ("background", "box", "disk") and not found.bad
+    labels = sets.val.labels[0].label_map(48, 64)
+    assert labels[12:24, 16:48].min() == 2 and labels.sum() == 2 * 12 * 32
+    assert "1 class in no image: box" in found.notes[0]
 
 
 def test_what_is_no_set(tmp_path, shapes):

@@ -190,7 +190,10 @@ def test_evaluate_and_predict(whole, shapes, tmp_path, caplog):
     for load in (torchmae.load_classifier, torchmae.load_segmenter):
         with pytest.raises(UserError, match="holds no"):
             load(whole)
-    assert torchmae.load(whole).embed_dim == 128
+    assert torchmae.Run(whole).encoder().embed_dim == 128
+    detector = torchmae.load(whole)  # the whole, for images of any size
+    (said,) = detector.predict(torch.zeros(1, 3, 37, 101, dtype=torch.uint8))
+    assert detector.classes == ("box", "disk") and said.boxes.shape[1] == 4
 
 
 def test_results_are_read_by_coco(whole, shapes, tmp_path):

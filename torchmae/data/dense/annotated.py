@@ -87,9 +87,12 @@ class Annotated:
     source: Source
     objects: tuple[Objects, ...]
     classes: tuple[str, ...]
-    sizes: tuple[tuple[int, int] | None, ...]
-    """Height and width of each image as its annotations say; None where they do not."""
     findings: Findings
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int] | None, ...]:
+        """Height and width of each image as its annotations say; None where they do not."""
+        return tuple(one.size for one in self.objects)
 
     @property
     def has_masks(self) -> bool:
@@ -100,8 +103,7 @@ class Annotated:
     def select(self, ids: Sequence[int]) -> "Annotated":
         """Some of the images."""
         objects = tuple(self.objects[i] for i in ids)
-        sizes = tuple(self.sizes[i] for i in ids)
-        return replace(self, source=self.source.select(ids), objects=objects, sizes=sizes)
+        return replace(self, source=self.source.select(ids), objects=objects)
 
     def of_other_size(self, sizes: Sequence[tuple[int, int]]) -> list[int]:
         """The images that are not of the size their annotations say; each is noted.
@@ -110,14 +112,12 @@ class Annotated:
             sizes: height and width of each image when it is decoded; zeros where it cannot be.
         """
         wrong = []
-        for i, (found, said) in enumerate(zip(sizes, self.sizes)):
-            if said is None or not found[0] or tuple(found) == said:
-                continue
-            turned = " (a photograph turned by EXIF?)" if tuple(found) == said[::-1] else ""
-            kind = "images of another size than their annotations say, left out"
-            where = f"{found[1]} x {found[0]}, not {said[1]} x {said[0]}{turned}"
-            self.findings.add(kind, self.source.name(i), where)
-            wrong.append(i)
+        for i, (found, one) in enumerate(zip(sizes, self.objects)):
+            where = one.wrong_size(*found) if found[0] else None
+            if where is not None:
+                kind = "images of another size than their annotations say, left out"
+                self.findings.add(kind, self.source.name(i), where)
+                wrong.append(i)
         return wrong
 
 
@@ -141,7 +141,6 @@ def gather(
     root = folder.resolve()
     files = Gathered()
     objects: list[Objects] = []
-    sizes: list[tuple[int, int] | None] = []
     missing: list[BadFile] = []
     numbers = {name: i for i, name in enumerate(classes)}
     seen: set[str] = set()
@@ -157,13 +156,12 @@ def gather(
             missing.append(BadFile(image.name, f"{reason}, but annotated"))
             continue
         files.add(image.name, facts)
-        sizes.append(image.size)
         objects.append(checked(image, numbers, findings))
     if not objects:
         first = f"; the first: {missing[0]}" if missing else ""
         raise UserError(f"none of {len(missing)} annotated images is in {folder}{first}")
     source = Files(str(root), files.all(), missing)
-    return Annotated(source, tuple(objects), tuple(classes), tuple(sizes), findings)
+    return Annotated(source, tuple(objects), tuple(classes), findings)
 
 
 def checked(image: Listed, numbers: dict[str, int], findings: Findings) -> Objects:
@@ -175,6 +173,7 @@ def checked(image: Listed, numbers: dict[str, int], findings: Findings) -> Objec
         crowd=np.array([one.crowd for _, _, one in kept], dtype=bool),
         masks=tuple(one.mask for _, _, one in kept),
         difficult=np.array([one.difficult for _, _, one in kept], dtype=bool),
+        size=image.size,
     )
 
 

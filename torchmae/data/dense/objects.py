@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float32, Int64, UInt8
 
+from torchmae.data.decode import BadImage
 from torchmae.errors import UserError
 
 Polygon = Float32[np.ndarray, "K 2"]
@@ -35,6 +36,7 @@ class Objects:
         crowd: regions that are neither objects nor background (COCO's iscrowd).
         masks: one for each box.
         difficult: objects that evaluation leaves out of account (VOC).
+        size: height and width of the image as its annotations say; None where they do not.
     """
 
     boxes: Float32[np.ndarray, "N 4"]
@@ -42,6 +44,7 @@ class Objects:
     crowd: Bool[np.ndarray, " N"]
     masks: tuple[Mask, ...] = ()
     difficult: Bool[np.ndarray, " N"] = field(default_factory=lambda: np.zeros(0, dtype=bool))
+    size: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -50,6 +53,14 @@ class Objects:
     def has_masks(self) -> bool:
         """Whether every object has a mask."""
         return len(self.masks) == len(self) and all(mask is not None for mask in self.masks)
+
+    def wrong_size(self, height: int, width: int) -> str | None:
+        """What is wrong where an image of these sides is of another size than its annotations
+        say."""
+        if self.size is None or self.size == (height, width):
+            return None
+        turned = " (a photograph turned by EXIF?)" if self.size == (width, height) else ""
+        return f"{width} x {height}, not {self.size[1]} x {self.size[0]}{turned}"
 
     def mask(self, i: int, height: int, width: int) -> Bool[np.ndarray, "H W"]:
         """The pixels of object `i` in the image of these sides; of one without a mask its box."""
@@ -65,7 +76,11 @@ class Objects:
 
         Raises:
             UserError: there are more classes than labels.
+            BadImage: the image is of another size than its annotations say.
         """
+        wrong = self.wrong_size(height, width)
+        if wrong is not None:
+            raise BadImage(wrong)
         if len(self) and int(self.classes.max()) + 1 >= ignore:
             raise UserError(f"class {int(self.classes.max())} of a label map: at most {ignore - 2}")
         labels = np.zeros((height, width), dtype=np.uint8)

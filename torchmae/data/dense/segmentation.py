@@ -288,30 +288,39 @@ def look(
 
 def look_at_objects(sets: SegmentationSets) -> Look:
     """As `look`, where classes are those of objects: their names are known."""
-    counts = [
-        np.array(
-            [
-                object_pixels(one, len(sets.names), area_of(part.source, i))
-                for i, one in enumerate(part.labels)
-            ]
+    counts, bad = [], []
+    for part in (sets.train, sets.val):
+        sizes = [sides_of(part.source, i) for i in range(len(part))]
+        counts.append(
+            np.array(
+                [
+                    object_pixels(one, len(sets.names), height * width)
+                    for one, (height, width) in zip(part.labels, sizes)
+                ]
+            )
         )
-        for part in (sets.train, sets.val)
-    ]
+        wrong = [
+            one.wrong_size(*size) if size[0] else None for one, size in zip(part.labels, sizes)
+        ]
+        bad += [
+            BadFile(part.source.name(i), f"of another size than its annotations say: {words}")
+            for i, words in enumerate(wrong)
+            if words is not None
+        ]
     notes = notes_of(sets.names, *counts)
     if not counts[0][:, 1:].any():
         raise UserError("no object of the training images has a mask: there is nothing to learn")
     classes = Classes(sets.names, sets.colors, Coding("values"))
     pixels = tuple(int(count) for count in counts[0].sum(0))
-    return Look(classes, pixels, [], notes)
+    return Look(classes, pixels, bad, notes)
 
 
-def area_of(source: Source, i: int) -> int:
-    """The pixels of an image; 0 where it cannot be read, which the scan says."""
+def sides_of(source: Source, i: int) -> tuple[int, int]:
+    """Height and width of an image; zeros where it cannot be read, which the scan says."""
     try:
-        height, width = size_of(source, i)
+        return size_of(source, i)
     except (BadImage, OSError):
-        return 0
-    return height * width
+        return 0, 0
 
 
 def object_pixels(objects: Any, count: int, area: int) -> Int64[np.ndarray, " classes"]:

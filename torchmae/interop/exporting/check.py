@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from torchmae.errors import RunError, UserError
 from torchmae.interop.names import Weights
+from torchmae.models.detection.detector import Detector
 from torchmae.models.heads import Classifier
 from torchmae.models.mae import MAE
 from torchmae.models.masking import Mask, mask_from_order
@@ -28,11 +29,11 @@ from torchmae.models.vit import ViT
 
 
 class WithPreprocessing(nn.Module):
-    """An encoder, a classifier or a segmenter that normalizes pixels by itself, for servers without
-    torchmae.
+    """An encoder, a classifier, a segmenter or a detector that normalizes pixels by itself, for
+    servers without torchmae.
 
     Args:
-        model: a `Classifier`, a `Segmenter`, or an encoder.
+        model: a `Classifier`, a `Segmenter`, a `Detector`, or an encoder.
         pool: of an encoder's tokens `[B, T, D]` with so many prefix tokens, to features `[B, F]`;
             None for the others, which have their own.
     """
@@ -139,7 +140,7 @@ class ExportInput(NamedTuple):
 
     @property
     def encoder(self) -> ViT:
-        whole = isinstance(self.model, MAE | Classifier | Segmenter)
+        whole = isinstance(self.model, MAE | Classifier | Segmenter | Detector)
         encoder = self.model.encoder if whole else self.model
         if not isinstance(encoder, ViT):
             raise UserError(f"only a ViT can be exported, not {type(encoder).__name__}")
@@ -154,12 +155,12 @@ class ExportResult(NamedTuple):
     """An export.
 
     `reloaded` is the function of the reloaded model, from images to what `reference_output`
-    returns; `lines` of Python load it; `model` is that model, if it is one of PyTorch; `tolerance`
-    is the largest difference allowed, in each size of batch of `batches`, and in images of each of
-    `sizes` (none: of the encoder's size).
+    returns, or to the outputs of a `DetectorGraph`; `lines` of Python load it; `model` is that
+    model, if it is one of PyTorch; `tolerance` is the largest difference allowed, in each size of
+    batch of `batches`, and in images of each of `sizes` (none: of the encoder's size).
     """
 
-    reloaded: Callable[[Shaped[Tensor, "B C H W"]], Tensor]
+    reloaded: Callable[[Shaped[Tensor, "B C H W"]], Any]
     lines: list[str]
     model: nn.Module | None
     tolerance: float = 1e-5

@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from torchmae.interop.exporting.check import (
     no_decoder,
     random_images,
 )
+from torchmae.models.detection.detector import Detector
 from torchmae.models.heads import Classifier
 from torchmae.models.mae import MAE
 from torchmae.models.masking import Mask
@@ -53,10 +55,20 @@ class Padded(nn.Module):
 
 def program(subject: ExportInput, form: str) -> Any:
     """The forward pass without a mask as a graph, for any number of images; of a segmenter also of
-    any size (`sizes_of`)."""
+    any size (`sizes_of`); of a detector for one image of the encoder's size."""
     no_decoder(subject, form)
-    module: nn.Module = subject.serving or subject.model
     height, width = subject.encoder.image_size
+    if isinstance(subject.model, Detector):
+        from torchmae.interop.exporting.detectors import DetectorGraph  # needs torchvision
+
+        pixels = subject.serving is not None
+        graph = DetectorGraph(subject.model, pixels).eval()
+        kind = torch.uint8 if pixels else torch.float32
+        one = torch.zeros(1, subject.encoder.channels, height, width, dtype=kind)
+        with warnings.catch_warnings():  # of torchvision's, for those who maintain it
+            warnings.simplefilter("ignore", FutureWarning)
+            return torch.export.export(graph, (one,), strict=False)
+    module: nn.Module = subject.serving or subject.model
     dims: dict[int, Any] = {0: torch.export.Dim("batch")}
     if isinstance(subject.model, Segmenter):
         down, across = subject.encoder.patch
@@ -114,9 +126,28 @@ def metadata(subject: ExportInput) -> dict[str, str]:
             "resize": f"the shorter side to {side}, bilinear with antialiasing; logits back to the "
             "image's size, bilinear",
         }
+    if isinstance(subject.model, Detector):
+        kept, fits = subject.model.max_detections, subject.model.fit == "long"
+        own = "as large as it fits in, bilinear with antialiasing" if fits else "in its own pixels"
+        found |= {
+            "input": f"{pixels}, [1, {encoder.channels}, {height}, {width}]",
+            "output": f"of the {kept} best objects boxes [x1, y1, x2, y2] in pixels, scores, "
+            "labels (numbers of classes), masks (within 0..1 over the box, if there are any); "
+            "count: how many have a score above 0.05",
+            "resize": f"the image {own}, at the top left; the mean beside it",
+        }
     if "classes" in subject.config:
         found["classes"] = json.dumps(subject.config["classes"])
     return found
+
+
+def names_of(subject: ExportInput) -> tuple[str, ...]:
+    """What a graph returns, by name."""
+    if not isinstance(subject.model, Detector):
+        return ("output",)
+    from torchmae.interop.exporting.detectors import outputs
+
+    return outputs(subject.model)
 
 
 def to_torch_export(subject: ExportInput, folder: Path) -> ExportResult:
@@ -126,9 +157,10 @@ def to_torch_export(subject: ExportInput, folder: Path) -> ExportResult:
     torch.export.save(graph, folder / "model.pt2", extra_files=about)
     again = torch.export.load(folder / "model.pt2").module()
     lines = [
+        *(["import torchvision  # its operators"] if isinstance(subject.model, Detector) else []),
         "import torch",
         f'model = torch.export.load("{subject.out}/model.pt2").module()',
-        "output = model(images)",
+        f"{', '.join(names_of(subject))} = model(images)",
     ]
     return ExportResult(again, lines, again, batches=BATCHES, sizes=sizes_of(subject, False))
 
@@ -139,17 +171,22 @@ def to_onnx(subject: ExportInput, folder: Path) -> ExportResult:
         library(name, "onnx")
     if isinstance(subject.model, MAE):
         return masked_to_onnx(subject, folder)
-    axes = AXES if isinstance(subject.model, Segmenter) else {0: AXES[0]}
+    names, is_detector = names_of(subject), isinstance(subject.model, Detector)
+    axes: dict[int, str] = AXES if isinstance(subject.model, Segmenter) else {0: AXES[0]}
+    if is_detector:
+        axes = {}
     graph = program(subject, "ONNX")
-    session = write_onnx(graph, {"images": axes}, ("output",), metadata(subject), folder)
+    session = write_onnx(graph, {"images": axes}, names, metadata(subject), folder)
     lines = [
         "import onnxruntime",
         f'session = onnxruntime.InferenceSession("{subject.out}/model.onnx")',
-        'output = session.run(None, {"images": images.numpy()})[0]',
+        f"{', '.join(names)} = session.run(None, {{'images': images.numpy()}})"
+        + "[0]" * (not is_detector),
     ]
 
-    def reloaded(images: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+    def reloaded(images: Tensor) -> Any:
+        found = [torch.from_numpy(one) for one in session.run(None, {"images": images.numpy()})]
+        return found if is_detector else found[0]
 
     return ExportResult(reloaded, lines, None, TOLERANCE, BATCHES, sizes_of(subject, True))
 
@@ -250,7 +287,8 @@ def write_onnx(
         (),
         input_names=list(axes),
         output_names=list(outputs),
-        dynamic_shapes=tuple(axes.values()),
+        # A graph without varying axes takes no list of them.
+        dynamic_shapes=tuple(axes.values()) if any(axes.values()) else None,
         dynamo=True,
         verbose=False,
     )

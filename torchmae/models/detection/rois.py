@@ -17,6 +17,7 @@ CONVOLUTIONS = 4  # of the head of boxes and that of masks (ViTDet)
 BOX_CELLS = 7
 MASK_CELLS = 14  # 28 after the deconvolution
 REGRESSION = (10.0, 10.0, 5.0, 5.0)  # weights of the box's numbers
+SCORE = 0.05  # of a box of a class, below which it is left out
 POSITIVE = 0.25  # of the proposals of an image that a step learns from
 
 
@@ -109,7 +110,7 @@ class Heads(RoIHeads):
             batch_size_per_image=samples,
             positive_fraction=POSITIVE,
             bbox_reg_weights=REGRESSION,
-            score_thresh=0.05,
+            score_thresh=SCORE,
             nms_thresh=0.5,
             detections_per_img=max_detections,
             mask_roi_pool=AlignedPool(MASK_CELLS, strides) if masks else None,

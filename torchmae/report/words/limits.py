@@ -26,35 +26,79 @@ MEASURED = {
 }
 
 
+# Of these the frozen features are not what is used.
+DENSE = {
+    "segmenter": "mean IoU on images without a part in training or in the choice of the weights",
+    "detector": "AP on images without a part in training or in the choice of the weights",
+}
+
+
 def limits(run: Path, what: str) -> list[str]:
     """Sentences on what the model has seen, what was not measured, what not to use it for.
 
     Args:
         run: the run folder.
-        what: the part that is exported: "mae", "classifier" or "encoder".
+        what: the part that is exported: "mae", "classifier", "segmenter", "detector" or "encoder".
     """
     described = read_config(run)
-    classes = described["model"].get("classes", ()) if what != "encoder" else ()
-    answered = "pixel" if what == "segmenter" else "image"
+    model = described["model"]
+    classes = model.get("classes", ()) if what != "encoder" else ()
+    own = {"segmenter": of_segmenter, "detector": of_detector}.get(what, of_others)
     return [
         f"**Data.** {' '.join(trained_on(run, described))} What these images show, where they come "
         "from, and who or what is missing in them is not recorded here: say it where you publish "
         "this.",
-        f"**Not measured.** {not_measured(run, bool(classes))}",
-        "**Reconstructions are invented.** What a decoder of this model draws in place of hidden "
-        "patches is what usually was there in its training images. It may look right and be wrong: "
-        "it is no evidence of what was hidden.",
+        f"**Not measured.** {not_measured(run, bool(classes), what)}",
+        *own(model, len(classes)),
         "**Biases are learned.** The model repeats what its images have in common, also by "
         "accident (backgrounds, cameras, marks, one group of people more than another). What was "
         "rare there is represented worse.",
-        *(
-            [
-                f"**It always answers.** Every {answered} gets one of the {len(classes)} classes, "
-                "also one that shows none of them."
-            ]
-            if classes
-            else []
-        ),
+        *always(what, len(classes)),
+    ]
+
+
+def always(what: str, classes: int) -> list[str]:
+    """That a model of classes knows no other ones."""
+    if not classes or what == "detector":
+        return []
+    answered = "pixel" if what == "segmenter" else "image"
+    return [
+        f"**It always answers.** Every {answered} gets one of the {classes} classes, also one that "
+        "shows none of them."
+    ]
+
+
+def of_others(model: Mapping[str, Any], classes: int) -> list[str]:
+    """What is to be known of a model whose decoder draws, or may be drawn with."""
+    return [
+        "**Reconstructions are invented.** What a decoder of this model draws in place of hidden "
+        "patches is what usually was there in its training images. It may look right and be wrong: "
+        "it is no evidence of what was hidden."
+    ]
+
+
+def of_segmenter(model: Mapping[str, Any], classes: int) -> list[str]:
+    """What a segmenter cannot do."""
+    cell = size_name(model["encoder"]["patch_size"])
+    return [
+        f"**Edges are interpolated.** Features are those of patches of {cell} px: what is thinner "
+        "may be lost, and an edge may lie beside the true one. Areas and lengths measured on these "
+        "masks need a check on images that were measured by hand.",
+        "**One scale.** Images are seen resized as in training; what appears much smaller or "
+        "larger there than in the training images is labeled worse.",
+    ]
+
+
+def of_detector(model: Mapping[str, Any], classes: int) -> list[str]:
+    """What a detector cannot do."""
+    return [
+        f"**It finds its {classes} class{'es' * (classes != 1)} only.** Other things are not "
+        "found, or are taken for one of these. Objects are missed and invented: counts need a "
+        f"check, and more than {model['max_detections']} objects in an image are never found.",
+        "**Scores are no probabilities.** They order what was found; choose the least score on "
+        "images of your own.",
+        "**One scale.** Objects that appear much smaller or larger than in the training crops are "
+        "missed; a mask has 28 x 28 cells over its box, however large that is.",
     ]
 
 
@@ -104,12 +148,14 @@ def before(origin: str | None, generations: int) -> list[str]:
     return [f"The weights before that are those of {name_of(origin)}. {known}"]
 
 
-def not_measured(run: Path, is_classifier: bool) -> str:
+def not_measured(run: Path, is_classifier: bool, what: str = "") -> str:
     """What no result of the run is about."""
     done = {record["verb"] for record in read_results(run)}
     missing = [words for verb, words in MEASURED.items() if verb not in done]
     if not is_classifier and "evaluate" not in done:
         missing.remove(MEASURED["evaluate"])
+    if what in DENSE:
+        missing = [] if "evaluate" in done else [DENSE[what]]
     missing += [
         "images of another kind, place or camera than those of training",
         "damaged, unusual or manipulated images",

@@ -10,6 +10,7 @@ from torchmae.disk import sha256
 from torchmae.models.encoders import Backbone
 from torchmae.models.patches import size_name
 from torchmae.report.words.limits import limits, markdown
+from torchmae.report.words.measured import measured
 from torchmae.runfolder import read_config, read_results
 
 
@@ -22,7 +23,7 @@ def card(
 
     Args:
         run: the run folder that was exported.
-        what: the part of it: "mae", "classifier" or "encoder".
+        what: the part of it: "mae", "classifier", "segmenter", "detector" or "encoder".
         encoder: its encoder.
         lines: of Python, which load the files.
         note: how far the loaded model was found to agree with torchmae's.
@@ -41,6 +42,8 @@ def card(
     # The same JSON, in which not even a careless renderer finds HTML.
     results = results.replace("<", r"\u003c").replace(">", r"\u003e")
     shown = "None were measured." if results == "[]" else f"```json\n{results}\n```"
+    lead = "".join(f"* {line}\n" for line in measured(Path(run), what))
+    seen = "of any size; crops to train on: " if what in ("segmenter", "detector") else ""
     height, width = encoder.image_size
     version = markdown(described.get("torchmae", ""))
     newline = "\n"
@@ -49,7 +52,7 @@ def card(
 {len(encoder.layers())} blocks, {encoder.embed_dim} wide, \
 {encoder.config().get("num_heads")} heads, patches of {size_name(encoder.patch)} px.
 
-Images: {encoder.channels} x {height} x {width}, normalized as `(pixels / 255 - mean) / std` \
+Images: {seen}{encoder.channels} x {height} x {width}, normalized as `(pixels / 255 - mean) / std` \
 with mean {list(encoder.mean)}
 and std {list(encoder.std)}.{classes}
 
@@ -72,7 +75,7 @@ commit of torchmae: {markdown(described.get("commit") or "not known")}.
 
 ## Results
 
-{shown}
+{lead}{newline if lead else ""}{shown}
 
 ## Limits
 

@@ -21,8 +21,16 @@ from torchmae.interop.exporting.check import (
     compare,
 )
 from torchmae.interop.names import Weights, to_plain
+from torchmae.models.detection.detector import Detector
 from torchmae.models.mae import MAE
-from torchmae.models.weights import load, load_classifier, load_mae, load_segmenter, read_weights
+from torchmae.models.weights import (
+    load,
+    load_classifier,
+    load_detector,
+    load_mae,
+    load_segmenter,
+    read_weights,
+)
 from torchmae.report.words.model_card import card
 from torchmae.runfolder import kind_of, read_config
 from torchmae.tasks.export.config import Export
@@ -31,7 +39,11 @@ from torchmae.tasks.export.page import as_page, find_runtime, to_page
 logger = logging.getLogger(__name__)
 
 # What keeps its best weights, and how it is loaded.
-WITH_BEST: dict[str, Any] = {"classifier": load_classifier, "segmenter": load_segmenter}
+WITH_BEST: dict[str, Any] = {
+    "classifier": load_classifier,
+    "segmenter": load_segmenter,
+    "detector": load_detector,
+}
 # How the names of weights begin that are not the encoder's.
 HEADS = ("decoder_", "mask_token", "head.", "bn.", "target.")
 DENSE = ("segmenter", "detector")
@@ -66,7 +78,7 @@ def run(config: Export) -> Path:
     subject = open_run(config)
     with torch.no_grad(), whole_folder(out) as folder:
         made = write(subject, folder)
-        difference = compare(subject, made)
+        difference = differ(subject, made)
         note = f"Reloaded like this it differed from torchmae {difference} on 16 random images."
         masked = config.to in ("onnx", "page")
         if isinstance(subject.model, MAE) and subject.model.decoder.statistics and not masked:
@@ -106,6 +118,15 @@ def check(config: Export) -> None:
         raise UserError(f"--pool {config.pool}: only --with-preprocessing pools: add it")
     if config.onnxruntime_web is not None and config.to != "page":
         raise UserError(f"--onnxruntime-web: for --to page, and {config.to} has no use for it")
+
+
+def differ(subject: ExportInput, made: ExportResult) -> str:
+    """How far an export, reloaded, differs from the model, in words; `RunError` for too far."""
+    if isinstance(subject.model, Detector):
+        from torchmae.interop.exporting.detectors import compare_found  # needs torchvision
+
+        return compare_found(subject, made)
+    return compare(subject, made)
 
 
 def open_run(config: Export) -> ExportInput:
@@ -173,11 +194,6 @@ def of_encoder(weights: Weights) -> Weights:
 def refuse_dense(config: Export, kind: str) -> None:
     """Raises UserError for a form that has no place for what a run holds."""
     graphs = " or ".join(GRAPHS)
-    if kind == "detector" and not config.only:
-        raise UserError(
-            f"detectors are not exported yet: add --only encoder with --to {graphs}, or load the "
-            "run by torchmae.load_detector"
-        )
     if kind in DENSE and config.to not in GRAPHS:
         raise UserError(f"--to {config.to}: a {kind} has no place there: use --to {graphs}")
 
@@ -194,8 +210,9 @@ def serving(config: Export, module: Any, kind: str) -> WithPreprocessing | Maske
         return Masked(module, True).eval()
     if kind in WITH_BEST:
         if config.pool is not None:
+            output = "boxes" if kind == "detector" else "logits"
             raise UserError(
-                f"--pool {config.pool}: a {kind} returns logits; its features: --only encoder"
+                f"--pool {config.pool}: a {kind} returns {output}; its features: --only encoder"
             )
         return WithPreprocessing(module, None).eval()
     pool = config.pool or "mean"
