@@ -75,6 +75,8 @@ VERBS: dict[str, Verb] = {
     ),
     "reconstruct": task("reconstruct", "Reconstruct", "draw what a model makes of hidden patches"),
     "look": task("look", "Look", "draw what an encoder makes of images, patch by patch"),
+    "search": task("search", "Search", "the nearest images to others, and near-duplicates"),
+    "map": task("map", "Map", "the images of a set as a map of who is near whom, in one page"),
     "embed": task("embed", "Embed", "write the features of images to a file"),
     "report": task("report", "Report", "the page of a run, or of several side by side"),
     "doctor": task("doctor", "Doctor", "what is wrong with this machine, or with a run"),
@@ -177,9 +179,10 @@ class Run:
 
 
 def function_name(verb: str) -> str:
-    """The name in the library: "import" is a word of Python, "report" a package of torchmae."""
+    """The name in the library: "import" is a word of Python, "report" a package of torchmae, "map"
+    a function of Python."""
     name = verb.replace("-", "_")
-    return f"{name}_" if name in ("import", "report") else name
+    return f"{name}_" if name in ("import", "report", "map") else name
 
 
 def function(verb: str) -> Callable[..., Any]:
