@@ -48,7 +48,7 @@ MODELS = (
 FILE_LINES, FUNCTION_LINES, FILES_PER_FOLDER = 600, 60, 10
 ROOM_LINES = {
     "root": 1050,
-    "settings": 950,
+    "settings": 1000,
     "models": 2960,
     "data": 6900,
     "train": 1850,

@@ -7,9 +7,9 @@
     torchmae.reconstruct(run, ["cat.jpg"], out="cat.png", mask_ratio=0.85)
     torchmae.embed(run, "photos/", out="features.npz")
 
-Each verb of the command `mae` is a function with its name (`import_` for import, `report_` for
-report); `help(torchmae.pretrain)` lists its options. A mistake is a `UserError`, a run that fails a
-`RunError`. Messages go to the logger "torchmae".
+Each verb of the command `mae` is a function with its name (`import_`, `report_` and `map_` for
+import, report and map); `help(torchmae.pretrain)` lists its options. A mistake is a `UserError`, a
+run that fails a `RunError`. Messages go to the logger "torchmae".
 """
 
 import importlib
@@ -43,8 +43,9 @@ PLACES = {
 }
 FUNCTIONS = (
     *("pretrain", "tokenizer", "finetune", "segment", "detect", "probe", "knn", "partial"),
-    *("ablate", "compare", "evaluate", "predict", "reconstruct", "look", "embed", "verify"),
-    *("pack", "import_", "export", "bench", "check", "plan", "watch", "report_", "doctor"),
+    *("ablate", "compare", "evaluate", "predict", "reconstruct", "look", "search", "map_"),
+    *("embed", "verify", "pack", "import_", "export", "bench", "check", "plan", "watch"),
+    *("report_", "doctor"),
 )
 __all__ = ["RunError", "UserError", "__version__", "presets", *FUNCTIONS, *PLACES]
 

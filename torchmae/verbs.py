@@ -83,6 +83,8 @@ VERBS: dict[str, Verb] = {
     "reconstruct": task("reconstruct", "Reconstruct", "draw what a model makes of hidden patches"),
     "serve": task("serve", "Serve", "a page to play with: drop an image, paint a mask, look"),
     "look": task("look", "Look", "draw what an encoder makes of images, patch by patch"),
+    "search": task("search", "Search", "the nearest images to others, and near-duplicates"),
+    "map": task("map", "Map", "the images of a set as a map of who is near whom, in one page"),
     "embed": task("embed", "Embed", "write the features of images to a file"),
     "report": task("report", "Report", "the page of a run, or of several side by side"),
     "watch": task("watch", "Watch", "look at a run from another terminal until it ends"),
@@ -199,8 +201,9 @@ class Run:
 
 
 def function_name(verb: str) -> str:
-    """The name in the library: "import" is a word of Python, "report" a package of torchmae."""
-    return f"{verb}_" if verb in ("import", "report") else verb
+    """The name in the library: "import" is a word of Python, "report" a package of torchmae, "map"
+    a function of Python."""
+    return f"{verb}_" if verb in ("import", "report", "map") else verb
 
 
 def function(verb: str) -> Callable[..., Any]:

@@ -1,18 +1,22 @@
 """mae embed: every kind of file, the right order, no mask, bad files named and skipped."""
 
 import csv
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 
 import torchmae
 from torchmae.data.decode import decode
 from torchmae.data.transforms import CenterCropResize
 from torchmae.errors import UserError
 from torchmae.eval.extract import POOLS
+from torchmae.report.arrays import HEADERS
 from torchmae.report.tables import WRITERS
 
 
@@ -62,6 +66,27 @@ def test_layer_and_pool(run: Path, photos: Path, tmp_path: Path, pool: str, laye
     np.testing.assert_allclose(features[7], expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("suffix", HEADERS)
+def test_tokens_of_every_patch_in_half_precision(
+    run: Path, photos: Path, tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their mean is the pooled feature; an unreadable file has no row."""
+    data = shutil.copytree(photos / "blob", tmp_path / "blob")
+    (data / "0.jpg").write_bytes(b"no image")
+    out = tmp_path / f"t{suffix}"
+    torchmae.embed(run, data, out=out, pool="tokens", layer=3, batch_size=3, device="cpu")
+    assert "skipped: 0.jpg" in capsys.readouterr().out
+    if suffix == ".npy":
+        tokens, paths = np.load(out), json.loads(out.with_suffix(".json").read_text())["paths"]
+    else:
+        with safe_open(out, "np") as file:
+            tokens, paths = file.get_tensor("features"), json.loads(file.metadata()["paths"])
+    assert paths == [f"{i}.jpg" for i in range(1, 8)]
+    assert tokens.shape == (7, 4, 4, 128) and tokens.dtype == np.float16
+    expected = by_hand(run, data / "5.jpg", "mean", 3)
+    np.testing.assert_allclose(tokens[4].mean((0, 1), dtype=np.float64), expected, atol=1e-3)
+
+
 def test_bad_files_are_named_and_skipped(
     run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -98,6 +123,8 @@ def test_mistakes(run: Path, photos: Path, tmp_path: Path) -> None:
     for options, message in [
         ({"out": "f.txt"}, "unknown kind of file '.txt'"),
         ({"pool": "max"}, "unknown pool 'max'"),
+        ({"pool": "tokens"}, "unknown kind of file '.npz'.* of: .safetensors, .npy"),
+        ({"out": "f.npy"}, "unknown kind of file '.npy'"),
         ({"layer": 7}, "--layer 7: 1 to 6"),
         ({"batch_size": 0}, "--batch-size 0"),
         ({"device": "tpu"}, "device 'tpu' is not known"),

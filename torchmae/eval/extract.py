@@ -115,16 +115,10 @@ def collect_batches(
     images: ImageBatches, functions: Sequence[Function], device: torch.device, title: str = "embed"
 ) -> tuple[list[int], list[Shaped[Tensor, "N ..."]], list[BadFile]]:
     """What `collect` does, of batches; `title` is what it is called while it lasts."""
-    # A few batches are decoded sooner than processes start.
-    workers = 0
-    if len(images) > 4:
-        cores = available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        workers = workers_for(cores, device.type == "cuda")
     ids: list[int] = []
     bad: list[BadFile] = []
     rows: list[list[Tensor]] = [[] for _ in functions]
-    loader = Loading(images, range(len(images)), workers)
-    for batch_ids, batch, batch_bad in shown(loader, title, len(images)):
+    for batch_ids, batch, batch_bad in read_batches(images, device, title):
         ids += batch_ids
         bad += batch_bad
         if batch_ids:
@@ -133,6 +127,18 @@ def collect_batches(
     if not ids:
         raise UserError(f"none of the {len(images.source)} images can be read; the first: {bad[0]}")
     return ids, [torch.cat(made) for made in rows], bad
+
+
+def read_batches(
+    images: ImageBatches, device: torch.device, title: str
+) -> Iterator[tuple[list[int], UInt8[Tensor, "B ..."], list[BadFile]]]:
+    """The batches in order, decoded by as many processes as the device is worth."""
+    # A few batches are decoded sooner than processes start.
+    workers = 0
+    if len(images) > 4:
+        cores = available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        workers = workers_for(cores, device.type == "cuda")
+    return shown(Loading(images, range(len(images)), workers), title, len(images))
 
 
 def shown(items: Iterator[T], title: str, total: int) -> Iterator[T]:

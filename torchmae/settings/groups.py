@@ -361,6 +361,32 @@ class DeviceOptions(ChangeableOptions):
 
 
 @dataclass(frozen=True)
+class FeatureOptions(ChangeableOptions):
+    """Which features of images are compared."""
+
+    GROUP: ClassVar[str] = "features"
+
+    features: str | None = option(
+        None,
+        "A .npz that mae embed wrote of the same run and DATA, in place of computing them.",
+        metavar="FILE",
+        otherwise="computed",
+    )
+    layer: int | None = option(
+        None,
+        "Take the tokens after this block, 1 to depth.",
+        within=POSITIVE,
+        otherwise="after the last, or that of --features",
+    )
+    pool: str | None = option(
+        None,
+        "mean (of the patch tokens), cls (the class token) or cls+mean.",
+        otherwise="mean, or that of --features",
+    )
+    batch_size: int = option(64, "Images at a time.", within=BATCH)
+
+
+@dataclass(frozen=True)
 class SegmentTestOptions(ChangeableOptions):
     """How a segmenter predicts."""
 

@@ -15,8 +15,12 @@ class Embed:
 
     run: str = argument(f"a run folder, or {OF_TIMM}", "RUN", encoder=True)
     data: str = argument("images, as for mae pretrain", "DATA")
-    out: str = option(
-        "features.npz", '.npz (arrays "paths" and "features"), .csv or .parquet (extra "parquet").'
+    out: str | None = option(
+        None,
+        '.npz (arrays "paths" and "features"), .csv or .parquet (extra "parquet"); with --pool '
+        "tokens .safetensors or .npy.",
+        metavar="FILE",
+        otherwise="features.npz, or tokens.safetensors",
     )
     layer: int | None = option(
         None,
@@ -24,7 +28,11 @@ class Embed:
         within=POSITIVE,
         otherwise="after the last",
     )
-    pool: str = option("mean", "mean (of the patch tokens), cls (the class token) or cls+mean.")
+    pool: str = option(
+        "mean",
+        "mean (of the patch tokens), cls (the class token) or cls+mean; tokens: those of all "
+        "patches, in half precision.",
+    )
     batch_size: int = option(64, "Images at a time.", within=BATCH)
     listing: ListingOptions = ListingOptions()
     decode: RunDecodeOptions = RunDecodeOptions()

@@ -31,7 +31,7 @@ from torchmae.models.encoders import Backbone
 from torchmae.models.heads import AttentivePool
 from torchmae.models.weights import load, load_classifier
 from torchmae.report.sheet import bands_shown
-from torchmae.report.tokens import Marked, sheet_of_maps
+from torchmae.report.sheets.tokens import Marked, sheet_of_maps
 from torchmae.runfolder import LOOK, kind_of, last_step, read_config
 from torchmae.tasks.look.config import Look, check
 from torchmae.train.distributed import find_device

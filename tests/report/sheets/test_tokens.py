@@ -4,7 +4,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from torchmae.report.tokens import SIDE, Marked, colored, frame, picture, sheet_of_maps, tile_size
+from torchmae.report.sheets.tokens import (
+    SIDE,
+    Marked,
+    colored,
+    frame,
+    picture,
+    sheet_of_maps,
+    tile_size,
+)
 
 
 def test_a_map_lies_on_its_image() -> None:
