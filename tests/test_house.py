@@ -54,8 +54,8 @@ ROOM_LINES = {
     "train": 1650,
     "eval": 1600,
     "report": 2200,
-    "interop": 1450,
-    "tasks": 9800,
+    "interop": 1600,
+    "tasks": 10_200,
     "presets": 280,
     "benchmarks": 1450,
 }
