@@ -47,6 +47,9 @@ NOT_RUN = {  # block by block: a new one is added here on purpose
         "needs the published sets; tests/tasks/test_evaluate.py measures small ones of the same "
         "layout"
     ],
+    "export.md": [
+        "needs npm's onnxruntime-web; tests/tasks/test_export.py exports and opens these"
+    ],
     "finetune.md": [
         "needs ImageNet and days of 8 GPUs; tests/presets builds every recipe",
         "needs iNaturalist and days of 8 GPUs; tests/presets builds every recipe",
@@ -55,6 +58,7 @@ NOT_RUN = {  # block by block: a new one is added here on purpose
     "probe.md": ["needs ImageNet and days of 8 GPUs; tests/presets builds every recipe"],
     "detect.md": ["needs COCO and days of 8 GPUs; tests/presets builds every recipe"],
     "segment.md": ["needs ADE20K and days of 8 GPUs; tests/presets builds every recipe"],
+    "serve.md": ["it serves until Ctrl-C; tests/tasks/test_serve.py clicks through it"],
     "quickstart.md": ["creates .venv and takes minutes"],
 }
 ENVIRONMENT = os.environ | {
@@ -74,6 +78,8 @@ NOT_OURS = {  # flags of other programs in the documents, and of the command lin
         "--preset",
         "--version",
         "--query",
+        "--bind",
+        "--directory",
         "--count",
     ),
     *("--job-name", "--gpus-per-node", "--cpus-per-task", "--time", "--requeue", "--open-mode"),

@@ -7,11 +7,16 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
 import timm
 import torch
+from helpers.browser import Browser, needs_chromium
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import torchmae
@@ -22,11 +27,14 @@ from torchmae.interop.exporting import EXPORTS, check, libraries
 from torchmae.models.decoders import DecoderConfig
 from torchmae.models.heads import Classifier
 from torchmae.models.mae import MAE
-from torchmae.models.masking import Mask
+from torchmae.models.masking import Mask, mask_from_bool
 from torchmae.models.vit import ViT
 from torchmae.models.weights import load, load_classifier, load_mae
+from torchmae.report.pictures import predict_pixels
 from torchmae.runfolder import add_result, read_config
+from torchmae.tasks.export import page
 from torchmae.tasks.export.config import Export
+from torchmae.tasks.export.page import RUNTIME, find_runtime
 from torchmae.tasks.export.run import open_run
 from torchmae.tasks.export.run import run as export_run
 from torchmae.tasks.import_weights.config import Import
@@ -151,7 +159,23 @@ BAD = {
 
 
 @pytest.fixture(scope="module")
-def graphs(runs, tmp_path_factory):
+def package(tmp_path_factory):
+    """npm's onnxruntime-web: where $ONNXRUNTIME_WEB or node would find it, else a stand-in that
+    runs nothing."""
+    try:
+        return find_runtime(os.environ.get("ONNXRUNTIME_WEB")).dist.parent
+    except UserError:
+        folder = tmp_path_factory.mktemp("npm") / "node_modules" / "onnxruntime-web"
+        (folder / "dist").mkdir(parents=True)
+        about = {"name": "onnxruntime-web", "version": "stand-in"}
+        (folder / "package.json").write_text(json.dumps(about))
+        for name in RUNTIME:
+            (folder / "dist" / name).write_text(name)
+        return folder
+
+
+@pytest.fixture(scope="module")
+def graphs(runs, package, tmp_path_factory):
     """Graphs are made in a process of its own: what is traced must not have the tests' checks of
     shapes in it."""
     folder = tmp_path_factory.mktemp("graphs")
@@ -162,6 +186,13 @@ def graphs(runs, tmp_path_factory):
     for name, (kind, to, *more) in SERVED.items():
         arguments = ["export", str(runs / kind), "--to", to, "--out", str(folder / name)]
         code += f"assert main({[*arguments, '--with-preprocessing', *more]}) == 0\n"
+    for kind, to, *more in (
+        ["mae", "onnx"],
+        ["mae", "page", "--onnxruntime-web", str(package)],
+    ):
+        arguments = ["export", str(runs / kind), "--to", to, *more]
+        arguments += ["--out", str(folder / f"{kind}-{to}")]
+        code += f"assert main({arguments}) == 0\n"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return folder, done.stdout
@@ -247,7 +278,8 @@ def test_torch_export_holds_the_same_description(graphs):
 def test_preprocessing_goes_into_graphs_only(runs, tmp_path):
     for kind, to, options, words in [
         ("mean", "timm", {}, "timm has no graph .* use --to onnx or torch-export"),
-        ("mae", "onnx", {}, "add --only encoder"),
+        ("mae", "torch-export", {}, "add --only encoder"),
+        ("mae", "onnx", {"pool": "cls"}, "a whole MAE returns pictures; its features: --only"),
         ("mean", "onnx", {"pool": "cls"}, "a classifier returns logits; its features: --only"),
         ("encoder", "onnx", {"pool": "max"}, "unknown pool 'max'"),
         ("encoder", "onnx", {"pool": "cls", "with_preprocessing": False}, "--pool cls: only"),
@@ -265,13 +297,154 @@ def test_what_another_library_cannot_be_is_refused(runs, tmp_path, kind, to):
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("to", ["timm", "torchvision", "onnx", "torch-export"])
+@pytest.mark.parametrize("to", ["timm", "torchvision", "torch-export"])
 def test_a_decoder_has_no_place_there(runs, tmp_path, to):
     with pytest.raises(
         UserError, match=r"has no masked autoencoder: add --only encoder, or use --to transformers"
     ):
         send(runs / "mae", to, tmp_path / "out")
     assert os.listdir(tmp_path) == []
+
+
+# The whole MAE as a graph, and as a page.
+
+
+def masks_of_four(images: int):
+    """Masks of 4 patches, each image its own: 1, 2 and 3 of them visible."""
+    orders = [torch.randperm(4, generator=torch.Generator().manual_seed(i)) for i in range(images)]
+    order = torch.stack(orders)
+    return [Mask(order[:, :k], order[:, k:]) for k in (1, 2, 3)]
+
+
+def run_graph(folder, images, mask):
+    """The outputs of an MAE's graph by name."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(folder / "model.onnx")
+    inputs = dict(zip(("images", "keep", "hide"), (images.numpy(), *(ids.numpy() for ids in mask))))
+    names = [one.name for one in session.get_outputs()]
+    return {name: torch.from_numpy(one) for name, one in zip(names, session.run(None, inputs))}
+
+
+def test_the_whole_mae_in_onnx_takes_any_mask(runs, graphs):
+    model, folder = load_mae(runs / "mae"), graphs[0] / "mae-onnx"
+    for batch in (1, 2):
+        images = torch.randn(batch, 3, 16, 16)
+        for mask in masks_of_four(batch):
+            given, own = run_graph(folder, images, mask), model(images, mask)
+            torch.testing.assert_close(given["prediction"], own.prediction, rtol=0, atol=1e-4)
+            torch.testing.assert_close(given["statistics"], own.statistics, rtol=0, atol=1e-4)
+    assert answer(lines_of(folder), torch.randn(3, 3, 16, 16)).shape == (3, 2, 192)
+    assert "statistics) has no place there" not in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["mae", "pca"])
+def test_a_graph_of_pixels_gives_the_pictures_of_mae_reconstruct(runs, graphs, name):
+    """As ONNX Runtime computes it; of PCA as it is before it becomes a graph."""
+    model, folder = load_mae(runs / name), graphs[0] / "mae-page"
+    module = check.Masked(model, True)
+
+    def outputs(pixels, mask):
+        if name == "mae":
+            return run_graph(folder, pixels, mask)
+        return dict(zip(module.outputs, module(pixels, *mask)))
+
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 3, 16, 16), np.uint8))
+    kinds = {"reconstruction": False}
+    kinds |= {"with_true_statistics": True} if name == "mae" else {}
+    for mask in masks_of_four(2):
+        given = outputs(pixels, mask)
+        assert set(given) == {*kinds, "tokens"}
+        for kind, leaks in kinds.items():
+            shown = (given[kind] * 255).round().clamp(0, 255).int()
+            own = predict_pixels(model, pixels, mask, leaks)[1].int()
+            assert int((shown - own).abs().max()) <= 1
+    everything = Mask(torch.arange(4).expand(2, -1), torch.zeros(2, 1, dtype=torch.int64))
+    tokens = outputs(pixels, everything)["tokens"]
+    own = model.encoder(model.encoder.normalize(pixels))[:, 1:]
+    torch.testing.assert_close(tokens, own, rtol=0, atol=1e-4)
+
+
+def test_the_page_is_whole_and_says_what_it_is_made_of(graphs, package):
+    folder = graphs[0] / "mae-page"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    files = {path.name for path in folder.iterdir()} - {"manifest.json", "README.md"}
+    assert set(manifest["sha256"]) == files
+    for name, sum in manifest["sha256"].items():
+        assert sha256(folder / name) == sum
+    about = json.loads((package / "package.json").read_text())
+    assert manifest["onnxruntime-web"]["version"] == about["version"]
+    for name in manifest["onnxruntime-web"]["files"]:
+        assert (folder / name).read_bytes() == (package / "dist" / name).read_bytes()
+    html = (folder / "index.html").read_text()
+    assert "Content-Security-Policy" in html and "'wasm-unsafe-eval'" in html
+    facts = json.loads((folder / "about.json").read_text())
+    assert facts["size"] == [16, 16] and facts["patches"] == 4 and facts["mask_ratio"] == 0.5
+    assert facts["bytes"] == (folder / "model.onnx").stat().st_size
+
+
+def test_runs_that_make_no_page(runs, package, tmp_path, monkeypatch):
+    web = {"onnxruntime_web": str(package)}
+    for kind, options, words in [
+        ("mean", web, "is for a whole MAE, and .* holds a classifier: mae serve shows any run"),
+        ("mae", web | {"only": "encoder"}, "--only or --pool leaves a part"),
+        ("mae", {"onnxruntime_web": str(tmp_path)}, "is not in .*: npm install onnxruntime-web"),
+        ("everywhere", web, "mask tokens in the encoder"),
+    ]:
+        with pytest.raises(UserError, match=words):
+            send(runs / kind, "page", tmp_path / "out", **options)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="not here or above: npm install onnxruntime-web, or --onn"):
+        send(runs / "mae", "page", tmp_path / "out")
+    with pytest.raises(UserError, match="--onnxruntime-web: for --to page"):
+        send(runs / "mae", "timm", tmp_path / "out", **web)
+    monkeypatch.setattr(page, "MOST_BYTES", 1000)
+    with pytest.raises(UserError, match="MB of weights are more than .* use mae serve"):
+        send(runs / "mae", "page", tmp_path / "out", **web)
+    old = shutil.copytree(package, tmp_path / "old")
+    (old / "dist" / RUNTIME[0]).unlink()
+    with pytest.raises(UserError, match=f"has no dist/{RUNTIME[0]}"):
+        send(runs / "mae", "page", tmp_path / "out", onnxruntime_web=str(old))
+    assert os.listdir(tmp_path) == ["old"]
+
+
+@needs_chromium
+def test_the_page_runs_the_model_in_a_browser(runs, graphs, package, tmp_path):
+    """From a static server, with a real click: the same pixels as torch's."""
+    if json.loads((package / "package.json").read_text())["version"] == "stand-in":
+        pytest.skip("onnxruntime-web is not installed: npm install onnxruntime-web, or its folder")
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    handler = partial(SimpleHTTPRequestHandler, directory=str(graphs[0] / "mae-page"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, Browser() as browser:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        tab = browser.tab(f"http://127.0.0.1:{server.server_port}/")
+        tab.wait("document.getElementById('status').textContent.startsWith('Choose')")
+        tab.choose_file("#file", tmp_path / "image.png")
+        tab.wait("document.getElementById('status').textContent.startsWith('Reconstructed')")
+        assert tab.text("#counts").startswith("2 of 4 patches are hidden")
+        before = tab.value("document.getElementById('made').toDataURL()")
+        tab.click("#mask", 0.25, 0.25)
+        tab.wait("!document.getElementById('counts').textContent.startsWith('2 of')")
+        count = tab.text("#counts")[0]
+        tab.wait(f"document.getElementById('made').toDataURL() !== '{before}'")
+        shown = tab.value(
+            "[...document.getElementById('made').getContext('2d').getImageData(0, 0, 16, 16).data]"
+        )
+        gray = [
+            tab.value(
+                f"document.getElementById('mask').getContext('2d').getImageData({at}).data[0]"
+            )
+            for at in ("100, 100, 1, 1", "500, 100, 1, 1", "100, 500, 1, 1", "500, 500, 1, 1")
+        ]
+        assert tab.complaints() == []
+        server.shutdown()
+    hidden = torch.tensor([value == 128 for value in gray])
+    assert int(hidden.sum()) == int(count)
+    images = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    made = predict_pixels(load_mae(runs / "mae"), images, mask_from_bool(hidden[None]))[1][0]
+    given = np.reshape(shown, (16, 16, 4))[..., :3]
+    assert np.abs(given - made.permute(1, 2, 0).numpy().astype(int)).max() <= 1
 
 
 @pytest.mark.parametrize("kind", ["mae", "pixels"])

@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.browser import Browser, needs_chromium
+from helpers.mae import tiny
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -31,6 +32,7 @@ from torchmae.data.transforms import CenterCropResize
 from torchmae.errors import UserError
 from torchmae.models.detection.detector import Detector
 from torchmae.models.encoders import build_encoder
+from torchmae.models.masking import Mask
 from torchmae.models.segmentation.segmenter import Segmenter
 from torchmae.models.weights import load_mae
 from torchmae.report.pictures import draw_mask, predict_pixels
@@ -158,7 +160,8 @@ def test_no_path_of_a_client_is_opened(page: Server) -> None:
     assert "Unsupported method" in raw(page, f"PUT /{page.token}/ HTTP/1.0\r\n\r\n")
     assert "Bad request" in raw(page, "nonsense\r\n\r\n")
     host = f"Host: 127.0.0.1:{page.server_port}\r\n"
-    assert "address that" in raw(page, f"GET /\xe9/ HTTP/1.0\r\n{host}\r\n")
+    for path in ("/\xe9/", "http://[/", "*", f"/{page.token}"):
+        assert "address that" in raw(page, f"GET {path} HTTP/1.0\r\n{host}\r\n"), path
     assert "alone" in raw(page, f"GET /{page.token}/ HTTP/1.0\r\n{host}{host}\r\n")
 
 
@@ -351,9 +354,11 @@ def dense_run(folder: Path, run: Path, kind: str) -> Path:
     return folder
 
 
-def write_run(folder: Path, model: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
+def write_run(
+    folder: Path, model: dict[str, Any], weights: dict[str, torch.Tensor], **settings: Any
+) -> None:
     """A run folder without a manifest."""
-    about = {"torchmae": "0.1.0", "verb": "import", "config": {}, "model": model}
+    about = {"torchmae": "0.1.0", "verb": "import", "config": settings, "model": model}
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(about))
     stored = {name: value.contiguous().clone() for name, value in weights.items()}
@@ -377,6 +382,26 @@ def test_masks_of_a_segmenter_and_boxes_of_a_detector(run: Path, tmp_path: Path)
         found = ask(server, "image", picture(0)).json["found"]
     assert found["picture"].startswith("data:image/png;base64,")
     assert all(one["name"] == "thing" and "score" in one["says"] for one in found["legend"])
+
+
+def test_a_gray_denoising_autoencoder_need_hide_nothing(tmp_path: Path) -> None:
+    model = tiny(channels=1, target="pixels", loss_on="all")
+    folder = tmp_path / "noise"
+    write_run(folder, model.config(), model.state_dict(), mask_ratio=0.0, noise=0.5)
+    with serving(folder, device="cpu") as server:
+        assert not ask(server, "about").json["statistics"]
+        found = ask(server, "image", picture(0)).json
+        asked = {"pixels": found["pixels"], "hidden": [], "true_statistics": False}
+        made = ask(server, "reconstruct", json.dumps(asked).encode()).json
+    pixels, seen, own = (
+        pixels_of(one, 1, 1, 16, 16)
+        for one in (found["pixels"], made["seen"], made["reconstruction"])
+    )
+    images = torch.from_numpy(pixels.copy())
+    mask = Mask(torch.arange(16)[None], torch.empty(1, 0, dtype=torch.int64))
+    expected = predict_pixels(load_mae(folder), images, mask, noise_std=0.5)
+    assert np.array_equal(seen, expected[0]) and np.abs(seen - pixels.astype(int)).mean() > 10
+    assert np.abs(own.astype(int) - expected[1].numpy()).max() <= 1
 
 
 # How it starts and ends.

@@ -18,7 +18,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
 from typing import Any, NamedTuple
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from torchmae.data.decode import BadImage
 from torchmae.disk import parse_json
@@ -157,8 +157,10 @@ class Handler(BaseHTTPRequestHandler):
         hosts = self.headers.get_all("Host", [])
         if len(hosts) != 1 or hosts[0].lower() not in self.server.hosts:
             raise Refused(HTTPStatus.FORBIDDEN, "this server answers to 127.0.0.1 alone")
-        token, _, name = urlsplit(self.path).path.removeprefix("/").partition("/")
-        if not secrets.compare_digest(token.encode(), self.server.token.encode()):
+        path = self.path.partition("?")[0]
+        token, slash, name = path.removeprefix("/").partition("/")
+        known = secrets.compare_digest(token.encode(), self.server.token.encode())
+        if not (known and slash):  # without it the page would look for its files elsewhere
             raise Refused(
                 HTTPStatus.NOT_FOUND, "nothing here: open the address that mae serve printed"
             )
@@ -179,7 +181,7 @@ class Handler(BaseHTTPRequestHandler):
         if name == "about":
             return as_json(self.server.answers.about)
         if name == "mask":
-            query = parse_qs(urlsplit(self.path).query)
+            query = parse_qs(self.path.partition("?")[2])
             try:
                 masking, ratio, seed = (query[key][0] for key in ("masking", "ratio", "seed"))
                 numbers = float(ratio), int(seed)

@@ -179,7 +179,8 @@ async function load(file) {
     show();
     say(`Read in ${answer.ms} ms.`);
     if (about.pictures) {
-      if (hidden.size) await reconstruct();
+      // An autoencoder of noise need not hide anything.
+      if (hidden.size || !about.mask_ratio) await reconstruct();
       else await sample();
     }
   } catch (error) {
