@@ -2,16 +2,18 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, Shaped, UInt8
 from PIL import Image
 from torch import Tensor
 
 from torchmae.models.mae import MAE
 from torchmae.models.masking import Mask, gaussian, masking, noise
 from torchmae.models.patches import (
+    SHOWN,
+    WHITE,
     gather_tokens,
     patch_statistics,
     patchify,
@@ -42,10 +44,17 @@ def draw_mask(model: MAE, name: str, ratio: float, seed: int, sample: Tensor) ->
     return masking(name)(scores, grid, ratio)
 
 
+class Normalizes(Protocol):
+    """An encoder or a tokenizer."""
+
+    def normalize(self, images: Shaped[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]: ...
+    def denormalize(self, images: Float[Tensor, "B C H W"]) -> UInt8[Tensor, "B C H W"]: ...
+
+
 @torch.no_grad()
 def predict_pixels(
     model: MAE,
-    images: UInt8[Tensor, "B C H W"],
+    images: Shaped[Tensor, "B C H W"],
     mask: Mask,
     true_statistics: bool = False,
     noise_std: float = 0.0,
@@ -77,15 +86,30 @@ def predict_pixels(
     truth = patchify(floats, size, ids)
     statistics = patch_statistics(truth) if true_statistics else output.statistics
     predicted = model.target.to_pixels(output.prediction, statistics)
-    grey, white = (
-        patchify(encoder.normalize(torch.full_like(images, value)), size) for value in (128, 255)
-    )
+    grey, white = (patchify(as_seen(encoder, images, value), size) for value in (128, 255))
     rows = [
         scatter_tokens(patches, mask.hide, gather_tokens(grey, mask.hide)),
         scatter_tokens(patches, ids, predicted),
         scatter_tokens(white, ids, predicted),
     ]
     return torch.stack([encoder.denormalize(unpatchify(row, size, encoder.grid)) for row in rows])
+
+
+def as_shown(encoder: Normalizes, images: Shaped[Tensor, "B C H W"]) -> UInt8[Tensor, "B C H W"]:
+    """Images as pictures show them: those of 8 bits as they are, others from -3 to 3 standard
+    deviations, and no-data as the mean, gray."""
+    if images.dtype == torch.uint8:
+        return images
+    return encoder.denormalize(encoder.normalize(images))
+
+
+def as_seen(
+    encoder: Normalizes, images: Shaped[Tensor, "B C H W"], level: int
+) -> Float[Tensor, "B C H W"]:
+    """What normalized images are that pictures show as one level of 0 to 255."""
+    if images.dtype == torch.uint8:
+        return encoder.normalize(torch.full_like(images, level))
+    return torch.full_like(images, SHOWN * (2 * level / WHITE - 1))
 
 
 def caption(model: MAE, true_statistics: bool) -> str:
@@ -140,7 +164,7 @@ def hidden_words(ratio: float, masking: str, noise_std: float) -> str:
 
 def draw(
     model: MAE,
-    images: UInt8[Tensor, "B C H W"],
+    images: Shaped[Tensor, "B C H W"],
     mask: Mask,
     about: About,
     true_statistics: bool = False,
@@ -168,14 +192,17 @@ def draw(
     model.train(was_training)
     seen = "noisy" if about.noise_std else "masked"
     alone = ["prediction"] if mask.hide.shape[1] else []  # else it is the reconstruction
-    rows = dict(zip(["original", seen, "reconstruction", *alone], [images.cpu(), *made]))
+    original = as_shown(model.encoder, images.to(device)).cpu()
+    rows = dict(zip(["original", seen, "reconstruction", *alone], [original, *made]))
     notes = notes_of(model, images, true_statistics)
     return sheet(rows, about.title(mask), about.files, notes, scale)
 
 
-def notes_of(model: MAE, images: UInt8[Tensor, "B C H W"], true_statistics: bool) -> list[str]:
+def notes_of(model: MAE, images: Shaped[Tensor, "B C H W"], true_statistics: bool) -> list[str]:
     """What is below a picture of reconstructions."""
     notes = [caption(model, true_statistics), bands_shown(images.shape[1])]
+    if images.is_floating_point():
+        notes.append(f"from black to white: {SHOWN:g} standard deviations on each side of the mean")
     return [f"{note[0].upper()}{note[1:]}." for note in notes if note]
 
 
@@ -193,7 +220,7 @@ def error_map(
 
 
 def with_errors(
-    model: MAE, images: UInt8[Tensor, "B C H W"], masks: Mapping[str, Mask], true_statistics: bool
+    model: MAE, images: Shaped[Tensor, "B C H W"], masks: Mapping[str, Mask], true_statistics: bool
 ) -> dict[str, UInt8[Tensor, "B _ H W"]]:
     """For each mask the rows masked, prediction, reconstruction (with the visible patches), error.
 
@@ -209,7 +236,8 @@ def with_errors(
     rows: dict[str, Tensor] = {}
     for name, mask in masks.items():
         masked, reconstruction, prediction = predict_pixels(model, images, mask, true_statistics)
-        errors, mean = error_map(images.cpu(), reconstruction.cpu())
+        original = as_shown(model.encoder, images)
+        errors, mean = error_map(original.cpu(), reconstruction.cpu())
         rows |= {
             f"{name}masked": masked.cpu(),
             f"{name}prediction": prediction.cpu(),

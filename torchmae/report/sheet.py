@@ -5,10 +5,12 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from jaxtyping import UInt8
+import torch
+from jaxtyping import Shaped, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from torchmae.data.formats.raster import viewable
 from torchmae.errors import UserError, printable
 
 Font = ImageFont.FreeTypeFont
@@ -67,9 +69,17 @@ def font_of(size: int) -> Font:
     )
 
 
-def tile(image: UInt8[Tensor, "C H W"], scale: int) -> Image.Image:
-    """An image enlarged without smoothing, so that its pixels can be seen; see `bands_shown`."""
+def three_bands(image: Shaped[Tensor, "C H W"]) -> UInt8[Tensor, "3 H W"]:
+    """An image as pictures show it: see `bands_shown` and `viewable`."""
     shown = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
+    if shown.dtype == torch.uint8:
+        return shown
+    return torch.from_numpy(viewable(shown.permute(1, 2, 0).numpy())).permute(2, 0, 1)
+
+
+def tile(image: Shaped[Tensor, "C H W"], scale: int) -> Image.Image:
+    """An image enlarged without smoothing, so that its pixels can be seen."""
+    shown = three_bands(image)
     made = Image.fromarray(shown.permute(1, 2, 0).contiguous().numpy())
     return made.resize((made.width * scale, made.height * scale), Image.Resampling.NEAREST)
 
@@ -94,7 +104,7 @@ def refuse_large(width: int, height: int) -> None:
 
 
 def sheet(
-    rows: Mapping[str, UInt8[Tensor, "B _ H W"]],
+    rows: Mapping[str, Shaped[Tensor, "B _ H W"]],
     title: str,
     columns: Sequence[str],
     notes: Sequence[str],

@@ -14,10 +14,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from torchmae.data.decode import image_extensions
+from torchmae.data.decode import Kind, image_extensions
 from torchmae.data.sources.packed import is_packed, open_packed
 from torchmae.data.sources.source import (
     BadFile,
+    Encoded,
     Source,
     StringArray,
     copied,
@@ -41,7 +42,7 @@ class Found(NamedTuple):
     times: np.ndarray  # int64 [N]
 
 
-class Files(Source):
+class Files(Encoded):
     """Image files below `root`, labelled by a list ("" for none) or by the first folder of each
     name."""
 
@@ -79,8 +80,14 @@ class Files(Source):
             times=self.times[ids],
             labels=self.labels.take(ids) if self.labels else None,
             groups=self.groups.take(ids) if self.groups else None,
+            kinds=None,
             emptied=frozenset(self.names[i].partition("/")[0] for i in out),
         )
+
+    def kind_at(self, i: int) -> Kind | None:
+        """What one image is; None if that cannot be read, or reading it could wait for ever."""
+        regular = os.path.isfile(os.path.join(self.root, self.names[i]))
+        return super().kind_at(i) if regular else None
 
     def read(self, i: int) -> bytes:
         return read_file(os.path.join(self.root, self.names[i]), self.decode)

@@ -11,13 +11,12 @@ from itertools import pairwise
 from typing import IO, Any, NamedTuple, Protocol, TypeVar, overload, runtime_checkable
 
 import numpy as np
-from jaxtyping import UInt8
 
 from torchmae.data.config import DecodeOptions
-from torchmae.data.decode import BadImage, check_bytes, max_bytes
-from torchmae.errors import choose, printable
+from torchmae.data.decode import BadImage, Kind, check_bytes, kind_of, max_bytes
+from torchmae.data.decode import Pixels as Pixels
+from torchmae.errors import UserError, choose, printable
 
-Pixels = UInt8[np.ndarray, "H W C"]
 S = TypeVar("S", bound="Source")
 
 
@@ -39,7 +38,9 @@ class Source(Protocol):
     """
 
     stored_channels: int = 3
-    """Of what `read` returns; 3 for image files, which are decoded to grey or colour."""
+    """Of what `read` returns; 3 for image files of 8 bits, which become gray or color."""
+    stored_dtype: str = "uint8"
+    """Likewise the type of its pixels."""
     decode: DecodeOptions = DecodeOptions()
     """How `read_pixels` decodes an image; `with_decode` makes a copy with other options."""
     unusable: Sequence[BadFile] = ()
@@ -52,7 +53,24 @@ class Source(Protocol):
     @property
     def channels(self) -> int:
         """Of the decoded images."""
-        return self.decode.channels or self.stored_channels
+        return self.decode.channels or self.chosen_channels
+
+    @property
+    def chosen_channels(self) -> int:
+        """Those that the images have, or --bands chooses of these."""
+        bands = self.decode.bands
+        return len(bands) if bands else self.stored_channels
+
+    @property
+    def dtype(self) -> str:
+        """Of the decoded images: a name in `KINDS`."""
+        floats = self.decode.nodata is not None
+        return self.decode.dtype or ("float32" if floats else self.stored_dtype)
+
+    @property
+    def pixel_bytes(self) -> int:
+        """Of a decoded pixel, all channels."""
+        return self.channels * np.dtype(self.dtype).itemsize
 
     def __len__(self) -> int: ...
 
@@ -71,7 +89,7 @@ class Source(Protocol):
         return Subset(self, ids)
 
     def read(self, i: int) -> bytes | Pixels:
-        """The encoded file, or uint8 pixels [H, W, C].
+        """The encoded file, or pixels [H, W, C] of one of `KINDS`.
 
         Raises:
             OSError: it cannot be read.
@@ -96,6 +114,51 @@ class Source(Protocol):
         By its times, so that a change of its owner or of its links counts too.
         """
         return False
+
+
+PEEKED = 8  # encoded images that are looked at for what all are
+
+# What is always 8-bit gray or color, whatever is in the file.
+PHOTOS = (".jpg", ".jpeg", ".jpe", ".jfif", ".gif", ".bmp", ".webp", ".avif", ".ico", ".tga")
+
+
+class Encoded(Source):
+    """A source of encoded images, which finds out what most of them are: by looking at some."""
+
+    kinds: dict[Any, Kind] | None = None  # found already, by what decides of it
+
+    def kind(self) -> Kind:
+        """What most of `PEEKED` images spread over the set are; 8-bit color where none can be
+        read."""
+        decode = self.decode
+        self.kinds = {} if self.kinds is None else self.kinds
+        key = decode.bands, decode.nodata
+        if key not in self.kinds:
+            spread = np.unique(np.linspace(0, len(self) - 1, min(PEEKED, len(self))).astype(int))
+            found = [kind for kind in map(self.kind_at, spread.tolist()) if kind is not None]
+            self.kinds[key] = Counter(found or [Kind(3, "uint8")]).most_common(1)[0][0]
+        return self.kinds[key]
+
+    def kind_at(self, i: int) -> Kind | None:
+        """What one image is; None if that cannot be read."""
+        plain = self.decode.bands is None and self.decode.nodata is None
+        if plain and suffix_of(self.name(i)) in PHOTOS:
+            return Kind(3, "uint8")
+        try:
+            data = self.read(i)
+            if isinstance(data, bytes):
+                return kind_of(data, self.decode)
+            return Kind(data.shape[2], data.dtype.name)
+        except (BadImage, OSError):
+            return None
+
+    @property
+    def stored_channels(self) -> int:  # type: ignore[override]  # found when it is asked for
+        return self.kind().channels
+
+    @property
+    def stored_dtype(self) -> str:  # type: ignore[override]
+        return self.kind().dtype
 
 
 def read_file(path: str | bytes | os.PathLike[str], options: DecodeOptions) -> bytes:
@@ -137,6 +200,10 @@ class SourceWrapper(Source):
     @property
     def stored_channels(self) -> int:  # type: ignore[override]  # as `decode`: handed on
         return self.source.stored_channels
+
+    @property
+    def stored_dtype(self) -> str:  # type: ignore[override]
+        return self.source.stored_dtype
 
     @property
     def decode(self) -> DecodeOptions:  # type: ignore[override]
@@ -211,7 +278,9 @@ def with_decode(source: Source, options: DecodeOptions) -> Source:
         return with_decode(source.source, options)
     if isinstance(source, SourceWrapper):
         return copied(source, source=with_decode(source.source, options))
-    return copied(source, decode=options)
+    other = copied(source, decode=options)
+    refuse_other_kind(other)
+    return other
 
 
 def copied(source: S, /, **changes: Any) -> S:
@@ -219,6 +288,20 @@ def copied(source: S, /, **changes: Any) -> S:
     copy = object.__new__(type(source))  # copy.copy would load arrays again, as unpickling does
     copy.__dict__.update({**source.__dict__, **changes})
     return copy
+
+
+def refuse_other_kind(source: Source) -> None:
+    """Raises UserError where the images have pixels of a type that cannot become the one that is
+    expected of them."""
+    want = source.decode.dtype
+    have = "float32" if source.decode.nodata is not None else source.stored_dtype
+    if want in (None, have) or (want == "float32" and have != "uint8"):
+        return
+    raise UserError(
+        f"the images have {have} pixels, {want} is expected (of the run, or by --dtype): mae "
+        f"finetune, segment and detect take --dtype {have}, and mae pretrain --from RUN, which "
+        "measure mean and std again"
+    )
 
 
 class StringArray(Sequence[str]):

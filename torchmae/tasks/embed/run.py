@@ -24,7 +24,7 @@ def run(config: Embed) -> Path:
     decode = config.decode
     source = open_source(
         config.data,
-        decode_as_run(config.run, decode.max_megapixels, decode.white),
+        decode_as_run(config.run, decode),
         listing_as_run(config.listing, config.data, config.run),
     )
     if source.left_out:

@@ -10,7 +10,7 @@ from torchmae.tasks.predict.config import Predict
 def open_data(config: Predict) -> Source:
     """A source of images, or single image files."""
     first = config.data[0]
-    decode = decode_as_run(config.run, config.decode.max_megapixels, config.decode.white)
+    decode = decode_as_run(config.run, config.decode)
     listing = listing_as_run(config.listing, first, config.run)
     if len(config.data) == 1 and not is_image_file(first):
         return open_source(first, decode, listing)

@@ -8,7 +8,7 @@ from pathlib import Path, PurePath
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Shaped
 from PIL import Image
 from torch import Tensor
 
@@ -50,7 +50,7 @@ def run(config: Reconstruct) -> Path:
             f"{config.run} predicts {model.target_name}, not pixels: there is nothing to draw. Its "
             "encoder is as any other: mae knn, mae finetune"
         )
-    decoding = decode_as_run(config.run, config.decode.max_megapixels, config.decode.white)
+    decoding = decode_as_run(config.run, config.decode)
     picture, said = (draw_sheet if config.sheet else draw_named)(config, model, decoding)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -102,7 +102,7 @@ def file_names(path: str, count: int) -> list[str]:
     return [name] if count == 1 else [f"{name}[{i}]" for i in range(count)]
 
 
-def read_images(path: str, model: MAE, options: DecodeOptions) -> UInt8[Tensor, "N C H W"]:
+def read_images(path: str, model: MAE, options: DecodeOptions) -> Shaped[Tensor, "N C H W"]:
     """The image of a file, or the first ones of an array (.npy, .npz).
 
     Args:
@@ -119,7 +119,7 @@ def read_images(path: str, model: MAE, options: DecodeOptions) -> UInt8[Tensor, 
     return torch.stack([crop(image)[0] for image in images])
 
 
-def single_image(path: str, channels: int) -> UInt8[np.ndarray, "H W C"] | None:
+def single_image(path: str, channels: int) -> Shaped[np.ndarray, "H W C"] | None:
     """A .npy file that is one image of so many channels; None for anything else."""
     if suffix_of(path) != ".npy" or not os.path.isfile(path):
         return None
@@ -146,7 +146,7 @@ def single_image(path: str, channels: int) -> UInt8[np.ndarray, "H W C"] | None:
     return None
 
 
-def first_images(path: str, options: DecodeOptions) -> list[UInt8[np.ndarray, "H W C"]]:
+def first_images(path: str, options: DecodeOptions) -> list[Shaped[np.ndarray, "H W C"]]:
     """The first images of an array of several."""
     source = open_source(path, options)
     if len(source) > MOST:
@@ -154,7 +154,7 @@ def first_images(path: str, options: DecodeOptions) -> list[UInt8[np.ndarray, "H
     return [read_pixels(source, i) for i in range(min(MOST, len(source)))]
 
 
-def read_image(path: str, model: MAE, options: DecodeOptions) -> UInt8[Tensor, "C H W"]:
+def read_image(path: str, model: MAE, options: DecodeOptions) -> Shaped[Tensor, "C H W"]:
     """A file as uint8 pixels of the model's size: the largest centred window of the right shape.
 
     Args:

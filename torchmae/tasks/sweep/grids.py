@@ -63,7 +63,7 @@ def compare_grid(config: Compare) -> Grid:
     check_ranges(config)
     check_compare(config)
     first = first_run(config)
-    decode = decode_as_run(first, config.decode.max_megapixels, config.decode.white)
+    decode = decode_as_run(first, config.decode)
     channels = read_config(first)["model"]["encoder"]["channels"]
     # All take the images of the first run, also where they would take others by themselves.
     listing = listing_as_run(config.listing, config.source.data, first).settings(config.listing)
@@ -71,8 +71,7 @@ def compare_grid(config: Compare) -> Grid:
         "run": "none",
         "model": first,
         "train": "all",
-        "max_megapixels": decode.max_megapixels,
-        "white": decode.white,
+        **decode.stored(),
         "channels": config.decode.channels or channels,
         **listing,
     }
