@@ -276,8 +276,10 @@ class TestCache:
             and fresh.images == len(SIZES) + 5
             and len(fresh.bad) == 5
         )
+        again = open_source(root)
+        assert again.dtype == "uint8"  # which some files are read for
         reads.clear()
-        assert same(scan(open_source(root)), fresh) and not reads
+        assert same(scan(again), fresh) and not reads
         assert len(list(cache.iterdir())) == 1
 
     @pytest.mark.parametrize("kind", ["list", "tar", "packed"])
@@ -286,6 +288,7 @@ class TestCache:
         spec = BUILDERS[kind](tmp_path / kind / "at", 7)
         fresh = scan(open_source(spec))
         source = open_source(spec)
+        assert source.dtype == "uint8"  # which some files are read for
         monkeypatch.setattr(type(source), "read", refuse)
         assert same(scan(source), fresh) and len(list(cache.iterdir())) == 1
         assert fresh.sizes.tolist() == [[7, 6]] * 7
@@ -315,9 +318,9 @@ class TestCache:
 
     def test_other_rules_are_another_scan(self, root, reads, monkeypatch):
         scan(open_source(root))
-        for channels, megapixels, white in [(1, 100.0, 65535), (3, 0.01, 65535), (3, 100.0, 4095)]:
+        for channels, megapixels, nodata in [(1, 100.0, None), (3, 0.01, None), (3, 100.0, 7.0)]:
             reads.clear()
-            scan(open_source(root), channels, max_megapixels=megapixels, white=white)
+            scan(open_source(root), channels, max_megapixels=megapixels, nodata=nodata)
             assert reads
         for name in ("FULL", "MEASURED", "__version__"):
             reads.clear()

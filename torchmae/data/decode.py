@@ -23,7 +23,7 @@ import re
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
@@ -34,6 +34,7 @@ from jaxtyping import Integer, Shaped, UInt8
 from PIL import ExifTags, Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
 from torchmae.data.config import DecodeOptions
+from torchmae.data.formats import FORMATS, SLICED, format_of
 from torchmae.data.formats.raster import BadImage as BadImage
 from torchmae.data.formats.raster import Raster, known_kind
 from torchmae.data.formats.tiff import band_names, is_tiff, nodata_of, read_tiff, tiff_pages
@@ -49,6 +50,7 @@ SAFE_FORMATS = (
         "PNG",
         "WEBP",
         "AVIF",
+        "HEIF",
         "GIF",
         "TIFF",
         "BMP",
@@ -85,6 +87,10 @@ SAFE_FORMATS = (
 @cache
 def _formats() -> list[str]:
     Image.init()
+    with suppress(ImportError):  # an extra
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
     return [
         name for name in SAFE_FORMATS if name in Image.OPEN
     ]  # MPO is opened as JPEG; AVIF may not be built in
@@ -116,12 +122,16 @@ def check_bytes(size: int, options: DecodeOptions) -> None:
 def image_extensions() -> frozenset[str]:
     """The file extensions that are read: lower case, with the dot."""
     readable = {*_formats(), "MPO"}
-    return frozenset(ext for ext, name in Image.registered_extensions().items() if name in readable)
+    known = {ext for ext, name in Image.registered_extensions().items() if name in readable}
+    return frozenset(known | SLICED)
 
 
 def extension(data: bytes, options: DecodeOptions = DecodeOptions()) -> str:
     """The usual extension of encoded images of this kind, with the dot."""
     with _pillow(options.max_megapixels):
+        other = format_of(data)
+        if other is not None:
+            return FORMATS[other].extensions[0]
         kind = "TIFF" if is_tiff(data) else _open(data).format
     endings = {name: ending for ending, name in reversed(Image.registered_extensions().items())}
     return ".jpg" if kind in ("JPEG", "MPO") else endings[str(kind)]
@@ -245,6 +255,9 @@ def read_encoded(data: bytes, options: DecodeOptions) -> Raster:
         UserError: a library that this kind needs is missing.
     """
     limit = options.max_megapixels
+    other = format_of(data)
+    if other is not None:
+        return FORMATS[other].read(data, 0, limit)
     with _pillow(limit):
         try:
             image = _open(data)
@@ -271,9 +284,7 @@ def read_encoded(data: bytes, options: DecodeOptions) -> Raster:
 def lossy(data: bytes, image: ImageFile.ImageFile) -> bool:
     """Whether Pillow would drop bits or channels of an image."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
-        bits = max(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))
-        whole = image.mode == "F" or image.mode.startswith("I;16")
-        return image.mode in ("I", "RGBX") or (bits > 8 and not whole)
+        return not is_whole(image)
     if image.format == "PNG":
         return data[24] > 8 and not image.mode.startswith("I")
     if image.format == "JPEG2000":
@@ -281,6 +292,30 @@ def lossy(data: bytes, image: ImageFile.ImageFile) -> bool:
         bits = (data[size + 42] & 0x7F) + 1 if 0 <= size < len(data) - 42 else 8
         return bits > 8 and not image.mode.startswith("I")
     return False
+
+
+# Samples of a pixel by TIFF's PhotometricInterpretation, as far as Pillow reads them.
+SAMPLES = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}
+SAMPLE_FORMAT, ALPHA = 339, ((1,), (2,))
+
+
+def is_whole(image: TiffImagePlugin.TiffImageFile) -> bool:
+    """Whether Pillow reads all of a TIFF: 8 bits of gray, a palette or color, with or without
+    alpha; one channel of 16 bits, or of floats."""
+    tags = image.tag_v2
+    about = str(tags.get(TiffImagePlugin.IMAGEDESCRIPTION, ""))
+    channels = re.search(r'^ImageJ=[^\0]*\bchannels=(\d+)|<OME[^\0]* SizeC="(\d+)"', about)
+    if channels and int(channels[1] or channels[2]) > 1:  # in a page each
+        return False
+    bits = max(tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))
+    samples = int(tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1))
+    kind = set(tags.get(SAMPLE_FORMAT, (1,)))
+    if bits > 8:
+        right = image.mode == "F" or (image.mode.startswith("I;16") and kind == {1})
+        return samples == 1 and right
+    own = SAMPLES.get(int(tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 1)), 0)
+    extra = tuple(tags.get(TiffImagePlugin.EXTRASAMPLES, ()))
+    return kind <= {1, 4} and (samples == own or (samples == own + 1 and extra in ALPHA))
 
 
 def deep(data: bytes, kind: str) -> Pixels:
@@ -348,6 +383,9 @@ def inspect(data: bytes, options: DecodeOptions = DecodeOptions()) -> tuple[int,
     Raises:
         BadImage: for what these show.
     """
+    if format_of(data) is not None:
+        height, width, _ = read_encoded(data, options).pixels.shape
+        return height, width
     with _pillow(options.max_megapixels):
         try:
             image = _open(data)
@@ -385,14 +423,15 @@ def encoding(data: bytes, options: DecodeOptions = DecodeOptions()) -> Encoding:
     Raises:
         BadImage: for what the header shows.
     """
+    other = format_of(data)
     with _pillow(options.max_megapixels):
         try:
             image = _open(data)
         except BadImage:
-            if not is_tiff(data):
+            if other is None and not is_tiff(data):
                 raise
-            pixels = read_tiff(data, options.max_megapixels).pixels
-            return Encoding("TIFF", pixels.shape[2], 8 * pixels.dtype.itemsize)
+            pixels = read_encoded(data, options).pixels
+            return Encoding(other or "TIFF", pixels.shape[2], 8 * pixels.dtype.itemsize)
         bits = 16 if image.mode.startswith("I;16") else MODE_BITS.get(image.mode, 8)
         if image.format == "PNG":  # Pillow's mode has not the bits of 16-bit color, nor of 1 to 4
             bits = data[24]

@@ -75,10 +75,10 @@ class Scan(NamedTuple):
     std: tuple[float, ...]
     complete: bool
     stacks: int = 0
-    sizes: Sizes = np.zeros((0, 2), dtype=np.int32)
     scaling: Scaling | None = None
     missing: float = 0.0
     outside: float = 0.0
+    sizes: Sizes = np.zeros((0, 2), dtype=np.int32)
 
     @property
     def grey(self) -> bool:
@@ -159,7 +159,7 @@ def scan(source: Source, scale: tuple[str, ...] = PLAIN) -> Scan:
         scaling = Scaling("window" if window.size else scale[0], *map(tuple, window.tolist()))
     bad = [*source.unusable, *bad]
     complete = len(source) <= FULL
-    known_of_all = (complete, stacks, sizes, scaling, float(missing), float(outside))
+    known_of_all = (complete, stacks, scaling, float(missing), float(outside), sizes)
     mean, std = tuple(mean.tolist()), tuple(std.tolist())
     return Scan(len(source), bad, height, width, mean, std, *known_of_all)
 

@@ -55,6 +55,11 @@ def known_kind(values: np.ndarray) -> np.ndarray:
     return rounded
 
 
+def one_line(error: Exception) -> str:
+    """What an error says first, or its name."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def in_megapixels(height: int, width: int, limit: float) -> None:
     """Raises `BadImage` for an image of more megapixels than `limit`, before it is decoded."""
     if height * width > limit * 1e6:

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from torchmae.data.formats.raster import BadImage, Raster, in_megapixels, known_kind
+from torchmae.data.formats.raster import BadImage, Raster, in_megapixels, known_kind, one_line
 from torchmae.errors import library
 
 SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -35,7 +35,7 @@ def read_tiff(data: bytes, max_megapixels: float) -> Raster:
             if page.photometric == 3:  # values of a palette mean nothing by themselves
                 raise BadImage("a palette of more than 8 bits")
             pages = channel_pages(file)
-            planes = [channels_last(one.asarray(), one) for one in pages]
+            planes = [channels_last(one.asarray(), page) for one in pages]
             pixels = planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)
             white_is_zero = page.photometric == 0 and pixels.dtype.kind == "u"
             values = known_kind(np.iinfo(pixels.dtype).max - pixels if white_is_zero else pixels)
@@ -43,8 +43,7 @@ def read_tiff(data: bytes, max_megapixels: float) -> Raster:
     except (BadImage, MemoryError):
         raise
     except Exception as error:  # hostile bytes can raise anything
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise BadImage(f"damaged TIFF: {reason}") from error
+        raise BadImage(f"damaged TIFF: {one_line(error)}") from error
 
 
 def tiff_pages(data: bytes) -> int:
@@ -67,7 +66,7 @@ def channel_pages(file: Any) -> list[Any]:
 
 
 def channels_last(values: np.ndarray, page: Any) -> np.ndarray:
-    """A page as [H, W, K]."""
+    """A page, or one like it, as [H, W, K]."""
     height, width, samples = page.imagelength, page.imagewidth, page.samplesperpixel
     if page.planarconfig == 2 and samples > 1:
         return values.reshape(samples, height, width).transpose(1, 2, 0)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from torchmae.data.decode import Kind, image_extensions
+from torchmae.data.formats import FORMATS
 from torchmae.data.sources.packed import is_packed, open_packed
 from torchmae.data.sources.source import (
     BadFile,
@@ -116,15 +117,24 @@ def open_folder(path: str) -> Source:
     if others[".tar"]:
         shards, unusable, _ = walk(root, {".tar"})
         return Tars([os.path.join(root, name) for name in shards.names], unusable)
+    if others[".npy"]:  # one image each
+        return Files(root, *walk(root, FORMATS["NumPy"].extensions)[:2])
     more = ""
     if unusable:
         more = f", {len(unusable)} unusable ({unusable[0]})"
     seen = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(5))
     raise UserError(
         f"no images in '{path}': {others.total()} other files ({seen or 'none at all'})"
-        f"{more}; "
+        f"{more}{extra_for(others)}; "
         f"extensions looked for: {' '.join(sorted(wanted))}"
     )
+
+
+def extra_for(others: Counter[str]) -> str:
+    """How to read files of other extensions, if some extra can."""
+    if others[".heic"] or others[".heif"]:
+        return '; for HEIC: pip install "torchmae[heif]"'
+    return ""
 
 
 def walk(root: str, wanted: Collection[str]) -> tuple[Found, list[BadFile], Counter[str]]:

@@ -7,6 +7,8 @@ import zlib
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import pairwise
 from typing import IO, Any, NamedTuple, Protocol, TypeVar, overload, runtime_checkable
 
@@ -15,6 +17,7 @@ import numpy as np
 from torchmae.data.config import DecodeOptions
 from torchmae.data.decode import BadImage, Kind, check_bytes, kind_of, max_bytes
 from torchmae.data.decode import Pixels as Pixels
+from torchmae.data.formats import FORMATS, SLICED, format_of
 from torchmae.errors import UserError, choose, printable
 
 S = TypeVar("S", bound="Source")
@@ -304,6 +307,58 @@ def refuse_other_kind(source: Source) -> None:
     )
 
 
+class Slices(Subset):
+    """The slices of files that hold several (DICOM, NIfTI), each an image of its own.
+
+    Args:
+        source: the files.
+        counts: how many slices each has.
+    """
+
+    def __init__(self, source: Source, counts: Sequence[int]):
+        super().__init__(source, np.repeat(np.arange(len(counts)), counts))
+        firsts = np.cumsum([0, *counts])[:-1]
+        self.within = np.arange(len(self.ids)) - firsts[self.ids]
+        self.counts = np.array(counts)
+
+    def name(self, i: int) -> str:
+        several = self.counts[self.ids[i]] > 1
+        return super().name(i) + f"[{self.within[i]}]" * bool(several)
+
+    def group(self, i: int) -> str | None:
+        """No split divides a volume."""
+        several = self.counts[self.ids[i]] > 1
+        return super().group(i) or (self.source.name(int(self.ids[i])) if several else None)
+
+    def read(self, i: int) -> bytes | Pixels:
+        data = super().read(i)
+        kind = format_of(data) if isinstance(data, bytes) else None
+        if kind is None or FORMATS[kind].count is None:
+            return data
+        assert isinstance(data, bytes)
+        return FORMATS[kind].read(data, int(self.within[i]), self.decode.max_megapixels).pixels
+
+
+def with_slices(source: Source) -> Source:
+    """The source itself, or its slices where some files have several."""
+    names = getattr(source, "names", None)
+    blob = names.blob.lower() if isinstance(names, StringArray) else b""
+    if not any(ending.encode() in blob for ending in SLICED):
+        return source
+
+    def count(i: int) -> int:
+        if suffix_of(source.name(i)) not in SLICED:
+            return 1
+        with suppress(BadImage, OSError):  # one image, which the scan will name
+            data = source.read(i)
+            counter = FORMATS[str(format_of(data))].count if isinstance(data, bytes) else None
+            return counter(data) if counter else 1
+        return 1
+
+    with ThreadPoolExecutor(8) as pool:
+        return Slices(source, list(pool.map(count, range(len(source)))))
+
+
 class StringArray(Sequence[str]):
     """Immutable strings in one block of memory: bytes, and where each string ends."""
 
@@ -422,7 +477,9 @@ def options_of(spec: str, allowed: Sequence[str] | None) -> tuple[str, dict[str,
 
 
 def suffix_of(name: str) -> str:
-    return os.path.splitext(name)[1].lower()
+    """The extension of a file name, in lower case; of packed volumes both of theirs."""
+    lower = name.lower()
+    return ".nii.gz" if lower.endswith(".nii.gz") else os.path.splitext(lower)[1]
 
 
 def distinct(names: Sequence[str]) -> list[str]:
