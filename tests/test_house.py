@@ -47,10 +47,10 @@ MODELS = (
 # Lines of code: without comments, docstrings and blank lines. "root" is the files beside the rooms.
 FILE_LINES, FUNCTION_LINES, FILES_PER_FOLDER = 600, 60, 10
 ROOM_LINES = {
-    "root": 1050,
+    "root": 1100,
     "settings": 900,
-    "models": 2900,
-    "data": 6900,
+    "models": 2960,
+    "data": 7500,
     "train": 1650,
     "eval": 1600,
     "report": 2200,

@@ -159,3 +159,52 @@ def test_what_a_model_does_not_see_is_said_before_it_computes(run, classifier, t
         assert text.count("2 of 12 files have more than one page") == 1, verb
         crops = verb not in ("pretrain", "pack")
         assert text.count("the center crop shows little of 12 of 12 images: 24%") == crops, verb
+
+
+def test_five_bands_with_a_scale_from_begin_to_end(tmp_path):
+    """Statistics, later verbs, pictures and a training from it, of 16-bit files with no-data."""
+    tifffile = pytest.importorskip("tifffile", reason="an extra")
+    draw, scenes = np.random.default_rng(0), tmp_path / "scenes"
+    values = np.exp(draw.normal(6, 1, (16, 40, 44, 5))).astype(np.uint16)
+    values[:, :9, :9] = 0
+    for i, pixels in enumerate(values):
+        (scenes / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        file = scenes / "ab"[i % 2] / f"{i}.tif"
+        options = dict(photometric="minisblack", planarconfig="contig")
+        tifffile.imwrite(file, pixels, **options)
+    some = dict(nodata=0, bands=("1,2,4,5",), scale=("log",))
+    run = torchmae.pretrain(scenes, out=tmp_path / "run", epochs=1, **some, **SMALL)
+    encoder = torchmae.load(run)
+    there = np.log1p(values[..., [0, 1, 3, 4]].astype(np.float64))[values[..., 0] > 0]
+    assert np.allclose(encoder.mean, there.mean(0)) and np.allclose(encoder.std, there.std(0))
+    assert encoder.scaling.kind == "log" and stored(run.path)["bands"] == ["1", "2", "4", "5"]
+    features = torchmae.embed(run, scenes, out=tmp_path / "f.npz", device="cpu")
+    assert np.isfinite(np.load(features)["features"]).all()
+    image = scenes / "a" / "0.tif"
+    drawn = dict(out=tmp_path / "r.png", show=("5,2,1",))
+    assert torchmae.reconstruct(run, [image], **drawn).exists()
+    assert torchmae.reconstruct(run, [scenes], sheet=True, count=2, **drawn).exists()
+    with pytest.raises(UserError, match="--show 7,2,1: three of 1, 2, 4, 5, for red"):
+        torchmae.reconstruct(run, [image], **{**drawn, "show": ("7", "2", "1")})
+    tuned = torchmae.finetune(run, scenes, out=tmp_path / "tuned", **QUICK)
+    assert torchmae.load_classifier(tuned).encoder.scaling == encoder.scaling
+    photos_run = torchmae.pretrain(
+        scenes,
+        from_run=run,
+        out=tmp_path / "more",
+        epochs=1,
+        **some,
+        **{n: v for n, v in SMALL.items() if n in QUICK},
+    )
+    assert torchmae.load(photos_run).scaling == encoder.scaling
+
+
+def test_an_8_bit_run_adapts_to_more_bits_where_it_is_told_to(run, place, tmp_path):
+    scans = place / "scans"
+    with pytest.raises(UserError, match="uint16 pixels, uint8 is expected.* --dtype uint16"):
+        torchmae.finetune(run, scans, out=tmp_path / "t", **QUICK)
+    tuned = torchmae.finetune(run, scans, out=tmp_path / "t", dtype="uint16", **QUICK)
+    encoder = torchmae.load_classifier(tuned).encoder
+    values = np.stack([np.asarray(Image.open(file)) for file in scans.rglob("*.png")])
+    assert encoder.scaling is not None and abs(encoder.mean[0] - values.mean()) < 300
+    assert torchmae.evaluate(tuned, scans, device="cpu")["count"] == 16

@@ -19,7 +19,6 @@ from safetensors.torch import load_file
 
 import torchmae
 from torchmae.data import scan as scans
-from torchmae.data.config import DecodeOptions
 from torchmae.data.decode import decode
 from torchmae.data.loader import Batches, read_pixels
 from torchmae.data.sources import open_source, packed
@@ -28,7 +27,7 @@ from torchmae.data.sources.source import Source, Subset
 from torchmae.data.transforms import Crop, RandomResizedCropFlip, resized_crop
 from torchmae.errors import RunError, UserError
 from torchmae.tasks.pack import run as pack
-from torchmae.tasks.pack.config import Pack, PackDecodeOptions
+from torchmae.tasks.pack.config import Pack
 
 
 @pytest.fixture

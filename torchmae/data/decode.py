@@ -278,7 +278,9 @@ def read_encoded(data: bytes, options: DecodeOptions) -> Raster:
     if is_tiff(data):
         return read_tiff(data, limit)
     assert image is not None
-    return Raster(_oriented(deep(data, str(image.format)), _orientation(image)))
+    # As in `inspect`: Pillow would decode a whole PNG to find EXIF after the pixels.
+    turn = _orientation(image, shallow=b"eXIf" not in data)
+    return Raster(_oriented(deep(data, str(image.format)), turn))
 
 
 def lossy(data: bytes, image: ImageFile.ImageFile) -> bool:

@@ -194,7 +194,7 @@ def normalize(
     images: Shaped[Tensor, "B C H W"],
     statistics: Float[Tensor, "2 C 1 1"],
     kind: str = "none",
-    window: Float[Tensor, "2 #C 1 1"] | None = None,
+    window: Float[Tensor, "2 _ 1 1"] | None = None,
 ) -> Float[Tensor, "B C H W"]:
     """Pixels to what networks take: 8-bit ones to `(pixels / 255 - mean) / std`, floats to `(scaled
     - mean) / std`, and to 0, the mean, where they have no value (NaN).

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Shaped, UInt8
@@ -22,7 +22,7 @@ from torchmae.models.patches import (
 )
 from torchmae.report.sheet import bands_shown, sheet
 
-MOST_ERROR = 100  # of 255: larger errors of a pixel have one colour
+ERROR, MOST_ERROR = "error", 100  # of 255: larger errors of a pixel have one colour
 ERROR_NOTE = (
     "Errors of the reconstruction: mean absolute difference of the channels, from white (none) to "
     f"dark red ({MOST_ERROR} of 255 or more); the means are of hidden pixels."
@@ -44,6 +44,7 @@ def draw_mask(model: MAE, name: str, ratio: float, seed: int, sample: Tensor) ->
     return masking(name)(scores, grid, ratio)
 
 
+@runtime_checkable
 class Normalizes(Protocol):
     """An encoder or a tokenizer."""
 
@@ -132,6 +133,7 @@ class About(NamedTuple):
         masking: what chose the hidden patches.
         files: a name for each image.
         noise_std: of noise on what the encoder sees.
+        bands: numbers, from 0, of the channels that are red, green and blue; (): the first three.
     """
 
     run: str
@@ -139,6 +141,7 @@ class About(NamedTuple):
     masking: str
     files: Sequence[str]
     noise_std: float = 0.0
+    bands: tuple[int, ...] = ()
 
     def title(self, mask: Mask) -> str:
         """Such as "photos, step 1,200, 75 % of patches hidden (random)"."""
@@ -194,13 +197,25 @@ def draw(
     alone = ["prediction"] if mask.hide.shape[1] else []  # else it is the reconstruction
     original = as_shown(model.encoder, images.to(device)).cpu()
     rows = dict(zip(["original", seen, "reconstruction", *alone], [original, *made]))
-    notes = notes_of(model, images, true_statistics)
-    return sheet(rows, about.title(mask), about.files, notes, scale)
+    notes = notes_of(model, images, true_statistics, about.bands)
+    return sheet(of_bands(rows, about.bands), about.title(mask), about.files, notes, scale)
 
 
-def notes_of(model: MAE, images: Shaped[Tensor, "B C H W"], true_statistics: bool) -> list[str]:
+def of_bands(rows: Mapping[str, Tensor], bands: tuple[int, ...]) -> dict[str, Tensor]:
+    """Rows of pictures of some channels; maps of errors, which have colors, stay as they are."""
+    if not bands:
+        return dict(rows)
+    return {name: x if ERROR in name else x[:, list(bands)] for name, x in rows.items()}
+
+
+def notes_of(
+    model: MAE,
+    images: Shaped[Tensor, "B C H W"],
+    true_statistics: bool,
+    bands: tuple[int, ...] = (),
+) -> list[str]:
     """What is below a picture of reconstructions."""
-    notes = [caption(model, true_statistics), bands_shown(images.shape[1])]
+    notes = [caption(model, true_statistics), bands_shown(images.shape[1], bands)]
     if images.is_floating_point():
         notes.append(f"from black to white: {SHOWN:g} standard deviations on each side of the mean")
     return [f"{note[0].upper()}{note[1:]}." for note in notes if note]
@@ -242,6 +257,6 @@ def with_errors(
             f"{name}masked": masked.cpu(),
             f"{name}prediction": prediction.cpu(),
             f"{name}reconstruction": reconstruction.cpu(),
-            f"{name}error, mean {mean / hidden_share(mask):.1f}": errors,
+            f"{name}{ERROR}, mean {mean / hidden_share(mask):.1f}": errors,
         }
     return rows

@@ -27,8 +27,16 @@ def default_scale(height: int, width: int) -> int:
     return -(-SMALLEST_TILE // max(height, width))
 
 
-def bands_shown(channels: int) -> str | None:
-    """Which channels a picture shows, in words; None where these are all of them."""
+def bands_shown(channels: int, bands: tuple[int, ...] = ()) -> str | None:
+    """Which channels a picture shows, in words; None where these are all of them.
+
+    Args:
+        channels: that there are.
+        bands: the numbers, from 0, of those that were chosen.
+    """
+    if bands:
+        red, green, blue = (band + 1 for band in bands)
+        return f"bands {red}, {green} and {blue} of {channels} are shown, as red, green and blue"
     if channels in (1, 3):
         return None
     if channels == 2:

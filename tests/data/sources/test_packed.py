@@ -252,6 +252,7 @@ def test_a_set_knows_its_scan_by_its_own_rules_only(
         assert scan(other).sizes.tolist() == [[7, 6]] * 8
     source = with_decode(source, DecodeOptions(60.0))
     fresh = scan(Subset(source, range(8)))
+    assert source.dtype == "uint8"  # which some images are read for
     monkeypatch.setattr(Packed, "read", refuse)
     found = scan(source)
     assert found[:-1] == fresh[:-1] and np.array_equal(found.sizes, fresh.sizes)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from torchmae.data.formats.raster import BadImage, Raster, in_megapixels, known_kind, one_line
+from torchmae.data.formats.raster import BadImage, Raster, in_megapixels, known_kind
 from torchmae.errors import library
 
 # What decoding needs of a header; nothing else is read of it.
@@ -33,7 +33,7 @@ def header_of(data: bytes) -> Any:
     except BadImage:
         raise
     except Exception as error:  # hostile bytes can raise anything
-        raise BadImage(f"damaged DICOM: {one_line(error)}") from error
+        raise BadImage(f"damaged DICOM ({type(error).__name__})") from error  # without values
 
 
 def count_frames(data: bytes) -> int:
@@ -73,7 +73,8 @@ def read_dicom(data: bytes, frame: int, max_megapixels: float) -> Raster:
         raise
     except Exception as error:
         raise BadImage(
-            f"damaged DICOM, or of a kind that is not read: {one_line(error)}"
+            "damaged DICOM, or packed in a way that pydicom needs another package for (pylibjpeg, "
+            f"python-gdcm): {type(error).__name__}"
         ) from error
 
 

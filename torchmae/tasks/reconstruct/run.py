@@ -12,7 +12,7 @@ from jaxtyping import Shaped
 from PIL import Image
 from torch import Tensor
 
-from torchmae.data.config import DecodeOptions, decode_as_run
+from torchmae.data.config import KINDS, DecodeOptions, decode_as_run, split_bands
 from torchmae.data.decode import BadImage, decode
 from torchmae.data.loader import read_pixels
 from torchmae.data.sources import open_source
@@ -51,18 +51,22 @@ def run(config: Reconstruct) -> Path:
             "encoder is as any other: mae knn, mae finetune"
         )
     decoding = decode_as_run(config.run, config.decode)
-    picture, said = (draw_sheet if config.sheet else draw_named)(config, model, decoding)
+    bands = bands_of(config, model, decoding)
+    draws = draw_sheet if config.sheet else draw_named
+    picture, said = draws(config, model, decoding, bands)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         picture.save(out)
     except OSError as error:
         raise RunError(f"could not write {out}: {error.strerror or error}") from error
-    notes = [caption(model, config.true_statistics), bands_shown(model.encoder.channels)]
+    notes = [caption(model, config.true_statistics), bands_shown(model.encoder.channels, bands)]
     logger.info(f"{out}: {said}; {'; '.join(note for note in notes if note)}")
     return out
 
 
-def draw_named(config: Reconstruct, model: MAE, decoding: DecodeOptions) -> tuple[Image.Image, str]:
+def draw_named(
+    config: Reconstruct, model: MAE, decoding: DecodeOptions, bands: tuple[int, ...]
+) -> tuple[Image.Image, str]:
     """The picture of the images that are named, and what is on it in words."""
     settings = read_config(config.run)["config"]
     paths = [path for word in config.images for path in expanded(word)]
@@ -86,9 +90,27 @@ def draw_named(config: Reconstruct, model: MAE, decoding: DecodeOptions) -> tupl
     model = model.to(find_device(config.runtime.device))
     files = [file for path, images in zip(paths, found) for file in file_names(path, len(images))]
     step, noise = last_step(Path(config.run)), settings.get("noise", 0.0)
-    about = About(Path(config.run).resolve().name, step, name, files, noise)
+    about = About(Path(config.run).resolve().name, step, name, files, noise, bands)
     picture = draw(model, pixels, mask, about, config.true_statistics, config.scale)
     return picture, f"{len(pixels)} image{'s' * (len(pixels) != 1)}"
+
+
+def bands_of(config: Reconstruct, model: MAE, decoding: DecodeOptions) -> tuple[int, ...]:
+    """The channels of --show, by their numbers from 0; () where it is not given.
+
+    Raises:
+        UserError: these are not three channels of the run.
+    """
+    wanted, channels = split_bands(config.show), model.encoder.channels
+    if wanted is None:
+        return ()
+    known = decoding.bands or map(str, range(1, channels + 1))
+    names = {name: i for i, name in enumerate(known)}
+    if len(wanted) != 3 or not all(one in names for one in wanted):
+        raise UserError(
+            f"--show {','.join(wanted)}: three of {', '.join(names)}, for red, green and blue"
+        )
+    return tuple(names[one] for one in wanted)
 
 
 def expanded(word: str) -> list[str]:
@@ -114,6 +136,11 @@ def read_images(path: str, model: MAE, options: DecodeOptions) -> Shaped[Tensor,
         return read_image(path, model, options)[None]
     channels = model.encoder.channels
     one = single_image(path, channels)
+    if one is not None:
+        try:
+            one = decode(one, replace(options, channels=None, bands=None))
+        except BadImage as error:
+            raise UserError(f"cannot read {path}: {error}") from error
     images = [one] if one is not None else first_images(path, replace(options, channels=channels))
     crop = CenterCropResize(model.encoder.image_size)
     return torch.stack([crop(image)[0] for image in images])
@@ -129,7 +156,7 @@ def single_image(path: str, channels: int) -> Shaped[np.ndarray, "H W C"] | None
         return None  # `open_source` says why
     if (
         not isinstance(pixels, np.ndarray)
-        or pixels.dtype != np.uint8
+        or pixels.dtype.name not in KINDS
         or pixels.ndim != 3
         or 0 in pixels.shape
     ):

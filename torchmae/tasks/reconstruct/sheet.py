@@ -26,6 +26,7 @@ from torchmae.report.pictures import (
     as_shown,
     draw_mask,
     notes_of,
+    of_bands,
     with_errors,
 )
 from torchmae.report.sheet import sheet, stack
@@ -40,7 +41,9 @@ RATIOS = (0.75, 0.85, 0.95)  # paper, Figure 4
 MASKS = 8  # of one image
 
 
-def draw_sheet(config: Reconstruct, model: MAE, decoding: DecodeOptions) -> tuple[Image.Image, str]:
+def draw_sheet(
+    config: Reconstruct, model: MAE, decoding: DecodeOptions, bands: tuple[int, ...] = ()
+) -> tuple[Image.Image, str]:
     """The picture, and how its images were chosen: each at several ratios, then one of them with
     several masks."""
     (data,) = config.images
@@ -75,10 +78,10 @@ def draw_sheet(config: Reconstruct, model: MAE, decoding: DecodeOptions) -> tupl
     if len(several.hide.sort().values.unique(dim=0)) > 1:  # all are equal in a regular grid
         of_one = rows(images[:1].expand(MASKS, -1, -1, -1), [several])
         parts.append((f"{MASKS} masks of {files[0]}", of_one, [f"{i + 1}" for i in range(MASKS)]))
-    notes = [ERROR_NOTE, *notes_of(model, pixels, config.true_statistics)]
+    notes = [ERROR_NOTE, *notes_of(model, pixels, config.true_statistics, bands)]
     below: list[list[str]] = [[] for _ in parts[1:]] + [notes]
     drawn = [
-        sheet(tiles, title, columns, end, config.scale)
+        sheet(of_bands(tiles, bands), title, columns, end, config.scale)
         for (title, tiles, columns), end in zip(parts, below)
     ]
     return stack(drawn), f"{len(ids)} {how}"
