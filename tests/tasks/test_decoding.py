@@ -188,15 +188,6 @@ def test_five_bands_with_a_scale_from_begin_to_end(tmp_path):
         torchmae.reconstruct(run, [image], **{**drawn, "show": ("7", "2", "1")})
     tuned = torchmae.finetune(run, scenes, out=tmp_path / "tuned", **QUICK)
     assert torchmae.load_classifier(tuned).encoder.scaling == encoder.scaling
-    photos_run = torchmae.pretrain(
-        scenes,
-        from_run=run,
-        out=tmp_path / "more",
-        epochs=1,
-        **some,
-        **{n: v for n, v in SMALL.items() if n in QUICK},
-    )
-    assert torchmae.load(photos_run).scaling == encoder.scaling
 
 
 def test_an_8_bit_run_adapts_to_more_bits_where_it_is_told_to(run, place, tmp_path):

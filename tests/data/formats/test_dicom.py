@@ -100,7 +100,8 @@ def test_bad_ones_are_named_without_any_tag(tmp_path: Path):
         assert "\n" not in str(caught.value)
     with pytest.raises(BadImage, match="more than the limit"):
         decode(whole, DecodeOptions(max_megapixels=1e-4))
+    (tmp_path / "set" / "other.dcm").write_bytes(b"no DICOM at all")
     found = scan_and_report(open_source(tmp_path / "set"), out)
-    assert len(found.bad) == 3 and np.allclose(found.mean, SCAN.mean())
+    assert len(found.bad) == 4 and np.allclose(found.mean, SCAN.mean())
     for file in out.rglob("*"):
         assert SECRET.encode() not in file.read_bytes() and b"4711" not in file.read_bytes()

@@ -17,13 +17,13 @@ class Format(NamedTuple):
     """How files of one format become pixels.
 
     `claims` says whether bytes are of it, `read` makes pixels of (bytes, slice, --max-megapixels),
-    `count` says how many slices a file has (None: always one).
+    `slices` says how many slices a file has (None: always one).
     """
 
     extensions: tuple[str, ...]
     claims: Callable[[bytes], bool]
     read: Callable[[bytes, int, float], Raster]
-    count: Callable[[bytes], int] | None = None
+    slices: Callable[[bytes], int] | None = None
 
 
 FORMATS: dict[str, Format] = {
@@ -33,7 +33,7 @@ FORMATS: dict[str, Format] = {
 }
 
 # Of files whose slices are images of their own.
-SLICED = frozenset(e for one in FORMATS.values() if one.count for e in one.extensions)
+SLICED = frozenset(e for one in FORMATS.values() if one.slices for e in one.extensions)
 
 
 def format_of(data: bytes) -> str | None:

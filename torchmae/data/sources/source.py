@@ -333,7 +333,7 @@ class Slices(Subset):
     def read(self, i: int) -> bytes | Pixels:
         data = super().read(i)
         kind = format_of(data) if isinstance(data, bytes) else None
-        if kind is None or FORMATS[kind].count is None:
+        if kind is None or FORMATS[kind].slices is None:
             return data
         assert isinstance(data, bytes)
         return FORMATS[kind].read(data, int(self.within[i]), self.decode.max_megapixels).pixels
@@ -351,8 +351,10 @@ def with_slices(source: Source) -> Source:
             return 1
         with suppress(BadImage, OSError):  # one image, which the scan will name
             data = source.read(i)
-            counter = FORMATS[str(format_of(data))].count if isinstance(data, bytes) else None
-            return counter(data) if counter else 1
+            kind = format_of(data) if isinstance(data, bytes) else None
+            counter = None if kind is None else FORMATS[kind].slices
+            if counter is not None and isinstance(data, bytes):
+                return counter(data)
         return 1
 
     with ThreadPoolExecutor(8) as pool:
