@@ -57,6 +57,23 @@ def scaling_of(described: Any, channels: int) -> Scaling:
     return made
 
 
+def scale_again(described: Any, channels: int, dtype: str) -> tuple[Any, ...]:
+    """The value of --scale with which an encoder sees other images as it saw its own, where that is
+    possible: those of its channels, and not of 8 bits.
+
+    Args:
+        described: its scaling, or `Scaling.config` of it; None for none.
+        channels: of the images.
+        dtype: of their pixels.
+    """
+    if not described or dtype == "uint8":
+        return ("none",)
+    try:
+        return scaling_of(described, channels)
+    except UserError:  # a window of other channels
+        return ("none",)
+
+
 def check_scale(words: tuple[str, ...]) -> None:
     """Raises UserError for words of --scale that mean nothing."""
     kind, *ends = words or ("",)

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 from zlib import crc32
 
 import numpy as np
@@ -131,7 +131,7 @@ class FileStats(NamedTuple):
     encoded: bool = True  # a file, not pixels, whose scan is cheap
 
 
-def scan(source: Source, scale: tuple[str, ...] = PLAIN) -> Scan:
+def scan(source: Source, scale: tuple[Any, ...] = PLAIN) -> Scan:
     """Reads every file in threads (decoders release the GIL), or finds the cached scan.
 
     Sets of more than `FULL` images are not decoded: headers and ends are checked, and `MEASURED`
@@ -139,7 +139,7 @@ def scan(source: Source, scale: tuple[str, ...] = PLAIN) -> Scan:
 
     Args:
         source: the images.
-        scale: the value of --scale, for pixels that are not of 8 bits.
+        scale: the value of --scale, for pixels that are not of 8 bits; or a `Scaling`.
     """
     known = source.scanned() if isinstance(source, Scanned) else None
     found = Found([], *known) if known else load_or_scan(source, scale)
@@ -164,7 +164,7 @@ def scan(source: Source, scale: tuple[str, ...] = PLAIN) -> Scan:
     return Scan(len(source), bad, height, width, mean, std, *known_of_all)
 
 
-def load_or_scan(source: Source, scale: tuple[str, ...] = PLAIN) -> Found:
+def load_or_scan(source: Source, scale: tuple[Any, ...] = PLAIN) -> Found:
     """The cached scan of the same data, or a new one."""
     file = cache_file(source, scale)
     found = load_cached(file, len(source)) if file else None
@@ -175,7 +175,7 @@ def load_or_scan(source: Source, scale: tuple[str, ...] = PLAIN) -> Found:
     return found
 
 
-def scan_all(source: Source, scale: tuple[str, ...] = PLAIN) -> Found:
+def scan_all(source: Source, scale: tuple[Any, ...] = PLAIN) -> Found:
     scaling = settled(source, scale)
     bad: list[BadFile] = []
     sizes = array("i")
@@ -214,8 +214,10 @@ def merged(source: Source, images: Sequence[Measured]) -> Moments:
     return (moments * counts).sum(0) / np.maximum(counts.sum(0), 1)
 
 
-def settled(source: Source, scale: tuple[str, ...]) -> Scaling:
+def settled(source: Source, scale: tuple[Any, ...]) -> Scaling:
     """What --scale means for these images: its percentiles are measured."""
+    if isinstance(scale, Scaling):
+        return scale
     kind, *ends = scale
     if source.dtype == "uint8" and kind != "none":
         raise UserError(
@@ -328,7 +330,7 @@ def measured(image: Pixels, scaling: Scaling) -> Measured:
     )
 
 
-def cache_file(source: Source, scale: tuple[str, ...] = PLAIN) -> Path | None:
+def cache_file(source: Source, scale: tuple[Any, ...] = PLAIN) -> Path | None:
     """Where the scan of this data is cached; None if changes of it cannot be noticed."""
     stamp = source.stamp()
     if stamp is None:
@@ -382,7 +384,7 @@ def max_bad_files(count: int, percent: float) -> int:
 
 
 def scan_and_report(
-    source: Source, out: Path, max_bad_percent: float = 1.0, scale: tuple[str, ...] = PLAIN
+    source: Source, out: Path, max_bad_percent: float = 1.0, scale: tuple[Any, ...] = PLAIN
 ) -> Scan:
     """Scans the data and writes bad-files.jsonl.
 

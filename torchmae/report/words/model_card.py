@@ -13,6 +13,13 @@ from torchmae.report.words.limits import limits, markdown
 from torchmae.runfolder import read_config, read_results
 
 
+def unit(encoder: Backbone) -> str:
+    """What mean and std are of."""
+    if encoder.scaling is None:
+        return "pixels / 255"
+    return "values" if encoder.scaling.kind == "none" else f"{encoder.scaling.words()} of values"
+
+
 def card(
     run: str, what: str, encoder: Backbone, lines: Sequence[str], note: str, folder: Path
 ) -> str:
@@ -49,7 +56,7 @@ def card(
 {len(encoder.layers())} blocks, {encoder.embed_dim} wide, \
 {encoder.config().get("num_heads")} heads, patches of {size_name(encoder.patch)} px.
 
-Images: {encoder.channels} x {height} x {width}, normalized as `(pixels / 255 - mean) / std` \
+Images: {encoder.channels} x {height} x {width}, normalized as `({unit(encoder)} - mean) / std` \
 with mean {list(encoder.mean)}
 and std {list(encoder.std)}.{classes}
 

@@ -20,6 +20,7 @@ from torchmae.models.weights import load, seeded
 from torchmae.report.curves import draw_curves
 from torchmae.report.html.run import write_report
 from torchmae.runfolder import note_bad_files
+from torchmae.scaling import scale_again
 from torchmae.settings import defaults
 from torchmae.settings.defaults import Facts, why
 from torchmae.settings.options import build, changed, flatten, requested
@@ -104,8 +105,10 @@ def begun(config: Dense, verb: Verb[Any, Any], sets: Any, out: Path, world: Worl
     channels = channels_of(config, sets.train_source, pretrained)
     decode = replace(sets.train_source.decode, channels=channels, dtype=sets.train_source.dtype)
     sets = sets.with_decode(decode)
-    percent = config.scan.max_bad_percent
-    found = world.on_main(lambda: scan_and_report(sets.train_source, out, percent))
+    like = architecture(config.model.model)
+    before = like.get("scaling") if pretrained is None else pretrained.scaling
+    scale, percent = scale_again(before, channels, str(decode.dtype)), config.scan.max_bad_percent
+    found = world.on_main(lambda: scan_and_report(sets.train_source, out, percent, scale))
     looked: Looked[Any] = world.on_main(lambda: look(config, verb, sets, out))
     sets = looked.sets
     config = changed(
@@ -114,7 +117,7 @@ def begun(config: Dense, verb: Verb[Any, Any], sets: Any, out: Path, world: Worl
         **decode.stored(),
         **looked.settings,
     )
-    named = architecture(config.model.model) if pretrained is None else {}
+    named = like if pretrained is None else {}
     facts = Facts(
         images=len(sets.train_source),
         val_images=len(sets.val_source),

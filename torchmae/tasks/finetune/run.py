@@ -23,6 +23,7 @@ from torchmae.models.sizes import architecture
 from torchmae.models.weights import load, seeded
 from torchmae.report.curves import draw_curves
 from torchmae.report.html.run import write_report
+from torchmae.scaling import scale_again
 from torchmae.settings.defaults import Facts, why
 from torchmae.settings.options import build, changed, flatten, requested
 from torchmae.tasks.finetune.config import (
@@ -143,8 +144,13 @@ def begun(config: Finetune, data: LabelledSets, out: Path, world: World) -> Job:
     decode = replace(data.train.decode, channels=channels, dtype=data.train.dtype)
     config = changed(config, channels=channels, **decode.stored())
     data = data.with_decode(decode)
-    found = world.on_main(lambda: scan_and_report(with_decode(data.train, decode), out))
-    known = architecture(config.model.model).get("image_size")
+    like = architecture(config.model.model)
+    before = like.get("scaling") if pretrained is None else pretrained.scaling
+    scale = scale_again(before, channels, data.train.dtype)
+    found = world.on_main(
+        lambda: scan_and_report(with_decode(data.train, decode), out, scale=scale)
+    )
+    known = like.get("image_size")
     if pretrained is not None:
         known = pretrained.image_size
     facts = Facts(

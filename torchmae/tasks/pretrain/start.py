@@ -164,6 +164,13 @@ def build_model(config: ResolvedPretrain, found: Scan, init_run: InitRun | None)
         own = init_run.encoder
         statistics["run"] = (own.mean, own.std, own.scaling)
     mean, std, scaling = statistics[normalize]
+    asked = config.model.scale
+    if normalize == "run" and asked != ("none",) and found.scaling != scaling:
+        kind = "none" if scaling is None else scaling.words()
+        raise UserError(
+            f"--scale {' '.join(asked)}: that of the run of --from is {kind}: leave it out, or use "
+            "--normalize data"
+        )
     size = parse_size(config.model.image_size)
     with seeded(config.optim.seed):
         if init_run is not None:

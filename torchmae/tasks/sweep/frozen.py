@@ -173,6 +173,7 @@ def view_of(config: Compare, subject: Subject) -> dict[str, Any]:
     encoder = run["model"]["encoder"]
     return {
         **options.stored(),
+        "bands": options.bands and list(options.bands),
         "image_size": config.model.image_size or list(encoder["image_size"]),
         "channels": encoder["channels"],
         "crop_pct": run["config"].get("crop_pct", 1.0),
