@@ -176,7 +176,6 @@ ABSURD = {  # values that once were taken: gradients times 0, no log line ever, 
     "--warmup-epochs 1e9": "must be at most 100000",
     "--max-megapixels 1e9": "must be at most 10000",
     "--max-bad-percent 101": "must be at most 100",
-    "--white 1000000000000": "must be at most 4294967295",
     "--channels 1000000": "must be at most 4096",
 }
 

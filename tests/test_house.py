@@ -47,15 +47,15 @@ MODELS = (
 # Lines of code: without comments, docstrings and blank lines. "root" is the files beside the rooms.
 FILE_LINES, FUNCTION_LINES, FILES_PER_FOLDER = 600, 60, 10
 ROOM_LINES = {
-    "root": 1050,
+    "root": 1100,
     "settings": 1000,
-    "models": 2960,
-    "data": 6900,
+    "models": 3050,
+    "data": 7500,
     "train": 1850,
     "eval": 2200,
-    "report": 3050,
+    "report": 3100,
     "interop": 1800,
-    "tasks": 11_300,
+    "tasks": 11_400,
     "presets": 280,
     "benchmarks": 1450,
 }

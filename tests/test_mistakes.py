@@ -108,8 +108,8 @@ MISTAKES = [
     ),
     Mistake(
         "embed run grey12",
-        ["nearly black", "--white"],
-        "embed run grey12 --white 4095 --device cpu",
+        ["the images have uint16 pixels, uint8 is expected", "--from"],
+        "pretrain grey12 --from run --out grey-run --epochs 1 --workers 0 --device cpu",
     ),
     Mistake(
         "embed run photos --out features",

@@ -265,7 +265,7 @@ def check_settings(config: dict[str, Any]) -> None:
     settings = config.setdefault("config", {})
     if not isinstance(settings, dict):
         raise ValueError("its settings are none")
-    for name in ("white", "max_megapixels", "crop_pct", "mask_ratio", "noise"):
+    for name in ("max_megapixels", "crop_pct", "mask_ratio", "noise"):
         value = settings.get(name, 1)
         if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
             raise ValueError(f"{name} {value!r} is no number")

@@ -16,12 +16,14 @@ from torchmae import disk
 from torchmae.data import scan as module
 from torchmae.data import workers
 from torchmae.data.config import DecodeOptions
-from torchmae.data.decode import max_bytes
+from torchmae.data.decode import Kind, max_bytes
 from torchmae.data.scan import Scan, max_bad_files
 from torchmae.data.sources import open_source, with_decode
 from torchmae.data.sources.files import Files
 from torchmae.data.sources.source import BadFile, Source
 from torchmae.disk import cache_folder
+from torchmae.errors import UserError
+from torchmae.scaling import Scaling
 
 
 def scan(source: Source, channels: int | None = None, **options) -> Scan:
@@ -254,7 +256,8 @@ class TestCache:
 
     @pytest.fixture
     def reads(self, monkeypatch) -> list[int]:
-        """The numbers of the images that are read."""
+        """The numbers of the images that are read, but for finding out that all are of 8 bits."""
+        monkeypatch.setattr(Files, "kind_at", lambda self, i: Kind(3, "uint8"))
         numbers: list[int] = []
         real = Files.read
         monkeypatch.setattr(Files, "read", lambda self, i: numbers.append(i) or real(self, i))
@@ -286,6 +289,7 @@ class TestCache:
         spec = BUILDERS[kind](tmp_path / kind / "at", 7)
         fresh = scan(open_source(spec))
         source = open_source(spec)
+        assert source.dtype == "uint8"  # which some files are read for
         monkeypatch.setattr(type(source), "read", refuse)
         assert same(scan(source), fresh) and len(list(cache.iterdir())) == 1
         assert fresh.sizes.tolist() == [[7, 6]] * 7
@@ -315,9 +319,9 @@ class TestCache:
 
     def test_other_rules_are_another_scan(self, root, reads, monkeypatch):
         scan(open_source(root))
-        for channels, megapixels, white in [(1, 100.0, 65535), (3, 0.01, 65535), (3, 100.0, 4095)]:
+        for channels, megapixels, nodata in [(1, 100.0, None), (3, 0.01, None), (3, 100.0, 7.0)]:
             reads.clear()
-            scan(open_source(root), channels, max_megapixels=megapixels, white=white)
+            scan(open_source(root), channels, max_megapixels=megapixels, nodata=nodata)
             assert reads
         for name in ("FULL", "MEASURED", "__version__"):
             reads.clear()
@@ -474,3 +478,64 @@ def test_a_read_that_never_ends_is_named_while_scanning(tmp_path, monkeypatch, c
         (tmp_path / "1.png").write_bytes(png(1))
         thread.join(60)
     assert found[0].bad == [] and found[0].images == 3
+
+
+def deep(folder: Path, kind: str = "float32") -> np.ndarray:
+    """Images of 5 bands and several sizes with heavy tails, as .npy; all values of them [n, 5]."""
+    folder.mkdir()
+    draw = np.random.default_rng(0)
+    found = []
+    for i in range(12):
+        values = np.exp(draw.normal(5, 1, (20 + i, 30, 5))).astype(kind)
+        if kind == "float32":
+            values[: i + 1] = np.nan
+        np.save(folder / f"{i}.npy", values)
+        found.append(values.reshape(-1, 5))
+    return np.concatenate(found).astype(np.float64)
+
+
+class TestOfOtherTypes:
+    def test_mean_and_std_are_numpy_s(self, tmp_path):
+        values = deep(tmp_path / "floats")
+        found = module.scan(open_source(tmp_path / "floats"))
+        assert np.allclose(found.mean, np.nanmean(values, axis=0), rtol=1e-9)
+        assert np.allclose(found.std, np.nanstd(values, axis=0), rtol=1e-7)
+        assert found.missing == np.isnan(values).mean() and found.outside == 0
+        whole = deep(tmp_path / "uint16", "uint16")
+        found = module.scan(open_source(tmp_path / "uint16"))
+        assert np.allclose([found.mean, found.std], [whole.mean(0), whole.std(0)], rtol=1e-7)
+        assert (found.missing, found.scaling) == (0, Scaling())
+
+    @pytest.mark.parametrize("kind, scale", [("log", np.log1p), ("sqrt", np.sqrt)])
+    def test_after_a_scale(self, tmp_path, kind, scale):
+        values = scale(deep(tmp_path / "set"))
+        found = module.scan(open_source(tmp_path / "set"), scale=(kind,))
+        assert np.allclose(found.mean, np.nanmean(values, axis=0), rtol=1e-6)
+        assert np.allclose(found.std, np.nanstd(values, axis=0), rtol=1e-6)
+
+    def test_windows_are_counted(self, tmp_path):
+        values = deep(tmp_path / "set")
+        there = values[~np.isnan(values).any(axis=1)]
+        found = module.scan(open_source(tmp_path / "set"), scale=("window", "100", "400"))
+        share = ((there < 100) | (there > 400)).sum() / values.size
+        assert found.outside == pytest.approx(share)
+        assert np.allclose(found.mean, there.clip(100, 400).mean(0), rtol=1e-6)
+        own = module.scan(open_source(tmp_path / "set"), scale=("percentile",))
+        ends = np.percentile(there, (0.5, 99.5), axis=0)
+        assert np.allclose([own.scaling.low, own.scaling.high], ends, rtol=1e-5)
+        assert 0.005 < own.outside < 0.011
+        again = module.scan(open_source(tmp_path / "set"), scale=("percentile",))
+        assert same(again, own)
+
+    def test_what_does_not_fit_is_named(self, tmp_path):
+        deep(tmp_path / "set")
+        np.save(tmp_path / "set/4.npy", np.zeros((9, 9, 5), np.uint8))
+        np.save(tmp_path / "set/5.npy", np.zeros((9, 9, 4), np.float32))
+        np.save(tmp_path / "set/6.npy", np.full((9, 9, 5), np.nan, np.float32))
+        reasons = {bad.name: bad.reason for bad in module.scan(open_source(tmp_path / "set")).bad}
+        assert "uint8 pixels, where float32 is expected" in reasons["4.npy"]
+        assert "4 channels, which cannot become 5" in reasons["5.npy"]
+        assert "no values" in reasons["6.npy"] and len(reasons) == 3
+        plant(tmp_path / "photos", [(8, 8)])
+        with pytest.raises(UserError, match="--scale log is for more than 8 bits"):
+            module.scan(open_source(tmp_path / "photos"), scale=("log",))

@@ -53,11 +53,11 @@ def test_images_are_decoded_as_their_source_says(run: Path, tmp_path: Path) -> N
     pixels = np.full((40, 40), 32768, dtype=np.uint16)
     Image.fromarray(pixels).save(tmp_path / "0.png")
     encoder = load(run)
-    for white, value in ((32768, 255), (65535, 128)):
-        source = open_source(str(tmp_path), DecodeOptions(white=white))
+    for bands in (None, ("1", "1", "1")):
+        source = open_source(str(tmp_path), DecodeOptions(bands=bands))
         _, (images,), _ = collect(source, encoder, run, [lambda x: x], CPU)
-        assert images.shape == (1, 3, 32, 32)
-        assert images.unique().tolist() == [value]
+        assert images.shape == (1, 3, 32, 32) and images.dtype == torch.float32
+        assert images.unique().tolist() == [32768]
 
 
 def test_mistakes(run: Path) -> None:

@@ -29,7 +29,7 @@ def resolve_pretrain(config: Pretrain, **facts: Any) -> tuple[ResolvedPretrain, 
 def resolve_finetune(config: Finetune, **facts: Any) -> tuple[ResolvedFinetune, dict[str, Choice]]:
     """With a run of 32 px and 50 images to validate on, or whatever `facts` say."""
     usual = dict(images=100, val_images=50, height=32, width=32, channels=3, run_size=(32, 32))
-    values = dict(max_megapixels=100.0, white=65535, channels=3)
+    values = dict(max_megapixels=100.0, dtype="uint8", channels=3)
     known = build(type(config), {**flatten(config), **values})
     return finetuning.resolve(known, Facts(**{**usual, **facts}))
 

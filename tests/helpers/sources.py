@@ -45,7 +45,7 @@ def pack(path: Path, members: dict[str, bytes], mode: str = "w") -> Path:
 
 
 def grey12(folder: Path, count: int = 12) -> Path:
-    """12-bit grey PNGs of several sizes (white is 4095), in a folder for each of two classes."""
+    """12-bit gray PNGs of several sizes (0 to 4095), in a folder for each of two classes."""
     for i in range(count):
         (folder / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
         values = np.linspace(0, 4095, (20 + i) * 30).reshape(20 + i, 30).astype(np.uint16)

@@ -640,3 +640,39 @@ def test_the_operations_of_table_2(name: str, patch: int, with_8: float, with_1:
     )
     if name == "vit_large":
         assert base / eight == pytest.approx(3.3, rel=0.03)  # the paper's Table 1c
+
+
+@pytest.mark.parametrize("target", VALUE_TARGETS)
+@pytest.mark.parametrize("loss_on", ["hidden", "all"])
+def test_patches_without_values_are_never_predicted(target, loss_on):
+    """Neither loss nor any gradient depends on what is predicted for them, or on their truth."""
+    mae = tiny(target=target, loss_on=loss_on)
+    mask = masking.MASKINGS["random"](noise(mae, 2), mae.encoder.grid, 0.5)
+    counted = torch.ones(2, 16, dtype=torch.bool)
+    counted[0, mask.hide[0, :3]] = False
+    counted[1, mask.keep[1, 0]] = False
+    images = torch.randn(2, 3, 16, 16)
+    other = images.clone()
+    patches = patchify(other, mae.encoder.patch)
+    hidden = torch.zeros(2, 16, dtype=torch.bool).scatter(1, mask.hide, True)
+    patches[~counted & hidden] = 1e3
+    other = unpatchify(patches, mae.encoder.patch, mae.encoder.grid)
+    losses, found = [], []
+    for truth in (images, other):
+        mae.zero_grad()
+        output = mae(truth, mask, images, counted)
+        (output.loss + (0 if output.statistics_loss is None else output.statistics_loss)).backward()
+        losses.append(output.loss.detach())
+        found.append(gradients(mae))
+    assert torch.equal(*losses) and all(torch.equal(found[0][n], found[1][n]) for n in found[0])
+    if loss_on == "hidden":
+        output = mae(images, mask, images, counted)
+        output.prediction.retain_grad()
+        output.loss.backward()
+        touched = output.prediction.grad.abs().sum(2) > 0
+        assert torch.equal(touched, counted.gather(1, mask.hide))
+    everything = mae(images, mask, images, torch.ones_like(counted)).loss
+    assert torch.allclose(everything, mae(images, mask).loss)
+    nothing = mae(images, mask, images, torch.zeros_like(counted)).loss
+    nothing.backward()
+    assert nothing == 0

@@ -19,7 +19,7 @@ def plan_of(name: str) -> TrainConfig:
     """What the loop is told for a recipe of mae finetune on ImageNet-1K."""
     run = "none" if "scratch" in name else "runs/x"
     values = {"run": run, "data": "imagenet", "precision": "fp32", "workers": 0}
-    decode = {"max_megapixels": 100.0, "white": 65535, "channels": 3}
+    decode = {"max_megapixels": 100.0, "dtype": "uint8", "channels": 3}
     config = build(Finetune, {**values, **decode, **PRESETS["finetune"][name]()})
     return train_config(resolve(config, Facts(IMAGES, 400, 500, 3, val_images=50_000))[0], IMAGES)
 

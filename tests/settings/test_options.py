@@ -214,7 +214,7 @@ def test_what_is_resolved_is_typed_so(verb):
     may_stay_open = {"model", "patch_size", "augment"}
     if verb == "pretrain":  # crops of one size have no scale
         may_stay_open.add("crop_scale")
-    decided_by_run = {"max_megapixels", "white", "channels"}
+    decided_by_run = {"max_megapixels", "dtype", "channels"}
     assert narrowed - decided_by_run == set(config.RULES) - may_stay_open - decided_by_run | (
         {"patch_size"} & narrowed
     )

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors import safe_open
 
 import torchmae
@@ -98,25 +97,6 @@ def test_bad_files_are_named_and_skipped(
     names, _ = table(torchmae.embed(run, data, out=tmp_path / "f.npz"))
     assert names == ["good.jpg"]
     assert "skipped: cut.jpg: Truncated" in capsys.readouterr().out
-
-
-def test_images_are_decoded_as_the_run_s_unless_told_otherwise(own: Path, tmp_path: Path) -> None:
-    """12-bit grey images: refused as nearly black where 65535 is taken for white."""
-    data = tmp_path / "deep"
-    data.mkdir()
-    pixels = np.random.default_rng(0).integers(0, 4096, (40, 40), dtype=np.uint16)
-    Image.fromarray(pixels).save(data / "0.png")
-    config = (own / "config.json").read_text()
-    assert '"white": 65535' in config
-    (own / "config.json").write_text(config.replace('"white": 65535', '"white": 4095'))
-    (own / "manifest.json").unlink()
-
-    def features(**options: int) -> np.ndarray:
-        return table(torchmae.embed(own, data, out=tmp_path / "f.npz", **options))[1]
-
-    assert np.array_equal(features(), features(white=4095))
-    with pytest.raises(UserError, match="its values reach only"):
-        features(white=65535)
 
 
 def test_mistakes(run: Path, photos: Path, tmp_path: Path) -> None:

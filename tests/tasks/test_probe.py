@@ -210,7 +210,7 @@ def test_the_settings_reach_the_trained_probe(monkeypatch: pytest.MonkeyPatch) -
         "device": "cpu",
         "workers": 0,
         "max_megapixels": 7.0,
-        "white": 4095,
+        "nodata": 4095.0,
     }
     assert probe.run(build(Probe, values)) == Path("there")
     assert requested[0] == build(Finetune, {**values, "train": "head"})

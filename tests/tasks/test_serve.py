@@ -204,12 +204,12 @@ def test_uploads_that_are_no_images(page: Server) -> None:
 
 
 def test_requests_that_are_none(page: Server) -> None:
-    good = {
+    good: dict[str, Any] = {
         "pixels": b64encode(bytes(32 * 32 * 3)).decode(),
         "hidden": [1],
         "true_statistics": False,
     }
-    for wrong, words in [
+    wrongs: list[tuple[dict[str, Any], str]] = [
         ({"hidden": [16]}, "below 16"),
         ({"hidden": [-1]}, "below 16"),
         ({"hidden": list(range(16))}, "not all of them"),
@@ -219,7 +219,8 @@ def test_requests_that_are_none(page: Server) -> None:
         ({"pixels": "AAAA"}, "3 pixel values, not 32 x 32 x 3"),
         ({"pixels": "?"}, "0 pixel values"),
         ({"path": "/etc/passwd"}, "pixels in base64"),
-    ]:
+    ]
+    for wrong, words in wrongs:
         assert words in refused(page, 400, "reconstruct", json.dumps({**good, **wrong}).encode())
     for text in (b"", b"[" * 100_000, b"7"):
         assert "pixels in base64" in refused(page, 400, "reconstruct", text)
@@ -439,8 +440,8 @@ def test_runs_that_cannot_be_served(run: Path, tmp_path: Path) -> None:
         {**read_config(run)["model"]["encoder"], "channels": 5, "mean": None, "std": None}
     )
     bands = tmp_path / "bands"
-    weights = {f"encoder.{name}": value for name, value in many.state_dict().items()}
-    write_run(bands, {"encoder": many.config()}, weights)
+    planted = {f"encoder.{name}": value for name, value in many.state_dict().items()}
+    write_run(bands, {"encoder": many.config()}, planted)
     with pytest.raises(UserError, match="takes 5 channels, and image files have 1 or 3"):
         opened(Serve(str(bands)))
 

@@ -70,7 +70,7 @@ def test_compare_pairs_every_seed(
             first, second = (read_config(out / name) for name in pair)
             assert first["data"] == second["data"], "not the same images"
             assert first["config"]["labels_per_class"] == int(row["name"])
-            for name in ("seed", "epochs", "white", "max_megapixels"):
+            for name in ("seed", "epochs", "dtype", "max_megapixels"):
                 assert first["config"][name] == second["config"][name]
             depth = ("model", "encoder", "depth")
             assert first[depth[0]][depth[1]][depth[2]] == second[depth[0]][depth[1]][depth[2]]
@@ -458,10 +458,10 @@ def test_grids_without_numbers_of_one_s_own(run: Path) -> None:
 
 def test_from_scratch_decodes_as_the_run_does(own: Path) -> None:
     config = (own / "config.json").read_text()
-    (own / "config.json").write_text(config.replace('"white": 65535', '"white": 4095'))
+    (own / "config.json").write_text(config.replace('"nodata": null', '"nodata": 4095'))
     (own / "manifest.json").unlink()
     grid = compare_grid(build(Compare, {"run": (str(own),), "data": "photos"}))
-    assert grid.training("all", "from scratch", 0).decode.white == 4095
+    assert grid.training("all", "from scratch", 0).decode.nodata == 4095
 
 
 def test_mistakes(run: Path, photos: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Shaped
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
@@ -75,7 +75,8 @@ OPS: dict[str, Op] = {
 class StrongAugment:
     """Random crop and flip, RandAugment and random erasing.
 
-    RandAugment applies two operations, each with probability 1/2, to images of 1 or 3 channels.
+    RandAugment applies two operations, each with probability 1/2, to 8-bit images of 1 or 3
+    channels. Of others, what is erased has no value: the mean, after normalization.
 
     Args:
         crop: the random crop and flip.
@@ -94,20 +95,20 @@ class StrongAugment:
 
     def __call__(
         self, image: Pixels, target: Any, epoch: int, sample: int
-    ) -> tuple[UInt8[Tensor, "C h w"], Any]:
+    ) -> tuple[Shaped[Tensor, "C h w"], Any]:
         """The augmented crop of one sample; a label stays as it is."""
         pixels, target = self.crop(image, target, epoch, sample)
         keys = [hash32(self.crop.seed, AUGMENT, epoch, sample, i) for i in range(2)]
         generator = np.random.Generator(np.random.Philox(key=keys[0] << 32 | keys[1]))
-        if self.magnitude and len(pixels) in (1, 3):
+        if self.magnitude and len(pixels) in (1, 3) and pixels.dtype == torch.uint8:
             pixels = self.rand_augment(pixels, generator)
         if generator.uniform() < self.erase:
             pixels = self.erased(pixels, generator)
         return pixels, target
 
     def rand_augment(
-        self, pixels: UInt8[Tensor, "C h w"], generator: np.random.Generator
-    ) -> UInt8[Tensor, "C h w"]:
+        self, pixels: Shaped[Tensor, "C h w"], generator: np.random.Generator
+    ) -> Shaped[Tensor, "C h w"]:
         array = pixels.permute(1, 2, 0).numpy()
         grey = array.shape[2] == 1
         image = Image.fromarray(array[:, :, 0] if grey else np.ascontiguousarray(array))
@@ -124,8 +125,8 @@ class StrongAugment:
         )
 
     def erased(
-        self, pixels: UInt8[Tensor, "C h w"], generator: np.random.Generator
-    ) -> UInt8[Tensor, "C h w"]:
+        self, pixels: Shaped[Tensor, "C h w"], generator: np.random.Generator
+    ) -> Shaped[Tensor, "C h w"]:
         channels, height, width = pixels.shape
         for _ in range(10):
             area = height * width * generator.uniform(0.02, 1 / 3)
@@ -134,9 +135,12 @@ class StrongAugment:
             if 0 < h < height and 0 < w < width:
                 top = generator.integers(0, height - h + 1)
                 left = generator.integers(0, width - w + 1)
+                pixels = pixels.clone()
+                if pixels.is_floating_point():
+                    pixels[:, top : top + h, left : left + w] = torch.nan
+                    break
                 colour = [np.array(values).reshape(-1, 1, 1) for values in (self.mean, self.std)]
                 noise = (colour[0] + colour[1] * generator.standard_normal((channels, h, w))) * 255
-                pixels = pixels.clone()
                 pixels[:, top : top + h, left : left + w] = torch.from_numpy(
                     noise.round().clip(0, 255).astype(np.uint8)
                 )
@@ -191,16 +195,25 @@ class ColorJitter:
 
     def __call__(
         self, image: Pixels, target: Any, epoch: int, sample: int
-    ) -> tuple[UInt8[Tensor, "C h w"], Any]:
+    ) -> tuple[Shaped[Tensor, "C h w"], Any]:
         """The crop of one sample with its colours changed; a label stays as it is."""
         pixels, target = self.crop(image, target, epoch, sample)
         return jittered(pixels, self.draw(epoch, sample)), target
 
 
 def jittered(
-    pixels: UInt8[Tensor, "C h w"], changes: Sequence[tuple[str, float]]
-) -> UInt8[Tensor, "C h w"]:
-    """The image after some of `JITTERS`, one after the other."""
+    pixels: Shaped[Tensor, "C h w"], changes: Sequence[tuple[str, float]]
+) -> Shaped[Tensor, "C h w"]:
+    """The image after some of `JITTERS`, one after the other; of floats brightness and contrast
+    change, in float32."""
+    if pixels.is_floating_point():
+        for name, number in changes:
+            if name == "brightness":
+                pixels = pixels * number
+            elif name == "contrast":
+                mean = pixels.nanmean((1, 2), keepdim=True)
+                pixels = mean + (pixels - mean) * number
+        return pixels
     colour = len(pixels) == 3
     array = pixels.permute(1, 2, 0).contiguous().numpy()
     images = [Image.fromarray(array)] if colour else list(map(Image.fromarray, pixels.numpy()))

@@ -4,29 +4,39 @@ numpy."""
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from torchmae.errors import UserError
+from torchmae.errors import UserError, choose
 from torchmae.runfolder import CONFIG, read_any_config
 from torchmae.settings.groups import ListingOptions
 from torchmae.settings.options import (
     CHANNELS,
     MEGAPIXELS,
-    WHITE,
     check_ranges,
     flatten,
     option,
 )
 
+# What pixels may be, from decoding to the device. Those of 8 bits are shares of white, all others
+# are the values themselves.
+KINDS = ("uint8", "uint16", "int16", "float16", "float32")
+
+
+OF_PIXELS = f"The type of pixels: {', '.join(KINDS)}."
+
 
 @dataclass(frozen=True)
 class DecodeOptions:
-    """How encoded images become uint8 pixels. A source owns one (`Source.decode`).
+    """How encoded images become pixels. A source owns one (`Source.decode`).
 
     Args:
         max_megapixels: larger images are refused, from the header, before anything is decoded.
-        white: the value of white in images of more than 8 bits, which are scaled by 255 / white.
-        channels: of the decoded images: 1, 3, or None for what the source stores.
+        channels: of the decoded images; None for what the source stores.
+        dtype: of the decoded images, one of `KINDS`; None for what the source stores. Only what
+            float32 holds is converted, to float32.
+        nodata: the value that stands for no value; it becomes NaN, and the pixels float32. None for
+            what each file declares.
+        bands: which channels are taken, by name or number (from 1); None for all.
     """
 
     GROUP: ClassVar[str] = "data"
@@ -34,37 +44,62 @@ class DecodeOptions:
     max_megapixels: float = option(
         100.0, "Larger images are refused before they are decoded.", within=MEGAPIXELS
     )
-    white: int = option(
-        65535,
-        "The value of white in images of more than 8 bits (4095 for 12-bit data).",
-        within=WHITE,
-    )
     channels: int | None = option(
         None,
         "3 for color, 1 for gray.",
         within=CHANNELS,
-        otherwise="what the data has; 3 for image files",
+        otherwise="what the data has; 3 for image files of 8 bits",
+    )
+    dtype: str | None = option(None, OF_PIXELS, otherwise="what the data has")
+    nodata: float | None = option(
+        None, "The value of pixels that have none.", otherwise="what each file declares"
+    )
+    bands: tuple[str, ...] | None = option(
+        None,
+        "Take these channels, by name or number from 1, as in B02,B03,B04.",
+        several=True,
+        otherwise="all",
     )
 
     def check(self) -> None:
         """Raises `UserError` for a value that no image could be decoded with."""
         check_ranges(self)
+        if self.dtype is not None:
+            choose(dict.fromkeys(KINDS), self.dtype, "--dtype")
+        if self.bands is not None and not all(self.bands):
+            raise UserError("--bands: names or numbers of channels, such as B02,B03,B04")
+
+    def stored(self) -> dict[str, Any]:
+        """What a run keeps of it, by the names of its settings, beside the channels."""
+        return {name: getattr(self, name) for name in INHERITED}
 
 
-def decode_as_run(run: str, max_megapixels: float | None, white: int | None) -> DecodeOptions:
+INHERITED = ("max_megapixels", "dtype", "nodata", "bands")
+
+
+def split_bands(bands: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    """Bands one by one: on the command line several are joined by commas."""
+    return bands and tuple(one.strip() for text in bands for one in text.split(","))
+
+
+def decode_as_run(run: str, requested: Any = None) -> DecodeOptions:
     """How a later verb decodes images: as those that a run was trained on, unless told otherwise.
 
     Args:
         run: a run folder; "none" for no run.
-        max_megapixels: what was requested; None for the run's.
-        white: likewise.
+        requested: the group of settings of this call; None for the run's.
     """
-    known = {} if run == "none" else read_any_config(run)["config"]
-    default = DecodeOptions()
-    return DecodeOptions(
-        max_megapixels or known.get("max_megapixels") or default.max_megapixels,
-        white or known.get("white") or default.white,
-    )
+    known = {} if run == "none" else {"dtype": "uint8", **read_any_config(run)["config"]}
+    asked = {} if requested is None else flatten(requested)
+    values: dict[str, Any] = {}
+    for name in INHERITED:
+        value = known.get(name) if asked.get(name) is None else asked[name]
+        if value is not None:
+            values[name] = tuple(value) if isinstance(value, list) else value
+    values["bands"] = split_bands(values.get("bands"))
+    options = DecodeOptions(**values)
+    options.check()
+    return options
 
 
 def channels_for(

@@ -2,17 +2,19 @@
 
 | the image                        | becomes                                                      |
 |----------------------------------|--------------------------------------------------------------|
-| 8-bit grey, RGB                  | itself; grey repeated for 3 channels, RGB to luma (BT.601)   |
+| 8-bit gray, RGB                  | itself; gray repeated for 3 channels, RGB to luma (BT.601)   |
 | 1-bit                            | 0 or 255                                                     |
 | palette, CMYK, YCbCr, HSV, LAB   | RGB (LAB where Pillow has Little CMS; else refused)          |
-| alpha or a transparent colour    | laid over white                                              |
-| 16-bit grey (or 32-bit integer)  | 0..white to 0..255, rounded; refused if clipped or black     |
-| 16-bit RGB                       | the high byte of each sample (Pillow reads no more)          |
-| 32-bit float                     | refused: no defined white                                    |
+| alpha or a transparent color     | laid over white                                              |
+| 16-bit integers, 16-bit floats   | themselves                                                   |
+| 32-bit floats                    | themselves; infinite values are none, as NaN                 |
+| other integers, 64-bit floats    | 32-bit floats; refused where these cannot hold an integer    |
 | animated or with several pages   | the first frame                                              |
 | EXIF orientation 1 to 8          | applied; damaged EXIF counts as none                         |
 | empty, truncated, damaged, large | refused; too large is known from the header, before decoding |
 | a file of many bytes             | refused before it is read: see `max_bytes`                   |
+
+8-bit images never mix with others: theirs are shares of white, all others are values themselves.
 """
 
 import io
@@ -22,21 +24,21 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 import simplejpeg
-from jaxtyping import Integer, UInt8
+from jaxtyping import Integer, Shaped, UInt8
 from PIL import ExifTags, Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
 from torchmae.data.config import DecodeOptions
-from torchmae.errors import UserError
-
-
-class BadImage(ValueError):
-    """This image cannot be used. The message is the reason: one line, without the image's name."""
-
+from torchmae.data.formats import FORMATS, SLICED, format_of
+from torchmae.data.formats.raster import BadImage as BadImage
+from torchmae.data.formats.raster import Raster, known_kind
+from torchmae.data.formats.tiff import band_names, is_tiff, nodata_of, read_tiff, tiff_pages
+from torchmae.errors import UserError, library
 
 # What Pillow reads, without formats that start another program (EPS), are stubs (WMF, BUFR, GRIB,
 # HDF5, MPEG), open any inner format (IPTC) or inflate without a limit (FITS). TGA has no signature,
@@ -48,6 +50,7 @@ SAFE_FORMATS = (
         "PNG",
         "WEBP",
         "AVIF",
+        "HEIF",
         "GIF",
         "TIFF",
         "BMP",
@@ -84,6 +87,10 @@ SAFE_FORMATS = (
 @cache
 def _formats() -> list[str]:
     Image.init()
+    with suppress(ImportError):  # an extra
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
     return [
         name for name in SAFE_FORMATS if name in Image.OPEN
     ]  # MPO is opened as JPEG; AVIF may not be built in
@@ -115,52 +122,217 @@ def check_bytes(size: int, options: DecodeOptions) -> None:
 def image_extensions() -> frozenset[str]:
     """The file extensions that are read: lower case, with the dot."""
     readable = {*_formats(), "MPO"}
-    return frozenset(ext for ext, name in Image.registered_extensions().items() if name in readable)
+    known = {ext for ext, name in Image.registered_extensions().items() if name in readable}
+    return frozenset(known | SLICED)
 
 
 def extension(data: bytes, options: DecodeOptions = DecodeOptions()) -> str:
     """The usual extension of encoded images of this kind, with the dot."""
     with _pillow(options.max_megapixels):
-        kind = _open(data).format
+        other = format_of(data)
+        if other is not None:
+            return FORMATS[other].extensions[0]
+        kind = "TIFF" if is_tiff(data) else _open(data).format
     endings = {name: ending for ending, name in reversed(Image.registered_extensions().items())}
     return ".jpg" if kind in ("JPEG", "MPO") else endings[str(kind)]
 
 
+Pixels = Shaped[np.ndarray, "H W C"]
+
+
+class Kind(NamedTuple):
+    """What the pixels of an image are."""
+
+    channels: int
+    dtype: str
+
+
 def decode(
-    data: bytes | UInt8[np.ndarray, "H W K"], options: DecodeOptions = DecodeOptions()
-) -> UInt8[np.ndarray, "H W C"]:
-    """An image to new uint8 pixels, by the table above.
+    data: bytes | Shaped[np.ndarray, "H W K"], options: DecodeOptions = DecodeOptions()
+) -> Pixels:
+    """An image to new pixels, by the table above.
 
     Args:
         data: an encoded image, or pixels.
-        options: `channels` None is 3 for an encoded image, and what pixels have.
+        options: `channels` None is 3 for an encoded image of 8 bits, and else what there are.
 
     Returns:
-        uint8 [H, W, channels].
+        [H, W, channels] of `options.dtype`; no-data is NaN.
 
     Raises:
         BadImage: whatever is wrong with this image.
-        UserError: no image of the kind could have that many channels.
+        UserError: pixels have other channels than `options`.
     """
-    channels = options.channels or (3 if isinstance(data, bytes) else data.shape[2])
+    encoded = isinstance(data, bytes)
     if isinstance(data, bytes):
-        if channels not in (1, 3):
-            raise UserError(
-                f"image files give 1 or 3 channels, not {channels}; for {channels} use an array "
-                "(.npy, .npz)"
-            )
-        with _pillow(options.max_megapixels):
+        raster = read_encoded(data, options)
+    else:
+        raster = Raster(known_kind(np.array(data)))
+    pixels = with_nodata(with_bands(raster, options.bands), raster.nodata, options.nodata)
+    pixels = with_dtype(pixels, options.dtype)
+    if pixels.size == 0:
+        raise BadImage(f"no pixels: {pixels.shape[1]} x {pixels.shape[0]}")
+    photo = encoded and options.bands is None and is_photo(pixels)
+    channels = options.channels or (3 if photo else pixels.shape[2])
+    try:
+        return np.require(_with_channels(pixels, channels), requirements=["C", "W"])
+    except UserError as error:
+        if encoded:  # of files, others may have the right ones
+            raise BadImage(str(error)) from error
+        raise
+
+
+def is_photo(pixels: Pixels) -> bool:
+    """Whether pixels are those of a usual picture: 8-bit gray or color."""
+    return pixels.dtype == np.uint8 and pixels.shape[2] in (1, 3)
+
+
+def kind_of(data: bytes, options: DecodeOptions) -> Kind:
+    """What `decode` returns for a file, if its channels and type are not chosen.
+
+    Raises:
+        BadImage: whatever is wrong with the file.
+    """
+    plain = options.bands is None and options.nodata is None
+    if plain and (data.startswith(b"\xff\xd8") or (data[:4] == b"\x89PNG" and data[24] <= 8)):
+        return Kind(3, "uint8")
+    pixels = decode(data, replace(options, channels=None, dtype=None))
+    return Kind(pixels.shape[2], pixels.dtype.name)
+
+
+def with_bands(raster: Raster, bands: tuple[str, ...] | None) -> Pixels:
+    """The channels of these names or numbers (from 1), in their order; all for None."""
+    if bands is None:
+        return raster.pixels
+    count, places = raster.pixels.shape[2], []
+    for band in bands:
+        if band in raster.bands:
+            places.append(raster.bands.index(band))
+        elif band.isdecimal() and 1 <= int(band) <= count:
+            places.append(int(band) - 1)
+        else:
+            have = f"{', '.join(raster.bands)}, or " if raster.bands else "no names, only "
+            raise BadImage(f"it has no band {band} (--bands); it has {have}1 to {count}")
+    return raster.pixels[:, :, places]
+
+
+def with_nodata(pixels: Pixels, declared: float | None, requested: float | None) -> Pixels:
+    """Pixels whose no-data is NaN: what is not finite, and the value that stands for none.
+
+    Raises:
+        BadImage: there is nothing else.
+    """
+    nodata = declared if requested is None else requested
+    if nodata is not None and np.isfinite(nodata):
+        pixels = pixels.astype(np.float32)  # which holds all of `KINDS` exactly
+        pixels[pixels == np.float32(nodata)] = np.nan
+    if pixels.dtype.kind != "f":
+        return pixels
+    missing = ~np.isfinite(pixels)
+    if missing.all() and pixels.size:
+        raise BadImage("no values: every pixel is no-data (NaN)")
+    return np.where(missing, pixels.dtype.type(np.nan), pixels) if missing.any() else pixels
+
+
+def with_dtype(pixels: Pixels, dtype: str | None) -> Pixels:
+    """The same values as another type; `BadImage` unless that is float32, and holds the same."""
+    have = pixels.dtype.name
+    if dtype in (None, have):
+        return pixels
+    if dtype == "float32" and have != "uint8":
+        return pixels.astype(np.float32)
+    raise BadImage(
+        f"{have} pixels, where {dtype} is expected: take one kind (--include, --exclude), convert "
+        "the others, or use --dtype float32 for all but 8 bits"
+    )
+
+
+def read_encoded(data: bytes, options: DecodeOptions) -> Raster:
+    """An encoded image as its file has it, turned by its EXIF orientation.
+
+    Raises:
+        BadImage: whatever is wrong with it.
+        UserError: a library that this kind needs is missing.
+    """
+    limit = options.max_megapixels
+    other = format_of(data)
+    if other is not None:
+        return FORMATS[other].read(data, 0, limit)
+    with _pillow(limit):
+        try:
             image = _open(data)
+        except BadImage:
+            if not is_tiff(data):
+                raise
+            image = None
+        if image is not None and not lossy(data, image):
             pixels = _fast_jpeg(data, image)
             if pixels is None:
                 image.load()
-                pixels = from_pil(image, options.white)
+                pixels = from_pil(image)
             pixels = _oriented(pixels, _orientation(image))
-    else:
-        pixels = np.array(data)
-    if pixels.size == 0:
-        raise BadImage(f"no pixels: {pixels.shape[1]} x {pixels.shape[0]}")
-    return np.require(_with_channels(pixels, channels), requirements=["C", "W"])
+            if not isinstance(image, TiffImagePlugin.TiffImageFile):
+                return Raster(pixels)
+            tags = image.tag_v2
+            return Raster(pixels, nodata_of(tags), band_names(tags, pixels.shape[2]))
+    if is_tiff(data):
+        return read_tiff(data, limit)
+    assert image is not None
+    # As in `inspect`: Pillow would decode a whole PNG to find EXIF after the pixels.
+    turn = _orientation(image, shallow=b"eXIf" not in data)
+    return Raster(_oriented(deep(data, str(image.format)), turn))
+
+
+def lossy(data: bytes, image: ImageFile.ImageFile) -> bool:
+    """Whether Pillow would drop bits or channels of an image."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return not is_whole(image)
+    if image.format == "PNG":
+        return data[24] > 8 and not image.mode.startswith("I")
+    if image.format == "JPEG2000":
+        size = data.find(b"\xff\x4f\xff\x51")  # begin of the code, then its sizes
+        bits = (data[size + 42] & 0x7F) + 1 if 0 <= size < len(data) - 42 else 8
+        return bits > 8 and not image.mode.startswith("I")
+    return False
+
+
+# Samples of a pixel by TIFF's PhotometricInterpretation, as far as Pillow reads them.
+SAMPLES = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}
+SAMPLE_FORMAT, ALPHA = 339, ((1,), (2,))
+
+
+def is_whole(image: TiffImagePlugin.TiffImageFile) -> bool:
+    """Whether Pillow reads all of a TIFF: 8 bits of gray, a palette or color, with or without
+    alpha; one channel of 16 bits, or of floats."""
+    tags = image.tag_v2
+    about = str(tags.get(TiffImagePlugin.IMAGEDESCRIPTION, ""))
+    channels = re.search(r'^ImageJ=[^\0]*\bchannels=(\d+)|<OME[^\0]* SizeC="(\d+)"', about)
+    if channels and int(channels[1] or channels[2]) > 1:  # in a page each
+        return False
+    bits = max(tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))
+    samples = int(tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1))
+    kind = set(tags.get(SAMPLE_FORMAT, (1,)))
+    if bits > 8:
+        right = image.mode == "F" or (image.mode.startswith("I;16") and kind == {1})
+        return samples == 1 and right
+    own = SAMPLES.get(int(tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 1)), 0)
+    extra = tuple(tags.get(TiffImagePlugin.EXTRASAMPLES, ()))
+    return kind <= {1, 4} and (samples == own or (samples == own + 1 and extra in ALPHA))
+
+
+def deep(data: bytes, kind: str) -> Pixels:
+    """A color PNG or JPEG 2000 of more than 8 bits: uint16, laid over white where it has alpha."""
+    codecs = library("imagecodecs", "tiff")
+    reader = {"PNG": codecs.png_decode, "JPEG2000": codecs.jpeg2k_decode}[kind]
+    try:
+        values = np.atleast_3d(reader(data))
+    except Exception as error:
+        raise BadImage(f"damaged {kind}: {(str(error).splitlines() or ['?'])[0]}") from error
+    if values.shape[2] in (2, 4):
+        white = np.iinfo(values.dtype).max
+        colors, alpha = values[..., :-1].astype(np.float64), values[..., -1:] / white
+        values = np.rint(colors * alpha + white * (1 - alpha)).astype(values.dtype)
+    return known_kind(values)
 
 
 class Stored(NamedTuple):
@@ -207,13 +379,23 @@ def stored_values(data: bytes, options: DecodeOptions = DecodeOptions()) -> Stor
 
 
 def inspect(data: bytes, options: DecodeOptions = DecodeOptions()) -> tuple[int, int]:
-    """(height, width) of what `decode` would return, from header and end alone.
+    """(height, width) of what `decode` would return, from header and end alone where Pillow reads
+    the format.
 
     Raises:
         BadImage: for what these show.
     """
+    if format_of(data) is not None:
+        height, width, _ = read_encoded(data, options).pixels.shape
+        return height, width
     with _pillow(options.max_megapixels):
-        image = _open(data)
+        try:
+            image = _open(data)
+        except BadImage:
+            if not is_tiff(data):
+                raise
+            height, width, _ = read_tiff(data, options.max_megapixels).pixels.shape
+            return height, width
         # Pillow would decode a whole PNG to find EXIF after the pixels, even where there is none.
         turn = _orientation(image, shallow=image.format == "PNG" and b"eXIf" not in data)
         width, height = image.size
@@ -243,8 +425,15 @@ def encoding(data: bytes, options: DecodeOptions = DecodeOptions()) -> Encoding:
     Raises:
         BadImage: for what the header shows.
     """
+    other = format_of(data)
     with _pillow(options.max_megapixels):
-        image = _open(data)
+        try:
+            image = _open(data)
+        except BadImage:
+            if other is None and not is_tiff(data):
+                raise
+            pixels = read_encoded(data, options).pixels
+            return Encoding(other or "TIFF", pixels.shape[2], 8 * pixels.dtype.itemsize)
         bits = 16 if image.mode.startswith("I;16") else MODE_BITS.get(image.mode, 8)
         if image.format == "PNG":  # Pillow's mode has not the bits of 16-bit color, nor of 1 to 4
             bits = data[24]
@@ -262,19 +451,25 @@ def has_more_pages(data: bytes, options: DecodeOptions = DecodeOptions()) -> boo
     if not may:
         return False
     with _pillow(options.max_megapixels):
-        return bool(getattr(_open(data), "is_animated", False))
+        try:
+            return bool(getattr(_open(data), "is_animated", False))
+        except BadImage:
+            return is_tiff(data) and tiff_pages(data) > 1
 
 
-def from_pil(image: Image.Image, white: int = 65535) -> UInt8[np.ndarray, "H W C"]:
-    """A Pillow image to uint8 pixels [H, W, 1 or 3], by the table above.
+def from_pil(image: Image.Image) -> Shaped[np.ndarray, "H W C"]:
+    """A Pillow image to pixels [H, W, 1 or 3], by the table above.
 
     Raises:
         BadImage: the table has no row for it.
     """
     if image.mode == "I" or image.mode.startswith("I;16"):
-        return _scaled(np.asarray(image).astype(np.int64), white)[:, :, None]
+        values = np.asarray(image)
+        if image.mode == "I" and values.size and values.min() >= 0 and values.max() < 2**16:
+            values = values.astype(np.uint16)  # a PGM of 16 bits
+        return known_kind(values)[:, :, None]
     if image.mode == "F":
-        raise BadImage("32-bit float has no defined white; save it as 8- or 16-bit")
+        return np.array(image)[:, :, None]
     if image.has_transparency_data:
         image = (image.convert("LA") if image.mode == "La" else image).convert(
             "RGBA"
@@ -302,12 +497,15 @@ def _scaled(values: Integer[np.ndarray, "H W"], white: int) -> UInt8[np.ndarray,
     return ((values * 255 + white // 2) // white).astype(np.uint8)
 
 
-def _with_channels(pixels: UInt8[np.ndarray, "H W K"], channels: int) -> UInt8[np.ndarray, "H W C"]:
+def _with_channels(pixels: Shaped[np.ndarray, "H W K"], channels: int) -> Pixels:
     have = pixels.shape[2]
     if have == channels:
         return pixels
     if (have, channels) == (1, 3):
         return np.concatenate((pixels, pixels, pixels), axis=2)  # half the time of np.repeat
+    if (have, channels) == (3, 1) and pixels.dtype != np.uint8:
+        luma = (pixels.astype(np.float64) @ LUMA)[:, :, None]
+        return (np.rint(luma) if pixels.dtype.kind in "ui" else luma).astype(pixels.dtype)
     if (have, channels) == (3, 1):
         return np.array(Image.fromarray(np.ascontiguousarray(pixels)).convert("L"))[:, :, None]
     raise UserError(
@@ -316,13 +514,16 @@ def _with_channels(pixels: UInt8[np.ndarray, "H W K"], channels: int) -> UInt8[n
     )
 
 
+LUMA = np.array([0.299, 0.587, 0.114])  # of red, green, blue (BT.601)
+
+
 def _open(data: bytes) -> ImageFile.ImageFile:
     if not data:
         raise BadImage("empty file")
     try:
         image = Image.open(io.BytesIO(data), formats=_formats())
     except UnidentifiedImageError as error:
-        raise BadImage(_unidentified(data)) from error
+        raise BadImage("not an image, or not of a format that is read") from error
     if 0 in image.size:
         raise BadImage(f"no pixels: {image.width} x {image.height}")
     # From the end, where the marker is: to search from the scan takes 6 % of the whole decoding.
@@ -331,31 +532,6 @@ def _open(data: bytes) -> ImageFile.ImageFile:
     if image.format == "PNG" and b"IEND" not in data[-12:] and data.rfind(b"IEND") < 0:
         raise BadImage("truncated PNG: no end chunk")
     return image
-
-
-def _unidentified(data: bytes) -> str:
-    """Why no format claims the bytes: TIFFs are described by their tags, if these can be read."""
-    what = "not an image, or not of a format that is read"
-    if data[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        return what
-    with suppress(Exception):  # damaged tags
-        big = b"+" in data[:4]
-        tags = TiffImagePlugin.ImageFileDirectory_v2(data[: 16 if big else 8])
-        file = io.BytesIO(data)
-        file.seek(tags.next)
-        tags.load(file)
-        if not tags[TiffImagePlugin.IMAGEWIDTH]:
-            raise ValueError("no image")
-        bands = int(tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1))
-        depths = tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,))
-        kind = ("", "unsigned ", "signed ", "float ")[
-            tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))[0] % 4
-        ]
-        return (
-            f"a TIFF of {bands} band{'s' * (bands > 1)} of {kind}{depths[0]} bits: not read yet; "
-            "convert the images to one array of uint8 [N, H, W, C] in a .npy file"
-        )
-    return f"{what} (a TIFF whose tags are damaged)"
 
 
 def _jpeg_scan(data: bytes) -> int:
@@ -390,7 +566,7 @@ def _orientation(image: Image.Image, shallow: bool = False) -> int:
     return turn if isinstance(turn, int) and 1 <= turn <= 8 else 1
 
 
-def _oriented(pixels: Integer[np.ndarray, "H W K"], turn: int) -> Integer[np.ndarray, "Y X K"]:
+def _oriented(pixels: Shaped[np.ndarray, "H W K"], turn: int) -> Shaped[np.ndarray, "Y X K"]:
     if turn > 4:
         pixels = pixels.swapaxes(0, 1)
     if turn in (3, 4, 7, 8):

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64, Shaped
 from torch import Tensor
 
 from torchmae.data.decode import BadImage, decode
-from torchmae.data.sources.source import BadFile, Source
+from torchmae.data.sources.source import BadFile, Source, SourceWrapper
 from torchmae.data.transforms import Pixels
 from torchmae.data.workers import Loading, reading
 from torchmae.errors import RunError, UserError
@@ -36,7 +36,8 @@ Targets = Int64[Tensor, " B"] | list[Any] | None
 class Batch(NamedTuple):
     """Images with their targets, and what their randomness depends on."""
 
-    images: UInt8[Tensor, "B C H W"]
+    images: Shaped[Tensor, "B C H W"]
+    """uint8, or float32 where images are of another type; NaN where there is no value."""
     targets: Targets
     epoch: Int64[Tensor, " B"]
     sample: Int64[Tensor, " B"]
@@ -203,7 +204,7 @@ def read_pixels(source: Source, index: int) -> Pixels:
     """One image of a source, decoded with its options.
 
     Returns:
-        uint8 [H, W, source.channels], not to be written to.
+        [H, W, source.channels] of `source.dtype`, not to be written to.
 
     Raises:
         BadImage: whatever is wrong with the file.
@@ -216,10 +217,22 @@ def read_pixels(source: Source, index: int) -> Pixels:
         return to_pixels(source, data)
 
 
-def to_pixels(source: Source, data: bytes | UInt8[np.ndarray, "H W K"]) -> Pixels:
+def to_pixels(source: Source, data: bytes | Shaped[np.ndarray, "H W K"]) -> Pixels:
     """What a source has read, as `read_pixels` returns it."""
-    if isinstance(data, bytes) or not data.size or data.shape[2] != source.channels:
-        return decode(data, replace(source.decode, channels=source.channels))
+    if not is_decoded(source, data):
+        return decode(data, replace(source.decode, channels=source.channels, dtype=source.dtype))
+    assert not isinstance(data, bytes)
     pixels = data.view()  # the crop is a copy
     pixels.flags.writeable = False
     return pixels
+
+
+def is_decoded(source: Source, data: bytes | Shaped[np.ndarray, "H W K"]) -> bool:
+    """Whether `decode` would only copy what a source has read."""
+    if isinstance(data, bytes) or not data.size or data.shape[2] != source.channels:
+        return False
+    if isinstance(source, SourceWrapper) and source.holds_pixels:
+        return True
+    options = source.decode
+    plain = options.bands is None and options.nodata is None and data.dtype.kind in "ui"
+    return plain and data.dtype.name == source.dtype

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 from zlib import crc32
 
 import numpy as np
+import torch
 from jaxtyping import Float64, Int32
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
@@ -28,6 +29,7 @@ from torchmae.data.sources.source import BadFile, Pixels, Source, digest_of
 from torchmae.disk import cache_folder, write_text, write_whole
 from torchmae.errors import UserError, printable
 from torchmae.runfolder import DATA_SHEET, note_bad_files
+from torchmae.scaling import PERCENTILES, Scaling, scaled
 from torchmae.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -39,7 +41,11 @@ FULL = 20_000
 
 MEASURED = 2_000  # images behind mean and std
 
-CACHED = ("bad", "sizes", "moments", "stacks")
+CACHED = ("bad", "sizes", "moments", "stacks", "shares", "window")
+
+PLAIN, AS_THEY_ARE = ("none",), Scaling()  # values of --scale, and what becomes of them
+
+SAMPLED, OF_EACH = 200, 10_000  # images, and values of each channel, behind percentiles
 
 POWERS = (np.arange(256) / 255) ** [[1], [2]]  # of pixel values, to be weighted by a histogram
 
@@ -53,9 +59,12 @@ Moments = Float64[np.ndarray, "2 C"]
 class Scan(NamedTuple):
     """What a scan found.
 
-    `mean` and `std` are per channel, of pixels in 0..1, and every image has the same weight;
-    `height` and `width` are medians; `sizes` are (height, width) of each image of the source, 0
-    where it is bad; `stacks` are files with more pages than the first (not known of packed sets).
+    `mean` and `std` are per channel. Of 8-bit images they are those of pixels in 0..1, every image
+    with the same weight; of others those of the values that there are, after `scaling`, every value
+    with the same weight. `height` and `width` are medians; `sizes` are (height, width) of each
+    image of the source, 0 where it is bad; `stacks` are files with more pages than the first (not
+    known of packed sets); `missing` is the share of values that are no-data, `outside` that of
+    values outside of the window of `scaling`.
     """
 
     images: int
@@ -66,6 +75,9 @@ class Scan(NamedTuple):
     std: tuple[float, ...]
     complete: bool
     stacks: int = 0
+    scaling: Scaling | None = None
+    missing: float = 0.0
+    outside: float = 0.0
     sizes: Sizes = np.zeros((0, 2), dtype=np.int32)
 
     @property
@@ -95,13 +107,16 @@ class Scan(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Bad images, sizes, mean and mean square of the pixels of the images that were measured, and
-    how many files have several pages."""
+    """Bad images, sizes, mean and mean square of the pixels of the images that were measured, how
+    many files have several pages, the shares of values that are missing, and outside of the window
+    (its ends by channel)."""
 
     bad: list[BadFile]
     sizes: Sizes
     moments: Moments
     stacks: int = 0
+    shares: np.ndarray = np.zeros(2)
+    window: np.ndarray = np.zeros((2, 0))
     worth_caching: bool = False  # files were decoded, and none failed for what may pass
 
 
@@ -112,55 +127,80 @@ class Scanned(Protocol):
     def scanned(self) -> tuple[Sizes, Moments] | None: ...
 
 
+class Measured(NamedTuple):
+    """Mean and mean square of the pixels of an image by channel, of how many values; how many there
+    are, and how many of these are missing and outside of the window."""
+
+    moments: Moments
+    counts: np.ndarray
+    values: int
+    missing: int = 0
+    outside: int = 0
+
+
 class FileStats(NamedTuple):
-    """Size, and mean and mean square of the pixels (if decoded), of a file; or why it is bad."""
+    """Size, and what was measured (if decoded), of a file; or why it is bad."""
 
     size: tuple[int, int] = (0, 0)
-    moments: np.ndarray | None = None
+    moments: Measured | None = None
     bad: BadFile | None = None
     temporary: bool = False  # the system refused, which may be different next time
     stack: bool = False  # it has more pages than the first
     encoded: bool = True  # a file, not pixels, whose scan is cheap
 
 
-def scan(source: Source) -> Scan:
+def scan(source: Source, scale: tuple[Any, ...] = PLAIN) -> Scan:
     """Reads every file in threads (decoders release the GIL), or finds the cached scan.
 
     Sets of more than `FULL` images are not decoded: headers and ends are checked, and `MEASURED`
     images are decoded. Bad files that this misses are found, replaced and named while training.
+
+    Args:
+        source: the images.
+        scale: the value of --scale, for pixels that are not of 8 bits; or a `Scaling`.
     """
     known = source.scanned() if isinstance(source, Scanned) else None
-    bad, sizes, moments, stacks, _ = Found([], *known) if known else load_or_scan(source)
+    found = Found([], *known) if known else load_or_scan(source, scale)
+    bad, sizes, moments, stacks, (missing, outside), window, _ = found
     good = sizes[sizes[:, 0] > 0]
     height, width = (int(x) for x in np.median(good, axis=0)) if len(good) else (0, 0)
     mean, square = moments
-    std = np.sqrt(
-        np.maximum(square - mean**2, 1e-4)
-    )  # at least 0.01: a blank data set is not divided by zero
-    mean, std = (tuple(x.round(4).tolist()) for x in (mean, std))
+    scaling = None
+    if source.dtype == "uint8":
+        std = np.sqrt(
+            np.maximum(square - mean**2, 1e-4)
+        )  # at least 0.01: a blank data set is not divided by zero
+        mean, std = mean.round(4), std.round(4)
+    else:
+        std = np.sqrt(np.maximum(square - mean**2, 0))
+        std[std <= 1e-6 * np.abs(mean)] = 1.0  # blank, up to rounding
+        scaling = Scaling("window" if window.size else scale[0], *map(tuple, window.tolist()))
     bad = [*source.unusable, *bad]
     complete = len(source) <= FULL
-    return Scan(len(source), bad, height, width, mean, std, complete, stacks, sizes)
+    known_of_all = (complete, stacks, scaling, float(missing), float(outside), sizes)
+    mean, std = tuple(mean.tolist()), tuple(std.tolist())
+    return Scan(len(source), bad, height, width, mean, std, *known_of_all)
 
 
-def load_or_scan(source: Source) -> Found:
+def load_or_scan(source: Source, scale: tuple[Any, ...] = PLAIN) -> Found:
     """The cached scan of the same data, or a new one."""
-    file = cache_file(source)
+    file = cache_file(source, scale)
     found = load_cached(file, len(source)) if file else None
     if found is None:
-        found = scan_all(source)
+        found = scan_all(source, scale)
         if file and found.worth_caching:
             save_cached(file, found)
     return found
 
 
-def scan_all(source: Source) -> Found:
+def scan_all(source: Source, scale: tuple[Any, ...] = PLAIN) -> Found:
+    scaling = settled(source, scale)
     bad: list[BadFile] = []
     sizes = array("i")
     moments = []
     stacks = 0
     worth_caching = True
-    for one in inspect_files(source, range(len(source))):
+    for one in inspect_files(source, range(len(source)), scaling):
         sizes.extend(one.size)
         stacks += one.stack
         worth_caching &= one.encoded and not one.temporary
@@ -168,16 +208,55 @@ def scan_all(source: Source) -> Found:
             bad.append(one.bad)
         if one.moments is not None:
             moments.append(one.moments)
-    mean = np.mean(moments, axis=0) if moments else np.zeros((2, source.channels))
     sizes_of_all = np.array(sizes, dtype=np.int32).reshape(-1, 2)
-    return Found(bad, sizes_of_all, mean, stacks, worth_caching)
+    values = max(1, sum(one.values for one in moments))
+    shares = np.array([sum(one[i] for one in moments) / values for i in (3, 4)])
+    window = np.array([scaling.low, scaling.high], dtype=np.float64)
+    return Found(bad, sizes_of_all, merged(source, moments), stacks, shares, window, worth_caching)
 
 
-def measure(source: Source) -> Moments:
+def measure(source: Source, scaling: Scaling = AS_THEY_ARE) -> Moments:
     """Mean and mean square of the pixels as a scan finds them, without reading all images."""
-    some = inspect_files(source, range(0, len(source), stride(source)))
-    moments = [one.moments for one in some if one.moments is not None]
-    return np.mean(moments, axis=0) if moments else np.zeros((2, source.channels))
+    some = inspect_files(source, range(0, len(source), stride(source)), scaling)
+    return merged(source, [one.moments for one in some if one.moments is not None])
+
+
+def merged(source: Source, images: Sequence[Measured]) -> Moments:
+    """Those of several images together: see `Scan`."""
+    if not images:
+        return np.zeros((2, source.channels))
+    moments = np.stack([one.moments for one in images])
+    if source.dtype == "uint8":
+        return np.mean(moments, axis=0)
+    counts = np.stack([one.counts for one in images])[:, None].astype(np.float64)
+    return (moments * counts).sum(0) / np.maximum(counts.sum(0), 1)
+
+
+def settled(source: Source, scale: tuple[Any, ...]) -> Scaling:
+    """What --scale means for these images: its percentiles are measured."""
+    if isinstance(scale, Scaling):
+        return scale
+    kind, *ends = scale
+    if source.dtype == "uint8" and kind != "none":
+        raise UserError(
+            f"--scale {kind} is for more than 8 bits and for floats, and the images are uint8: "
+            "leave it out"
+        )
+    if kind == "window":
+        low, high = ((float(end),) * source.channels for end in ends)
+        return Scaling(kind, low, high)
+    if kind != "percentile":
+        return Scaling(kind)
+    values = []
+    for i in range(0, len(source), max(1, len(source) // SAMPLED)):
+        with suppress(BadImage, OSError):
+            flat = to_pixels(source, source.read(i)).reshape(-1, source.channels)
+            values.append(flat[:: max(1, len(flat) // OF_EACH)].astype(np.float32))
+    if not values:
+        return Scaling()  # no image can be read: the scan says so
+    ends_of = np.nanpercentile(np.concatenate(values), PERCENTILES, axis=0)
+    low, high = ends_of[0], np.maximum(ends_of[1], np.nextafter(ends_of[0], np.inf))
+    return Scaling("window", tuple(low.tolist()), tuple(high.tolist()))
 
 
 def stride(source: Source) -> int:
@@ -185,7 +264,9 @@ def stride(source: Source) -> int:
     return max(1, len(source) // MEASURED)
 
 
-def inspect_files(source: Source, which: range) -> Iterator[FileStats]:
+def inspect_files(
+    source: Source, which: range, scaling: Scaling = AS_THEY_ARE
+) -> Iterator[FileStats]:
     complete = len(source) <= FULL
     every = stride(source)
 
@@ -199,7 +280,7 @@ def inspect_files(source: Source, which: range) -> Iterator[FileStats]:
             if complete or index % every == 0:
                 image = to_pixels(source, data)
                 size = image.shape[:2]
-                moments = None if index % every else moments_of(image)
+                moments = None if index % every else measured(image, scaling)
             else:
                 size = inspect(data, source.decode) if isinstance(data, bytes) else data.shape[:2]
             if not isinstance(data, bytes):
@@ -244,13 +325,38 @@ def moments_of(image: Pixels) -> Moments:
     return POWERS @ np.stack(counts, axis=1) / (height * width)
 
 
-def cache_file(source: Source) -> Path | None:
+def measured(image: Pixels, scaling: Scaling) -> Measured:
+    """What a scan keeps of the pixels of an image."""
+    height, width, channels = image.shape
+    if image.dtype == np.uint8:
+        return Measured(moments_of(image), np.full(channels, height * width), image.size)
+    values = torch.from_numpy(image.astype(np.float64)).permute(2, 0, 1)
+    window = torch.tensor([scaling.low, scaling.high], dtype=torch.float64).view(2, -1, 1, 1)
+    there = ~values.isnan()
+    beyond = torch.zeros_like(there)
+    if scaling.low:
+        beyond = values.ne(scaled(values, "window", window)) & there
+    kept = scaled(values, scaling.kind, window).nan_to_num_(0.0)
+    counts = there.sum((1, 2))
+    sums = torch.stack([kept.sum((1, 2)), kept.square().sum((1, 2))])
+    return Measured(
+        (sums / counts.clamp(min=1)).numpy(),
+        counts.numpy(),
+        image.size,
+        int((~there).sum()),
+        int(beyond.sum()),
+    )
+
+
+def cache_file(source: Source, scale: tuple[Any, ...] = PLAIN) -> Path | None:
     """Where the scan of this data is cached; None if changes of it cannot be noticed."""
     stamp = source.stamp()
     if stamp is None:
         return None
     versions = __version__, version("pillow"), version("simplejpeg")
-    options = source.channels, source.decode.max_megapixels, source.decode.white
+    decode = source.decode
+    chosen = decode.max_megapixels, decode.nodata, decode.bands
+    options = source.channels, source.dtype, *chosen, scale
     key = digest_of(stamp, *options, FULL, MEASURED, versions)
     return cache_folder("scans") / f"{key}.safetensors"
 
@@ -259,11 +365,12 @@ def load_cached(file: Path, images: int) -> Found | None:
     """An earlier scan; None if there is none, or not a whole one."""
     try:
         kept = load(file.read_bytes())
-        bad, sizes, moments, stacks = (kept[name] for name in CACHED)
-        if len(sizes) != images or kept["sum"] != checksum(bad, sizes, moments, stacks):
+        arrays = [kept[name] for name in CACHED]
+        bad, sizes, moments, stacks, shares, window = arrays
+        if len(sizes) != images or kept["sum"] != checksum(*arrays):
             return None
         files = [BadFile(*pair) for pair in json.loads(bad.tobytes())]
-        return Found(files, sizes, moments, int(stacks))
+        return Found(files, sizes, moments, int(stacks), shares, window)
     except (OSError, ValueError, KeyError, SafetensorError):
         return None
 
@@ -273,7 +380,11 @@ def save_cached(file: Path, found: Found) -> None:
     bad = np.frombuffer(json.dumps(found.bad).encode(), dtype=np.uint8)
     stacks = np.array(found.stacks, dtype=np.int64)
     arrays: dict[str, np.ndarray] = dict(
-        zip(CACHED, (bad, found.sizes, found.moments, stacks), strict=True)
+        zip(
+            CACHED,
+            (bad, found.sizes, found.moments, stacks, found.shares, found.window),
+            strict=True,
+        )
     )
     arrays["sum"] = np.array(checksum(*arrays.values()), dtype=np.uint32)
     with suppress(OSError):
@@ -290,18 +401,21 @@ def max_bad_files(count: int, percent: float) -> int:
     return max(20, int(count * percent / 100))
 
 
-def scan_and_report(source: Source, out: Path, max_bad_percent: float = 1.0) -> Scan:
+def scan_and_report(
+    source: Source, out: Path, max_bad_percent: float = 1.0, scale: tuple[Any, ...] = PLAIN
+) -> Scan:
     """Scans the data and writes bad-files.jsonl.
 
     Args:
         source: the images.
         out: the run folder.
         max_bad_percent: share of bad files that is allowed; 20 files always are.
+        scale: the value of --scale.
 
     Raises:
         UserError: too many images are bad.
     """
-    found = scan(source)
+    found = scan(source, scale)
     (out / "bad-files.jsonl").unlink(missing_ok=True)
     note_bad_files(out, found.bad)
     listed = f"All are listed in {out / 'bad-files.jsonl'}"
@@ -314,6 +428,13 @@ def scan_and_report(source: Source, out: Path, max_bad_percent: float = 1.0) -> 
         raise UserError(
             f"{len(found.bad)} of {found.images} images cannot be read, more than "
             f"--max-bad-percent {max_bad_percent:g} and 20 files allow. {examples}. {listed}"
+        )
+    if found.missing:
+        logger.info(f"{found.missing:.2%} of the values are no-data: not learned, not measured")
+    if found.scaling is not None and found.scaling.low:
+        logger.info(
+            f"{found.outside:.2%} of the values are outside of the {found.scaling.words()}, and "
+            "are cut to it (--scale)"
         )
     if found.bad:
         share = len(found.bad) / found.images

@@ -1,4 +1,4 @@
-"""From decoded pixels to what a model takes: uint8 [C, H, W] of one size.
+"""From decoded pixels to what a model takes: [C, H, W] of one size, uint8 or float32.
 
 Random choices come from a hash of (seed, epoch, sample), not from a state.
 """
@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64, Shaped
 from torch import Tensor
 
 from torchmae.hashing import CROP, uniform
 
-Pixels = UInt8[np.ndarray, "H W C"]
+Pixels = Shaped[np.ndarray, "H W C"]
 
 MAX_ATTEMPTS = 10  # of a random window, before the largest one in the middle is taken
 
@@ -58,7 +58,7 @@ class WindowCrop:
 
     def __call__(
         self, image: Pixels, target: Any = None, epoch: int = 0, sample: int = 0
-    ) -> tuple[UInt8[Tensor, "C h w"], Any]:
+    ) -> tuple[Shaped[Tensor, "C h w"], Any]:
         """The crop of one sample; a label stays as it is."""
         crop = self.crop(image.shape[0], image.shape[1], epoch, sample)
         return resized_crop(image, crop, self.size), target
@@ -188,11 +188,26 @@ def largest_window(
     return h, w
 
 
-def resized_crop(image: Pixels, crop: Crop, size: tuple[int, int]) -> UInt8[Tensor, "C h w"]:
-    """The window, resized by an antialiased bicubic filter on uint8 (PIL's), mirrored if it says
-    so."""
+def as_tensor(image: Pixels) -> Shaped[Tensor, "C H W"]:
+    """Pixels as a tensor: uint8 those of 8 bits, float32 all others."""
+    kind = np.uint8 if image.dtype == np.uint8 else np.float32
+    return torch.from_numpy(np.require(image, kind, requirements=["C", "W"])).permute(2, 0, 1)
+
+
+def resized_crop(
+    image: Pixels | Shaped[Tensor, "H W C"], crop: Crop, size: tuple[int, int]
+) -> Shaped[Tensor, "C h w"]:
+    """The window, resized by an antialiased bicubic filter, mirrored if it says so.
+
+    8-bit pixels stay uint8 (PIL's filter). All others become float32, which holds their values
+    exactly where nothing is resized; a pixel that depends on one without a value (NaN) has none.
+    """
     window = image[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
-    pixels = torch.from_numpy(np.require(window, requirements=["C", "W"])).permute(2, 0, 1)
+    if isinstance(window, np.ndarray):
+        pixels = as_tensor(window)
+    else:
+        pixels = window.permute(2, 0, 1)
+        pixels = pixels if pixels.dtype == torch.uint8 else pixels.float()
     if pixels.shape[1:] != size:
         pixels = F.interpolate(
             pixels.unsqueeze(0), size=size, mode="bicubic", antialias=True

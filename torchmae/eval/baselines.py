@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64, Shaped, UInt8
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from torchmae.data.config import decode_as_run
@@ -123,7 +123,8 @@ def baseline_logits(
     described = read_config(trained)
     settings, shape = described["config"], described["model"]["encoder"]
     encoder = load(run)
-    encoder.adapt(shape["channels"], tuple(shape["mean"]), tuple(shape["std"]))
+    scaling = [shape["scaling"]] if shape.get("scaling") else []
+    encoder.adapt(shape["channels"], tuple(shape["mean"]), tuple(shape["std"]), *scaling)
     size = parse_size(settings["image_size"])
     pool = "mean" if settings["pool"] == "attentive" else settings["pool"]  # no queries here
     if isinstance(encoder, ViT) and settings.get("position_resizing") is not None:
@@ -138,7 +139,7 @@ def baseline_logits(
         UNTRAINED: features_of(other, None, pool, device),
         PIXELS: lambda images: raw_pixels(images, RAW_SIDE),
     }
-    decoded = sets.with_decode(decode_as_run(str(trained), None, None))
+    decoded = sets.with_decode(decode_as_run(str(trained)))
     train, test = (
         collect(part, encoder, trained, list(functions.values()), device)
         for part in (decoded.train, decoded.val)
@@ -173,10 +174,10 @@ def not_above_commonest(low: float, truth: Int64[Tensor, " N"]) -> str:
     return f".\nNot clearly better than always saying the commonest class ({share:.1%})"
 
 
-def raw_pixels(images: UInt8[Tensor, "B C H W"], side: int) -> Float[Tensor, "B F"]:
-    """The pixels, 0..255, of images reduced to at most `side` px a side (memory)."""
+def raw_pixels(images: Shaped[Tensor, "B C H W"], side: int) -> Float[Tensor, "B F"]:
+    """The pixels (0 where there is none) of images reduced to at most `side` px (memory)."""
     size = [min(side, length) for length in images.shape[2:]]
-    return F.interpolate(images.float(), size, mode="area").flatten(1)
+    return F.interpolate(images.float().nan_to_num(0.0), size, mode="area").flatten(1)
 
 
 def untrained(run: str, seed: int) -> Backbone:

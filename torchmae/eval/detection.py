@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Float64, Int64, UInt8
+from jaxtyping import Bool, Float32, Float64, Int64, Shaped
 from torch import Tensor
 
 from torchmae.data.dense.annotated import Annotated
@@ -113,7 +113,7 @@ class Measured(NamedTuple):
 
 
 def measure(
-    predict: Callable[[UInt8[Tensor, "B C H W"]], list[Found]],
+    predict: Callable[[Shaped[Tensor, "B C H W"]], list[Found]],
     annotated: Annotated,
     device: torch.device,
 ) -> Measured:

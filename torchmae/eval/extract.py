@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
-from jaxtyping import Bool, Float, Int64, Shaped, UInt8
+from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 from tqdm import tqdm
 
@@ -36,7 +36,7 @@ POOLS: dict[str, Callable[[Tensor, int], Tensor]] = {
 }
 
 T = TypeVar("T")
-Function = Callable[[UInt8[Tensor, "B C H W"]], Shaped[Tensor, "B ..."]]
+Function = Callable[[Shaped[Tensor, "B C H W"]], Shaped[Tensor, "B ..."]]
 
 
 SAY_SECONDS = 30.0  # between two lines on how far a pass is, where no bar is shown
@@ -57,7 +57,7 @@ class ImageBatches:
     def __len__(self) -> int:
         return -(-len(self.source) // self.batch_size)
 
-    def __getitem__(self, batch: int) -> tuple[list[int], UInt8[Tensor, "B ..."], list[BadFile]]:
+    def __getitem__(self, batch: int) -> tuple[list[int], Shaped[Tensor, "B ..."], list[BadFile]]:
         ids: list[int] = []
         bad: list[BadFile] = []
         images = []
@@ -131,7 +131,7 @@ def collect_batches(
 
 def read_batches(
     images: ImageBatches, device: torch.device, title: str
-) -> Iterator[tuple[list[int], UInt8[Tensor, "B ..."], list[BadFile]]]:
+) -> Iterator[tuple[list[int], Shaped[Tensor, "B ..."], list[BadFile]]]:
     """The batches in order, decoded by as many processes as the device is worth."""
     # A few batches are decoded sooner than processes start.
     workers = 0
@@ -193,7 +193,7 @@ def layers_of(encoder: Backbone, pool: str, device: torch.device) -> Function:
     pooled, prefix = choose_pool(encoder, pool), encoder.num_prefix_tokens
     encoder = encoder.eval().to(device)
 
-    def every(images: UInt8[Tensor, "B C H W"]) -> Float[Tensor, "B L F"]:
+    def every(images: Shaped[Tensor, "B C H W"]) -> Float[Tensor, "B L F"]:
         layers = encoder.forward_layers(encoder.normalize(images.to(device)))
         return torch.stack([pooled(tokens, prefix).float().cpu() for tokens in layers], dim=1)
 
@@ -217,7 +217,7 @@ def patch_tokens_of(encoder: Backbone, layer: int | None, device: torch.device) 
 
 def tokens_after(
     encoder: Backbone, layer: int | None, device: torch.device
-) -> Callable[[UInt8[Tensor, "B C H W"]], Float[Tensor, "B T D"]]:
+) -> Callable[[Shaped[Tensor, "B C H W"]], Float[Tensor, "B T D"]]:
     """The function from uint8 images to the tokens after a block; `UserError` for no such block."""
     depth = len(encoder.layers())
     if layer is not None and not 1 <= layer <= depth:
@@ -245,7 +245,7 @@ def classes_of(
     """
     logits = logits_of(model, device)
 
-    def classes(images: UInt8[Tensor, "B C H W"]) -> Int64[Tensor, " B"]:
+    def classes(images: Shaped[Tensor, "B C H W"]) -> Int64[Tensor, " B"]:
         found = logits(images)
         return (found if among is None else found.masked_fill(~among, -torch.inf)).argmax(1)
 
@@ -255,7 +255,7 @@ def classes_of(
 def of_variants(function: Function, at_once: int = 64) -> Function:
     """A function of images as one of several variants of each, [B, V, C, H, W] to [B, V, ...]."""
 
-    def of_all(images: UInt8[Tensor, "B V C H W"]) -> Shaped[Tensor, "B V ..."]:
+    def of_all(images: Shaped[Tensor, "B V C H W"]) -> Shaped[Tensor, "B V ..."]:
         parts = images.flatten(0, 1).split(at_once)
         return torch.cat([function(part) for part in parts]).unflatten(0, images.shape[:2])
 

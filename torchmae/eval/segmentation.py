@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float64, Int64, UInt8
+from jaxtyping import Bool, Float64, Int64, Shaped, UInt8
 from torch import Tensor
 
 from torchmae.data.dense.masks import IGNORE
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 RESAMPLES = 1000  # of the images, for an interval
 TOLERANCE = 0.0075  # of the image's diagonal, of boundaries (Csurka et al. 2013)
 
-Predictor = Callable[[UInt8[Tensor, "B C H W"]], UInt8[Tensor, "B H W"]]
+Predictor = Callable[[Shaped[Tensor, "B C H W"]], UInt8[Tensor, "B H W"]]
 """From uint8 images on the device to the number of the class of each pixel."""
 
 Areas = Int64[np.ndarray, "3 classes"]

@@ -233,7 +233,7 @@ def run_folder(text: str) -> Path:
         "image_size": size_text(encoder.image_size),
         "channels": encoder.channels,
         "max_megapixels": 100.0,
-        "white": 65535,
+        "dtype": "uint8",
         "crop_pct": encoder.model.pretrained_cfg.get("crop_pct") or 1.0,
     }
     RUNS.mkdir(exist_ok=True)

@@ -1,12 +1,13 @@
 """The Masked Autoencoder (He et al. 2021, section 3): a pure function of images and mask."""
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from torchmae.errors import UserError, choose
@@ -114,6 +115,7 @@ class MAE(nn.Module):
         images: Float[Tensor, "B C H W"],
         mask: Mask,
         seen: Float[Tensor, "B C H W"] | None = None,
+        counted: Bool[Tensor, "B N"] | None = None,
     ) -> Output:
         """Loss and prediction; draws no random numbers, the caller makes the mask.
 
@@ -122,6 +124,8 @@ class MAE(nn.Module):
             mask: the visible and the hidden patches of each image.
             seen: what the encoder gets of the images, such as the images with noise; None: the
                 images themselves.
+            counted: the patches that the loss may count; None: all. Those with pixels without a
+                value do not: they are not predicted, whatever the prediction says.
         """
         seen = images if seen is None else seen
         visible = mask.keep.shape[1]
@@ -140,19 +144,24 @@ class MAE(nn.Module):
             hidden = self.decoder.hidden(latent, mask)
             prediction = self.decoder.pred(hidden).to(exact)
             truth, truths = self.target.with_statistics(images, mask.hide)
-            loss = self.target.loss(prediction, truth)
+            kept = None if counted is None else counted.gather(1, mask.hide)
+            loss = over_counted(self.target.loss, prediction, truth, kept)
         else:
             features = self.decoder(latent, mask)
             first = visible if mask.hide.shape[1] else 0
             hidden = features[:, first:]
             everything = self.decoder.pred(features).to(exact)
-            truth, truths = self.target.with_statistics(images, torch.cat(mask, dim=1))
-            loss = self.target.loss(everything, truth)
+            ids = torch.cat(mask, dim=1)
+            truth, truths = self.target.with_statistics(images, ids)
+            kept = None if counted is None else counted.gather(1, ids)
+            loss = over_counted(self.target.loss, everything, truth, kept)
             prediction = everything[:, first:]
         if self.decoder.statistics is None or truths is None:
             return Output(loss, prediction, None, None)
         statistics = self.predict_statistics(seen, mask, hidden.detach())
-        off = F.mse_loss(statistics, truths[:, truths.shape[1] - prediction.shape[1] :])
+        wanted = truths[:, truths.shape[1] - prediction.shape[1] :]
+        kept = None if counted is None else counted.gather(1, mask.predicted)
+        off = over_counted(F.mse_loss, statistics, wanted, kept)
         return Output(loss, prediction, off, statistics)
 
     def predict_statistics(
@@ -186,6 +195,20 @@ class MAE(nn.Module):
         self.encoder.set_grad_checkpointing(on)
         for block in self.decoder.blocks:
             block.checkpointed = on  # type: ignore[assignment]
+
+
+def over_counted(
+    loss: Callable[[Tensor, Tensor], Float[Tensor, ""]],
+    prediction: Float[Tensor, "B M ..."],
+    truth: Shaped[Tensor, "B M ..."],
+    counted: Bool[Tensor, "B M"] | None,
+) -> Float[Tensor, ""]:
+    """A loss of the patches that count, as if they were those of one image; 0 where none does."""
+    if counted is None:
+        return loss(prediction, truth)
+    if not counted.any():
+        return 0.0 * prediction.sum()  # with a gradient, as the other processes have one
+    return loss(prediction[counted].unsqueeze(0), truth[counted].unsqueeze(0))
 
 
 def training_flops(model: MAE, mask_ratio: float = 0.75) -> int | None:

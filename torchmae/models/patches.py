@@ -16,10 +16,11 @@ import math
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64, Shaped
+from jaxtyping import Float, Int64, Shaped, UInt8
 from torch import Tensor
 
 from torchmae.errors import UserError, choose
+from torchmae.scaling import scaled
 
 Size = tuple[int, ...]
 
@@ -190,24 +191,38 @@ def resize_positions(
 
 
 def normalize(
-    images: Shaped[Tensor, "B C H W"], statistics: Float[Tensor, "2 C 1 1"]
+    images: Shaped[Tensor, "B C H W"],
+    statistics: Float[Tensor, "2 C 1 1"],
+    kind: str = "none",
+    window: Float[Tensor, "2 _ 1 1"] | None = None,
 ) -> Float[Tensor, "B C H W"]:
-    """Pixels in 0..255 to floats: `(pixels / 255 - mean) / std`.
+    """Pixels to what networks take: 8-bit ones to `(pixels / 255 - mean) / std`, floats to `(scaled
+    - mean) / std`, and to 0, the mean, where they have no value (NaN).
 
     Args:
-        images: uint8.
-        statistics: mean and std of each channel, for pixels in 0..1; on the device of the images.
+        images: uint8, or floats for images of any other type.
+        statistics: mean and std of each channel, of pixels in 0..1, or of floats after they are
+            scaled; on the device of the images.
+        kind: of floats, how they are scaled: a name in `torchmae.scaling.SCALES`.
+        window: its ends, where it is a window.
     """
     mean, std = statistics
-    return (images.float() / WHITE).sub_(mean).div_(std)
+    if images.dtype == torch.uint8:
+        return (images.float() / WHITE).sub_(mean).div_(std)
+    return scaled(images.float(), kind, window).sub(mean).div_(std).nan_to_num_(0.0)
+
+
+SHOWN = 3.0  # standard deviations around the mean of floats that pictures show, from black to white
 
 
 def denormalize(
-    images: Float[Tensor, "B C H W"], statistics: Float[Tensor, "2 C 1 1"]
-) -> Shaped[Tensor, "B C H W"]:
-    """The inverse of `normalize`: uint8 pixels, rounded and clamped to 0..255."""
+    images: Float[Tensor, "B C H W"], statistics: Float[Tensor, "2 C 1 1"], floats: bool = False
+) -> UInt8[Tensor, "B C H W"]:
+    """uint8 pixels for people, rounded and clamped to 0..255: the inverse of `normalize`, or of
+    `floats` the values from -3 to 3 standard deviations."""
     mean, std = statistics
-    return ((images * std + mean) * WHITE).round().clamp(0, WHITE).to(torch.uint8)
+    shares = (images + SHOWN) / (2 * SHOWN) if floats else images * std + mean
+    return (shares * WHITE).round().clamp(0, WHITE).to(torch.uint8)
 
 
 def patch_statistics(patches: Float[Tensor, "B M P"]) -> Float[Tensor, "B M 2"]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Int64, Shaped, UInt8
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
@@ -29,6 +29,7 @@ from torchmae.models.patches import (
     resize_positions,
     sincos_positions,
 )
+from torchmae.scaling import Scaling, scaling_of
 
 
 def attention(device: torch.device, precision: str) -> str:
@@ -336,31 +337,48 @@ class PixelInput(nn.Module):
 
     Args:
         channels: of the images.
-        mean, std: one value for each channel, for pixels in 0..1; what `normalize` uses.
+        mean, std: one value for each channel, for pixels in 0..1, or for floats after `scaling`;
+            what `normalize` uses.
+        scaling: None for images of 8 bits; else what is done with the values of all others.
     """
 
     channels: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    scaling: Scaling | None
     pixel_statistics: Tensor
+    pixel_window: Tensor
 
-    def __init__(self, channels: int, mean: tuple[float, ...], std: tuple[float, ...]):
+    def __init__(
+        self,
+        channels: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        scaling: Scaling | dict[str, Any] | None = None,
+    ):
         super().__init__()
         # On the device, so that no step copies it there; not among the weights, whose names are
         # timm's.
         self.register_buffer("pixel_statistics", torch.zeros(2, channels, 1, 1), persistent=False)
-        self.set_pixel_statistics(channels, mean, std)
+        self.register_buffer("pixel_window", torch.zeros(2, 0, 1, 1), persistent=False)
+        self.set_pixel_statistics(channels, mean, std, scaling)
 
-    def normalize(self, images: UInt8[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        """uint8 pixels to what `forward` takes: `(pixels / 255 - mean) / std`."""
-        return normalize(images, self.pixel_statistics)
+    def normalize(self, images: Shaped[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """Pixels to what `forward` takes: `(pixels / 255 - mean) / std` for 8 bits; see
+        `torchmae.models.patches.normalize`."""
+        kind = "none" if self.scaling is None else self.scaling.kind
+        return normalize(images, self.pixel_statistics, kind, self.pixel_window)
 
     def denormalize(self, images: Float[Tensor, "B C H W"]) -> UInt8[Tensor, "B C H W"]:
-        """The inverse of `normalize`: uint8 pixels, rounded and clamped."""
-        return denormalize(images, self.pixel_statistics)
+        """What `normalize` has made as uint8 pixels for people, rounded and clamped."""
+        return denormalize(images, self.pixel_statistics, self.scaling is not None)
 
     def set_pixel_statistics(
-        self, channels: int, mean: tuple[float, ...], std: tuple[float, ...]
+        self,
+        channels: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        scaling: Scaling | dict[str, Any] | None = None,
     ) -> None:
         """Sets what `normalize` uses; `UserError` unless there is one value for each channel that
         pixels can be normalised with."""
@@ -370,16 +388,30 @@ class PixelInput(nn.Module):
             )
         if not all(math.isfinite(value) for value in (*mean, *std)) or min(std) <= 0:
             raise UserError(f"mean {mean} and std {std}: finite numbers, and std above 0")
+        self.scaling = None if scaling is None else scaling_of(scaling, channels)
         self.channels = channels
         self.mean = mean
         self.std = std
         self.pixel_statistics = self.pixel_statistics.new_tensor([mean, std]).view(2, -1, 1, 1)
+        ends = [self.scaling.low, self.scaling.high] if self.scaling else [(), ()]
+        self.pixel_window = self.pixel_statistics.new_tensor(ends).view(2, -1, 1, 1)
+
+    def pixel_config(self) -> dict[str, Any]:
+        """What `config` says of the pixels, beside the channels."""
+        scaling = {} if self.scaling is None else {"scaling": self.scaling.config()}
+        return {"mean": self.mean, "std": self.std, **scaling}
 
     def patch_projection(self) -> nn.Conv2d:
         """The convolution that embeds patches."""
         raise NotImplementedError
 
-    def adapt(self, channels: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    def adapt(
+        self,
+        channels: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        scaling: Scaling | dict[str, Any] | None = None,
+    ) -> None:
         """Makes the encoder take images of other channels, which `normalize` brings to these
         statistics.
 
@@ -388,7 +420,7 @@ class PixelInput(nn.Module):
         channels as before, only the statistics change.
         """
         before = self.channels
-        self.set_pixel_statistics(channels, mean, std)
+        self.set_pixel_statistics(channels, mean, std, scaling)
         proj = self.patch_projection()
         if channels != before:
             each = proj.weight.data.sum(1, keepdim=True) / channels
@@ -411,8 +443,9 @@ class ViT(PixelInput):
         registers: register tokens (Darcet et al. 2023) after the class token, without positions.
         drop_path: stochastic depth rate of the last block, growing linearly from 0 at the first
             (fine-tuning only; the paper uses none in pre-training).
-        mean: one value for each channel, for pixels in 0..1; what `normalize` uses.
+        mean: what `normalize` uses, see `PixelInput`.
         std: likewise.
+        scaling: likewise.
         init_values: with layer scale, its initial factor in every block (1e-5 in DINOv2); None: the
             paper's ViT, without.
         position_resizing: how `resize` resizes the positions, a name in `RESIZINGS`.
@@ -442,9 +475,10 @@ class ViT(PixelInput):
         window: int = 0,
         global_blocks: int = 4,
         relative_positions: bool = False,
+        scaling: Scaling | dict[str, Any] | None = None,
     ):
         half = (0.5,) * channels
-        super().__init__(channels, mean or half, std or half)
+        super().__init__(channels, mean or half, std or half, scaling)
         choose(RESIZINGS, position_resizing, "position resizing")
         self.image_size = image_size
         self.patch_size = patch_size
@@ -477,10 +511,11 @@ class ViT(PixelInput):
         """JSON-able arguments of `build_encoder` (without drop path, which belongs to a
         training)."""
         names = ["image_size", "patch_size", "channels", "embed_dim", "depth", "num_heads"]
-        names += ["mlp_ratio", "mean", "std", "registers", "init_values", "position_resizing"]
+        names += ["mlp_ratio", "registers", "init_values", "position_resizing"]
         if self.on_grid:
             names += ["window", "global_blocks", "relative_positions"]
-        return {"kind": "vit", **{name: getattr(self, name) for name in names}}
+        own = {name: getattr(self, name) for name in names}
+        return {"kind": "vit", **own, **self.pixel_config()}
 
     @property
     def on_grid(self) -> bool:

@@ -5,13 +5,14 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float32, Int64, UInt8
+from jaxtyping import Float32, Int64, Shaped, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from torchmae.data.dense.classes import palette_color
 from torchmae.data.dense.detection import Detections, mask_window
 from torchmae.data.dense.objects import Mask
+from torchmae.report.sheet import three_bands
 
 LEAST_SIDE = 512  # pixels of the longer side of a picture: smaller images are enlarged
 TINT = 0.45  # of the color of a mask over the image
@@ -29,7 +30,7 @@ def color_of(number: int) -> tuple[int, int, int]:
 
 
 def draw_objects(
-    image: UInt8[Tensor, "C H W"],
+    image: Shaped[Tensor, "C H W"],
     boxes: Float32[np.ndarray, "N 4"],
     classes: Int64[np.ndarray, " N"],
     captions: Sequence[str],
@@ -46,7 +47,7 @@ def draw_objects(
         masks: of each object; empty: boxes only.
         by_object: each object has a color of its own, not that of its class.
     """
-    shown = (image[:3] if len(image) >= 3 else image[:1].repeat(3, 1, 1)).float()
+    shown = three_bands(image).float()
     numbers = np.arange(len(boxes)) % len(COLORS) if by_object else classes
     colors = [color_of(int(k)) for k in numbers]
     height, width = shown.shape[1:]
@@ -78,7 +79,7 @@ def draw_objects(
 
 
 def draw_found(
-    image: UInt8[Tensor, "C H W"], found: Detections, classes: Sequence[str], least: float
+    image: Shaped[Tensor, "C H W"], found: Detections, classes: Sequence[str], least: float
 ) -> UInt8[Tensor, "3 h w"]:
     """An image with what was found with at least this score."""
     sure = np.flatnonzero(found.scores >= least).tolist()

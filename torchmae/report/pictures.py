@@ -2,16 +2,18 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, Shaped, UInt8
 from PIL import Image
 from torch import Tensor
 
 from torchmae.models.mae import MAE
 from torchmae.models.masking import Mask, gaussian, masking, noise
 from torchmae.models.patches import (
+    SHOWN,
+    WHITE,
     gather_tokens,
     patch_statistics,
     patchify,
@@ -20,7 +22,7 @@ from torchmae.models.patches import (
 )
 from torchmae.report.sheet import bands_shown, sheet
 
-MOST_ERROR = 100  # of 255: larger errors of a pixel have one colour
+ERROR, MOST_ERROR = "error", 100  # of 255: larger errors of a pixel have one colour
 ERROR_NOTE = (
     "Errors of the reconstruction: mean absolute difference of the channels, from white (none) to "
     f"dark red ({MOST_ERROR} of 255 or more); the means are of hidden pixels."
@@ -42,10 +44,18 @@ def draw_mask(model: MAE, name: str, ratio: float, seed: int, sample: Tensor) ->
     return masking(name)(scores, grid, ratio)
 
 
+@runtime_checkable
+class Normalizes(Protocol):
+    """An encoder or a tokenizer."""
+
+    def normalize(self, images: Shaped[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]: ...
+    def denormalize(self, images: Float[Tensor, "B C H W"]) -> UInt8[Tensor, "B C H W"]: ...
+
+
 @torch.no_grad()
 def predict_pixels(
     model: MAE,
-    images: UInt8[Tensor, "B C H W"],
+    images: Shaped[Tensor, "B C H W"],
     mask: Mask,
     true_statistics: bool = False,
     noise_std: float = 0.0,
@@ -77,15 +87,30 @@ def predict_pixels(
     truth = patchify(floats, size, ids)
     statistics = patch_statistics(truth) if true_statistics else output.statistics
     predicted = model.target.to_pixels(output.prediction, statistics)
-    grey, white = (
-        patchify(encoder.normalize(torch.full_like(images, value)), size) for value in (128, 255)
-    )
+    grey, white = (patchify(as_seen(encoder, images, value), size) for value in (128, 255))
     rows = [
         scatter_tokens(patches, mask.hide, gather_tokens(grey, mask.hide)),
         scatter_tokens(patches, ids, predicted),
         scatter_tokens(white, ids, predicted),
     ]
     return torch.stack([encoder.denormalize(unpatchify(row, size, encoder.grid)) for row in rows])
+
+
+def as_shown(encoder: Normalizes, images: Shaped[Tensor, "B C H W"]) -> UInt8[Tensor, "B C H W"]:
+    """Images as pictures show them: those of 8 bits as they are, others from -3 to 3 standard
+    deviations, and no-data as the mean, gray."""
+    if images.dtype == torch.uint8:
+        return images
+    return encoder.denormalize(encoder.normalize(images))
+
+
+def as_seen(
+    encoder: Normalizes, images: Shaped[Tensor, "B C H W"], level: int
+) -> Float[Tensor, "B C H W"]:
+    """What normalized images are that pictures show as one level of 0 to 255."""
+    if images.dtype == torch.uint8:
+        return encoder.normalize(torch.full_like(images, level))
+    return torch.full_like(images, SHOWN * (2 * level / WHITE - 1))
 
 
 def caption(model: MAE, true_statistics: bool) -> str:
@@ -108,6 +133,7 @@ class About(NamedTuple):
         masking: what chose the hidden patches.
         files: a name for each image.
         noise_std: of noise on what the encoder sees.
+        bands: numbers, from 0, of the channels that are red, green and blue; (): the first three.
     """
 
     run: str
@@ -115,6 +141,7 @@ class About(NamedTuple):
     masking: str
     files: Sequence[str]
     noise_std: float = 0.0
+    bands: tuple[int, ...] = ()
 
     def title(self, mask: Mask) -> str:
         """Such as "photos, step 1,200, 75 % of patches hidden (random)"."""
@@ -140,7 +167,7 @@ def hidden_words(ratio: float, masking: str, noise_std: float) -> str:
 
 def draw(
     model: MAE,
-    images: UInt8[Tensor, "B C H W"],
+    images: Shaped[Tensor, "B C H W"],
     mask: Mask,
     about: About,
     true_statistics: bool = False,
@@ -157,7 +184,7 @@ def draw(
         scale: how many times images are enlarged; None: so that they can be seen.
     """
     rows = rows_of(model, images, mask, about, true_statistics)
-    notes = notes_of(model, images, true_statistics)
+    notes = notes_of(model, images, true_statistics, about.bands)
     return sheet(rows, about.title(mask), about.files, notes, scale)
 
 
@@ -181,12 +208,28 @@ def rows_of(
     model.train(was_training)
     seen = "noisy" if about.noise_std else "masked"
     alone = ["prediction"] if mask.hide.shape[1] else []  # else it is the reconstruction
-    return dict(zip(["original", seen, "reconstruction", *alone], [images.cpu(), *made]))
+    original = as_shown(model.encoder, images.to(device)).cpu()
+    rows = dict(zip(["original", seen, "reconstruction", *alone], [original, *made]))
+    return of_bands(rows, about.bands)
 
 
-def notes_of(model: MAE, images: UInt8[Tensor, "B C H W"], true_statistics: bool) -> list[str]:
+def of_bands(rows: Mapping[str, Tensor], bands: tuple[int, ...]) -> dict[str, Tensor]:
+    """Rows of pictures of some channels; maps of errors, which have colors, stay as they are."""
+    if not bands:
+        return dict(rows)
+    return {name: x if ERROR in name else x[:, list(bands)] for name, x in rows.items()}
+
+
+def notes_of(
+    model: MAE,
+    images: Shaped[Tensor, "B C H W"],
+    true_statistics: bool,
+    bands: tuple[int, ...] = (),
+) -> list[str]:
     """What is below a picture of reconstructions."""
-    notes = [caption(model, true_statistics), bands_shown(images.shape[1])]
+    notes = [caption(model, true_statistics), bands_shown(images.shape[1], bands)]
+    if images.is_floating_point():
+        notes.append(f"from black to white: {SHOWN:g} standard deviations on each side of the mean")
     return [f"{note[0].upper()}{note[1:]}." for note in notes if note]
 
 
@@ -204,7 +247,7 @@ def error_map(
 
 
 def with_errors(
-    model: MAE, images: UInt8[Tensor, "B C H W"], masks: Mapping[str, Mask], true_statistics: bool
+    model: MAE, images: Shaped[Tensor, "B C H W"], masks: Mapping[str, Mask], true_statistics: bool
 ) -> dict[str, UInt8[Tensor, "B _ H W"]]:
     """For each mask the rows masked, prediction, reconstruction (with the visible patches), error.
 
@@ -220,11 +263,12 @@ def with_errors(
     rows: dict[str, Tensor] = {}
     for name, mask in masks.items():
         masked, reconstruction, prediction = predict_pixels(model, images, mask, true_statistics)
-        errors, mean = error_map(images.cpu(), reconstruction.cpu())
+        original = as_shown(model.encoder, images)
+        errors, mean = error_map(original.cpu(), reconstruction.cpu())
         rows |= {
             f"{name}masked": masked.cpu(),
             f"{name}prediction": prediction.cpu(),
             f"{name}reconstruction": reconstruction.cpu(),
-            f"{name}error, mean {mean / hidden_share(mask):.1f}": errors,
+            f"{name}{ERROR}, mean {mean / hidden_share(mask):.1f}": errors,
         }
     return rows

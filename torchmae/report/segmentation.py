@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import UInt8
+from jaxtyping import Shaped, UInt8
 from PIL import Image
 from torch import Tensor
 
 from torchmae.disk import whole_file
-from torchmae.report.sheet import sheet
+from torchmae.report.sheet import sheet, three_bands
 
 Color = tuple[int, int, int]
 
@@ -35,7 +35,7 @@ def colored(labels: UInt8[Tensor, "H W"], colors: Sequence[Color]) -> UInt8[Tens
 
 
 def overlay(
-    image: UInt8[Tensor, "C H W"],
+    image: Shaped[Tensor, "C H W"],
     labels: UInt8[Tensor, "H W"],
     colors: Sequence[Color],
     clear: Sequence[int] = (),
@@ -48,7 +48,7 @@ def overlay(
         colors: of the classes.
         clear: classes that are left as they are, such as a background.
     """
-    shown = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
+    shown = three_bands(image)
     mixed = shown * (1 - STRENGTH) + colored(labels, colors) * STRENGTH
     plain = torch.isin(labels, torch.tensor([*clear, IGNORE], dtype=torch.uint8))
     return torch.where(plain, shown, mixed.round().to(torch.uint8))

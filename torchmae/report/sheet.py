@@ -5,10 +5,12 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from jaxtyping import UInt8
+import torch
+from jaxtyping import Shaped, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from torchmae.data.formats.raster import viewable
 from torchmae.errors import UserError, printable
 
 Font = ImageFont.FreeTypeFont
@@ -25,8 +27,16 @@ def default_scale(height: int, width: int) -> int:
     return -(-SMALLEST_TILE // max(height, width))
 
 
-def bands_shown(channels: int) -> str | None:
-    """Which channels a picture shows, in words; None where these are all of them."""
+def bands_shown(channels: int, bands: tuple[int, ...] = ()) -> str | None:
+    """Which channels a picture shows, in words; None where these are all of them.
+
+    Args:
+        channels: that there are.
+        bands: the numbers, from 0, of those that were chosen.
+    """
+    if bands:
+        red, green, blue = (band + 1 for band in bands)
+        return f"bands {red}, {green} and {blue} of {channels} are shown, as red, green and blue"
     if channels in (1, 3):
         return None
     if channels == 2:
@@ -67,9 +77,17 @@ def font_of(size: int) -> Font:
     )
 
 
-def tile(image: UInt8[Tensor, "C H W"], scale: int) -> Image.Image:
-    """An image enlarged without smoothing, so that its pixels can be seen; see `bands_shown`."""
+def three_bands(image: Shaped[Tensor, "C H W"]) -> UInt8[Tensor, "3 H W"]:
+    """An image as pictures show it: see `bands_shown` and `viewable`."""
     shown = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
+    if shown.dtype == torch.uint8:
+        return shown
+    return torch.from_numpy(viewable(shown.permute(1, 2, 0).numpy())).permute(2, 0, 1)
+
+
+def tile(image: Shaped[Tensor, "C H W"], scale: int) -> Image.Image:
+    """An image enlarged without smoothing, so that its pixels can be seen."""
+    shown = three_bands(image)
     made = Image.fromarray(shown.permute(1, 2, 0).contiguous().numpy())
     return made.resize((made.width * scale, made.height * scale), Image.Resampling.NEAREST)
 
@@ -94,7 +112,7 @@ def refuse_large(width: int, height: int) -> None:
 
 
 def sheet(
-    rows: Mapping[str, UInt8[Tensor, "B _ H W"]],
+    rows: Mapping[str, Shaped[Tensor, "B _ H W"]],
     title: str,
     columns: Sequence[str],
     notes: Sequence[str],

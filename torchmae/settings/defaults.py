@@ -29,7 +29,7 @@ class Facts:
         images: images to train on; `val_images` to validate on.
         height, width: of the images, in pixels: the median, or what the starting weights were
             trained at.
-        channels: what the data has.
+        channels: what the data has; `dtype` of its pixels.
         grey: whether the images have no colour, also where they are stored as colour images.
         device: "cpu", "cuda" or "mps".
         precision: the lowest that the device is fast at.
@@ -47,6 +47,7 @@ class Facts:
     width: int
     channels: int
     grey: bool = False
+    dtype: str = "uint8"
     device: str = "cpu"
     precision: str = "fp32"
     cores: int = 1

@@ -14,7 +14,6 @@ from torchmae.settings.options import (
     NOT_NEGATIVE,
     POSITIVE,
     STEPS,
-    WHITE,
     WIDTH,
     ChangeableOptions,
     Range,
@@ -181,11 +180,14 @@ class RunDecodeOptions:
         within=MEGAPIXELS,
         otherwise="the run's",
     )
-    white: int | None = option(
+    nodata: float | None = option(
+        None, "The value of pixels that have none.", otherwise="the run's, or what a file declares"
+    )
+    bands: tuple[str, ...] | None = option(
         None,
-        "The value of white in images of more than 8 bits.",
-        within=WHITE,
-        otherwise="the run's",
+        "Take these channels, by name or number from 1, as in B02,B03,B04.",
+        several=True,
+        otherwise="the run's, or all",
     )
 
 

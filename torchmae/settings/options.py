@@ -70,7 +70,6 @@ WIDTH = Range(above=0, at_most=65_536)
 BLOCKS = Range(above=0, at_most=1000)
 CHANNELS = Range(above=0, at_most=4096)
 MEGAPIXELS = Range(above=0, at_most=10_000)  # 30 GB of RGB pixels
-WHITE = Range(above=0, at_most=(1 << 32) - 1)  # integers of 32 bits
 BATCH = Range(above=0, at_most=1 << 20)
 
 

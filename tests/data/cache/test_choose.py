@@ -174,17 +174,18 @@ def test_a_labelled_set_with_bad_files_is_the_same_with_any_cache(photos, tmp_pa
 @pytest.mark.parametrize("cache", ["memory", "disk", "device"])
 def test_12_bit_images_are_kept_as_they_are_decoded(tmp_path, cache):
     spec = grey12(tmp_path / "grey")
-    for options in (DecodeOptions(white=4095), DecodeOptions(white=8000, channels=1)):
+    for options in (DecodeOptions(), DecodeOptions(channels=3, nodata=-1)):
         plain = Batches(open_source(spec, options), CROP, 8)
         kept = keep_decoded(plain, cache, str(spec), CPU)
         for step in (0, 1, 2, 0, 1, 2):
             assert same(kept[step], plain[step])
         assert plain[0].images.shape[1] == plain.source.channels and not plain[0].bad
+        assert plain[0].images.dtype == torch.float32
 
 
 def test_a_part_of_a_set_does_not_take_the_place_of_the_whole(tmp_path):
     spec = str(grey12(tmp_path / "grey"))
-    source = open_source(spec, DecodeOptions(white=4095))
+    source = open_source(spec)
     for part in (source, Subset(source, range(4)), Subset(source, range(5))):
         keep_decoded(Batches(part, CROP, 4), "disk", spec, CPU)
     folders = list(cache_folder("decoded").iterdir())

@@ -237,21 +237,22 @@ def test_a_set_knows_its_scan_by_its_own_rules_only(
     shard = Shard(tmp_path / "shard-000000.tar")
     for i, (name, data) in enumerate(IMAGES.items()):
         shard.add(name, name[0], data, (7, 6), bytes(16), i)
-    settings = {"settings": {"white": 4095, "max_megapixels": 50.0}, "data": {}}
+    settings = {"settings": {"max_megapixels": 50.0}, "data": {}}
     packed.write_index(
         tmp_path,
         [shard.finish()],
         settings,
-        lambda source: measure(with_decode(source, DecodeOptions(50.0, 4095))),
+        lambda source: measure(with_decode(source, DecodeOptions(50.0))),
     )
     source = open_source(tmp_path)
     assert isinstance(source, Packed)
-    for rules in [(50.0, 4095, 1), (49.0, 4095, None), (50.0, 65535, None)]:
+    for rules in [(50.0, 1), (49.0, None), (50.0, None, "float32", 7.0)]:
         other = with_decode(source, DecodeOptions(*rules))
         assert isinstance(other, Packed) and other.scanned() is None
         assert scan(other).sizes.tolist() == [[7, 6]] * 8
-    source = with_decode(source, DecodeOptions(60.0, 4095))
+    source = with_decode(source, DecodeOptions(60.0))
     fresh = scan(Subset(source, range(8)))
+    assert source.dtype == "uint8"  # which some images are read for
     monkeypatch.setattr(Packed, "read", refuse)
     found = scan(source)
     assert found[:-1] == fresh[:-1] and np.array_equal(found.sizes, fresh.sizes)

@@ -1,6 +1,7 @@
 """What sources are built of."""
 
 import pickle
+from functools import partial
 
 import numpy as np
 import pytest
@@ -38,21 +39,21 @@ def pixels_of(source: Source) -> list[np.ndarray]:
 def test_a_copy_decodes_otherwise_and_the_source_as_before(tmp_path):
     source = open_source(grey12(tmp_path / "grey", 4))
     before = source.decode
-    other = with_decode(source, DecodeOptions(white=4095, channels=1))
-    assert (source.decode, source.channels) == (before, 3)
-    assert (other.decode, other.channels) == (DecodeOptions(white=4095, channels=1), 1)
+    other = with_decode(source, DecodeOptions(channels=3))
+    assert (source.decode, source.channels, source.dtype) == (before, 1, "uint16")
+    assert (other.decode, other.channels) == (DecodeOptions(channels=3), 3)
     assert names(other) == names(source) and other.fingerprint() == source.fingerprint()
-    assert all(pixels.shape[2] == 1 and pixels.max() > 250 for pixels in pixels_of(other))
-    with pytest.raises(BadImage, match="nearly black"):
-        read_pixels(source, 0)
+    assert all(pixels.shape[2] == 3 and pixels.max() == 4095 for pixels in pixels_of(other))
+    with pytest.raises(UserError, match="the images have uint16 pixels, uint8 is expected"):
+        with_decode(source, DecodeOptions(dtype="uint8"))
     assert with_decode(other, other.decode) is other
 
 
 def test_wrappers_hand_on_how_to_decode(tmp_path):
-    source = open_source(grey12(tmp_path / "grey", 4), DecodeOptions(white=4095))
+    source = open_source(grey12(tmp_path / "grey", 4), DecodeOptions(channels=3))
     part = Subset(Subset(source, [3, 2, 0]), [1, 2])
     assert part.decode is source.decode and part.channels == 3
-    grey = with_decode(part, DecodeOptions(white=4095, channels=1))
+    grey = with_decode(part, DecodeOptions(channels=1))
     assert names(grey) == names(part) == [source.name(2), source.name(0)] and grey.channels == 1
     assert part.channels == source.channels == 3
     for one, other in zip(pixels_of(grey), pixels_of(part)):
@@ -60,13 +61,13 @@ def test_wrappers_hand_on_how_to_decode(tmp_path):
 
 
 def test_a_copy_of_a_cache_is_without_it(tmp_path):
-    source = open_source(grey12(tmp_path / "grey", 4), DecodeOptions(white=4095))
+    source = open_source(grey12(tmp_path / "grey", 4))
     cached = Cached(source, scan(source).sizes)
-    want = [pixels // 2 for pixels in pixels_of(source)]
+    want = [np.where(pixels == 4095, np.nan, pixels) for pixels in pixels_of(source)]
     assert cached.decode == source.decode and with_decode(cached, source.decode) is cached
-    darker = with_decode(cached, DecodeOptions(white=2 * 4095))
+    other = with_decode(cached, DecodeOptions(nodata=4095))
     for _ in range(2):  # what is decoded once is kept, but not under other options
-        assert all(np.abs(a.astype(int) - b).max() <= 1 for a, b in zip(pixels_of(darker), want))
+        assert all(map(partial(np.array_equal, equal_nan=True), pixels_of(other), want))
         assert all(np.array_equal(a, b) for a, b in zip(pixels_of(cached), pixels_of(source)))
 
 
@@ -83,9 +84,9 @@ def test_an_array_is_not_loaded_again(tmp_path):
 def test_impossible_options_are_refused_at_opening_and_channels_when_decoding(tmp_path):
     plant(tmp_path / "files", "a.png")
     np.save(tmp_path / "x.npy", noise(4, 20, 24, 7))
-    with pytest.raises(UserError, match="--white 0: must be more than 0"):
-        open_source(tmp_path / "files", DecodeOptions(white=0))
-    with pytest.raises(UserError, match="image files give 1 or 3 channels, not 2"):
+    with pytest.raises(UserError, match="--channels 0: must be more than 0"):
+        open_source(tmp_path / "files", DecodeOptions(channels=0))
+    with pytest.raises(BadImage, match="the images have 3 channels, which cannot become 2"):
         read_pixels(open_source(tmp_path / "files", DecodeOptions(channels=2)), 0)
     with pytest.raises(UserError, match="the images have 7 channels, which cannot become 3"):
         read_pixels(open_source(tmp_path / "x.npy", DecodeOptions(channels=3)), 0)

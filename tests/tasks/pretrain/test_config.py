@@ -116,7 +116,17 @@ def test_a_crop_takes_the_place_of_a_preset_s_scale() -> None:
 def test_what_may_change_when_a_run_is_resumed() -> None:
     free = changeable(Pretrain)
     assert {"device", "workers", "cache", "fsdp", "out", "log_every", "data", "plugin"} <= free
-    assert not free & {"epochs", "precision", "seed", "white", "channels", "mask_ratio", "flip"}
+    assert not free & {
+        "epochs",
+        "precision",
+        "seed",
+        "dtype",
+        "nodata",
+        "scale",
+        "channels",
+        "mask_ratio",
+        "flip",
+    }
 
 
 @pytest.mark.parametrize(

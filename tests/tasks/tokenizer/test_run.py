@@ -217,9 +217,9 @@ def test_decoding_that_is_left_open_is_as_it_was(photos: Path, tmp_path: Path) -
     options = {**OPTIONS, "epochs": 0.5}
     run = torchmae.tokenizer(photos, out=tmp_path / "run", **options, max_megapixels=50)
     config = read_any_config(run)["config"]
-    assert (config["max_megapixels"], config["white"]) == (50, 65535)
+    assert (config["max_megapixels"], config["dtype"]) == (50, "uint8")
     torchmae.tokenizer(photos, out=run, **options)
-    torchmae.tokenizer(photos, out=run, **options, white=65535)
+    torchmae.tokenizer(photos, out=run, **options, dtype="uint8")
     with pytest.raises(UserError, match="max_megapixels was 50, is 100"):
         torchmae.tokenizer(photos, out=run, **options, max_megapixels=100)
 

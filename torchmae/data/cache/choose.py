@@ -133,11 +133,11 @@ def decide_cache(
         if decode_ms <= COSTLY * copy_ms and not (on_gpu and crops):
             return found
         have = scan(source).sizes if sizes is None else sizes
-        found = replace(found, memory=layout.bytes_needed(have, source.channels))
+        found = replace(found, memory=layout.bytes_needed(have, source.pixel_bytes))
         if not (on_gpu and crops and have.max() <= SMALL):
             return found
         room = torch.cuda.mem_get_info(world.device)[0]
-        size = device.bytes_needed(have, source.channels)
+        size = device.bytes_needed(have, source.pixel_bytes)
         return replace(found, device_memory=size, free_device_memory=room)
 
     return world.on_main(lambda: choose_cache(facts()))
@@ -212,7 +212,7 @@ def keep_decoded(
     if cache in (None, "none"):
         return batches
     source = batches.source
-    channels = batches.source.channels
+    width = batches.source.pixel_bytes
     found = world.on_main(lambda: scan(source).sizes if sizes is None else sizes)
 
     def room() -> Path | None:
@@ -228,13 +228,13 @@ def keep_decoded(
             if on_host
             else torch.cuda.mem_get_info(world.device)[0]
         )
-        pixels = layout.bytes_needed(found, channels)
+        pixels = layout.bytes_needed(found, width)
         check_room(str(cache), 2 * pixels if cache == "device" else pixels, free)
         return None
 
     folder = world.on_main(room)  # what the main process finds holds for all
     if folder is not None and world.is_main:
-        size = layout.bytes_needed(found, channels) / 1e6
+        size = layout.bytes_needed(found, width) / 1e6
         logger.info(f"      cache  {folder}: {size:,.0f} MB, may be deleted at any time")
     if cache == "device":
         return DeviceLoader(batches, world.device)

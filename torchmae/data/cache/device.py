@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Int64, Integer, UInt8
+from jaxtyping import Float64, Int64, Integer, Shaped, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
@@ -56,7 +56,7 @@ class DeviceLoader:
         self.replaced: dict[int, tuple[int, list[BadFile]]] = {}  # bad samples that were drawn
         # Dense products waste most of their work on zeros. Measured on one core: at 32 px as fast
         # as `resized_crop` for 1 channel, half as fast for 3; at 224 px 35 times slower.
-        self.together = device.type != "cpu"
+        self.together = device.type != "cpu" and self.source.dtype == "uint8"
 
     @cached_property
     def filters(self) -> "tuple[Filter, Filter]":
@@ -81,8 +81,9 @@ class DeviceLoader:
         crops = self.augment.crops(heights, widths, epochs, samples)
         if self.together:
             return self.crop_together(epochs, samples, crops, bad, step)
+        # Floats are resized where they are: equal up to rounding on a GPU, bit for bit on a CPU.
         images = [
-            resized_crop(self.decoded.read(i), crop, self.augment.size)
+            resized_crop(self.decoded.tensor(i), crop, self.augment.size)
             for i, crop in zip(samples.tolist(), crops)
         ]
         rest = torch.from_numpy(epochs), torch.from_numpy(samples)
@@ -196,7 +197,7 @@ class Decoded(SourceWrapper):
             tqdm(desc="decode", total=len(self), unit=" images", disable=None, leave=False) as bar,
         ):
             for first in range(0, len(self), 4096):  # not all at once: as in `scan`
-                images = [np.zeros(0, dtype=np.uint8)]
+                images = [np.zeros(0, dtype=self.dtype)]
                 for index, found in enumerate(
                     pool.map(decode_one, range(first, min(first + 4096, len(self)))), first
                 ):
@@ -215,9 +216,13 @@ class Decoded(SourceWrapper):
     def read(self, i: int) -> Pixels:
         if i in self.reasons:
             raise BadImage(self.reasons[i])
+        return self.tensor(i).cpu().numpy()
+
+    def tensor(self, i: int) -> Shaped[Tensor, "H W C"]:
+        """An image that is not bad, on the device."""
         height, width = self.sizes[i].tolist()
         pixels = self.pixels[self.starts[i] : self.starts[i] + height * width * self.channels]
-        return pixels.view(height, width, self.channels).cpu().numpy()
+        return pixels.view(height, width, self.channels)
 
 
 class Filter:
@@ -299,7 +304,7 @@ def rounded(values: Float64[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:
 
 
 def bytes_needed(
-    sizes: Integer[np.ndarray, "N 2"], channels: int, size: tuple[int, int] = (224, 224)
+    sizes: Integer[np.ndarray, "N 2"], pixel_bytes: int, size: tuple[int, int] = (224, 224)
 ) -> int:
     """Device memory that a data set keeps: its pixels, and the weights to resize any window.
 
@@ -307,10 +312,10 @@ def bytes_needed(
 
     Args:
         sizes: (height, width) of the images.
-        channels: of the decoded images.
+        pixel_bytes: of a decoded pixel, all channels.
         size: the largest (height, width) of a crop.
     """
-    pixels = int(sizes.astype(np.int64).prod(1).sum()) * channels
+    pixels = int(sizes.astype(np.int64).prod(1).sum()) * pixel_bytes
     longest = sizes.max(0).tolist()
     return pixels + sum(
         (side + 1) * out * (8 + 4 * taps(side, out)) for side, out in zip(longest, size)

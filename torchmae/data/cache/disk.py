@@ -36,17 +36,17 @@ def make_folder(data: str, source: Source, sizes: Integer[np.ndarray, "N 2"]) ->
     if stamp is None:
         raise UserError(f"--cache disk cannot tell whether {data} has changed: use --cache memory")
     place = os.path.abspath(data)
-    channels = source.channels
-    settings = channels, source.decode.max_megapixels, source.decode.white
+    decode, width = source.decode, source.pixel_bytes
+    settings = source.channels, source.dtype, decode.max_megapixels, decode.nodata, decode.bands
     part = isinstance(source, Subset)  # so that it does not take the place of the whole set's
     owner = digest_of(place, *settings, *["part"] * part)[:16]
     key = digest_of(stamp, *settings, version("pillow"), version("simplejpeg"), sizes.tobytes())[
         :16
     ]
     room = cache_folder("decoded")
-    needed = bytes_needed(sizes, channels)
+    needed = bytes_needed(sizes, width)
     lengths = {
-        PIXELS: max(LINE, int(starts_of(sizes, channels)[-1])),
+        PIXELS: max(LINE, int(starts_of(sizes, width)[-1])),
         SUMS: max(LINE, 8 * len(sizes)),
     }
     folder = room / f"{owner}-{key}"

@@ -17,15 +17,15 @@ SUMS = "sums.bin"
 ABOUT = "about.json"
 
 
-def starts_of(sizes: Integer[np.ndarray, "N 2"], channels: int) -> Integer[np.ndarray, " N+1"]:
+def starts_of(sizes: Integer[np.ndarray, "N 2"], pixel_bytes: int) -> Integer[np.ndarray, " N+1"]:
     """Where each image begins, and last where the file ends, in bytes."""
-    each = sizes.astype(np.int64).prod(axis=1) * channels
+    each = sizes.astype(np.int64).prod(axis=1) * pixel_bytes
     return np.concatenate([[0], np.cumsum(-(-each // LINE) * LINE)])
 
 
-def bytes_needed(sizes: Integer[np.ndarray, "N 2"], channels: int) -> int:
+def bytes_needed(sizes: Integer[np.ndarray, "N 2"], pixel_bytes: int) -> int:
     """By all decoded images and their checksums."""
-    return int(starts_of(sizes, channels)[-1]) + 8 * len(sizes)
+    return int(starts_of(sizes, pixel_bytes)[-1]) + 8 * len(sizes)
 
 
 def check_room(where: str, needed: int, free: float) -> None:

@@ -36,7 +36,7 @@ class Cached(SourceWrapper):
         super().__init__(source)
         self.folder = folder
         self.sizes = sizes
-        self.starts = starts_of(sizes, source.channels)
+        self.starts = starts_of(sizes, source.pixel_bytes)
         self.open()
 
     def open(self) -> None:
@@ -74,13 +74,13 @@ class Cached(SourceWrapper):
     def read(self, i: int) -> Pixels:
         room = self.pixels[self.starts[i] : self.starts[i + 1]]
         height, width = self.sizes[i].tolist()
-        size = height * width * self.channels
+        size, kind = height * width * self.pixel_bytes, np.dtype(self.dtype)
         if self.sums[i] and (self.trusted[i] or sum_of(room) == self.sums[i]):
             self.trusted[i] = True
-            return room[:size].reshape(height, width, self.channels)
+            return room[:size].view(kind).reshape(height, width, self.channels)
         pixels = read_pixels(self.source, i)
-        if pixels.shape == (height, width, self.channels):
-            room[:size] = pixels.reshape(-1)
+        if pixels.shape == (height, width, self.channels) and pixels.dtype == kind:
+            room[:size] = np.ascontiguousarray(pixels).reshape(-1).view(np.uint8)
             self.sums[i] = sum_of(room)
         return pixels
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Int64, UInt8
+from jaxtyping import Bool, Float32, Int64, Shaped
 from torch import Tensor
 
 from torchmae.data.config import DecodeOptions
@@ -225,12 +225,12 @@ class DetectionCrop:
     """
 
     place: ScaleJitterCrop
-    fill: tuple[int, ...]
+    fill: tuple[float, ...]
     masks: bool = True
 
     def __call__(
         self, image: Pixels, target: Objects, epoch: int, sample: int
-    ) -> tuple[UInt8[Tensor, "C h w"], dict[str, Tensor]]:
+    ) -> tuple[Shaped[Tensor, "C h w"], dict[str, Tensor]]:
         """The crop of one sample; its objects as `place_objects` returns them."""
         height, width = image.shape[:2]
         placement = self.place.placement(height, width, epoch, sample)

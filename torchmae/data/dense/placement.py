@@ -12,10 +12,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float32, Int64, Integer, UInt8
+from jaxtyping import Float32, Int64, Integer, Shaped
 from torch import Tensor
 
-from torchmae.data.transforms import Pixels
+from torchmae.data.transforms import Pixels, as_tensor
 from torchmae.hashing import PLACE, uniform
 
 # Which side of an image is that of the canvas at scale 1.
@@ -47,8 +47,8 @@ class Placement(NamedTuple):
 
 
 def place_image(
-    image: Pixels, placement: Placement, fill: tuple[int, ...] = (0,)
-) -> UInt8[Tensor, "C h w"]:
+    image: Pixels, placement: Placement, fill: tuple[float, ...] = (0,)
+) -> Shaped[Tensor, "C h w"]:
     """The canvas with the image on it: bilinear, antialiased where it shrinks.
 
     Args:
@@ -56,7 +56,7 @@ def place_image(
         placement: where they go.
         fill: of the padding, one value for each channel or one for all.
     """
-    pixels = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)
+    pixels = as_tensor(image)
     sides = (placement.height, placement.width)
     if pixels.shape[1:] != sides:
         resized = F.interpolate(pixels.unsqueeze(0), size=sides, mode="bilinear", antialias=True)
@@ -67,7 +67,7 @@ def place_image(
     window = pixels[:, top : top + rows, left : left + columns]
     if window.shape[1:] == placement.size:
         return window.contiguous()
-    channels = torch.tensor(fill, dtype=torch.uint8).expand(len(pixels))
+    channels = torch.tensor(fill, dtype=pixels.dtype).expand(len(pixels))
     canvas = channels.view(-1, 1, 1).repeat(1, *placement.size)
     canvas[:, :rows, :columns] = window
     return canvas

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64, Shaped, UInt8
 from torch import Tensor
 
 from torchmae.data.augment import JITTERS, jittered
@@ -23,7 +23,7 @@ from torchmae.data.dense.placement import (
 )
 from torchmae.data.loader import read_pixels
 from torchmae.data.sources.source import BadFile, Source, digest_of, with_decode
-from torchmae.data.transforms import Pixels
+from torchmae.data.transforms import Pixels, as_tensor
 from torchmae.errors import UserError, printable
 from torchmae.hashing import PHOTOMETRIC, uniform
 
@@ -406,12 +406,12 @@ class SegmentationCrop:
     """
 
     place: ScaleJitterCrop
-    fill: tuple[int, ...]
+    fill: tuple[float, ...]
     photometric: float = 1.0
 
     def __call__(
         self, image: Pixels, target: Labelled, epoch: int, sample: int
-    ) -> tuple[UInt8[Tensor, "C h w"], Int64[Tensor, "h w"]]:
+    ) -> tuple[Shaped[Tensor, "C h w"], Int64[Tensor, "h w"]]:
         """The crop of one sample.
 
         Raises:
@@ -454,7 +454,7 @@ class Example(NamedTuple):
     """
 
     number: int
-    image: UInt8[Tensor, "C H W"]
+    image: Shaped[Tensor, "C H W"]
     labels: UInt8[Tensor, "H W"] | None
 
 
@@ -479,5 +479,4 @@ class Examples:
             labels = None if self.labels is None else self.labels[i].label_map(*image.shape[:2])
         except BadImage as error:
             return BadFile(self.source.name(i), str(error))
-        pixels = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)
-        return Example(i, pixels, None if labels is None else torch.from_numpy(labels))
+        return Example(i, as_tensor(image), None if labels is None else torch.from_numpy(labels))

@@ -5,6 +5,7 @@ import numpy as np
 from jaxtyping import Float64, UInt8
 from PIL import Image
 
+from torchmae.data.formats.raster import viewable
 from torchmae.data.sources.source import Pixels
 
 SIDE, THUMB = 32, 16  # px: what is hashed, what is compared where hashes are close
@@ -28,6 +29,7 @@ U, V = (np.array(part) for part in tuple(zip(*LOWEST))[1:])
 
 def shrink(pixels: Pixels) -> Grey:
     """An image in grey, 32 px wide and high."""
+    pixels = viewable(pixels)
     if pixels.shape[2] == 3:
         grey = Image.fromarray(pixels).convert("L")
     else:

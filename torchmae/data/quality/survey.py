@@ -156,7 +156,8 @@ def facts_of_image(source: Source, i: int) -> Facts:
         if isinstance(data, bytes):
             kind = encoding(data, source.decode).words()
         else:
-            kind = f"pixels, {channels_words(data.shape[2])} of 8 bits"
+            bits = 8 * data.dtype.itemsize
+            kind = f"pixels, {channels_words(data.shape[2])} of {bits} bits"
     except (BadImage, OSError) as error:
         return Facts(bad=getattr(error, "strerror", None) or str(error))
     grey = shrink(pixels)
@@ -187,6 +188,8 @@ def digest_of_pixels(pixels: Pixels) -> bytes:
 
 
 def saturated(pixels: Pixels) -> tuple[float, float]:
-    """The shares of pixels that are black, and white, in every channel."""
+    """The shares of pixels that are black, and white, in every channel; 0 of what has no white."""
+    if pixels.dtype != np.uint8:
+        return 0.0, 0.0
     low, high = pixels.max(axis=2) < ENDS, pixels.min(axis=2) > 255 - ENDS
     return float(low.mean()), float(high.mean())

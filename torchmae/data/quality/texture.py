@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from torchmae.data.decode import BadImage
+from torchmae.data.formats.raster import viewable
 from torchmae.data.loader import read_pixels
 from torchmae.data.quality.survey import Survey
 from torchmae.data.transforms import CenterCropResize
@@ -64,7 +65,8 @@ def texture(found: Survey, side: int, seed: int) -> Texture | None:
             image, _ = crop(read_pixels(*found.place(i)))
         except BadImage:  # it was there when it was looked at
             continue
-        curve = autocorrelation(image.numpy().mean(axis=0))
+        seen = viewable(image.permute(1, 2, 0).numpy())
+        curve = autocorrelation(seen.mean(axis=2))
         curves += [] if curve is None else [curve]
     if not curves:
         return None

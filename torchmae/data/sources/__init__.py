@@ -21,6 +21,7 @@ from torchmae.data.sources.source import BadFile as BadFile
 from torchmae.data.sources.source import Source as Source
 from torchmae.data.sources.source import StringArray as StringArray
 from torchmae.data.sources.source import with_decode as with_decode
+from torchmae.data.sources.source import with_slices
 from torchmae.data.sources.tars import open_tar
 from torchmae.errors import UserError, choose, nearest
 
@@ -60,7 +61,7 @@ def open_sources(specs: Sequence[str], decode: DecodeOptions, listing: Listing) 
         for kind, what in places
     ]
     chosen = select_all(opened, listing, specs[0])
-    return [with_decode(source, decode) for source in chosen]
+    return [with_decode(with_slices(source), decode) for source in chosen]
 
 
 def find_kind(spec: str) -> tuple[str, str]:

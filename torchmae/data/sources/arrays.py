@@ -10,10 +10,11 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Shaped, UInt8
 from PIL import Image
 
 from torchmae.data.cache.layout import free_memory
+from torchmae.data.config import KINDS
 from torchmae.data.sources.npy import ArrayFile, in_one_piece, unmapped
 from torchmae.data.sources.source import (
     Pixels,
@@ -34,7 +35,7 @@ SMALL, MOST_PACKED = 10**9, 100
 
 
 class Arrays(Source):
-    """Images that are one uint8 array [N, H, W, C].
+    """Images that are one array [N, H, W, C] of one of `KINDS`.
 
     Args:
         load: returns the array, here and again in a process that unpickles this.
@@ -63,6 +64,7 @@ class Arrays(Source):
         self.pixels = load()
         self.labels = StringArray(labels) if labels is not None else None
         self.stored_channels = int(self.pixels.shape[3])
+        self.stored_dtype = self.pixels.dtype.name
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "pixels": None}
@@ -95,7 +97,7 @@ class Arrays(Source):
 
 
 def open_array(spec: str) -> Source:
-    """A uint8 array [N, H, W, C], [N, C, H, W] or [N, H, W].
+    """An array [N, H, W, C], [N, C, H, W] or [N, H, W] of one of `KINDS`.
 
     "x.npy", "x.npz" or "x.npz?key=train&layout=NCHW".
     """
@@ -149,7 +151,7 @@ def refuse_large(what: str, size: int, remedy: str) -> None:
         )
 
 
-def _load_array(path: str, key: str, layout: str) -> UInt8[np.ndarray, "N H W C"]:
+def _load_array(path: str, key: str, layout: str) -> Shaped[np.ndarray, "N H W C"]:
     loaded = np.load(path, mmap_mode="r", allow_pickle=False)
     packed = isinstance(loaded, np.lib.npyio.NpzFile)
     if packed != bool(key):
@@ -157,10 +159,10 @@ def _load_array(path: str, key: str, layout: str) -> UInt8[np.ndarray, "N H W C"
         raise UserError(f"'{path}' is a {kind} named {other}: rename it to {kind}")
     pixels = loaded[key] if key else loaded
     what = f"'{path}' holds {pixels.dtype} {list(pixels.shape)}"
-    if pixels.dtype != np.uint8:
+    if pixels.dtype.newbyteorder("=").name not in KINDS or not pixels.dtype.isnative:
         raise UserError(
-            f"{what}; only uint8 (0..255) is read: save it as (x * 255).round().astype('uint8') "
-            "if it is in 0..1"
+            f"{what}; {', '.join(KINDS)} are read: save it as one of these, such as "
+            "x.astype('float32')"
         )
     if (
         0 in pixels.shape
@@ -189,7 +191,7 @@ def _choose_array(path: str, key: str | None) -> tuple[str, list[str] | None]:
         fitting = [
             name
             for name, (shape, dtype) in shapes.items()
-            if len(shape) in (3, 4) and dtype == np.uint8
+            if len(shape) in (3, 4) and dtype.name in KINDS
         ]
         usual = [
             name for name in ("images", "x", "x_train", "train", "data", "arr_0") if name in shapes

@@ -14,10 +14,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from torchmae.data.decode import image_extensions
+from torchmae.data.decode import Kind, image_extensions
+from torchmae.data.formats import FORMATS
 from torchmae.data.sources.packed import is_packed, open_packed
 from torchmae.data.sources.source import (
     BadFile,
+    Encoded,
     Source,
     StringArray,
     copied,
@@ -41,7 +43,7 @@ class Found(NamedTuple):
     times: np.ndarray  # int64 [N]
 
 
-class Files(Source):
+class Files(Encoded):
     """Image files below `root`, labelled by a list ("" for none) or by the first folder of each
     name."""
 
@@ -79,8 +81,14 @@ class Files(Source):
             times=self.times[ids],
             labels=self.labels.take(ids) if self.labels else None,
             groups=self.groups.take(ids) if self.groups else None,
+            kinds=None,
             emptied=frozenset(self.names[i].partition("/")[0] for i in out),
         )
+
+    def kind_at(self, i: int) -> Kind | None:
+        """What one image is; None if that cannot be read, or reading it could wait for ever."""
+        regular = os.path.isfile(os.path.join(self.root, self.names[i]))
+        return super().kind_at(i) if regular else None
 
     def read(self, i: int) -> bytes:
         return read_file(os.path.join(self.root, self.names[i]), self.decode)
@@ -109,15 +117,24 @@ def open_folder(path: str) -> Source:
     if others[".tar"]:
         shards, unusable, _ = walk(root, {".tar"})
         return Tars([os.path.join(root, name) for name in shards.names], unusable)
+    if others[".npy"]:  # one image each
+        return Files(root, *walk(root, FORMATS["NumPy"].extensions)[:2])
     more = ""
     if unusable:
         more = f", {len(unusable)} unusable ({unusable[0]})"
     seen = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(5))
     raise UserError(
         f"no images in '{path}': {others.total()} other files ({seen or 'none at all'})"
-        f"{more}; "
+        f"{more}{extra_for(others)}; "
         f"extensions looked for: {' '.join(sorted(wanted))}"
     )
+
+
+def extra_for(others: Counter[str]) -> str:
+    """How to read files of other extensions, if some extra can."""
+    if others[".heic"] or others[".heif"]:
+        return '; for HEIC: pip install "torchmae[heif]"'
+    return ""
 
 
 def walk(root: str, wanted: Collection[str]) -> tuple[Found, list[BadFile], Counter[str]]:

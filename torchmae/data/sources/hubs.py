@@ -13,9 +13,10 @@ from typing import Any, get_args
 import numpy as np
 from PIL import Image
 
-from torchmae.data.config import DecodeOptions
+from torchmae.data.config import KINDS, DecodeOptions
 from torchmae.data.decode import BadImage, from_pil
 from torchmae.data.sources.source import (
+    Encoded,
     Pixels,
     Source,
     distinct,
@@ -27,7 +28,7 @@ from torchmae.data.sources.source import (
 from torchmae.errors import UserError, choose, missing_extra
 
 
-class TorchVision(Source):
+class TorchVision(Encoded):
     """A torchvision data set, whose items are (image, class) pairs.
 
     Where an item opens an image file, the file's bytes are taken in its place, so that the rules of
@@ -96,7 +97,7 @@ class TorchVision(Source):
             raise BadImage(f"{type(error).__name__}: {reason}") from error
         image = item[0] if isinstance(item, tuple) else item
         if isinstance(image, Image.Image):
-            return from_pil(image, self.decode.white)
+            return from_pil(image)
         tensor = not isinstance(image, np.ndarray)
         pixels = np.asarray(image)
         pixels = (
@@ -106,8 +107,8 @@ class TorchVision(Source):
             if tensor
             else pixels
         )
-        if pixels.dtype != np.uint8 or pixels.ndim != 3:
-            raise BadImage(f"{pixels.dtype} {list(pixels.shape)} is no uint8 image")
+        if pixels.dtype.name not in KINDS or pixels.ndim != 3:
+            raise BadImage(f"{pixels.dtype} {list(pixels.shape)} is no image")
         return pixels
 
     def fingerprint(self) -> str:
@@ -189,7 +190,7 @@ def open_torchvision(spec: str) -> Source:
     return TorchVision(data, name)
 
 
-class HuggingFace(Source):
+class HuggingFace(Encoded):
     """A Hugging Face data set: encoded bytes of an image column, names of a class column."""
 
     named = False

@@ -76,7 +76,7 @@ class Packed(Tars):
         """
         settings = self.header["settings"]
         decode = self.decode
-        same = (self.channels, decode.white) == (3, settings.get("white"))
+        same = (self.channels, self.dtype, decode.bands) == (3, "uint8", None)
         same = same and decode.max_megapixels >= settings.get("max_megapixels", np.inf)
         if not same or self.sizes is None or self.moments is None:
             return None
@@ -93,6 +93,7 @@ class Packed(Tars):
             labels=part.labels,
             places=part.places,
             sums=self.sums[ids],
+            kinds=None,
             sizes=None if self.sizes is None else self.sizes[ids],
             moments=None,  # they are those of all
         )
@@ -444,7 +445,9 @@ def write_index(
         "shards": [{name: part.facts[name] for name in kept} for part in done],
     }
     if measure:
-        arrays["moments"] = measure(Packed(str(out), header, arrays))
+        made = Packed(str(out), header, arrays)
+        if (made.channels, made.dtype) == (3, "uint8"):  # what `scanned` answers for
+            arrays["moments"] = measure(made)
     data = save(arrays)
     write_whole(out / ARRAYS, data)
     write_header(out, {**header, "index_sha256": hashlib.sha256(data).hexdigest()})

@@ -2,14 +2,15 @@
 
 import logging
 import os
+from dataclasses import replace
 from glob import glob
 from pathlib import PurePath
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Shaped
 
-from torchmae.data.config import DecodeOptions
+from torchmae.data.config import KINDS, DecodeOptions
 from torchmae.data.decode import BadImage, decode
 from torchmae.data.loader import read_pixels
 from torchmae.data.sources import open_source
@@ -83,11 +84,16 @@ def read_images(path: str, options: DecodeOptions) -> list[Pixels]:
     if suffix_of(path.partition("?")[0]) not in (".npy", ".npz"):
         return [read_image(path, options)]
     one = single_image(path, options.channels or 3)
-    return [one] if one is not None else first_images(path, options)
+    if one is None:
+        return first_images(path, options)
+    try:
+        return [decode(one, replace(options, channels=None, bands=None))]
+    except BadImage as error:
+        raise UserError(f"cannot read {path}: {error}") from error
 
 
 def read_image(path: str, options: DecodeOptions) -> Pixels:
-    """A file as uint8 pixels; `UserError` where it is none that can be read."""
+    """A file as pixels; `UserError` where it is none that can be read."""
     try:
         return decode(read_file(path, options), options)
     except IsADirectoryError as error:
@@ -100,7 +106,7 @@ def read_image(path: str, options: DecodeOptions) -> Pixels:
         raise UserError(f"cannot read {path}: {error}") from error
 
 
-def single_image(path: str, channels: int) -> UInt8[np.ndarray, "H W C"] | None:
+def single_image(path: str, channels: int) -> Shaped[np.ndarray, "H W C"] | None:
     """A .npy file that is one image of so many channels; None for anything else."""
     if suffix_of(path) != ".npy" or not os.path.isfile(path):
         return None
@@ -110,7 +116,7 @@ def single_image(path: str, channels: int) -> UInt8[np.ndarray, "H W C"] | None:
         return None  # `open_source` says why
     if (
         not isinstance(pixels, np.ndarray)
-        or pixels.dtype != np.uint8
+        or pixels.dtype.name not in KINDS
         or pixels.ndim != 3
         or 0 in pixels.shape
     ):

@@ -7,17 +7,19 @@ import zlib
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import pairwise
 from typing import IO, Any, NamedTuple, Protocol, TypeVar, overload, runtime_checkable
 
 import numpy as np
-from jaxtyping import UInt8
 
 from torchmae.data.config import DecodeOptions
-from torchmae.data.decode import BadImage, check_bytes, max_bytes
-from torchmae.errors import choose, printable
+from torchmae.data.decode import BadImage, Kind, check_bytes, kind_of, max_bytes
+from torchmae.data.decode import Pixels as Pixels
+from torchmae.data.formats import FORMATS, SLICED, format_of
+from torchmae.errors import UserError, choose, printable
 
-Pixels = UInt8[np.ndarray, "H W C"]
 S = TypeVar("S", bound="Source")
 
 
@@ -39,7 +41,9 @@ class Source(Protocol):
     """
 
     stored_channels: int = 3
-    """Of what `read` returns; 3 for image files, which are decoded to grey or colour."""
+    """Of what `read` returns; 3 for image files of 8 bits, which become gray or color."""
+    stored_dtype: str = "uint8"
+    """Likewise the type of its pixels."""
     decode: DecodeOptions = DecodeOptions()
     """How `read_pixels` decodes an image; `with_decode` makes a copy with other options."""
     unusable: Sequence[BadFile] = ()
@@ -52,7 +56,24 @@ class Source(Protocol):
     @property
     def channels(self) -> int:
         """Of the decoded images."""
-        return self.decode.channels or self.stored_channels
+        return self.decode.channels or self.chosen_channels
+
+    @property
+    def chosen_channels(self) -> int:
+        """Those that the images have, or --bands chooses of these."""
+        bands = self.decode.bands
+        return len(bands) if bands else self.stored_channels
+
+    @property
+    def dtype(self) -> str:
+        """Of the decoded images: a name in `KINDS`."""
+        floats = self.decode.nodata is not None
+        return self.decode.dtype or ("float32" if floats else self.stored_dtype)
+
+    @property
+    def pixel_bytes(self) -> int:
+        """Of a decoded pixel, all channels."""
+        return self.channels * np.dtype(self.dtype).itemsize
 
     def __len__(self) -> int: ...
 
@@ -71,7 +92,7 @@ class Source(Protocol):
         return Subset(self, ids)
 
     def read(self, i: int) -> bytes | Pixels:
-        """The encoded file, or uint8 pixels [H, W, C].
+        """The encoded file, or pixels [H, W, C] of one of `KINDS`.
 
         Raises:
             OSError: it cannot be read.
@@ -96,6 +117,51 @@ class Source(Protocol):
         By its times, so that a change of its owner or of its links counts too.
         """
         return False
+
+
+PEEKED = 8  # encoded images that are looked at for what all are
+
+# What is always 8-bit gray or color, whatever is in the file.
+PHOTOS = (".jpg", ".jpeg", ".jpe", ".jfif", ".gif", ".bmp", ".webp", ".avif", ".ico", ".tga")
+
+
+class Encoded(Source):
+    """A source of encoded images, which finds out what most of them are: by looking at some."""
+
+    kinds: dict[Any, Kind] | None = None  # found already, by what decides of it
+
+    def kind(self) -> Kind:
+        """What most of `PEEKED` images spread over the set are; 8-bit color where none can be
+        read."""
+        decode = self.decode
+        self.kinds = {} if self.kinds is None else self.kinds
+        key = decode.bands, decode.nodata
+        if key not in self.kinds:
+            spread = np.unique(np.linspace(0, len(self) - 1, min(PEEKED, len(self))).astype(int))
+            found = [kind for kind in map(self.kind_at, spread.tolist()) if kind is not None]
+            self.kinds[key] = Counter(found or [Kind(3, "uint8")]).most_common(1)[0][0]
+        return self.kinds[key]
+
+    def kind_at(self, i: int) -> Kind | None:
+        """What one image is; None if that cannot be read."""
+        plain = self.decode.bands is None and self.decode.nodata is None
+        if plain and suffix_of(self.name(i)) in PHOTOS:
+            return Kind(3, "uint8")
+        try:
+            data = self.read(i)
+            if isinstance(data, bytes):
+                return kind_of(data, self.decode)
+            return Kind(data.shape[2], data.dtype.name)
+        except (BadImage, OSError):
+            return None
+
+    @property
+    def stored_channels(self) -> int:  # type: ignore[override]  # found when it is asked for
+        return self.kind().channels
+
+    @property
+    def stored_dtype(self) -> str:  # type: ignore[override]
+        return self.kind().dtype
 
 
 def read_file(path: str | bytes | os.PathLike[str], options: DecodeOptions) -> bytes:
@@ -137,6 +203,10 @@ class SourceWrapper(Source):
     @property
     def stored_channels(self) -> int:  # type: ignore[override]  # as `decode`: handed on
         return self.source.stored_channels
+
+    @property
+    def stored_dtype(self) -> str:  # type: ignore[override]
+        return self.source.stored_dtype
 
     @property
     def decode(self) -> DecodeOptions:  # type: ignore[override]
@@ -211,7 +281,9 @@ def with_decode(source: Source, options: DecodeOptions) -> Source:
         return with_decode(source.source, options)
     if isinstance(source, SourceWrapper):
         return copied(source, source=with_decode(source.source, options))
-    return copied(source, decode=options)
+    other = copied(source, decode=options)
+    refuse_other_kind(other)
+    return other
 
 
 def copied(source: S, /, **changes: Any) -> S:
@@ -219,6 +291,74 @@ def copied(source: S, /, **changes: Any) -> S:
     copy = object.__new__(type(source))  # copy.copy would load arrays again, as unpickling does
     copy.__dict__.update({**source.__dict__, **changes})
     return copy
+
+
+def refuse_other_kind(source: Source) -> None:
+    """Raises UserError where the images have pixels of a type that cannot become the one that is
+    expected of them."""
+    want = source.decode.dtype
+    have = "float32" if source.decode.nodata is not None else source.stored_dtype
+    if want in (None, have) or (want == "float32" and have != "uint8"):
+        return
+    raise UserError(
+        f"the images have {have} pixels, {want} is expected (of the run, or by --dtype): mae "
+        f"finetune, segment and detect take --dtype {have}, and mae pretrain --from RUN, which "
+        "measure mean and std again"
+    )
+
+
+class Slices(Subset):
+    """The slices of files that hold several (DICOM, NIfTI), each an image of its own.
+
+    Args:
+        source: the files.
+        counts: how many slices each has.
+    """
+
+    def __init__(self, source: Source, counts: Sequence[int]):
+        super().__init__(source, np.repeat(np.arange(len(counts)), counts))
+        firsts = np.cumsum([0, *counts])[:-1]
+        self.within = np.arange(len(self.ids)) - firsts[self.ids]
+        self.counts = np.array(counts)
+
+    def name(self, i: int) -> str:
+        several = self.counts[self.ids[i]] > 1
+        return super().name(i) + f"[{self.within[i]}]" * bool(several)
+
+    def group(self, i: int) -> str | None:
+        """No split divides a volume."""
+        several = self.counts[self.ids[i]] > 1
+        return super().group(i) or (self.source.name(int(self.ids[i])) if several else None)
+
+    def read(self, i: int) -> bytes | Pixels:
+        data = super().read(i)
+        kind = format_of(data) if isinstance(data, bytes) else None
+        if kind is None or FORMATS[kind].slices is None:
+            return data
+        assert isinstance(data, bytes)
+        return FORMATS[kind].read(data, int(self.within[i]), self.decode.max_megapixels).pixels
+
+
+def with_slices(source: Source) -> Source:
+    """The source itself, or its slices where some files have several."""
+    names = getattr(source, "names", None)
+    blob = names.blob.lower() if isinstance(names, StringArray) else b""
+    if not any(ending.encode() in blob for ending in SLICED):
+        return source
+
+    def count(i: int) -> int:
+        if suffix_of(source.name(i)) not in SLICED:
+            return 1
+        with suppress(BadImage, OSError):  # one image, which the scan will name
+            data = source.read(i)
+            kind = format_of(data) if isinstance(data, bytes) else None
+            counter = None if kind is None else FORMATS[kind].slices
+            if counter is not None and isinstance(data, bytes):
+                return counter(data)
+        return 1
+
+    with ThreadPoolExecutor(8) as pool:
+        return Slices(source, list(pool.map(count, range(len(source)))))
 
 
 class StringArray(Sequence[str]):
@@ -339,7 +479,9 @@ def options_of(spec: str, allowed: Sequence[str] | None) -> tuple[str, dict[str,
 
 
 def suffix_of(name: str) -> str:
-    return os.path.splitext(name)[1].lower()
+    """The extension of a file name, in lower case; of packed volumes both of theirs."""
+    lower = name.lower()
+    return ".nii.gz" if lower.endswith(".nii.gz") else os.path.splitext(lower)[1]
 
 
 def distinct(names: Sequence[str]) -> list[str]:

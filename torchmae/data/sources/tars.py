@@ -14,6 +14,7 @@ import numpy as np
 from torchmae.data.decode import BadImage, check_bytes, image_extensions
 from torchmae.data.sources.source import (
     BadFile,
+    Encoded,
     Source,
     StringArray,
     copied,
@@ -40,7 +41,7 @@ class Handle:
             close(self.descriptor)
 
 
-class Tars(Source):
+class Tars(Encoded):
     """The images in plain tar files.
 
     One pass over the headers finds where each image is; nothing is unpacked. The label of KEY.jpg
@@ -104,6 +105,7 @@ class Tars(Source):
             names=self.names.take(ids),
             labels=self.labels.take(ids),
             places=self.places[ids],
+            kinds=None,
         )
 
     def read(self, i: int) -> bytes:

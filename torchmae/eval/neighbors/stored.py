@@ -50,7 +50,7 @@ def about(run: str, source: Source, layer: int, pool: str) -> dict[str, Any]:
 def open_of_run(run: str, data: str, decode: RunDecodeOptions, listing: ListingOptions) -> Source:
     """The images of DATA, decoded and chosen as those of the run were unless told otherwise; what
     was left out is said."""
-    options = decode_as_run(run, decode.max_megapixels, decode.white)
+    options = decode_as_run(run, decode)
     source = open_source(data, options, listing_as_run(listing, data, run))
     if source.left_out:
         logger.info(source.left_out)

@@ -102,7 +102,7 @@ def frozen_guesses(
         TOKENS: lambda: patch_tokens_of(encoder, None, device),
     }
     functions = {kind: makers[kind]() for kind in {MEASURES[name][0] for name in names}}
-    decoded = sets.with_decode(decode_as_run(run, None, None))
+    decoded = sets.with_decode(decode_as_run(run))
     (ids, train), (test_ids, test) = (
         (ids, dict(zip(functions, rows)))
         for ids, rows, _ in (

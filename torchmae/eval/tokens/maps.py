@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Float64, UInt8
+from jaxtyping import Float, Float64, Shaped, UInt8
 from torch import Tensor
 
 from torchmae.errors import UserError
@@ -36,7 +36,7 @@ class TokenMaps(NamedTuple):
 @torch.no_grad()
 def token_maps(
     encoder: Backbone,
-    image: UInt8[Tensor, "C H W"],
+    image: Shaped[Tensor, "C H W"],
     layer: int,
     pool: AttentivePool | None,
     device: torch.device,
@@ -137,7 +137,7 @@ def quantile(rows: Float64[Tensor, "K M"], q: float) -> Float64[Tensor, " K"]:
 
 @torch.no_grad()
 def colored_tokens(
-    encoder: Backbone, images: UInt8[Tensor, "B C H W"]
+    encoder: Backbone, images: Shaped[Tensor, "B C H W"]
 ) -> UInt8[Tensor, "B 3 H W"] | None:
     """The last tokens of images of the encoder's size as colors, each patch in one; None where a
     token is not finite.

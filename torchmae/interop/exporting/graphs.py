@@ -99,7 +99,8 @@ def sizes_of(subject: ExportInput, any_size: bool) -> tuple[tuple[int, int], ...
 def metadata(subject: ExportInput) -> dict[str, str]:
     """What a server has to know: texts, and JSON for numbers, sizes and classes."""
     encoder = subject.encoder
-    pixels = "uint8 pixels" if subject.serving else "float32, (pixels / 255 - mean) / std"
+    unit = "pixels / 255" if encoder.scaling is None else "values"
+    pixels = "uint8 pixels" if subject.serving else f"float32, ({unit} - mean) / std"
     output = "logits" if isinstance(subject.model, Classifier | Segmenter) else "tokens"
     if isinstance(subject.serving, WithPreprocessing) and subject.serving.pool:
         output = "features"

@@ -186,7 +186,7 @@ def write_preprocessor(encoder: ViT, folder: Path) -> None:
         "size": {"height": height, "width": width},
         "resample": 3,
         "do_resize": True,
-        "do_rescale": True,
+        "do_rescale": encoder.scaling is None,
         "rescale_factor": 1 / WHITE,
         "do_normalize": True,
         "image_mean": encoder.mean,

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor, nn
 
 from torchmae.errors import UserError, choose, library
@@ -216,7 +216,7 @@ class Detector(nn.Module):
         size = int(images.shape[2]), int(images.shape[3])
         return self.heads.detect(maps[:-1], boxes, size)
 
-    def as_seen(self, images: UInt8[Tensor, "B C H W"]) -> UInt8[Tensor, "B C _h _w"]:
+    def as_seen(self, images: Shaped[Tensor, "B C H W"]) -> Shaped[Tensor, "B C _h _w"]:
         """Images resized as they are looked at: at scale 1 of the training crops."""
         height, width = images.shape[2:]
         canvas = self.encoder.image_size
@@ -227,7 +227,7 @@ class Detector(nn.Module):
         return F.interpolate(images, size=size, mode="bilinear", antialias=True)
 
     @torch.no_grad()
-    def predict(self, images: UInt8[Tensor, "B C H W"]) -> list[Found]:
+    def predict(self, images: Shaped[Tensor, "B C H W"]) -> list[Found]:
         """The objects in uint8 images of any size."""
         self.eval()
         device = next(self.parameters()).device

@@ -4,7 +4,7 @@ adds one."""
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Int64, Shaped, UInt8
 from torch import Tensor, nn
 
 from torchmae.errors import choose
@@ -12,6 +12,7 @@ from torchmae.models.encoders.timm import TimmEncoder
 from torchmae.models.patches import Size
 from torchmae.models.sizes import architecture, check_sizes
 from torchmae.models.vit import ViT
+from torchmae.scaling import Scaling
 
 
 @runtime_checkable
@@ -24,7 +25,8 @@ class Backbone(Protocol):
         channels: of the images.
         num_prefix_tokens: tokens before those of the patches; if there are any, the class token is
             the first.
-        mean, std: one value a channel, for pixels in 0..1; what `normalize` uses.
+        mean, std: one value a channel, for pixels in 0..1, or for floats after `scaling` (None: the
+            images are of 8 bits); what `normalize` uses.
     """
 
     embed_dim: int
@@ -35,6 +37,7 @@ class Backbone(Protocol):
     num_prefix_tokens: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    scaling: Scaling | None
 
     def __call__(
         self,
@@ -78,7 +81,7 @@ class Backbone(Protocol):
         `ENCODERS`."""
         ...
 
-    def normalize(self, images: UInt8[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+    def normalize(self, images: Shaped[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         """Pixels to what the encoder takes."""
         ...
 
@@ -100,7 +103,13 @@ class Backbone(Protocol):
         """Makes the encoder take images of another size."""
         ...
 
-    def adapt(self, channels: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    def adapt(
+        self,
+        channels: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        scaling: Scaling | dict[str, Any] | None = None,
+    ) -> None:
         """Makes the encoder take images of other channels and statistics."""
         ...
 
@@ -150,4 +159,5 @@ def new_encoder(
         channels: of the images.
     """
     own = {"image_size": image_size, "patch_size": patch_size, "channels": channels}
-    return build_encoder({**architecture(model), **own, "mean": None, "std": None})
+    known = {name: v for name, v in architecture(model).items() if name != "scaling"}
+    return build_encoder({**known, **own, "mean": None, "std": None})

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchmae.errors import UserError, library, nearest
 from torchmae.models.patches import grid_of, pad_to_patch
 from torchmae.models.vit import PixelInput, drop_path
+from torchmae.scaling import Scaling
 
 # Classes of timm whose tokens are those of a grid of patches, and the modules that make them.
 CLASSES = ("VisionTransformer", "VisionTransformerDistilled", "Beit", "Eva")
@@ -50,6 +51,7 @@ class TimmEncoder(PixelInput):
         channels: of the images.
         mean, std: one value for each channel, for pixels in 0..1; None: those of timm's
             configuration, or 0.5 where the channels are others.
+        scaling: see `PixelInput`.
         norm: whether there is a norm after the last block; None: as timm has it. (timm leaves it to
             the head in models that pool the mean.)
         known: "patch_size", "embed_dim", "depth", as `config` states them for readers who build
@@ -60,7 +62,7 @@ class TimmEncoder(PixelInput):
             the size does not fit the patches; `known` is of another model.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (as of the ViT)
         self,
         name: str,
         image_size: tuple[int, int] | None = None,
@@ -68,12 +70,14 @@ class TimmEncoder(PixelInput):
         mean: tuple[float, ...] | None = None,
         std: tuple[float, ...] | None = None,
         norm: bool | None = None,
+        scaling: Scaling | dict[str, Any] | None = None,
         **known: Any,
     ):
         model = create(name, image_size, channels)
         cfg, half = model.pretrained_cfg, (0.5,) * channels
         given = (tuple(mean or cfg["mean"]), tuple(std or cfg["std"]))
-        super().__init__(channels, *(x if len(x) == channels else half for x in given))
+        mean, std = (x if len(x) == channels else half for x in given)
+        super().__init__(channels, mean, std, scaling)
         self.name = name
         self.model = model
         self.embed_dim: int = model.embed_dim
@@ -105,8 +109,7 @@ class TimmEncoder(PixelInput):
             "channels": self.channels,
             "embed_dim": self.embed_dim,
             "depth": len(self.model.blocks),
-            "mean": self.mean,
-            "std": self.std,
+            **self.pixel_config(),
             "norm": not isinstance(self.model.norm, nn.Identity),
         }
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor, nn
 
 from torchmae.errors import UserError, choose
@@ -119,7 +119,7 @@ class Segmenter(nn.Module):
         whole = [-(-size[0] // down) * down, -(-size[1] // across) * across]
         return resized(logits.float(), whole)[:, :, : size[0], : size[1]]
 
-    def as_seen(self, images: UInt8[Tensor, "B C H W"]) -> UInt8[Tensor, "B C _h _w"]:
+    def as_seen(self, images: Shaped[Tensor, "B C H W"]) -> Shaped[Tensor, "B C _h _w"]:
         """Images resized as they are predicted: at scale 1 of the training crops."""
         height, width = images.shape[2:]
         canvas = self.encoder.image_size
@@ -133,7 +133,7 @@ class Segmenter(nn.Module):
 
     def probabilities(
         self,
-        images: UInt8[Tensor, "B C H W"],
+        images: Shaped[Tensor, "B C H W"],
         slide: int = 0,
         stride: int | None = None,
         flip: bool = False,
@@ -175,7 +175,7 @@ class Segmenter(nn.Module):
     @torch.no_grad()
     def predict(
         self,
-        images: UInt8[Tensor, "B C H W"],
+        images: Shaped[Tensor, "B C H W"],
         slide: int = 0,
         stride: int | None = None,
         flip: bool = False,

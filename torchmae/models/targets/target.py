@@ -3,7 +3,7 @@
 from typing import ClassVar
 
 import torch.nn.functional as F
-from jaxtyping import Float, Int64, Shaped
+from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor, nn
 
 from torchmae.models.masking import Mask
@@ -79,7 +79,11 @@ class Target(nn.Module):
         return truth, patch_statistics(patchify(images, self.patch, ids))
 
     def trivial_losses(
-        self, images: Float[Tensor, "B C H W"], mask: Mask, seen: Float[Tensor, "B C H W"]
+        self,
+        images: Float[Tensor, "B C H W"],
+        mask: Mask,
+        seen: Float[Tensor, "B C H W"],
+        counted: Bool[Tensor, "B N"] | None = None,
     ) -> dict[str, Float[Tensor, ""]]:
         """The losses of predictors that have learned nothing, by name, on `mask.predicted`.
 
@@ -91,12 +95,21 @@ class Target(nn.Module):
             images: normalised.
             mask: their patches.
             seen: the images as the encoder gets them: with noise, if there is any.
+            counted: the patches that the loss counts; None: all.
         """
         truth, visible = self(images, mask.predicted), self(seen, mask.keep)
         guesses = {"patch mean": truth.mean(2, keepdim=True), "visible mean": visible.mean(1, True)}
         if not mask.hide.shape[1]:
             guesses["noisy input"] = visible
-        return {name: self.loss(x.expand_as(truth), truth) for name, x in guesses.items()}
+        if counted is None:
+            return {name: self.loss(x.expand_as(truth), truth) for name, x in guesses.items()}
+        kept = counted.gather(1, mask.predicted)
+        if not kept.any():
+            return {}
+        return {
+            name: self.loss(x.expand_as(truth)[kept].unsqueeze(0), truth[kept].unsqueeze(0))
+            for name, x in guesses.items()
+        }
 
     def to_pixels(
         self, prediction: Float[Tensor, "B M width"], statistics: Float[Tensor, "B M 2"] | None

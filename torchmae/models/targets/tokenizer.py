@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Int64, Shaped, UInt8
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -34,6 +34,7 @@ class TokenizerConfig:
         vocabulary: how many tokens there are.
         image_size: height and width it is trained at; it takes any multiple of the patch size.
         mean, std: one value for each channel, for pixels in 0..1; what `normalize` uses.
+        floats: images are not of 8 bits, and mean and std those of their values.
     """
 
     patch_size: int
@@ -41,6 +42,7 @@ class TokenizerConfig:
     image_size: Sequence[int]
     mean: Sequence[float]
     std: Sequence[float]
+    floats: bool = False
 
     def __post_init__(self) -> None:
         if not is_power_of_two(self.patch_size):
@@ -168,13 +170,13 @@ class Tokenizer(nn.Module):
                 count += 2 * places * layer.weight.numel()
         return count + 2 * places * self.head.weight.numel()
 
-    def normalize(self, images: UInt8[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+    def normalize(self, images: Shaped[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         """uint8 pixels to what `forward` takes."""
         return normalize(images, self.pixel_statistics)
 
     def denormalize(self, images: Float[Tensor, "B C H W"]) -> UInt8[Tensor, "B C H W"]:
         """The inverse of `normalize`, rounded and clamped."""
-        return denormalize(images, self.pixel_statistics)
+        return denormalize(images, self.pixel_statistics, self.config.floats)
 
     def blocks(self) -> list[nn.Module]:
         """The residual blocks in order."""

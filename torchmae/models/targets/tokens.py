@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from torchmae.errors import UserError
@@ -83,7 +83,11 @@ class Tokens(Target):
         return F.cross_entropy(prediction.flatten(0, 1), truth.flatten())
 
     def trivial_losses(
-        self, images: Float[Tensor, "B C H W"], mask: Mask, seen: Float[Tensor, "B C H W"]
+        self,
+        images: Float[Tensor, "B C H W"],
+        mask: Mask,
+        seen: Float[Tensor, "B C H W"],
+        counted: Bool[Tensor, "B N"] | None = None,
     ) -> dict[str, Float[Tensor, ""]]:
         """Of predicting how often each token occurs in the batch, and of the uniform distribution.
 

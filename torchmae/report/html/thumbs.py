@@ -6,16 +6,18 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Shaped
 from PIL import Image
 
+from torchmae.data.formats.raster import viewable
 from torchmae.report.html.page import text
 
 SIDE = 112  # px
 
 
-def thumbnail(pixels: UInt8[np.ndarray, "H W C"], side: int = SIDE) -> str:
+def thumbnail(pixels: Shaped[np.ndarray, "H W C"], side: int = SIDE) -> str:
     """The source of an <img>: at most `side` px, a JPEG; the first band or three of many."""
+    pixels = viewable(pixels)
     shown = pixels[..., :3] if pixels.shape[2] >= 3 else pixels[..., 0]
     image = Image.fromarray(np.ascontiguousarray(shown))
     # Of a very long image one pixel is left across.

@@ -40,7 +40,8 @@ def look_at(source: Source) -> Look:
             pixels = read_pixels(source, i)
         except (BadImage, OSError):
             return None
-        return int(np.ptp(pixels, axis=(0, 1)).max()) == 0, (
+        flat = pixels.reshape(-1, pixels.shape[2])
+        return bool((np.nanmin(flat, 0) == np.nanmax(flat, 0)).all()), (
             pixels.shape,
             zlib.crc32(pixels.tobytes()),
         )
@@ -110,7 +111,7 @@ def constant_words(look: Look) -> str:
 def cause(records: Sequence[Mapping[str, Any]], base_lr: float, look: Look) -> str:
     """The likely cause of a loss that is not better than the trivial baselines, and what to do."""
     if look.constant * 2 >= look.images > 0:
-        return f"{constant_words(look)}. Are these the right files, decoded rightly (--white)?"
+        return f"{constant_words(look)}. Are these the right files (and --nodata and --bands)?"
     unstable = unstable_words(records)
     if unstable:
         return (

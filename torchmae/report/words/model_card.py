@@ -14,6 +14,13 @@ from torchmae.report.words.measured import measured
 from torchmae.runfolder import read_config, read_results
 
 
+def unit(encoder: Backbone) -> str:
+    """What mean and std are of."""
+    if encoder.scaling is None:
+        return "pixels / 255"
+    return "values" if encoder.scaling.kind == "none" else f"{encoder.scaling.words()} of values"
+
+
 def card(
     run: str, what: str, encoder: Backbone, lines: Sequence[str], note: str, folder: Path
 ) -> str:
@@ -52,7 +59,8 @@ def card(
 {len(encoder.layers())} blocks, {encoder.embed_dim} wide, \
 {encoder.config().get("num_heads")} heads, patches of {size_name(encoder.patch)} px.
 
-Images: {seen}{encoder.channels} x {height} x {width}, normalized as `(pixels / 255 - mean) / std` \
+Images: {seen}{encoder.channels} x {height} x {width}, normalized as `({unit(encoder)} - mean) / \
+std` \
 with mean {list(encoder.mean)}
 and std {list(encoder.std)}.{classes}
 

@@ -169,13 +169,12 @@ def start_of(training: Training, config: Ablate, run: Path) -> dict[str, Any]:
     images = listing.settings(config.listing)
     if training.subject == FEATURES:
         return {"run": str(run), **images}
-    decode = decode_as_run(str(run), None, None)
+    decode = decode_as_run(str(run))
     return {
         "run": "none",
         "model": str(run),
         "channels": runfolder.read_config(run)["model"]["encoder"]["channels"],
-        "max_megapixels": decode.max_megapixels,
-        "white": decode.white,
+        **decode.stored(),
         **images,
     }
 

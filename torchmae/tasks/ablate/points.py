@@ -32,7 +32,7 @@ from torchmae.tasks.tokenizer.config import TrainTokenizer
 TOKENIZER = "tokenizer"  # the folder, below that of the ablation
 FEW_LABEL, FINETUNE = "few-label", "finetune"
 # What points are measured beside, by the settings that decide what it is.
-VIEW = ("image_size", "channels", "max_megapixels", "white")
+VIEW = ("image_size", "channels", "max_megapixels", "dtype", "nodata", "bands")
 BASELINES = {
     UNTRAINED: ("model", "patch_size", "registers", "normalize", "from_run", *VIEW),
     PIXELS: VIEW,

@@ -135,8 +135,8 @@ def planned(config: Ablate, out: Path) -> Ablation:
 def open_images(config: Ablate) -> Source:
     """The images to pre-train on."""
     parent = config.model.from_run or "none"
-    decode = decode_as_run(parent, config.decode.max_megapixels, config.decode.white)
-    decode = replace(decode, channels=config.decode.channels)
+    decode = decode_as_run(parent, config.decode)
+    decode = replace(decode, channels=config.decode.channels, dtype=config.decode.dtype)
     listing = listing_as_run(config.listing, config.source.data, parent)
     return open_source(config.source.data, decode, listing)
 
@@ -144,7 +144,7 @@ def open_images(config: Ablate) -> Source:
 def facts_of(config: Ablate, source: Source, out: Path) -> Facts:
     """What is known of the images and the device."""
     parent = config.model.from_run or "none"
-    found = scan_and_report(source, out, config.scan.max_bad_percent)
+    found = scan_and_report(source, out, config.scan.max_bad_percent, config.model.scale)
     shape = {} if parent == "none" else runfolder.read_config(parent)["model"]["encoder"]
     with start(config.runtime.device) as world:
         return Facts(
@@ -152,6 +152,7 @@ def facts_of(config: Ablate, source: Source, out: Path) -> Facts:
             height=found.height,
             width=found.width,
             channels=source.channels,
+            dtype=source.dtype,
             embed_dim=shape.get("embed_dim"),
             **machine_facts(world),
         )

@@ -11,7 +11,7 @@ from torch import nn
 
 from torchmae import manifest, runfolder
 from torchmae.data.cache.choose import with_cache
-from torchmae.data.config import DecodeOptions, decode_as_run
+from torchmae.data.config import decode_as_run
 from torchmae.data.scan import max_bad_files, scan_and_report
 from torchmae.errors import UserError
 from torchmae.models.heads import blocks_of
@@ -20,6 +20,7 @@ from torchmae.models.weights import load, seeded
 from torchmae.report.curves import draw_curves
 from torchmae.report.html.run import Page, write_report
 from torchmae.runfolder import note_bad_files
+from torchmae.scaling import scale_again
 from torchmae.settings import defaults
 from torchmae.settings.defaults import Facts, why
 from torchmae.settings.options import build, changed, flatten, requested
@@ -61,7 +62,7 @@ def run(config: Dense, verb: Verb[Any, Any], quiet: bool = False) -> Path:
             blocks_of(config.model.train, depth)
     with start(config.runtime.device) as world:
         known = str(out) if resuming else config.run
-        decode = decode_as_run(known, config.decode.max_megapixels, config.decode.white)
+        decode = decode_as_run(known, config.decode)
         sets = verb.open(config, decode)
         with run_folder(out, config.source.data, world) as resuming:
             job = (resumed if resuming else begun)(config, verb, sets, out, world)
@@ -93,7 +94,7 @@ def resumed(
     settings, described = resume(config, verb.name, identity, plan, out, world)
     resolved: Any = build(verb.resolved, settings)
     own = resolved.decode
-    sets = sets.with_decode(DecodeOptions(own.max_megapixels, own.white, own.channels))
+    sets = sets.with_decode(replace(decode_as_run("none", own), channels=own.channels))
     model = verb.rebuild(described)
     batches = verb.batches(resolved, sets, model, world)
     return Job(resolved, sets, model, {}, batches, batches, [])
@@ -104,20 +105,21 @@ def begun(config: Dense, verb: Verb[Any, Any], sets: Any, out: Path, world: Worl
     world.on_main(lambda: manifest.forget(out, MEASURED))
     pretrained = None if config.run == "none" else load(config.run)
     channels = channels_of(config, sets.train_source, pretrained)
-    decode = replace(sets.train_source.decode, channels=channels)
+    decode = replace(sets.train_source.decode, channels=channels, dtype=sets.train_source.dtype)
     sets = sets.with_decode(decode)
-    percent = config.scan.max_bad_percent
-    found = world.on_main(lambda: scan_and_report(sets.train_source, out, percent))
+    like = architecture(config.model.model)
+    before = like.get("scaling") if pretrained is None else pretrained.scaling
+    scale, percent = scale_again(before, channels, str(decode.dtype)), config.scan.max_bad_percent
+    found = world.on_main(lambda: scan_and_report(sets.train_source, out, percent, scale))
     looked: Looked[Any] = world.on_main(lambda: look(config, verb, sets, out))
     sets = looked.sets
     config = changed(
         config,
         channels=channels,
-        max_megapixels=decode.max_megapixels,
-        white=decode.white,
+        **decode.stored(),
         **looked.settings,
     )
-    named = architecture(config.model.model) if pretrained is None else {}
+    named = like if pretrained is None else {}
     facts = Facts(
         images=len(sets.train_source),
         val_images=len(sets.val_source),
@@ -132,7 +134,7 @@ def begun(config: Dense, verb: Verb[Any, Any], sets: Any, out: Path, world: Worl
     )
     resolved, chosen = resolve(config, verb, facts)
     with seeded(resolved.optim.seed):
-        encoder = encoder_of(resolved, pretrained, found.mean, found.std)
+        encoder = encoder_of(resolved, pretrained, found.mean, found.std, found.scaling)
         model = verb.build(resolved, encoder, sets)
     batches = verb.batches(resolved, sets, model, world)
     job = Job(resolved, sets, model, chosen, batches, batches, looked.notes, found)

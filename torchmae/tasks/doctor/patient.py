@@ -15,7 +15,7 @@ from torchmae.data.quality.duplicates import find_duplicates, leaks
 from torchmae.data.quality.parts import open_parts
 from torchmae.data.quality.survey import survey
 from torchmae.data.quality.texture import chosen
-from torchmae.data.scan import measure
+from torchmae.data.scan import AS_THEY_ARE, measure
 from torchmae.data.sources.source import Source, Subset, with_decode
 from torchmae.errors import RunError, UserError
 from torchmae.eval.extract import collect, features_of
@@ -86,7 +86,7 @@ def of_data(
         raise UserError("config.json names no images")
     if data is None and runfolder.kind_of(config) in ("segmenter", "detector"):
         raise UserError("its images lie beside masks or annotations")
-    decode = decode_as_run(str(run), None, None)
+    decode = decode_as_run(str(run))
     listing = listing_as_run(ListingOptions(), place, run, resuming=data is None)
     if config.get("verb") == "finetune":
         names = ("val_fraction", "labels_per_class", "seed")
@@ -112,8 +112,9 @@ def statistics(source: Source, encoder: Backbone, own: bool) -> Line:
         own: whether it was trained on such images first; a fine-tuned encoder keeps the
             normalization of its pre-training.
     """
-    mean, square = measure(source)
-    std = np.sqrt(np.maximum(square - mean**2, 1e-4))
+    floats = encoder.scaling is not None
+    mean, square = measure(source, encoder.scaling or AS_THEY_ARE)
+    std = np.sqrt(np.maximum(square - mean**2, 1e-12 if floats else 1e-4))
     shift = np.abs(mean - np.array(encoder.mean)) / np.array(encoder.std)
     times = np.maximum(std / np.array(encoder.std), np.array(encoder.std) / std)
     about = (
@@ -123,7 +124,7 @@ def statistics(source: Source, encoder: Backbone, own: bool) -> Line:
     right = bool((shift < FAR_MEAN).all() and (times < FAR_STD).all())
     if not own and not right:
         return Line("statistics", NOTE, f"{about}, as in its pre-training on other images")
-    remedy = "other images than it was trained on, or decoded otherwise (--white)?"
+    remedy = "other images than it was trained on, or decoded otherwise (--nodata, --bands)?"
     return judged("statistics", right, about, remedy)
 
 

@@ -44,6 +44,8 @@ def measure_corrupted(config: Evaluate, model: Classifier, device: torch.device)
             f"{channels}"
         )
     source, labels = open_labelled(config, model.classes, config.data)
+    if source.dtype != "uint8":
+        raise UserError(f"--corrupt: corruptions are defined for 8-bit images, not {source.dtype}")
     say_view(source, config.run)
     images = corrupted_batches(image_batches(source, model.encoder, config.run), config.seed)
     logger.info(f"{len(source):,} images, each in {len(VARIANTS)} variants")

@@ -13,6 +13,7 @@ from torchmae.data.dense.annotated import Annotated
 from torchmae.data.dense.detection import open_annotated, other_sizes
 from torchmae.data.loader import read_pixels
 from torchmae.data.sources.source import with_decode
+from torchmae.data.transforms import as_tensor
 from torchmae.errors import UserError, library, printable
 from torchmae.eval.detection import (
     DetectionScores,
@@ -43,7 +44,7 @@ def measure_detector(config: Evaluate) -> dict[str, Any]:
     library("faster_coco_eval", "detection")
     model = load_detector(config.run, config.best)
     device = find_device(config.runtime.device)
-    decode = decode_as_run(config.run, config.decode.max_megapixels, config.decode.white)
+    decode = decode_as_run(config.run, config.decode)
     images, note = open_annotated(config.data, decode, model.classes)
     decode = replace(images.source.decode, channels=model.encoder.channels)
     images = replace(images, source=with_decode(images.source, decode))
@@ -100,7 +101,7 @@ def draw_worst(model: Detector, images: Annotated, found: Measured, path: Path) 
     rows: dict[str, list[torch.Tensor]] = {"objects": [], "found": []}
     for i in order:
         pixels = read_pixels(images.source, found.ids[i])
-        image = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)
+        image = as_tensor(np.array(pixels))
         objects = found.truth[i].objects
         names = [model.classes[k] for k in objects.classes.tolist()]
         masks = objects.masks if model.has_masks else ()

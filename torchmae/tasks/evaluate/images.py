@@ -33,7 +33,7 @@ def open_labelled(
     Raises:
         UserError: there are no labels, or the classifier does not know a class.
     """
-    decode = decode_as_run(config.run, config.decode.max_megapixels, config.decode.white)
+    decode = decode_as_run(config.run, config.decode)
     listing = listing_as_run(config.listing, data, config.run)
     everything, held_out = open_pair(data, None, decode, listing)
     if held_out is not None:

@@ -23,6 +23,7 @@ from torchmae.models.segmentation.segmenter import Segmenter
 from torchmae.models.weights import load_segmenter
 from torchmae.report.confusion import draw_confusion
 from torchmae.report.segmentation import colored, draw_sheet, overlay
+from torchmae.report.sheet import three_bands
 from torchmae.runfolder import CONFUSION, WORST, read_config
 from torchmae.settings.groups import test_as_run
 from torchmae.tasks.evaluate.config import Evaluate
@@ -41,7 +42,7 @@ def measure_segmenter(config: Evaluate) -> dict[str, Any]:
     how = test_as_run(config.test, stored["config"])
     model = load_segmenter(config.run, config.best)
     device = find_device(config.runtime.device)
-    decode = decode_as_run(config.run, config.decode.max_megapixels, config.decode.white)
+    decode = decode_as_run(config.run, config.decode)
     images, note = open_labelled(config.data, decode, stored_classes(stored))
     images = images.with_channels(model.encoder.channels)
     if note:
@@ -108,8 +109,7 @@ def draw_worst(
         labels = example.labels
         wrong = (labels != predicted).to(torch.uint8).masked_fill(labels == IGNORE, IGNORE)
         image = example.image
-        shown = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
-        rows["image"].append(shown)
+        rows["image"].append(three_bands(image))
         rows["labels"].append(colored(labels, model.colors))
         rows["predicted"].append(colored(predicted, model.colors))
         rows["wrong"].append(overlay(image, wrong, [(0, 0, 0), (230, 30, 30)], clear=(0,)))

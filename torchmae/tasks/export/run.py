@@ -144,6 +144,7 @@ def open_run(config: Export) -> ExportInput:
             "load the run by torchmae.load_classifier"
         )
     refuse_dense(config, kind)
+    refuse_scaling(config, model["encoder"].get("scaling"))
     weights = read_weights(config.run, "best.safetensors" if config.best else "model.safetensors")
     if model.get("pool") == "attentive":  # its encoder has a norm of its own
         pooling = ("query_pool.", "fc_norm.")
@@ -189,6 +190,17 @@ def open_run(config: Export) -> ExportInput:
 def of_encoder(weights: Weights) -> Weights:
     """The encoder's: the heads of dense prediction have no plain names, and graphs take modules."""
     return {name: weight for name, weight in weights.items() if name.startswith("encoder.")}
+
+
+def refuse_scaling(config: Export, scaling: dict[str, Any] | None) -> None:
+    """Raises UserError for pixels that are not of 8 bits, where the form cannot say what is done
+    with them."""
+    if scaling and (config.with_preprocessing or scaling["kind"] != "none"):
+        what = "--with-preprocessing" if config.with_preprocessing else f"--scale {scaling['kind']}"
+        raise UserError(
+            f"{what} is not exported for pixels that are not of 8 bits: export without it, or use "
+            "torchmae.load"
+        )
 
 
 def refuse_dense(config: Export, kind: str) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from torchmae.data.config import OF_PIXELS
 from torchmae.errors import UserError, choose
 from torchmae.models.sizes import SIZES, architecture, check_from_scratch
 from torchmae.settings import defaults
@@ -50,6 +51,11 @@ class FinetuneDecodeOptions(RunDecodeOptions):
         "converted to it, the "
         "run's patch weights adapted.",
         within=CHANNELS,
+        otherwise="the run's; from scratch the data's",
+    )
+    dtype: str | None = option(
+        None,
+        f"{OF_PIXELS} Another type than the run's: mean and std are measured again.",
         otherwise="the run's; from scratch the data's",
     )
 
@@ -464,8 +470,8 @@ class ResolvedDecode(FinetuneDecodeOptions):
     """With nothing left to choose."""
 
     max_megapixels: float
-    white: int
     channels: int
+    dtype: str
 
 
 @dataclass(frozen=True, kw_only=True)

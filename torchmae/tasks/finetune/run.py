@@ -23,6 +23,7 @@ from torchmae.models.sizes import architecture
 from torchmae.models.weights import load, seeded
 from torchmae.report.curves import draw_curves
 from torchmae.report.html.run import Page, write_report
+from torchmae.scaling import scale_again
 from torchmae.settings.defaults import Facts, why
 from torchmae.settings.options import build, changed, flatten, requested
 from torchmae.tasks.finetune.config import (
@@ -93,7 +94,7 @@ def open_sets(config: Finetune, out: Path, listing: Listing) -> LabelledSets:
     else:
         sets = labelled_sets(*which, listing=listing)
     decode = config.decode
-    return sets.with_decode(decode_as_run(run, decode.max_megapixels, decode.white))
+    return sets.with_decode(decode_as_run(run, decode))
 
 
 def identity_of(data: LabelledSets) -> dict[str, Any]:
@@ -132,7 +133,7 @@ def resumed(config: Finetune, data: LabelledSets, out: Path, world: World) -> Jo
 
 def decode_options(config: ResolvedFinetune) -> DecodeOptions:
     """How the images of a fine-tuning are decoded."""
-    return DecodeOptions(config.decode.max_megapixels, config.decode.white, config.decode.channels)
+    return replace(decode_as_run("none", config.decode), channels=config.decode.channels)
 
 
 def begun(config: Finetune, data: LabelledSets, out: Path, world: World) -> Job:
@@ -140,13 +141,16 @@ def begun(config: Finetune, data: LabelledSets, out: Path, world: World) -> Job:
     world.on_main(lambda: forget(out))
     pretrained = None if config.run == "none" else load(config.run)
     channels = channels_of(config, data, pretrained)
-    decode = replace(data.train.decode, channels=channels)
-    config = changed(
-        config, channels=channels, max_megapixels=decode.max_megapixels, white=decode.white
-    )
+    decode = replace(data.train.decode, channels=channels, dtype=data.train.dtype)
+    config = changed(config, channels=channels, **decode.stored())
     data = data.with_decode(decode)
-    found = world.on_main(lambda: scan_and_report(with_decode(data.train, decode), out))
-    known = architecture(config.model.model).get("image_size")
+    like = architecture(config.model.model)
+    before = like.get("scaling") if pretrained is None else pretrained.scaling
+    scale = scale_again(before, channels, data.train.dtype)
+    found = world.on_main(
+        lambda: scan_and_report(with_decode(data.train, decode), out, scale=scale)
+    )
+    known = like.get("image_size")
     if pretrained is not None:
         known = pretrained.image_size
     facts = Facts(
@@ -162,8 +166,9 @@ def begun(config: Finetune, data: LabelledSets, out: Path, world: World) -> Job:
     resolved, chosen = resolve(config, facts)
     with seeded(resolved.optim.seed):
         encoder = pretrained or untrained(resolved)
-        if pretrained is None or channels != encoder.channels:
-            encoder.adapt(channels, found.mean, found.std)
+        floats = found.scaling is not None
+        if pretrained is None or (channels, floats) != (encoder.channels, bool(encoder.scaling)):
+            encoder.adapt(channels, found.mean, found.std, *([found.scaling] if floats else []))
         model = build_classifier(resolved, encoder, data.classes)
     batches = make_batches(resolved, data, model, world)
     job = Job(resolved, data, model, chosen, batches, batches, found)

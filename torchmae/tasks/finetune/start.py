@@ -13,7 +13,7 @@ from torchmae.tasks.finetune.config import Finetune, ResolvedFinetune
 def channels_of(config: Finetune, data: LabelledSets, pretrained: Backbone | None) -> int:
     """How many channels the classifier takes, see `channels_for`."""
     ways = f"mae pretrain DATA --from {config.run} does so and trains on; "
-    have, requested = data.train.stored_channels, config.decode.channels
+    have, requested = data.train.chosen_channels, config.decode.channels
     of_run = None if pretrained is None else pretrained.channels
     return channels_for(have, requested, config.source.data, config.run, of_run, ways)
 

@@ -89,7 +89,7 @@ def import_to(out: Path, config: Import) -> Path:
         "masking": "random",
         "mask_ratio": found.facts.get("mask_ratio", 0.75),
         "max_megapixels": 100.0,
-        "white": 65535,
+        "dtype": "uint8",
         "crop_pct": crop_pct,
     }
     with whole_folder(out) as folder:

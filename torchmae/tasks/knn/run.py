@@ -100,7 +100,7 @@ def run(config: Knn) -> dict[str, Any]:
 def split(config: Knn) -> tuple[Subset, list[str], Subset, list[str]]:
     """Training images and their classes, test images and theirs."""
     data, val = config.source.data, config.source.val
-    decode = decode_as_run(config.run, config.decode.max_megapixels, config.decode.white)
+    decode = decode_as_run(config.run, config.decode)
     listing = listing_as_run(config.listing, data, config.run)
     source, test_source = open_pair(data, val, decode, listing)
     images, names = labelled(source, data)

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from PIL import Image
 from torch import Tensor
 
 from torchmae.data.config import decode_as_run
+from torchmae.data.formats.raster import viewable
 from torchmae.data.sources.single import Named, read_named
 from torchmae.data.transforms import CenterCropResize, Crop, resized_crop
 from torchmae.disk import whole_file
@@ -44,10 +45,12 @@ MOST_QUERIES = 8  # rows of queries.png
 
 
 class Seen(NamedTuple):
-    """An image as the encoder gets it, and the window of the file that it is."""
+    """An image as the encoder gets it, as pictures show it, and the window of the file that it
+    is."""
 
     name: str
-    pixels: UInt8[Tensor, "C H W"]
+    pixels: Shaped[Tensor, "C H W"]
+    shown: UInt8[Tensor, "C H W"]
     window: Crop
 
 
@@ -65,7 +68,7 @@ def run(config: Look) -> Path:
     if layer > depth:
         raise UserError(f"--layer {layer}: 1 to {depth}")
     out = folder_of(config)
-    decode = decode_as_run(config.run, config.decode.max_megapixels, config.decode.white)
+    decode = decode_as_run(config.run, config.decode)
     named, cut = read_named(config.images, replace(decode, channels=encoder.channels), MOST)
     images = [seen(image, encoder, config) for image in named]
     mark = marked(images[0], encoder, config)
@@ -117,10 +120,12 @@ def seen(image: Named, encoder: Backbone, config: Look) -> Seen:
     """An image as the encoder gets it: whole at about the scale of the run's images, its sides
     rounded to patches, or the central crop."""
     height, width = image.pixels.shape[:2]
+    visible = viewable(image.pixels)
     if config.crop:
         share = read_config(config.run)["config"].get("crop_pct", 1.0)
         center = CenterCropResize(encoder.image_size, share)
-        return Seen(image.name, center(image.pixels)[0], center.crop(height, width))
+        pixels, shown = center(image.pixels)[0], center(visible)[0]
+        return Seen(image.name, pixels, shown, center.crop(height, width))
     ratio = (config.short_side or min(encoder.image_size)) / min(height, width)
     down, across = (
         max(1, round(side * ratio / patch)) for side, patch in zip((height, width), encoder.patch)
@@ -132,7 +137,8 @@ def seen(image: Named, encoder: Backbone, config: Look) -> Seen:
         )
     whole = Crop(0, 0, height, width, False)
     size = down * encoder.patch[0], across * encoder.patch[1]
-    return Seen(image.name, resized_crop(image.pixels, whole, size), whole)
+    pixels, shown = (resized_crop(one, whole, size) for one in (image.pixels, visible))
+    return Seen(image.name, pixels, shown, whole)
 
 
 def marked(first: Seen, encoder: Backbone, config: Look) -> Marked | None:
@@ -211,7 +217,7 @@ def overview(
         )
     bands = bands_shown(images[0].pixels.shape[0])
     notes += [f"{bands[0].upper()}{bands[1:]}."] if bands else []
-    pixels, names = [one.pixels for one in images], [one.name for one in images]
+    pixels, names = [one.shown for one in images], [one.name for one in images]
     return sheet_of_maps(pixels, rows, title, names, notes, mark)
 
 
@@ -230,7 +236,7 @@ def each_of(
     notes = ["Each map from 0 to its largest weight."]
     if len(chosen) < count:
         notes.append(f"The {len(chosen)} of {count} that look at the fewest patches.")
-    pixels, names = [one.pixels for one in images], [one.name for one in images]
+    pixels, names = [one.shown for one in images], [one.name for one in images]
     return sheet_of_maps(pixels, rows, f"{title} \N{MIDDLE DOT} attention", names, notes)
 
 

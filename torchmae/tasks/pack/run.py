@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from torchmae import disk
 from torchmae.data.config import listing_as_run
-from torchmae.data.decode import BadImage, decode, extension, image_extensions
+from torchmae.data.decode import BadImage, decode, extension, image_extensions, is_photo
 from torchmae.data.labels import PARTS, divided
 from torchmae.data.scan import measure
 from torchmae.data.sources import open_source, with_decode
@@ -315,7 +315,8 @@ def prepare(source: Source, i: int, config: Pack) -> Item:
         return Item(reason=getattr(error, "strerror", None) or str(error))
     digest = hashlib.sha256(data).digest()[:16]
     ending = suffix_of(source.name(i))
-    if config.size is None or min(pixels.shape[:2]) <= config.size:
+    # Others than 8-bit gray and color are packed as they are: no JPEG holds them.
+    if config.size is None or min(pixels.shape[:2]) <= config.size or not is_photo(pixels):
         missing = "" if ending in image_extensions() else extension(data, source.decode)
         return Item(data, missing, pixels.shape[:2], digest, len(data))
     smaller = shrink(pixels, config.size)

@@ -4,16 +4,17 @@ from torchmae.data.config import decode_as_run, listing_as_run
 from torchmae.data.sources import Source, open_source, with_decode
 from torchmae.data.sources.files import is_image_file, open_images
 from torchmae.data.sources.select import select_all
+from torchmae.data.sources.source import with_slices
 from torchmae.tasks.predict.config import Predict
 
 
 def open_data(config: Predict) -> Source:
     """A source of images, or single image files."""
     first = config.data[0]
-    decode = decode_as_run(config.run, config.decode.max_megapixels, config.decode.white)
+    decode = decode_as_run(config.run, config.decode)
     listing = listing_as_run(config.listing, first, config.run)
     if len(config.data) == 1 and not is_image_file(first):
         return open_source(first, decode, listing)
     decode.check()
     (source,) = select_all([open_images(config.data)], listing, first)
-    return with_decode(source, decode)
+    return with_decode(with_slices(source), decode)

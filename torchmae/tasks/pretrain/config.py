@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torchmae.data.config import decode_as_run
+from torchmae.data.config import OF_PIXELS, decode_as_run
 from torchmae.errors import UserError, choose
 from torchmae.models.sizes import SIZES, size_of
+from torchmae.scaling import check_scale
 from torchmae.settings import defaults
 from torchmae.settings.defaults import Choice, Facts, Rule
 from torchmae.settings.groups import (
@@ -28,7 +29,6 @@ from torchmae.settings.options import (
     MEGAPIXELS,
     MINUTES,
     SHARE,
-    WHITE,
     WIDTH,
     Range,
     changed,
@@ -84,6 +84,13 @@ class ModelOptions:
         None,
         "Mean and std of the pixels: data (measured), imagenet or (with --from) run.",
         metavar="KIND",
+    )
+    scale: tuple[str, ...] = option(
+        ("none",),
+        "Of pixels that are not of 8 bits, before that: none, sqrt, log, percentile, or window LOW "
+        "HIGH.",
+        metavar="SCALE",
+        several=True,
     )
     from_run: str | None = option(
         None,
@@ -309,18 +316,13 @@ class PretrainDecodeOptions(RunDecodeOptions):
         within=MEGAPIXELS,
         otherwise="100, or that of the run of --from",
     )
-    white: int | None = option(
-        None,
-        "The value of white in images of more than 8 bits (4095 for 12-bit data).",
-        within=WHITE,
-        otherwise="65535, or that of the run of --from",
-    )
     channels: int | None = option(
         None,
         "3 for color, 1 for gray.",
         within=CHANNELS,
-        otherwise="what the data has; 3 for image files",
+        otherwise="what the data has; 3 for image files of 8 bits",
     )
+    dtype: str | None = option(None, OF_PIXELS, otherwise="what the data has")
 
 
 @dataclass(frozen=True)
@@ -369,6 +371,7 @@ class Pretrain:
                 f"{flag} says what to do with the run of --from: add --from RUN, or leave {flag} "
                 "out"
             )
+        check_scale(model.scale)
         if model.model is not None:
             size_of(model.model)
         if model.image_size is not None:
@@ -381,11 +384,9 @@ class Pretrain:
             UserError: a batch larger than the data set; a warm-up that does not end before the
                 decay.
         """
-        requested = self.decode
-        decode = decode_as_run(
-            self.model.from_run or "none", requested.max_megapixels, requested.white
-        )
-        config = changed(self, max_megapixels=decode.max_megapixels, white=decode.white)
+        decode = decode_as_run(self.model.from_run or "none", self.decode)
+        dtype = self.decode.dtype or facts.dtype
+        config = changed(self, **{**decode.stored(), "dtype": dtype})
         resolved, chosen = defaults.resolve(config, ResolvedPretrain, RULES, facts)
         batch = resolved.optim.batch_size
         if batch > facts.images:
@@ -407,8 +408,8 @@ class ResolvedDecode(PretrainDecodeOptions):
     """With nothing left to choose."""
 
     max_megapixels: float
-    white: int
     channels: int
+    dtype: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64, Shaped
 from torch import Tensor
 
 from torchmae.data.config import DecodeOptions, Listing, same_place
@@ -121,7 +121,7 @@ class Features:
         self.out = out
         self.world = world
         self.sharded = sharded
-        self.parts: list[tuple[list[int], UInt8[Tensor, "N C H W"]]] = []
+        self.parts: list[tuple[list[int], Shaped[Tensor, "N C H W"]]] = []
         self.before = ""
         self.where_needed(self.load)
 
@@ -133,7 +133,7 @@ class Features:
         """Decodes the images."""
         self.parts = [self.read(part) for part in (self.sets.train, self.sets.val)]
 
-    def read(self, source: Source) -> tuple[list[int], UInt8[Tensor, "N C H W"]]:
+    def read(self, source: Source) -> tuple[list[int], Shaped[Tensor, "N C H W"]]:
         """The numbers of the images that can be read, and these."""
         cpu = torch.device("cpu")
         with seeded(0):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Shaped, UInt8
 from torch import Tensor
 
 from torchmae import runfolder
@@ -42,7 +42,7 @@ class First:
     def source(self) -> Source:
         return self.batches.source
 
-    def __getitem__(self, place: int) -> tuple[int, UInt8[Tensor, "C H W"]]:
+    def __getitem__(self, place: int) -> tuple[int, Shaped[Tensor, "C H W"]]:
         index, pixels = self.batches.read(self.samples[place], [])
         return index, self.crop(pixels)[0]
 

@@ -76,7 +76,7 @@ def describe(
         "data": f"{config.source.data}: {seen}",
         "start": f"{job.origin}; this run goes on from step {done:,}" if done else job.origin,
         "model": describe_model(model, config.model.model),
-        "image": f"{size} px, {channels} channel{'s' * (channels > 1)}, "
+        "image": f"{size} px, {channels} channel{'s' * (channels > 1)}{pixels_of(model)}, "
         f"{grid} patches of {patch} px, "
         f"{hidden_words(masking.mask_ratio, masking.masking, masking.noise)}",
         "training": f"{optim.epochs:.4g} epochs, {plan.steps} steps of {optim.batch_size} images, "
@@ -95,6 +95,12 @@ def describe(
         notes = view_notes(Glance(job.found.sizes, job.found.stacks), model.encoder.image_size)
         lines += [f"{'note':>17}  {note}" for note in notes]
     return "\n".join([*lines, *reasons(job.chosen)])
+
+
+def pixels_of(model: MAE) -> str:
+    """What the pixels are, where they are not of 8 bits."""
+    scaling = model.encoder.scaling
+    return "" if scaling is None else f" of values as they are (scale {scaling.words()})"
 
 
 def describe_model(model: MAE, name: str | None) -> str:

@@ -94,8 +94,8 @@ def decode_options(parent: str | None, requested: PretrainDecodeOptions) -> Deco
     """How the images are decoded: what was not requested is as in the run of --from, which may be
     gone when a run is resumed."""
     known = parent if parent is not None and runfolder.is_run(Path(parent)) else "none"
-    decode = decode_as_run(known, requested.max_megapixels, requested.white)
-    return replace(decode, channels=requested.channels)
+    decode = decode_as_run(known, requested)
+    return replace(decode, channels=requested.channels, dtype=requested.dtype)
 
 
 def refuse_runs(config: Pretrain, out: Path) -> None:
@@ -129,8 +129,9 @@ def resumed(config: Pretrain, source: Source, out: Path, world: World) -> Job:
 def begun(config: Pretrain, source: Source, out: Path, world: World) -> Job:
     """A new job: the data scanned, everything chosen, the model built, config.json written."""
     described_target(config.masking.target)  # its run is there, or nothing is scanned
-    config, init_run = init_from_run(config, source.channels)
-    found = world.on_main(lambda: scan_and_report(source, out, config.scan.max_bad_percent))
+    config, init_run = init_from_run(config, source.channels, source.dtype)
+    percent, scale = config.scan.max_bad_percent, config.model.scale
+    found = world.on_main(lambda: scan_and_report(source, out, percent, scale))
     facts = facts_of(found, source, world, init_run)
     job = new_job(config, facts, source, found, world, init_run)
     resolved, chosen = job.config, job.chosen
@@ -160,6 +161,7 @@ def facts_of(found: Scan, source: Source, world: World, init_run: InitRun | None
         height=found.height,
         width=found.width,
         channels=source.channels,
+        dtype=source.dtype,
         embed_dim=init_run.encoder.embed_dim if init_run else None,
         **machine_facts(world),
     )

@@ -22,9 +22,11 @@ from torchmae.models.patches import IMAGENET, Size, as_size, grid_of, patchify, 
 from torchmae.models.sizes import SIZES, size_of
 from torchmae.models.targets import TARGETS, split_target
 from torchmae.models.targets.pixels import Pixels
+from torchmae.models.targets.tokens import Tokens
 from torchmae.models.vit import ViT
 from torchmae.models.weights import load, load_mae, load_weights, read_weights, seeded
 from torchmae.runfolder import kind_of, read_any_config, read_config
+from torchmae.scaling import Scaling
 from torchmae.settings.options import changed, flatten, options_of, parse_size, size_text
 from torchmae.tasks.pretrain.config import Pretrain, ResolvedPretrain
 from torchmae.train.distributed import World
@@ -43,12 +45,15 @@ class InitRun(NamedTuple):
     mae: MAE | None
 
 
-def init_from_run(config: Pretrain, channels: int) -> tuple[Pretrain, InitRun | None]:
+def init_from_run(
+    config: Pretrain, channels: int, dtype: str = "uint8"
+) -> tuple[Pretrain, InitRun | None]:
     """The run of `--from`, and the settings with what its weights decide.
 
     Args:
         config: the settings.
         channels: those of the data.
+        dtype: of its pixels.
 
     Raises:
         UserError: a setting contradicts the weights.
@@ -73,10 +78,13 @@ def init_from_run(config: Pretrain, channels: int) -> tuple[Pretrain, InitRun | 
     grid_of(size, encoder.patch)
     fixed = fixed_by(encoder, mae)
     refuse_others(config, run, fixed)
-    if config.model.normalize == "run" and channels != encoder.channels:
+    # Statistics of 8-bit pixels say nothing of other values, and the other way round.
+    alike = channels == encoder.channels and (encoder.scaling is None) == (dtype == "uint8")
+    if config.model.normalize == "run" and not alike:
         raise UserError(
-            f"--normalize run: {run} has statistics of {encoder.channels} channels, and there are "
-            f"{channels}: use --normalize data"
+            f"--normalize run: {run} has statistics of {encoder.channels} channels of "
+            f"{'8-bit pixels' if encoder.scaling is None else 'floats'}, and there are {channels} "
+            f"of {dtype}: use --normalize data"
         )
     adopted = changed(
         config,
@@ -85,7 +93,7 @@ def init_from_run(config: Pretrain, channels: int) -> tuple[Pretrain, InitRun | 
         patch_size=encoder.patch[0],
         registers=fixed["registers"],
         decoder=fixed.get("decoder", config.model.decoder),
-        normalize=config.model.normalize or ("run" if channels == encoder.channels else "data"),
+        normalize=config.model.normalize or ("run" if alike else "data"),
     )
     return adopted, InitRun(run, encoder, mae)
 
@@ -146,20 +154,34 @@ def build_model(config: ResolvedPretrain, found: Scan, init_run: InitRun | None)
         raise UserError(
             f"--normalize imagenet needs 3 channels, not {channels}: use --normalize data"
         )
-    statistics = {"data": (found.mean, found.std), "imagenet": IMAGENET}
+    if normalize == "imagenet" and found.scaling is not None:
+        raise UserError("--normalize imagenet is for 8-bit pixels: use --normalize data")
+    statistics = {
+        "data": (found.mean, found.std, found.scaling),
+        "imagenet": (*IMAGENET, None),
+    }
     if init_run is not None:
-        statistics["run"] = (init_run.encoder.mean, init_run.encoder.std)
-    mean, std = statistics[normalize]
+        own = init_run.encoder
+        statistics["run"] = (own.mean, own.std, own.scaling)
+    mean, std, scaling = statistics[normalize]
+    asked = config.model.scale
+    if normalize == "run" and asked != ("none",) and found.scaling != scaling:
+        kind = "none" if scaling is None else scaling.words()
+        raise UserError(
+            f"--scale {' '.join(asked)}: that of the run of --from is {kind}: leave it out, or use "
+            "--normalize data"
+        )
     size = parse_size(config.model.image_size)
     with seeded(config.optim.seed):
         if init_run is not None:
-            return warm_start(config, init_run, size, mean, std)
+            return warm_start(config, init_run, size, mean, std, scaling)
         model = config.model
         assert model.model is not None  # only encoders that exist already have no name
         sizes = {"image_size": size, "patch_size": model.patch_size, "channels": channels}
         # Only if there are any: an encoder of another kind need not know of registers.
         registers = {"registers": model.registers} if model.registers else {}
-        described = {**sizes, **size_of(model.model), **registers, "mean": mean, "std": std}
+        pixels = {"mean": mean, "std": std, **({"scaling": scaling} if scaling else {})}
+        described = {**sizes, **size_of(model.model), **registers, **pixels}
         return with_new_decoder(config, build_encoder(described)), "from scratch"
 
 
@@ -200,6 +222,12 @@ def with_new_decoder(
     decoder = decoder or decoder_config(encoder.embed_dim, model.decoder, *sizes)
     target = described_target(masked.target)
     mae = MAE(encoder, decoder, target, masked.loss_on, masked.encode_all)
+    if isinstance(mae.target, Tokens) and mae.target.network.config.floats != bool(encoder.scaling):
+        raise UserError(
+            f"--target {masked.target}: that tokenizer was trained on pixels of another type"
+        )
+    if isinstance(mae.target, Tokens) and encoder.scaling not in (None, Scaling()):
+        raise UserError(f"--target {masked.target} takes no --scale: leave it out")
     load_target(mae, masked.target)
     return mae
 
@@ -210,6 +238,7 @@ def warm_start(
     size: tuple[int, int],
     mean: tuple[float, ...],
     std: tuple[float, ...],
+    scaling: Scaling | None = None,
 ) -> tuple[MAE, str]:
     """The model with the weights of another run, made to fit these images; what was changed in
     words."""
@@ -223,7 +252,7 @@ def warm_start(
         notes.append(f"positions resized from {old} to {'x'.join(map(str, encoder.grid))}")
     if len(mean) != encoder.channels:
         notes.append(f"patch weights of {encoder.channels} channels averaged to {len(mean)}")
-    encoder.adapt(len(mean), mean, std)
+    encoder.adapt(len(mean), mean, std, *([scaling] if scaling else []))
     parent = init_run.mae
     if parent is None:
         origin = f"{init_run.run}: encoder, with a new decoder"

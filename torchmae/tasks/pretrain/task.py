@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torchmae.data.loader import Batch
 from torchmae.models.mae import MAE
 from torchmae.models.masking import Mask, gaussian, masking, noise
+from torchmae.models.patches import patchify
 
 
 class PretrainTask(nn.Module):
@@ -43,8 +44,9 @@ class PretrainTask(nn.Module):
         scores = noise(self.seed, batch.epoch, batch.sample, math.prod(grid))
         return self.masking(scores, grid, self.mask_ratio)
 
-    def inputs(self, batch: Batch) -> tuple[Tensor, Mask, Tensor]:
-        """Normalised images, their masks, and the images as the encoder gets them."""
+    def inputs(self, batch: Batch) -> tuple[Tensor, Mask, Tensor, Tensor | None]:
+        """Normalised images, their masks, the images as the encoder gets them, and the patches that
+        count: all of whose pixels have a value."""
         # Channels last, as in a patch: on a CPU patches are cut twice as fast.
         images = self.model.encoder.normalize(batch.images).contiguous(
             memory_format=torch.channels_last
@@ -53,7 +55,11 @@ class PretrainTask(nn.Module):
         if self.noise_std:
             size = tuple(images.shape[1:])
             seen = images + self.noise_std * gaussian(self.seed, batch.epoch, batch.sample, size)
-        return images, self.mask(batch), seen
+        counted = None
+        if batch.images.is_floating_point():
+            missing = patchify(batch.images.isnan(), self.model.encoder.patch)
+            counted = ~missing.any(dim=2)
+        return images, self.mask(batch), seen, counted
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         output = self.model(*self.inputs(batch))
@@ -67,7 +73,9 @@ class PretrainTask(nn.Module):
     def diagnose(self, batch: Batch) -> dict[str, Tensor]:
         """The losses of predictors that have learned nothing, on the same images, masks and
         target."""
-        losses = self.model.target.trivial_losses(*self.inputs(batch))
+        images, mask, seen, counted = self.inputs(batch)
+        some = () if counted is None else (counted,)  # targets of plugins need not know of it
+        losses = self.model.target.trivial_losses(images, mask, seen, *some)
         return {f"loss of {name}": loss for name, loss in losses.items()}
 
     def after_step(self, step: int) -> None:

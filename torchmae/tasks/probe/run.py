@@ -70,7 +70,7 @@ def compare_trained(config: Probe, out: Path) -> str:
         )
     ids, baselines = baseline_logits(config.run, sets, config.seed, out, device)
     model = load_classifier(out)
-    images = sets.with_decode(decode_as_run(str(out), None, None)).val
+    images = sets.with_decode(decode_as_run(str(out))).val
     own, (logits,), _ = collect(images, model.encoder, out, [logits_of(model, device)], device)
     if own != ids:
         return "images changed while they were measured: nothing is compared"
@@ -90,7 +90,7 @@ def opened(config: Probe) -> LabelledSets:
         split.val_fraction,
         split.labels_per_class,
         config.seed,
-        decode_as_run(config.run, decode.max_megapixels, decode.white),
+        decode_as_run(config.run, decode),
         listing_as_run(config.listing, source.data, config.run),
     )
 

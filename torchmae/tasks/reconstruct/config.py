@@ -62,6 +62,13 @@ class Reconstruct:
         within=Range(at_least=1, at_most=100),
         otherwise="so that a tile is at least about 150 px",
     )
+    show: tuple[str, ...] | None = option(
+        None,
+        "Three bands that are red, green and blue: the run's --bands, or numbers from 1.",
+        metavar="BANDS",
+        several=True,
+        otherwise="the first three",
+    )
     decode: RunDecodeOptions = RunDecodeOptions()
     runtime: DeviceOptions = DeviceOptions()
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from torchmae.data.config import DecodeOptions, decode_as_run
+from torchmae.data.config import DecodeOptions, decode_as_run, split_bands
 from torchmae.data.decode import BadImage, decode
 from torchmae.data.sources.single import read_named
 from torchmae.data.sources.source import read_file
@@ -42,19 +42,23 @@ def run(config: Reconstruct) -> Path:
             f"{config.run} predicts {model.target_name}, not pixels: there is nothing to draw. Its "
             "encoder is as any other: mae knn, mae finetune"
         )
-    decoding = decode_as_run(config.run, config.decode.max_megapixels, config.decode.white)
-    picture, said = (draw_sheet if config.sheet else draw_named)(config, model, decoding)
+    decoding = decode_as_run(config.run, config.decode)
+    bands = bands_of(config, model, decoding)
+    draws = draw_sheet if config.sheet else draw_named
+    picture, said = draws(config, model, decoding, bands)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         picture.save(out)
     except OSError as error:
         raise RunError(f"could not write {out}: {error.strerror or error}") from error
-    notes = [caption(model, config.true_statistics), bands_shown(model.encoder.channels)]
+    notes = [caption(model, config.true_statistics), bands_shown(model.encoder.channels, bands)]
     logger.info(f"{out}: {said}; {'; '.join(note for note in notes if note)}")
     return out
 
 
-def draw_named(config: Reconstruct, model: MAE, decoding: DecodeOptions) -> tuple[Image.Image, str]:
+def draw_named(
+    config: Reconstruct, model: MAE, decoding: DecodeOptions, bands: tuple[int, ...]
+) -> tuple[Image.Image, str]:
     """The picture of the images that are named, and what is on it in words."""
     settings = read_config(config.run)["config"]
     options = replace(decoding, channels=model.encoder.channels)
@@ -76,9 +80,27 @@ def draw_named(config: Reconstruct, model: MAE, decoding: DecodeOptions) -> tupl
     model = model.to(find_device(config.runtime.device))
     step, noise = last_step(Path(config.run)), settings.get("noise", 0.0)
     names = [image.name for image in images]
-    about = About(Path(config.run).resolve().name, step, name, names, noise)
+    about = About(Path(config.run).resolve().name, step, name, names, noise, bands)
     picture = draw(model, pixels, mask, about, config.true_statistics, config.scale)
     return picture, f"{len(pixels)} image{'s' * (len(pixels) != 1)}"
+
+
+def bands_of(config: Reconstruct, model: MAE, decoding: DecodeOptions) -> tuple[int, ...]:
+    """The channels of --show, by their numbers from 0; () where it is not given.
+
+    Raises:
+        UserError: these are not three channels of the run.
+    """
+    wanted, channels = split_bands(config.show), model.encoder.channels
+    if wanted is None:
+        return ()
+    known = decoding.bands or map(str, range(1, channels + 1))
+    names = {name: i for i, name in enumerate(known)}
+    if len(wanted) != 3 or not all(one in names for one in wanted):
+        raise UserError(
+            f"--show {','.join(wanted)}: three of {', '.join(names)}, for red, green and blue"
+        )
+    return tuple(names[one] for one in wanted)
 
 
 def mask_from_image(path: str, grid: Size, count: int) -> Mask:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path, PurePath
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Shaped
 from PIL import Image
 from torch import Tensor
 
@@ -20,7 +20,15 @@ from torchmae.errors import UserError
 from torchmae.hashing import SPLIT, hash32
 from torchmae.models.mae import MAE
 from torchmae.models.masking import Mask
-from torchmae.report.pictures import ERROR_NOTE, About, draw_mask, notes_of, with_errors
+from torchmae.report.pictures import (
+    ERROR_NOTE,
+    About,
+    as_shown,
+    draw_mask,
+    notes_of,
+    of_bands,
+    with_errors,
+)
 from torchmae.report.sheet import sheet, stack
 from torchmae.runfolder import last_step, read_config
 from torchmae.settings.groups import ListingOptions
@@ -33,7 +41,9 @@ RATIOS = (0.75, 0.85, 0.95)  # paper, Figure 4
 MASKS = 8  # of one image
 
 
-def draw_sheet(config: Reconstruct, model: MAE, decoding: DecodeOptions) -> tuple[Image.Image, str]:
+def draw_sheet(
+    config: Reconstruct, model: MAE, decoding: DecodeOptions, bands: tuple[int, ...] = ()
+) -> tuple[Image.Image, str]:
     """The picture, and how its images were chosen: each at several ratios, then one of them with
     several masks."""
     (data,) = config.images
@@ -49,7 +59,7 @@ def draw_sheet(config: Reconstruct, model: MAE, decoding: DecodeOptions) -> tupl
     device = find_device(config.runtime.device)
     model, images = model.to(device), pixels.to(device)
 
-    def rows(images: UInt8[Tensor, "B C H W"], masks: list[Mask]) -> dict[str, Tensor]:
+    def rows(images: Shaped[Tensor, "B C H W"], masks: list[Mask]) -> dict[str, Tensor]:
         moved = [Mask(*(part.to(device) for part in mask)) for mask in masks]
         named = {f"{100 * ratio:g} % ": mask for ratio, mask in zip(ratios, moved)}
         return with_errors(model, images, named, config.true_statistics)
@@ -58,16 +68,20 @@ def draw_sheet(config: Reconstruct, model: MAE, decoding: DecodeOptions) -> tupl
     about = About(Path(config.run).resolve().name, last_step(Path(config.run)), name, files)
     masks = [draw_mask(model, name, r, config.seed, torch.tensor(ids)) for r in ratios]
     parts = [
-        (about.begin(how, f"{name} masks"), {"original": pixels, **rows(images, masks)}, files)
+        (
+            about.begin(how, f"{name} masks"),
+            {"original": as_shown(model.encoder, images).cpu(), **rows(images, masks)},
+            files,
+        )
     ]
     several = draw_mask(model, name, ratios[0], config.seed, torch.arange(MASKS))
     if len(several.hide.sort().values.unique(dim=0)) > 1:  # all are equal in a regular grid
         of_one = rows(images[:1].expand(MASKS, -1, -1, -1), [several])
         parts.append((f"{MASKS} masks of {files[0]}", of_one, [f"{i + 1}" for i in range(MASKS)]))
-    notes = [ERROR_NOTE, *notes_of(model, pixels, config.true_statistics)]
+    notes = [ERROR_NOTE, *notes_of(model, pixels, config.true_statistics, bands)]
     below: list[list[str]] = [[] for _ in parts[1:]] + [notes]
     drawn = [
-        sheet(tiles, title, columns, end, config.scale)
+        sheet(of_bands(tiles, bands), title, columns, end, config.scale)
         for (title, tiles, columns), end in zip(parts, below)
     ]
     return stack(drawn), f"{len(ids)} {how}"
@@ -75,7 +89,7 @@ def draw_sheet(config: Reconstruct, model: MAE, decoding: DecodeOptions) -> tupl
 
 def chosen(
     source: Source, count: int, seed: int, size: tuple[int, int]
-) -> tuple[list[int], UInt8[Tensor, "B C H W"]]:
+) -> tuple[list[int], Shaped[Tensor, "B C H W"]]:
     """The first images that can be read, in an order that the seed decides: their numbers and
     centre crops of that size."""
     order = hash32(seed, SPLIT, torch.arange(len(source))).argsort(stable=True)

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from torchmae.data.decode import BadImage
+from torchmae.data.formats.raster import viewable
 from torchmae.data.loader import read_pixels
 from torchmae.data.sources.single import Named, read_named
 from torchmae.data.sources.source import Source, with_decode
@@ -53,7 +54,7 @@ class Images(NamedTuple):
     def told(self, i: int, words: str) -> Told:
         """An image with words; gray where it can no longer be read."""
         try:
-            pixels, _ = self.crop(read_pixels(self.source, i))
+            pixels, _ = self.crop(viewable(read_pixels(self.source, i)))
         except BadImage:
             pixels = torch.full((1, *self.crop.size), 200, dtype=torch.uint8)
         return Told(pixels, (words, self.source.name(i).rpartition("/")[2]))
@@ -116,7 +117,7 @@ def nearest(
     table: dict[str, list[str]] = {"query": [], "path": []}
     ranks, near = [], []
     sheet: Sheet = []
-    for image, shown_pixels, row, ids in zip(named, pixels, distances.tolist(), numbers.tolist()):
+    for image, row, ids in zip(named, distances.tolist(), numbers.tolist()):
         pairs = [(d, found.ids[i]) for d, i in zip(row, ids) if i >= 0]
         for rank, (distance, i) in enumerate(pairs, 1):
             table["query"].append(image.name)
@@ -125,7 +126,8 @@ def nearest(
             near.append(distance)
         if len(sheet) < MOST_ROWS:
             tiles = [images.told(i, f"{distance:.3f}") for distance, i in pairs[:MOST_TILES]]
-            sheet.append(("", [Told(shown_pixels, ("query", image.name)), *tiles]))
+            seen = images.crop(viewable(image.pixels))[0]
+            sheet.append(("", [Told(seen, ("query", image.name)), *tiles]))
         best = ", ".join(f"{printable(images.source.name(i))} {d:.3f}" for d, i in pairs[:3])
         logger.info(f"{printable(image.name)}: {best}")
     columns: dict[str, Column] = {

@@ -85,8 +85,13 @@ class Answers:
                 f"{config.run} takes {self.encoder.channels} channels, and image files have 1 or "
                 "3: mae reconstruct draws what it makes of arrays (.npy, .npz)"
             )
-        wanted = decode_as_run(config.run, config.decode.max_megapixels, config.decode.white)
+        wanted = decode_as_run(config.run, config.decode)
         wanted.check()
+        if wanted.dtype not in (None, "uint8"):
+            raise UserError(
+                f"{config.run} takes {wanted.dtype}, and a page shows images of 8 bits: mae "
+                "reconstruct and mae look draw what it makes of others"
+            )
         self.decoding = replace(wanted, channels=self.encoder.channels)
         self.about = playground.about(config.run, self.model, config.best)
         self.about["max_upload"] = round(config.max_upload * 1e6)

@@ -169,11 +169,11 @@ def described(sets: LabelledSets) -> dict[str, Any]:
 def view_of(config: Compare, subject: Subject) -> dict[str, Any]:
     """How a subject sees images, as JSON."""
     run, decode = read_config(subject.run), config.decode
-    options = decode_as_run(subject.run, decode.max_megapixels, decode.white)
+    options = decode_as_run(subject.run, decode)
     encoder = run["model"]["encoder"]
     return {
-        "max_megapixels": options.max_megapixels,
-        "white": options.white,
+        **options.stored(),
+        "bands": options.bands and list(options.bands),
         "image_size": config.model.image_size or list(encoder["image_size"]),
         "channels": encoder["channels"],
         "crop_pct": run["config"].get("crop_pct", 1.0),
@@ -242,7 +242,7 @@ def extract(
     }
     if TOKENS in kinds:
         functions[TOKENS] = patch_tokens_of(encoder, None, device)
-    decode = decode_as_run(subject.run, config.decode.max_megapixels, config.decode.white)
+    decode = decode_as_run(subject.run, config.decode)
     bases: dict[str, Source] = {}
     wanted: dict[str, set[int]] = {}
     for one in sets:

@@ -118,14 +118,12 @@ def compare_grid(config: Compare) -> Grid:
 
 def from_scratch(run: str, decode: Any) -> dict[str, Any]:
     """What makes a training that of a run's encoder from scratch, with images decoded alike."""
-    own = decode_as_run(run, decode.max_megapixels, decode.white)
     channels = read_config(run)["model"]["encoder"]["channels"]
     return {
         "run": "none",
         "model": run,
         "train": "all",
-        "max_megapixels": own.max_megapixels,
-        "white": own.white,
+        **decode_as_run(run, decode).stored(),
         "channels": decode.channels or channels,
     }
 

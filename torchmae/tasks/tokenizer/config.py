@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torchmae.data.config import decode_as_run
+from torchmae.data.config import OF_PIXELS, decode_as_run
 from torchmae.errors import UserError
 from torchmae.settings import defaults
 from torchmae.settings.defaults import Choice, Facts, Rule
@@ -24,7 +24,6 @@ from torchmae.settings.options import (
     MEGAPIXELS,
     MINUTES,
     NOT_NEGATIVE,
-    WHITE,
     WIDTH,
     Range,
     changed,
@@ -169,18 +168,13 @@ class TokenizerDecodeOptions(RunDecodeOptions):
         within=MEGAPIXELS,
         otherwise="100",
     )
-    white: int | None = option(
-        None,
-        "The value of white in images of more than 8 bits (4095 for 12-bit data).",
-        within=WHITE,
-        otherwise="65535",
-    )
     channels: int | None = option(
         None,
         "3 for color, 1 for gray.",
         within=CHANNELS,
-        otherwise="what the data has; 3 for image files",
+        otherwise="what the data has; 3 for image files of 8 bits",
     )
+    dtype: str | None = option(None, OF_PIXELS, otherwise="what the data has")
 
 
 @dataclass(frozen=True)
@@ -225,8 +219,9 @@ class TrainTokenizer:
         Raises:
             UserError: a batch larger than the data set.
         """
-        decode = decode_as_run("none", self.decode.max_megapixels, self.decode.white)
-        config = changed(self, max_megapixels=decode.max_megapixels, white=decode.white)
+        decode = decode_as_run("none", self.decode)
+        dtype = self.decode.dtype or facts.dtype
+        config = changed(self, **{**decode.stored(), "dtype": dtype})
         resolved, chosen = defaults.resolve(config, ResolvedTokenizer, RULES, facts)
         batch = resolved.optim.batch_size
         if batch > facts.images:
@@ -242,8 +237,8 @@ class ResolvedDecode(TokenizerDecodeOptions):
     """With nothing left to choose."""
 
     max_megapixels: float
-    white: int
     channels: int
+    dtype: str
 
 
 @dataclass(frozen=True, kw_only=True)

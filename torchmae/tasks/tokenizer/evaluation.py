@@ -7,13 +7,14 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64, Shaped
 from torch import Tensor
 
 from torchmae import runfolder
 from torchmae.data.loader import Batches
 from torchmae.data.transforms import CenterCropResize
 from torchmae.models.targets.tokenizer import Tokenizer, perplexity
+from torchmae.report.pictures import as_shown
 from torchmae.report.sheet import bands_shown, sheet
 from torchmae.train.distributed import World
 
@@ -44,10 +45,10 @@ class Evaluation:
         self.found: dict[str, Any] = {}
         images = len(batches.source)
         self.samples = (torch.arange(min(MOST, images)) * images // min(MOST, images)).tolist()
-        self.decoded: UInt8[Tensor, "N C H W"] | None = None
+        self.decoded: Shaped[Tensor, "N C H W"] | None = None
         self.names: list[str] = []
 
-    def images(self) -> UInt8[Tensor, "N C H W"]:
+    def images(self) -> Shaped[Tensor, "N C H W"]:
         """The images; read once (150 MB at 224 px)."""
         if self.decoded is None:
             height, width = self.model.config.image_size
@@ -83,7 +84,7 @@ class Evaluation:
         yield "perplexity", self.found["perplexity"]
 
     def draw(
-        self, step: int, images: UInt8[Tensor, "N C H W"], tokens: Int64[Tensor, "N n"]
+        self, step: int, images: Shaped[Tensor, "N C H W"], tokens: Int64[Tensor, "N n"]
     ) -> None:
         """Saves a picture of 8 images and what their tokens stand for in `pictures/`."""
         count = min(SHOWN, len(images))
@@ -92,7 +93,7 @@ class Evaluation:
         grid = (height // self.model.patch[0], width // self.model.patch[1])
         again = self.model.reconstruct(tokens[shown.to(self.device)], grid)
         rows = {
-            "original": images[shown],
+            "original": as_shown(self.model, images[shown].to(self.device)).cpu(),
             f"of {grid[0]}x{grid[1]} tokens": self.model.denormalize(again).cpu(),
         }
         about = self.found

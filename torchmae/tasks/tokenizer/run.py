@@ -58,8 +58,8 @@ def run(config: TrainTokenizer) -> Path:
 def decode_options(config: TrainTokenizer) -> DecodeOptions:
     """How the images are decoded."""
     asked = config.decode
-    known = decode_as_run("none", asked.max_megapixels, asked.white)
-    return replace(known, channels=asked.channels)
+    known = decode_as_run("none", asked)
+    return replace(known, channels=asked.channels, dtype=asked.dtype)
 
 
 def described(model: Tokenizer) -> dict[str, Any]:
@@ -86,13 +86,15 @@ def begun(config: TrainTokenizer, source: Source, out: Path, world: World) -> Jo
         height=found.height,
         width=found.width,
         channels=source.channels,
+        dtype=source.dtype,
         **machine_facts(world),
     )
     resolved, chosen = config.resolve(facts)
     size, mean, std = parse_size(resolved.model.image_size), found.mean, found.std
     about = resolved.model
     with seeded(resolved.optim.seed):
-        model = Tokenizer(TokenizerConfig(about.patch_size, about.vocabulary, size, mean, std))
+        sizes, floats = (about.patch_size, about.vocabulary, size), found.scaling is not None
+        model = Tokenizer(TokenizerConfig(*sizes, mean, std, floats))
     batches = make_batches(resolved, source, world)
     job = Job(resolved, batches, model, found, chosen, batches)
     plan = train_config(resolved, found.images)

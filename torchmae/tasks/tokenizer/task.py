@@ -61,7 +61,7 @@ class TokenizerTask(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         images, (reconstruction, logits) = self.relaxed(batch)
-        error = (reconstruction - images).square().mean()
+        error = mean_error(reconstruction, images, batch.images)
         values = math.prod(self.model.patch) * self.model.channels
         kl = kl_to_uniform(logits).mean() / values
         return {"loss": error + self.kl_weight_at(batch.step) * kl}
@@ -72,7 +72,7 @@ class TokenizerTask(nn.Module):
         images, (reconstruction, logits) = self.relaxed(part)
         used = logits.argmax(dim=2).flatten().bincount(minlength=logits.shape[2])
         return {
-            "reconstruction error": (reconstruction - images).square().mean(),
+            "reconstruction error": mean_error(reconstruction, images, part.images),
             "kl": kl_to_uniform(logits).mean(),
             "batch perplexity": perplexity(used.float()),
             "temperature": torch.tensor(self.temperature(batch.step), device=images.device),
@@ -80,3 +80,12 @@ class TokenizerTask(nn.Module):
 
     def after_step(self, step: int) -> None:
         """Nothing follows the weights."""
+
+
+def mean_error(reconstruction: Tensor, images: Tensor, pixels: Tensor) -> Tensor:
+    """The mean squared error, of floats where there are values."""
+    errors = (reconstruction - images).square()
+    if not pixels.is_floating_point():
+        return errors.mean()
+    there = ~pixels.isnan()
+    return (errors * there).sum() / there.sum().clamp(min=1)

@@ -35,6 +35,7 @@ from torchmae.tasks.dense.detect.config import (
 )
 from torchmae.tasks.dense.detect.task import DetectTask
 from torchmae.tasks.dense.job import Looked, split_of
+from torchmae.tasks.dense.start import padding_of
 from torchmae.train.distributed import World
 
 DIFFERENT = 1.5  # the 90th percentile of the images' sides over the 10th: images of other scales
@@ -136,7 +137,7 @@ class Detection:
     ) -> Batches:
         encoder, seed, crop = model.encoder, config.optim.seed, config.crop
         place = ScaleJitterCrop(encoder.image_size, seed, crop.jitter, model.fit, crop.flip)
-        fill = tuple(round(255 * value) for value in encoder.mean)
+        fill = padding_of(encoder)
         transform = DetectionCrop(place, fill, model.has_masks)
         source, objects = sets.train.source, sets.train.objects
         batch = config.optim.batch_size

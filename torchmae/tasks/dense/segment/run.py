@@ -27,6 +27,7 @@ from torchmae.tasks.dense import run as dense
 from torchmae.tasks.dense.job import Looked, split_of
 from torchmae.tasks.dense.segment.config import RULES, ResolvedSegment, Segment, check
 from torchmae.tasks.dense.segment.task import SegmentTask
+from torchmae.tasks.dense.start import padding_of
 from torchmae.train.distributed import World
 
 LARGEST_WEIGHT = 10.0  # of a rare class
@@ -109,7 +110,7 @@ class Segmentation:
         scale = 1.0 if own.short_side is None else own.short_side / min(size)
         low, high = config.crop.jitter
         place = ScaleJitterCrop(size, seed, (low * scale, high * scale), "short", config.crop.flip)
-        fill = tuple(round(255 * value) for value in encoder.mean)
+        fill = padding_of(encoder)
         crop = SegmentationCrop(place, fill, own.photometric)
         batch, source = config.optim.batch_size, sets.train.source
         return Batches(source, crop, batch, seed, world.rank, world.size, sets.train.labels)
