@@ -1,10 +1,12 @@
 """The settings of `mae plan`."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torchmae.errors import UserError
 from torchmae.models.sizes import SIZES, size_of
+from torchmae.settings.defaults import Rule
 from torchmae.settings.groups import ListingOptions, RuntimeOptions, ScanOptions, SourceOptions
 from torchmae.settings.options import (
     BATCH,
@@ -18,6 +20,7 @@ from torchmae.settings.options import (
     options_of,
 )
 from torchmae.tasks.pretrain.config import (
+    RULES,
     MaskingOptions,
     Pretrain,
     PretrainCropOptions,
@@ -65,23 +68,18 @@ class TrainedOptions:
         None,
         "Side in pixels, or HEIGHTxWIDTH such as 192x256.",
         metavar="SIZE",
-        otherwise="as mae pretrain chooses it",
     )
     patch_size: int | None = option(
         None,
         "Side of a patch in pixels; divides the image size.",
         within=WIDTH,
-        otherwise="as mae pretrain chooses it",
     )
     batch_size: int | None = option(
         None,
         "Images per optimizer step.",
         within=BATCH,
-        otherwise="as mae pretrain chooses it",
     )
-    precision: str | None = option(
-        None, "fp32, bf16 or fp16.", otherwise="as mae pretrain chooses it"
-    )
+    precision: str | None = option(None, "fp32, bf16 or fp16.")
 
 
 @dataclass(frozen=True)
@@ -90,6 +88,8 @@ class Plan:
 
     A few real steps of each size, with loading; what follows from them is computed.
     """
+
+    RULES: ClassVar[Mapping[str, Rule]] = RULES
 
     source: SourceOptions
     plan: PlanOptions = PlanOptions()
