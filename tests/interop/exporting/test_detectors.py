@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,7 +45,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder, as a training would have left it."""
     folder, model = tmp_path_factory.mktemp("runs") / "cells", detector()
     folder.mkdir()
-    about = dict(torchmae="0.1.0", commit=None, verb="detect", config={"data": "x/cells"})
+    about: dict[str, Any] = dict(
+        torchmae="0.1.0", commit=None, verb="detect", config={"data": "x/cells"}
+    )
     about |= dict(data={"count": 12, "fingerprint": "f"}, model=model.config())
     (folder / "config.json").write_text(json.dumps(about))
     save_file(model.state_dict(), folder / "model.safetensors")
