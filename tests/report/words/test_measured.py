@@ -13,7 +13,9 @@ ENCODER = dict(image_size=[64, 64], patch_size=16, channels=3)
 
 def a_run(folder: Path, verb: str, **model: Any) -> Path:
     folder.mkdir()
-    about = dict(torchmae="0.1.0", verb=verb, config={"data": "/home/me/cells", "run": "none"})
+    about: dict[str, Any] = dict(
+        torchmae="0.1.0", verb=verb, config={"data": "/home/me/cells", "run": "none"}
+    )
     about |= dict(model=dict(encoder=ENCODER, **model))
     about |= dict(data=dict(count=100, val=dict(count=30)))
     (folder / "config.json").write_text(json.dumps(about))
@@ -23,8 +25,10 @@ def a_run(folder: Path, verb: str, **model: Any) -> Path:
 def test_a_segmenter(tmp_path: Path) -> None:
     run = a_run(tmp_path / "r", "segment", segmenter="fpn", classes=["sky", "r*d"])
     assert measured(run, "segmenter") == [] and measured(run, "encoder") == []
-    counted = dict(miou=0.625, low=0.5, high=0.7, dice=0.75, pixel_accuracy=0.9, count=30)
-    found: dict[str, Any] = {**counted, "iou": {"r*d": 0.35, "sky": 0.9}}
+    found: dict[str, Any] = dict(
+        miou=0.625, low=0.5, high=0.7, dice=0.75, pixel_accuracy=0.9, count=30
+    )
+    found |= dict(iou={"r*d": 0.35, "sky": 0.9})
     add_result(run, "segment", {}, dict(last=found, best=found | {"miou": 0.64}))
     add_result(run, "evaluate", dict(data="/x/test", best=True), found)
     last, best, evaluated = measured(run, "segmenter")
@@ -42,7 +46,9 @@ def test_a_segmenter(tmp_path: Path) -> None:
 def test_a_detector(tmp_path: Path) -> None:
     model = dict(detector="mask_rcnn", classes=["cell"], max_detections=400)
     run = a_run(tmp_path / "r", "detect", **model)
-    boxes = dict(ap=0.5, low=0.4, high=0.6, ap50=0.8, ap75=0.55, by_class={"cell": 0.5})
+    boxes: dict[str, Any] = dict(
+        ap=0.5, low=0.4, high=0.6, ap50=0.8, ap75=0.55, by_class={"cell": 0.5}
+    )
     boxes |= dict(images=30, objects=900, max_detections=400)
     found = dict(count=30, boxes=boxes, masks=boxes | dict(ap=0.45))
     add_result(run, "detect", {}, dict(last=found, best=found))
