@@ -23,7 +23,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def taken(run: Path, data: Path, **options: object) -> Features:
-    choice = FeatureOptions(**options)  # type: ignore[arg-type]
+    choice = FeatureOptions(**options)
     return features_of_set(str(run), open_source(data), torchmae.load(run), choice, CPU)
 
 
