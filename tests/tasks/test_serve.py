@@ -208,6 +208,7 @@ def test_requests_that_are_none(page: Server) -> None:
         "hidden": [1],
         "true_statistics": False,
     }
+    wrong: dict[str, Any]
     for wrong, words in [
         ({"hidden": [16]}, "below 16"),
         ({"hidden": [-1]}, "below 16"),
