@@ -99,6 +99,11 @@ def run(config: Export) -> Path:
         f"{out}: compared with torchmae on 16 images: they differ {difference}. To load it:"
     )
     logger.info("\n".join(f"  {line}" for line in made.lines))
+    if config.to == "page":
+        logger.info(
+            "To open the page, from this or any other static server:\n"
+            f"  python -m http.server --bind 127.0.0.1 --directory {out}"
+        )
     return out
 
 
