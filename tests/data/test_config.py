@@ -32,7 +32,11 @@ def test_impossible_values_are_named_by_their_flag(options, message):
 
 
 def test_the_defaults_and_usual_values_are_possible():
-    for options in (DecodeOptions(), DecodeOptions(0.5, 4095, 1), DecodeOptions(channels=7)):
+    for options in (
+        DecodeOptions(),
+        DecodeOptions(0.5, 1, "int16", -9999.0, ("B02", "3")),
+        DecodeOptions(channels=7),
+    ):
         options.check()
 
 

@@ -81,7 +81,7 @@ class TestArray:
     @pytest.mark.parametrize(
         "array, reason",
         [
-            (np.zeros((4, 20, 20, 3), np.float32), "holds float32"),
+            (np.zeros((4, 20, 20, 3), np.float64), "holds float64"),
             (np.zeros((20, 20, 3), np.uint8), "expected images as"),
             (np.zeros((4, 300), np.uint8), "expected images as"),
             (np.zeros((0, 20, 20, 3), np.uint8), "expected images as"),

@@ -5,7 +5,8 @@ walk.
     shards/index.safetensors  of each image its name, label, shard, offset, bytes, CRC-32, height
                               and width; mean and mean square of the pixels of some (the last three
                               are not in sets of older versions)
-    shards/index.json         settings and totals; of each shard its images, bytes and SHA-256
+    shards/index.json         settings, totals, channels and type of the pixels; of each shard its
+                              images, bytes and SHA-256
     shards/.progress/         only while packing: of each finished shard its part of the index
 
 Every file is written under another name, synced and renamed: it is whole or not there.
@@ -27,7 +28,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from torchmae.data.decode import BadImage
+from torchmae.data.config import KINDS
+from torchmae.data.decode import BadImage, Kind
 from torchmae.data.sources.source import Source, StringArray, copied, digest_of
 from torchmae.data.sources.tars import Tars
 from torchmae.disk import parse_json, publish, sha256, write_whole
@@ -65,6 +67,14 @@ class Packed(Tars):
 
     def is_changed(self, i: int) -> bool:
         return False  # what has changed is not read
+
+    def kind(self) -> Kind:
+        """What the images are, by the index; sets of older versions are looked at."""
+        plain = self.decode.bands is None and self.decode.nodata is None
+        match self.header.get("pixels"):
+            case [int(channels), str(dtype)] if plain and dtype in KINDS and channels > 0:
+                return Kind(channels, dtype)
+        return super().kind()
 
     def scanned(self) -> tuple[np.ndarray, np.ndarray] | None:
         """What a scan would find.
@@ -444,10 +454,10 @@ def write_index(
         "index_sha256": "",
         "shards": [{name: part.facts[name] for name in kept} for part in done],
     }
-    if measure:
-        made = Packed(str(out), header, arrays)
-        if (made.channels, made.dtype) == (3, "uint8"):  # what `scanned` answers for
-            arrays["moments"] = measure(made)
+    made = Packed(str(out), header, arrays)
+    header["pixels"] = [*made.kind()]
+    if measure and (made.channels, made.dtype) == (3, "uint8"):  # what `scanned` answers for
+        arrays["moments"] = measure(made)
     data = save(arrays)
     write_whole(out / ARRAYS, data)
     write_header(out, {**header, "index_sha256": hashlib.sha256(data).hexdigest()})
