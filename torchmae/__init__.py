@@ -45,7 +45,7 @@ FUNCTIONS = (
     *("pretrain", "tokenizer", "finetune", "segment", "detect", "probe", "knn", "partial"),
     *("ablate", "compare", "compare_segment", "compare_detect", "evaluate", "predict"),
     *("reconstruct", "embed", "verify", "pack", "import_", "export", "bench"),
-    *("check", "report_", "doctor"),
+    *("check", "report_", "doctor", "serve"),
 )
 __all__ = ["RunError", "UserError", "__version__", "presets", *FUNCTIONS, *PLACES]
 
