@@ -45,7 +45,7 @@ FUNCTIONS = (
     *("pretrain", "tokenizer", "finetune", "segment", "detect", "probe", "knn", "partial"),
     *("ablate", "compare", "evaluate", "predict", "reconstruct", "look", "search", "map_"),
     *("embed", "verify", "pack", "import_", "export", "bench", "check", "plan", "watch"),
-    *("report_", "doctor"),
+    *("serve", "report_", "doctor"),
 )
 __all__ = ["RunError", "UserError", "__version__", "presets", *FUNCTIONS, *PLACES]
 

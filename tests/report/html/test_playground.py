@@ -86,7 +86,7 @@ def test_the_crop_of_the_browser_is_that_of_the_library(compute: Compute) -> Non
         )
         expected = crop(image)[0].permute(1, 2, 0).numpy().astype(int)
         off = np.abs(np.reshape(pixels, expected.shape) - expected)
-        assert off.max() <= 2 and off.mean() < 0.1  # torch's weights are integers
+        assert off.max() <= 2 and off.mean() < 0.2  # torch's weights are integers
 
 
 def test_components_are_those_of_a_singular_value_decomposition(compute: Compute) -> None:
