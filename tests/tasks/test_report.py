@@ -90,9 +90,9 @@ def test_ten_thousand_lines_are_small_and_quick(run: Path, tmp_path: Path) -> No
     (own / "log.jsonl").write_text("\n".join(lines))
     for k in range(40):  # pictures, as of hours
         shutil.copy(next((run / "pictures").glob("*.png")), own / f"pictures/step-{k:08d}.png")
-    began = time.monotonic()
+    began = time.process_time()  # not by the clock: other processes may be busy
     page = torchmae.report_(own)
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
     assert page.stat().st_size < 5_000_000
     assert "8 of 4" in page.read_text()
 
