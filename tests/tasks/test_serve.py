@@ -208,8 +208,7 @@ def test_requests_that_are_none(page: Server) -> None:
         "hidden": [1],
         "true_statistics": False,
     }
-    wrong: dict[str, Any]
-    for wrong, words in [
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"hidden": [16]}, "below 16"),
         ({"hidden": [-1]}, "below 16"),
         ({"hidden": list(range(16))}, "not all of them"),
@@ -219,7 +218,8 @@ def test_requests_that_are_none(page: Server) -> None:
         ({"pixels": "AAAA"}, "3 pixel values, not 32 x 32 x 3"),
         ({"pixels": "?"}, "0 pixel values"),
         ({"path": "/etc/passwd"}, "pixels in base64"),
-    ]:
+    ]
+    for wrong, words in cases:
         assert words in refused(page, 400, "reconstruct", json.dumps({**good, **wrong}).encode())
     for text in (b"", b"[" * 100_000, b"7"):
         assert "pixels in base64" in refused(page, 400, "reconstruct", text)
