@@ -208,7 +208,7 @@ def test_requests_that_are_none(page: Server) -> None:
         "hidden": [1],
         "true_statistics": False,
     }
-    wrongs: list[tuple[dict[str, Any], str]] = [
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"hidden": [16]}, "below 16"),
         ({"hidden": [-1]}, "below 16"),
         ({"hidden": list(range(16))}, "not all of them"),
@@ -219,7 +219,7 @@ def test_requests_that_are_none(page: Server) -> None:
         ({"pixels": "?"}, "0 pixel values"),
         ({"path": "/etc/passwd"}, "pixels in base64"),
     ]
-    for wrong, words in wrongs:
+    for wrong, words in cases:
         assert words in refused(page, 400, "reconstruct", json.dumps({**good, **wrong}).encode())
     for text in (b"", b"[" * 100_000, b"7"):
         assert "pixels in base64" in refused(page, 400, "reconstruct", text)
