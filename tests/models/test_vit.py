@@ -428,6 +428,11 @@ def test_named_sizes_build(name):
         assert encoder(torch.empty(2, 3, 32, 32)).shape == (2, 17, SIZES[name]["embed_dim"])
 
 
+def test_images_of_other_channels_are_not_stretched_to_the_model_s():
+    with pytest.raises(UserError, match="1 channels; the model takes 3"):
+        ViT((8, 8), **TINY).normalize(torch.zeros(1, 1, 8, 8, dtype=torch.uint8))
+
+
 @pytest.mark.parametrize("std", [(0.0, 1.0), (math.nan, 1.0), (math.inf, 1.0), (-1.0, 1.0)])
 def test_statistics_that_cannot_normalise_are_refused(std):
     with pytest.raises(UserError, match="finite numbers, and std above 0"):

@@ -366,6 +366,10 @@ class PixelInput(nn.Module):
     def normalize(self, images: Shaped[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         """Pixels to what `forward` takes: `(pixels / 255 - mean) / std` for 8 bits; see
         `torchmae.models.patches.normalize`."""
+        if images.shape[1] != self.channels:  # one channel would be repeated in silence
+            raise UserError(
+                f"images of {images.shape[1]} channels; the model takes {self.channels}"
+            )
         kind = "none" if self.scaling is None else self.scaling.kind
         return normalize(images, self.pixel_statistics, kind, self.pixel_window)
 
