@@ -47,10 +47,10 @@ MODELS = (
 # Lines of code: without comments, docstrings and blank lines. "root" is the files beside the rooms.
 FILE_LINES, FUNCTION_LINES, FILES_PER_FOLDER = 600, 60, 10
 ROOM_LINES = {
-    "root": 1100,
+    "root": 1150,
     "settings": 1000,
     "models": 3050,
-    "data": 7500,
+    "data": 7700,
     "train": 1850,
     "eval": 2200,
     "report": 3100,

@@ -118,7 +118,7 @@ MISTAKES = [
     ),
     Mistake(
         "reconstruct bands-run photos/1.jpg",
-        ["1 or 3 channels, not 5", "an array \\(.npy, .npz\\)"],
+        ["have 3 channels, which cannot become 5"],
         "reconstruct bands-run bands.npy --device cpu",
     ),
     Mistake(

@@ -194,7 +194,10 @@ def test_every_setting_left_open_says_its_default_in_words(verb):
             assert words or name in SELF_EXPLAINING, f"mae {verb} {setting.flag}"
 
 
-SELF_EXPLAINING = {"minutes", "plugin", "val", "class_map", "mask", "only", "out", "model"}
+SELF_EXPLAINING = {
+    *("minutes", "plugin", "val", "class_map", "mask", "only", "out", "model"),
+    *("features", "patch", "point", "query"),
+}
 
 
 @pytest.mark.parametrize("verb", ["pretrain", "finetune"])

@@ -190,7 +190,7 @@ def draw(
 
 def rows_of(
     model: MAE,
-    images: UInt8[Tensor, "B C H W"],
+    images: Shaped[Tensor, "B C H W"],
     mask: Mask,
     about: About,
     true_statistics: bool = False,

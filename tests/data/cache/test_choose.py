@@ -112,7 +112,8 @@ def test_pixels_are_not_kept(kind, tmp_path):
 @pytest.mark.parametrize("suffix", ["jpg", "png", "bmp"])
 def test_files_are_kept_in_memory(tmp_path, suffix):
     for i in range(4):
-        Image.fromarray(noise(400, 500, 3)).save(tmp_path / f"{i}.{suffix}")
+        # Large: the shape checks of the tests take a millisecond an image, whatever its size.
+        Image.fromarray(noise(1200, 1500, 3)).save(tmp_path / f"{i}.{suffix}")
     (tmp_path / "2x.jpg").write_bytes(b"no image")
     source = open_source(tmp_path)
     decode, copy = decoding_cost(source)

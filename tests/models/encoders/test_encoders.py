@@ -182,6 +182,7 @@ class Mixer(nn.Module):
 
     num_prefix_tokens = 0
     mean = std = (0.5,)
+    scaling = None
 
     def __init__(self, image_size, patch_size, channels, embed_dim):
         super().__init__()

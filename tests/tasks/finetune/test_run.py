@@ -249,7 +249,7 @@ UNSET = {
     "labels_per_class",
     "patch_size",
     "position_resizing",
-    "channels",
+    *("channels", "nodata", "bands", "dtype"),
     "clip_grad",
     "micro_batch_size",
     "minutes",

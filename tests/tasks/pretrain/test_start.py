@@ -477,7 +477,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "image": (dict(image_size=36), "image size 36x36 is not divisible by patch size 8"),
     "statistics": (
         dict(channels=1, normalize="run"),
-        "statistics of 3 channels, and there are 1: use --normalize data",
+        "statistics of 3 channels of 8-bit pixels, and there are 1 of uint8: use --normalize data",
     ),
     "imagenet": (dict(channels=1, normalize="imagenet"), "needs 3 channels, not 1"),
     "one name": (dict(normalize="runs"), "data or imagenet, or run with --from"),

@@ -61,8 +61,7 @@ def card(
 
 Images: {seen}{encoder.channels} x {height} x {width}, normalized as `({unit(encoder)} - mean) / \
 std` \
-with mean {list(encoder.mean)}
-and std {list(encoder.std)}.{classes}
+with mean {list(encoder.mean)}\nand std {list(encoder.std)}.{classes}
 
 ## Load
 
