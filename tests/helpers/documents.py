@@ -78,7 +78,7 @@ def quick(words: list[str]) -> list[str]:
     elif words[0] == "pack":
         wanted = {}  # it has one worker or more
     elif "--fast" in words:
-        wanted = {"--device": "cpu"}  # a fast probe makes no steps: all labels cost nothing
+        wanted = {"--device": "cpu", "--labels-per-class": "10"}
     known = flags_of(with_second_word(words[0], words[1:])[0])
     words = [
         part for word in words for part in (word.split("=", 1) if word[:2] == "--" else [word])
