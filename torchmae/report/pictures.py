@@ -194,7 +194,7 @@ def rows_of(
     mask: Mask,
     about: About,
     true_statistics: bool = False,
-) -> dict[str, UInt8[Tensor, "B C H W"]]:
+) -> dict[str, UInt8[Tensor, "B _ H W"]]:
     """The rows of `draw`, on the CPU."""
     device = next(model.parameters()).device
     was_training = model.training
