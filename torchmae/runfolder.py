@@ -354,8 +354,10 @@ def stored_settings(run: str | os.PathLike[str], verb: str | None = None) -> dic
         raise UserError(
             f"{run} was made by mae {stored.get('verb')}, not by mae {verb}: choose another --out"
         )
-    settings = stored.get("config", {}).items()
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in settings}
+    settings = dict(stored.get("config", {}))
+    if "white" in settings:  # a run of when all pixels became 8 bits
+        settings.setdefault("dtype", "uint8")
+    return {n: tuple(value) if isinstance(value, list) else value for n, value in settings.items()}
 
 
 def name_of(data: str) -> str:

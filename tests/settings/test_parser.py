@@ -162,3 +162,16 @@ def test_a_flag_that_may_be_repeated():
     config = load(VERBS["pretrain"].config)
     words = ["x", "--plugin", "a.py", "--plugin=b.py"]
     assert parse(config, "pretrain", words, {}).runtime.plugin == ("a.py", "b.py")
+
+
+@pytest.mark.parametrize(
+    "words, scale",
+    [
+        ([], ("none",)),
+        (["--scale", "log"], ("log",)),
+        (["--scale", "window", "-1000", "400"], ("window", "-1000", "400")),
+    ],
+)
+def test_a_flag_of_several_values_replaces_its_default(words, scale):
+    config = load(VERBS["pretrain"].config)
+    assert parse(config, "pretrain", ["x", *words], {}).model.scale == scale

@@ -189,6 +189,19 @@ def test_12_bit_images_are_packed_as_they_are(tmp_path: Path, rest: dict) -> Non
     assert scans.scan(source)[3:][:3] == scans.scan(plain)[3:][:3]
 
 
+def test_files_of_five_bands_are_packed_as_they_are(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    (tmp_path / "tiles").mkdir()
+    images = np.random.default_rng(0).integers(0, 10_000, (4, 5, 24, 24)).astype(np.uint16)
+    for i, image in enumerate(images):
+        tifffile.imwrite(tmp_path / "tiles" / f"{i}.tif", image, planarconfig="separate")
+    packed = torchmae.pack(tmp_path / "tiles", out=tmp_path / "packed", size=16)
+    source = open_source(packed)
+    assert (source.dtype, source.channels, len(source)) == ("uint16", 5, 4)
+    for i, image in enumerate(images):
+        assert np.array_equal(read_pixels(source, i), image.transpose(1, 2, 0))
+
+
 def test_labels_are_kept(mixed: Path, photos: Path, tmp_path: Path) -> None:
     source = open_source(pack.run(Pack(str(mixed), str(tmp_path / "mixed-shards"), size=40)))
     assert [source.label(i) for i in range(8)] == ["a", "a", "a", "b", "b", "b", "b", None]

@@ -441,7 +441,7 @@ def test_runs_that_cannot_be_served(run: Path, tmp_path: Path) -> None:
     bands = tmp_path / "bands"
     planted = {f"encoder.{name}": value for name, value in many.state_dict().items()}
     write_run(bands, {"encoder": many.config()}, planted)
-    with pytest.raises(UserError, match="takes 5 channels, and image files have 1 or 3"):
+    with pytest.raises(UserError, match="takes 5 channels, and a page shows images of 1 or 3"):
         opened(Serve(str(bands)))
 
 

@@ -484,19 +484,6 @@ def from_pil(image: Image.Image) -> Shaped[np.ndarray, "H W C"]:
     )
 
 
-def _scaled(values: Integer[np.ndarray, "H W"], white: int) -> UInt8[np.ndarray, "H W"]:
-    low, high = (int(values.min()), int(values.max())) if values.size else (0, 0)
-    if low < 0:
-        raise BadImage(f"negative values, down to {low}")
-    if high > white:
-        raise BadImage(f"would clip: its values reach {high}, above --white {white}")
-    if 0 < high <= white / 16:
-        raise BadImage(
-            f"would turn nearly black: its values reach only {high} of {white}; set --white"
-        )
-    return ((values * 255 + white // 2) // white).astype(np.uint8)
-
-
 def _with_channels(pixels: Shaped[np.ndarray, "H W K"], channels: int) -> Pixels:
     have = pixels.shape[2]
     if have == channels:

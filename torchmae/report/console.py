@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
+from textwrap import wrap
 from typing import Any, NamedTuple
 
 from torchmae import manifest, runfolder
@@ -89,7 +90,9 @@ def silence(run: Path) -> float:
 def screen(state: State, width: int = 80, blocks: str = BLOCKS) -> list[str]:
     """The lines of a screen, none longer than `width` but the path of the last picture, which is
     there to be copied."""
-    lines = [*head(state, width, blocks), "", *curves(state, width, blocks), *verdict(state)]
+    lines = [*head(state, width, blocks), "", *curves(state, width, blocks)]
+    for said in verdict(state):
+        lines += wrap(printable(said), width, subsequent_indent="  ") or [""]
     picture = last_picture(state.run)
     last = [] if picture is None else ["", printable(f"last picture: {picture}")]
     return [*(printable(line)[:width] for line in lines), *last]

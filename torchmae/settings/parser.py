@@ -188,12 +188,13 @@ class AsTuple(argparse.Action):
 
 
 class Repeated(argparse.Action):
-    """Adds to a tuple: `--plugin a.py --plugin b.py`."""
+    """Adds to a tuple: `--plugin a.py --plugin b.py`. The first one replaces the default."""
 
     def __call__(
         self, parser: Any, namespace: Any, values: Any, option_string: str | None = None
     ) -> None:
-        before = getattr(namespace, self.dest) or ()
+        before = getattr(namespace, self.dest)
+        before = () if before is None or before is self.default else before
         added = values if isinstance(values, list) else [values]
         setattr(namespace, self.dest, (*before, *added))
 

@@ -147,9 +147,12 @@ def sizes(survey: Survey) -> str:
     if len(each) < 2:
         return body
     aspect = np.log2(measured[:, 1] / measured[:, 0])
-    edges = [-np.inf, -1.5, -0.75, -0.25, -0.05, 0.05, 0.25, 0.75, 1.5, np.inf]
-    names = ["narrower", "1:2", "2:3", "5:6", "square", "6:5", "3:2", "2:1", "wider"]
-    counts, _ = np.histogram(aspect, edges)
+    wide = {"square": 1, "6:5": 6 / 5, "4:3": 4 / 3, "3:2": 3 / 2, "16:9": 16 / 9, "2:1": 2}
+    tall = ["1:2", "9:16", "2:3", "3:4", "5:6"]
+    steps = np.log2([*wide.values(), 3])  # 3: beyond the last one
+    middles = (steps[1:] + steps[:-1]) / 2
+    names = ["narrower", *tall, *wide, "wider"]
+    counts, _ = np.histogram(aspect, [-np.inf, *-middles[::-1], *middles, np.inf])
     body += paragraph("Width to height, about:", True) + bars(dict(zip(names, counts.tolist())))
     least, middle, most = np.percentile(measured.min(axis=1), (0, 50, 100))
     return body + paragraph(

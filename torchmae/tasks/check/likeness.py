@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Shaped
 from PIL import Image
 from torch import Tensor
 
@@ -134,11 +134,11 @@ def as_encoder(source: Source, encoder: Backbone) -> Source:
     return with_decode(source, replace(source.decode, channels=encoder.channels))
 
 
-def compressed(pixels: UInt8[np.ndarray, "H W C"]) -> UInt8[np.ndarray, "h w C"]:
-    """Half the size, as a JPEG of quality 30 where it has the channels for it."""
+def compressed(pixels: Shaped[np.ndarray, "H W C"]) -> Shaped[np.ndarray, "h w C"]:
+    """Half the size, as a JPEG of quality 30 where there is one of such pixels."""
     height, width, channels = pixels.shape
     size = (max(1, width // 2), max(1, height // 2))
-    if channels not in (1, 3):
+    if channels not in (1, 3) or pixels.dtype != np.uint8:
         return np.ascontiguousarray(pixels[::2, ::2])
     shown = pixels if channels == 3 else pixels[..., 0]
     out = io.BytesIO()
@@ -146,7 +146,7 @@ def compressed(pixels: UInt8[np.ndarray, "H W C"]) -> UInt8[np.ndarray, "h w C"]
     return np.asarray(Image.open(out)).reshape(size[1], size[0], channels)
 
 
-def cut(pixels: UInt8[np.ndarray, "H W C"]) -> UInt8[np.ndarray, "h w C"]:
+def cut(pixels: Shaped[np.ndarray, "H W C"]) -> Shaped[np.ndarray, "h w C"]:
     """Without `CROPPED` of each side."""
     height, width = (round(CROPPED * side) for side in pixels.shape[:2])
     return np.ascontiguousarray(

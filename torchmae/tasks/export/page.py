@@ -76,8 +76,9 @@ def as_page(config: Export) -> Export:
         raise UserError(f"--to page is for a whole MAE, and {what}: mae serve shows any run")
     if described["config"].get("noise"):
         raise UserError("--to page has no noise, with which this run was trained: use mae serve")
-    if described["model"]["encoder"].get("channels", 3) not in (1, 3):
-        raise UserError("--to page takes image files, which have 1 or 3 channels, not this run's")
+    encoder = described["model"]["encoder"]
+    if encoder.get("channels", 3) not in (1, 3) or encoder.get("scaling") is not None:
+        raise UserError("--to page shows images of 8 bits and 1 or 3 channels, not this run's")
     return replace(config, with_preprocessing=True)
 
 

@@ -72,7 +72,7 @@ def run(config: Pack) -> Path:
     if not config.lossless:
         config = replace(config, size=config.size or 320, quality=config.quality or 90)
     listing = listing_as_run(config.listing, config.data, "none")
-    source = open_source(config.data, replace(config.decode, channels=3), listing)
+    source = open_source(config.data, replace(config.decode, channels=None), listing)
     if source.left_out:
         logger.info(source.left_out)
     out = Path(config.out)

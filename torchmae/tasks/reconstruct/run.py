@@ -112,11 +112,11 @@ def mask_from_image(path: str, grid: Size, count: int) -> Mask:
         count: of the images.
     """
     try:
-        picture = Image.fromarray(
-            decode(read_file(path, DecodeOptions()), DecodeOptions(channels=1))[:, :, 0]
-        )
+        pixels = decode(read_file(path, DecodeOptions()), DecodeOptions(channels=1))[:, :, 0]
     except (OSError, BadImage) as error:
         raise UserError(f"cannot read the mask {path}: {error}") from error
+    white = np.iinfo(pixels.dtype).max if pixels.dtype.kind in "ui" else 1.0
+    picture = Image.fromarray(pixels.astype(np.float32) / np.float32(white))
     shrunk = picture.resize((grid[1], grid[0]), Image.Resampling.BOX)
-    hidden = torch.from_numpy(np.array(shrunk)).flatten() > 127
+    hidden = torch.from_numpy(np.array(shrunk)).flatten() > 0.5
     return mask_from_bool(hidden.expand(count, -1))

@@ -125,10 +125,10 @@ def nearest(
             ranks.append(rank)
             near.append(distance)
         if len(sheet) < MOST_ROWS:
-            tiles = [images.told(i, f"{distance:.3f}") for distance, i in pairs[:MOST_TILES]]
+            tiles = [images.told(i, f"{distance:.2g}") for distance, i in pairs[:MOST_TILES]]
             seen = images.crop(viewable(image.pixels))[0]
             sheet.append(("", [Told(seen, ("query", image.name)), *tiles]))
-        best = ", ".join(f"{printable(images.source.name(i))} {d:.3f}" for d, i in pairs[:3])
+        best = ", ".join(f"{printable(images.source.name(i))} {d:.2g}" for d, i in pairs[:3])
         logger.info(f"{printable(image.name)}: {best}")
     columns: dict[str, Column] = {
         "query": table["query"],
@@ -163,13 +163,19 @@ def duplicates(
         if k <= MOST_ROWS:
             some = list(zip(group, distances))[:MOST_TILES]
             more = f", {MOST_TILES} are shown" if len(group) > MOST_TILES else ""
-            tiles = [images.told(found.ids[i], f"{distance:.3f}") for i, distance in some]
+            tiles = [images.told(found.ids[i], f"{distance:.2g}") for i, distance in some]
             sheet.append((f"group {k}: {len(group):,} images{more}", tiles))
     columns: dict[str, Column] = {
         "group": np.array(numbers, dtype=np.int64),
         "path": names,
         "distance": np.array(near, dtype=np.float32),
     }
+    if len(names) > len(found.ids) / 2:
+        logger.info(
+            "warning: more than half of all images are linked; the set is full of copies, or "
+            "these features tell images apart too little: a smaller --max-distance, a longer "
+            "pre-training, or mae check, which compares pixels"
+        )
     said = (
         f"{len(linked):,} groups of near-duplicates, {len(names):,} of {len(found.ids):,} images, "
         f"at distances of {config.max_distance:g} and less"

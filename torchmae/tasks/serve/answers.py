@@ -82,8 +82,8 @@ class Answers:
         self.encoder = self.model if self.kind == "encoder" else self.model.encoder
         if self.encoder.channels not in (1, 3):
             raise UserError(
-                f"{config.run} takes {self.encoder.channels} channels, and image files have 1 or "
-                "3: mae reconstruct draws what it makes of arrays (.npy, .npz)"
+                f"{config.run} takes {self.encoder.channels} channels, and a page shows images of "
+                "1 or 3: mae reconstruct and mae look draw others"
             )
         wanted = decode_as_run(config.run, config.decode)
         wanted.check()
