@@ -125,10 +125,10 @@ def nearest(
             ranks.append(rank)
             near.append(distance)
         if len(sheet) < MOST_ROWS:
-            tiles = [images.told(i, f"{distance:.2g}") for distance, i in pairs[:MOST_TILES]]
+            tiles = [images.told(i, in_words(distance)) for distance, i in pairs[:MOST_TILES]]
             seen = images.crop(viewable(image.pixels))[0]
             sheet.append(("", [Told(seen, ("query", image.name)), *tiles]))
-        best = ", ".join(f"{printable(images.source.name(i))} {d:.2g}" for d, i in pairs[:3])
+        best = ", ".join(f"{printable(images.source.name(i))} {in_words(d)}" for d, i in pairs[:3])
         logger.info(f"{printable(image.name)}: {best}")
     columns: dict[str, Column] = {
         "query": table["query"],
@@ -163,7 +163,7 @@ def duplicates(
         if k <= MOST_ROWS:
             some = list(zip(group, distances))[:MOST_TILES]
             more = f", {MOST_TILES} are shown" if len(group) > MOST_TILES else ""
-            tiles = [images.told(found.ids[i], f"{distance:.2g}") for i, distance in some]
+            tiles = [images.told(found.ids[i], in_words(distance)) for i, distance in some]
             sheet.append((f"group {k}: {len(group):,} images{more}", tiles))
     columns: dict[str, Column] = {
         "group": np.array(numbers, dtype=np.int64),
@@ -181,6 +181,11 @@ def duplicates(
         f"at distances of {config.max_distance:g} and less"
     )
     return columns, sheet, said
+
+
+def in_words(distance: float) -> str:
+    """A distance in two digits; what is rounding of float32 is 0."""
+    return f"{distance:.2g}" if distance >= 1e-5 else "0"
 
 
 def to_nearest(rows: Float[Tensor, "N F"]) -> list[float]:
