@@ -15,9 +15,10 @@ BIN := .venv/bin
 
 .PHONY: demo few-labels quick test format lint types docs clean
 demo: .venv/demo
-	OMP_NUM_THREADS=1 $(BIN)/mae pretrain --preset demo  # one thread: a model this small is faster so
-	$(BIN)/mae knn runs/demo digits
-	@echo "(Raw pixels are as good here: these digits are all centered and of one size. Photos are not.)"
+	OMP_NUM_THREADS=1 $(BIN)/mae pretrain --preset demo --epochs 50  # one thread: a model this small is faster so
+	@echo
+	@echo "What are the features worth with ten labels of each digit?"
+	$(BIN)/mae probe runs/demo digits --fast --labels-per-class 10
 	@echo
 	@echo "See the newest picture in runs/demo/pictures/. With your own images:  $(BIN)/mae pretrain FOLDER"
 

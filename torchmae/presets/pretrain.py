@@ -5,7 +5,7 @@ from typing import Any
 
 
 def demo() -> dict[str, Any]:
-    """`make demo`: scikit-learn's 1,797 handwritten digits at 32x32, in a minute or two on two CPU
+    """scikit-learn's 1,797 handwritten digits at 32x32, in a minute or two on two CPU
     cores.
 
     Expect (docs/results.md): a loss of about 0.35 where predicting each patch's mean gives 0.81,
