@@ -49,13 +49,13 @@ FILE_LINES, FUNCTION_LINES, FILES_PER_FOLDER = 600, 60, 10
 ROOM_LINES = {
     "root": 1150,
     "settings": 1000,
-    "models": 3050,
+    "models": 3400,
     "data": 7700,
     "train": 1850,
     "eval": 2200,
     "report": 3100,
     "interop": 1800,
-    "tasks": 11_400,
+    "tasks": 12_200,
     "presets": 280,
     "benchmarks": 1450,
 }

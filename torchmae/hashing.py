@@ -14,6 +14,7 @@ WORD = 0xFFFFFFFF
 # Never renumber: the numbers are part of every run that was made.
 ORDER, CROP, MASK, BLOCK, REPLACE, SPLIT, AUGMENT, MIX, DROP, JITTER = range(10)
 GUMBEL, NOISE, CORRUPT, PLACE, PHOTOMETRIC, PROPOSAL = range(10, 16)
+PREDICT, GREEN = range(16, 18)
 
 
 def mix(x: Any) -> Any:

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers.mae import DECODER, TINY, VALUE_TARGETS, gradients, some, tiny
+from helpers.mae import DECODER, TINY, VALUE_TARGETS, gradients, noise, some, tiny
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.utils.flop_counter import FlopCounterMode
@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchmae.errors import UserError
 from torchmae.models.decoders import DECODERS, Decoder, DecoderConfig, decoder_config
 from torchmae.models.mae import LOSSES, MAE
+from torchmae.models.masking import MaskGenerator
 from torchmae.models.patches import gather_tokens, patchify, scatter_tokens, unpatchify
 from torchmae.models.vit import ViT
 
@@ -409,3 +410,108 @@ def test_a_decoder_of_a_user_s_own(monkeypatch):
     prediction = again(images, mask).prediction
     assert torch.equal(prediction, mae(images, mask).prediction)
     assert torch.equal(prediction[:, 0], prediction[:, 1])
+
+
+# ---------------------------------------------------------------- cross attention
+
+
+CROSS = DecoderConfig("cross", 16, 2, 2)
+
+
+def attended(block, x, seen):
+    """A block of the cross decoder by torch's own attention, with its weights."""
+    dim = x.shape[2]
+    attention = nn.MultiheadAttention(dim, block.num_heads, batch_first=True).to(x)
+    with torch.no_grad():
+        attention.in_proj_weight.copy_(torch.cat([block.query.weight, block.key_value.weight]))
+        attention.in_proj_bias.copy_(torch.cat([block.query.bias, block.key_value.bias]))
+        attention.out_proj.load_state_dict(block.proj.state_dict())
+    context = block.norm_seen(seen)
+    x = x + attention(block.norm1(x), context, context, need_weights=False)[0]
+    return x + block.mlp(block.norm2(x))
+
+
+def test_the_cross_decoder_is_its_formula():
+    mae = tiny((8, 24), decoder=CROSS).double()
+    images, mask = some(mae, batch=5, ratio=0.6)
+    latent, decoder = mae.encode(images, mask), mae.decoder
+    places = decoder.pos_embed[0]
+    seen = decoder.embed(latent)
+    seen[:, 0] += places[0]
+    for i, keep in enumerate(mask.keep.tolist()):
+        for j, place in enumerate(keep):
+            seen[i, 1 + j] += places[1 + place]
+    x = torch.stack([decoder.mask_token[0, 0] + places[1 + ids] for ids in mask.hide])
+    for block in decoder.blocks:
+        x = attended(block, x, seen)
+    torch.testing.assert_close(decoder.hidden(latent, mask), decoder.norm(x))
+    whole = decoder(latent, mask)
+    torch.testing.assert_close(whole[:, mask.keep.shape[1] :], decoder.norm(x))
+    assert whole.shape[1] == 12
+
+
+def test_gradients_of_the_cross_decoder():
+    mae = tiny((8, 8), decoder=CROSS).double()
+    images, mask = some(mae, batch=2, ratio=0.5)
+    images.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: mae(x, mask).prediction, (images,))
+    assert_same(
+        trained(mae, images.detach(), mask), trained(plain(mae), images.detach(), mask), 1e-12
+    )
+    mae.set_grad_checkpointing(True)
+    kept = trained(mae.train(), images.detach(), mask)
+    mae.set_grad_checkpointing(False)
+    assert_same(trained(mae, images.detach(), mask), kept, 1e-12)
+
+
+def test_a_cross_prediction_does_not_depend_on_what_else_is_predicted():
+    """And that of the transformer does."""
+    for decoder, same in ((CROSS, True), (DECODER, False)):
+        mae = tiny((16, 16), decoder=decoder)
+        images, mask = some(mae)
+        some_of = mask._replace(hide=mask.hide[:, 2:7])
+        part, whole = mae(images, some_of).prediction, mae(images, mask).prediction[:, 2:7]
+        assert torch.allclose(part, whole, atol=1e-5) == same
+
+
+def test_the_loss_on_a_part_is_that_of_its_patches():
+    mae = tiny((16, 16), decoder=CROSS)
+    images, mask = some(mae)
+    parts = [mask._replace(hide=mask.hide[:, i : i + 3]) for i in range(0, 12, 3)]
+    losses = torch.stack([mae(images, part).loss for part in parts])
+    torch.testing.assert_close(losses.mean(), mae(images, mask).loss)
+    on_all = tiny((16, 16), decoder=CROSS, loss_on="all")
+    with pytest.raises(UserError, match="encoder, decoder and mask disagree"):
+        on_all(images, parts[0])
+    with pytest.raises(UserError, match="encoder, decoder and mask disagree"):
+        mae(images, mask._replace(hide=mask.hide.repeat(1, 2)))
+
+
+@pytest.mark.parametrize("predicted", [1.0, 0.25])
+@pytest.mark.parametrize("kind", ["transformer", "cross", "linear"])
+def test_operations_of_a_decoder(kind, predicted):
+    """As torch counts them; the reference predicts the class token too."""
+    config = DecoderConfig("linear", 16, 0, 0) if kind == "linear" else replace(CROSS, kind=kind)
+    mae = tiny((16, 24), decoder=config)
+    masks = MaskGenerator(ratio=0.5, predicted=predicted)
+    mask = masks(noise(mae, 2), mae.encoder.grid)
+    images, _ = some(mae, batch=2)
+    latent = mae.encode(images, mask).detach().requires_grad_()
+    features = mae.decoder.hidden if kind == "cross" else mae.decoder
+    with torch.autocast("cpu", torch.bfloat16), FlopCounterMode(display=False) as counter:
+        mae.decoder.pred(features(latent, mask)).sum().backward()
+    ours = mae.decoder.flops(*masks.counts(mae.encoder.grid))
+    spared = 2 * 16 * 48 if kind == "transformer" else 0
+    if (
+        kind == "linear"
+    ):  # it maps the mean of the visible for each hidden patch, and no class token
+        assert counter.get_total_flops() == 2 * 3 * ours
+    else:
+        assert counter.get_total_flops() == 2 * 3 * (ours - spared)
+
+
+def test_the_cross_decoder_needs_mask_tokens_of_its_own():
+    with pytest.raises(UserError, match="with --encode-all use the transformer"):
+        tiny(decoder=CROSS, encode_all=True)
+    with pytest.raises(UserError, match="decoder depth 0"):
+        tiny(decoder=replace(CROSS, depth=0))

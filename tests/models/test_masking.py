@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from torchmae.errors import UserError
-from torchmae.hashing import BLOCK, MASK, hash32
+from torchmae.hashing import BLOCK, GREEN, MASK, hash32
 from torchmae.models import masking
-from torchmae.models.masking import MASKINGS, gaussian, noise, num_visible
+from torchmae.models.masking import MASKINGS, MaskGenerator, gaussian, noise, num_visible
 
 GRIDS = [(2, 2), (4, 4), (3, 5), (7, 7), (14, 14), (8, 32), (32, 8), (1, 16), (12, 9)]
 RATIOS = [0.1, 0.5, 0.75, 0.9]
@@ -348,3 +348,103 @@ def test_gaussian_noise_is_a_function_of_the_sample_and_standard_normal():
     for edge, share in {-1.0: 0.1587, 0.0: 0.5, 2.0: 0.9772}.items():
         assert (values < edge).mean() == pytest.approx(share, abs=0.01)
     assert np.isfinite(values).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("ratio", [0.5, 0.75])
+def test_units_are_hidden_as_a_whole(name, ratio):
+    grid, unit = (6, 8), 2
+    values = scores(grid)
+    mask = MaskGenerator(name, ratio, unit)(values, grid)
+    hidden = torch.zeros(8, 48, dtype=torch.bool).scatter(1, mask.hide, True).view(8, 3, 2, 4, 2)
+    whole = hidden.all(dim=4).all(dim=2)
+    assert torch.equal(whole, hidden.any(dim=4).any(dim=2)), "no unit is hidden in part"
+    # The units are masked as patches are, by the noise of their upper left patch.
+    first = values.view(8, 6, 8)[:, ::2, ::2].flatten(1)
+    expected = MASKINGS[name](first, (3, 4), ratio).hide.sort(dim=1).values
+    assert whole.flatten(1).nonzero()[:, 1].view(8, -1).tolist() == expected.tolist()
+    counts = mask.keep.shape[1], mask.hide.shape[1]
+    assert counts == MaskGenerator(name, ratio, unit).counts(grid)
+
+
+def test_units_that_do_not_fill_the_grid_are_an_error():
+    for call in (lambda m: m(scores((6, 8)), (6, 8)), lambda m: m.counts((6, 8))):
+        with pytest.raises(UserError, match="units of 4x4 patches do not fill a grid of 6x8"):
+            call(MaskGenerator(unit=4))
+    with pytest.raises(UserError, match="mask ratio 0.9 leaves 0 of 4 patches"):
+        MaskGenerator(ratio=0.9, unit=2).counts((4, 4))
+
+
+def neighbors(mask, grid):
+    """The mean share of a hidden patch's right and lower neighbors that are hidden."""
+    count = len(mask.keep)
+    hidden = torch.zeros(count, math.prod(grid)).scatter(1, mask.hide, 1).view(count, *grid)
+    pairs = [(hidden[:, 1:] * hidden[:, :-1]).mean(), (hidden[..., 1:] * hidden[..., :-1]).mean()]
+    return float(sum(pairs) / 2 / hidden.mean())
+
+
+def test_green_masks_lie_between_single_patches_and_blocks():
+    grid, ratio = (14, 14), 0.75
+    values = scores(grid, samples=200)
+    single, green, block = (
+        neighbors(MASKINGS[name](values, grid, ratio), grid)
+        for name in ("random", "green", "block")
+    )
+    assert single == pytest.approx(0.75, abs=0.01), "neighbors of random masks are independent"
+    assert single + 0.02 < green < block - 0.02
+    # No place is preferred: the boxes wrap around.
+    shown = torch.zeros(200, 196).scatter(1, MASKINGS["green"](values, grid, ratio).keep, 1).mean(0)
+    assert shown.min() > 0.1 and shown.max() < 0.4  # 0.25 with a deviation of 0.03
+
+
+def test_green_is_the_difference_of_two_box_means():
+    grid = (9, 10)
+    values = scores(grid, samples=3)
+    field = hash32(GREEN, values).view(3, *grid).numpy()
+
+    def mean(of, row, column, side):
+        reach = range(-(side // 2), side // 2 + 1)
+        near = [of[(row + i) % 9, (column + j) % 10] for i in reach for j in reach]
+        return Fraction(sum(map(int, near)), side * side)
+
+    keep = MASKINGS["green"](values, grid, 0.75).keep
+    for image, visible in zip(field, keep.tolist()):
+        band = [
+            mean(image, row, column, 3) - mean(image, row, column, 7)
+            for row in range(9)
+            for column in range(10)
+        ]
+        assert visible == sorted(range(90), key=lambda i: -band[i])[:22]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("unit", [1, 2])
+def test_four_turns_at_75_percent_show_each_patch_once(name, unit):
+    grid = (8, 8)
+    masks = [MaskGenerator(name, unit=unit)(scores(grid), grid, turn) for turn in range(4)]
+    seen = torch.cat([mask.keep for mask in masks], dim=1)
+    assert torch.equal(seen.sort(dim=1).values, torch.arange(64).expand(8, -1))
+    for mask in masks:
+        both = torch.cat(mask, dim=1).sort(dim=1).values
+        assert torch.equal(both, torch.arange(64).expand(8, -1))
+
+
+def test_a_share_of_the_hidden_patches_is_predicted_whichever_they_are():
+    grid, values = (14, 14), scores((14, 14), samples=400)
+    whole, part = (MaskGenerator("grid", predicted=share)(values, grid) for share in (1.0, 0.25))
+    assert torch.equal(whole.keep, part.keep) and part.hide.shape == (400, round(147 / 4))
+    assert MaskGenerator(predicted=0.25).counts(grid) == (49, 37)
+    chosen = torch.zeros(400, 196).scatter(1, part.hide, 1)
+    hidden = torch.zeros(400, 196).scatter(1, whole.hide, 1)
+    assert (chosen <= hidden).all() and (chosen.sum(dim=1) == 37).all()
+    often = chosen.mean(dim=0)[hidden.bool().all(dim=0)]  # 37 / 147 = 0.252, deviation 0.022
+    assert often.min() > 0.15 and often.max() < 0.36
+    one = MaskGenerator(predicted=0.001)(values, grid)
+    assert one.hide.shape[1] == 1
+
+
+def test_a_generator_of_a_run_s_settings():
+    settings = {"masking": "block", "mask_ratio": 0.6, "mask_unit": 2, "predict_share": 0.5}
+    assert MaskGenerator.of({**settings, "seed": 1}) == MaskGenerator("block", 0.6, 2, 0.5)
+    assert MaskGenerator.of({}) == MaskGenerator("random", 0.75, 1, 1.0)
+    assert MaskGenerator("green", unit=2).words() == "green, in units of 2x2 patches"

@@ -9,6 +9,7 @@ from torchmae.data.config import DecodeOptions
 from torchmae.data.sources.single import read_image
 from torchmae.data.transforms import CenterCropResize
 from torchmae.models.mae import MAE
+from torchmae.models.masking import MaskGenerator
 from torchmae.models.patches import gather_tokens, patchify, scatter_tokens, unpatchify
 from torchmae.models.weights import load_mae
 from torchmae.report.pictures import (
@@ -35,7 +36,7 @@ def test_visible_patches_are_the_image_and_hidden_ones_are_not_in_it(
     model: MAE, photos: Path
 ) -> None:
     images = torch.stack([read_photo(photos / "across" / f"{i}.jpg", model) for i in range(3)])
-    mask = draw_mask(model, "random", 0.75, 0, torch.arange(3))
+    mask = draw_mask(model, MaskGenerator(), 0, torch.arange(3))
     masked, reconstruction, prediction = predict_pixels(model, images, mask)
     size = model.encoder.patch
     original, masked, reconstruction, prediction = (
@@ -53,7 +54,7 @@ def test_visible_patches_are_the_image_and_hidden_ones_are_not_in_it(
 def test_the_default_picture_knows_nothing_of_the_hidden_pixels(model: MAE, photos: Path) -> None:
     """The leak of other viewers: change hidden pixels, and an honest picture must not change."""
     images = read_photo(photos / "down" / "0.jpg", model).unsqueeze(0)
-    mask = draw_mask(model, "random", 0.75, 0, torch.arange(1))
+    mask = draw_mask(model, MaskGenerator(), 0, torch.arange(1))
     size, grid = model.encoder.patch, model.encoder.grid
     other = unpatchify(
         scatter_tokens(
@@ -93,7 +94,9 @@ def test_errors_are_colours_from_white_to_dark_red() -> None:
 
 def test_errors_are_those_of_hidden_patches(model: MAE, photos: Path) -> None:
     images = read_photo(photos / "down" / "0.jpg", model).unsqueeze(0)
-    masks = {f"{r} ": draw_mask(model, "random", r, 0, torch.arange(1)) for r in (0.5, 0.75)}
+    masks = {
+        f"{r} ": draw_mask(model, MaskGenerator(ratio=r), 0, torch.arange(1)) for r in (0.5, 0.75)
+    }
     rows = with_errors(model, images, masks, False)
     assert [name.split(",")[0] for name in rows] == [
         f"{ratio} {row}"

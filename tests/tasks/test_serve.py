@@ -32,7 +32,7 @@ from torchmae.data.transforms import CenterCropResize
 from torchmae.errors import UserError
 from torchmae.models.detection.detector import Detector
 from torchmae.models.encoders import build_encoder
-from torchmae.models.masking import Mask
+from torchmae.models.masking import Mask, MaskGenerator
 from torchmae.models.segmentation.segmenter import Segmenter
 from torchmae.models.weights import load_mae
 from torchmae.report.pictures import draw_mask, predict_pixels
@@ -286,7 +286,7 @@ def test_masks_and_reconstructions_are_those_of_mae_reconstruct(page: Server, ru
         own = model.encoder(model.encoder.normalize(images))[0, 1:]
     assert np.allclose(tokens, own.numpy(), atol=1e-5)
     for masking, ratio, seed in (("random", 0.75, 4), ("block", 0.5, 2)):
-        mask = draw_mask(model, masking, ratio, seed, torch.tensor([0]))
+        mask = draw_mask(model, MaskGenerator(masking, ratio), seed, torch.tensor([0]))
         hidden = ask(page, f"mask?masking={masking}&ratio={ratio}&seed={seed}").json["hidden"]
         assert hidden == sorted(mask.hide[0].tolist())
         for leaks in (False, True):

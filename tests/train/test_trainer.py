@@ -12,6 +12,7 @@ from helpers.tasks import GRADIENT, INF, NAN, Regression, make_batch
 from torchmae.data.loader import Batch
 from torchmae.models.decoders import DecoderConfig
 from torchmae.models.mae import MAE
+from torchmae.models.masking import MaskGenerator
 from torchmae.models.vit import ViT
 from torchmae.tasks.pretrain.task import PretrainTask
 from torchmae.train.config import TrainConfig
@@ -157,7 +158,7 @@ def mae_task(head=True):
     )
     if not head:
         model.decoder.statistics = None
-    return PretrainTask(model, "random", 0.75, seed=0)
+    return PretrainTask(model, MaskGenerator(), seed=0)
 
 
 @pytest.mark.parametrize("clip_grad", [None, 0.05])

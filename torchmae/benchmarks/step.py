@@ -21,6 +21,7 @@ from torchmae.benchmarks.timing import (
 from torchmae.data.loader import Batch
 from torchmae.models.decoders import decoder_config
 from torchmae.models.mae import MAE, training_flops
+from torchmae.models.masking import MaskGenerator
 from torchmae.models.patches import normalize
 from torchmae.models.sizes import size_of
 from torchmae.models.vit import ViT
@@ -47,7 +48,7 @@ PAPER = {("vit_large", 8): 2.8, ("vit_large", 1): 3.7, ("vit_huge", 8): 3.5, ("v
 
 def flops(model: MAE) -> int:
     """`training_flops` at the ratio of the bench, whose models are all counted."""
-    count = training_flops(model, MASK_RATIO)
+    count = training_flops(model, MaskGenerator(ratio=MASK_RATIO))
     assert count is not None
     return count
 
@@ -69,7 +70,7 @@ class Case(NamedTuple):
 
     def trainer(self, model: MAE) -> Trainer[Batch]:
         assert self.config.precision
-        task = PretrainTask(model, "random", MASK_RATIO, 0).to(self.device).train()
+        task = PretrainTask(model, MaskGenerator(ratio=MASK_RATIO), 0).to(self.device).train()
         plan = TrainConfig(
             steps=1,
             warmup_steps=0,

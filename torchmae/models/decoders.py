@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from torchmae.errors import UserError, choose
@@ -11,7 +11,7 @@ from torchmae.models.encoders import Backbone
 from torchmae.models.masking import Mask
 from torchmae.models.patches import Size, gather_tokens, sincos_positions
 from torchmae.models.sizes import check_sizes
-from torchmae.models.vit import Block, initialize
+from torchmae.models.vit import Block, CrossBlock, initialize, product_flops
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,16 @@ class Decoder(nn.Module):
         """Features of the hidden patches: `forward(latent, mask)[:, K:]`, perhaps for less."""
         return self(latent, mask)[:, mask.keep.shape[1] :]
 
+    def flops(self, visible: int, predicted: int) -> int | None:
+        """Operations of a forward pass for one image, predictions included (`training_flops`);
+        None: not counted. A subclass that computes something else says so here.
+
+        Args:
+            visible: patches, or all where the encoder had mask tokens.
+            predicted: patches besides them.
+        """
+        return None
+
 
 class TransformerDecoder(Decoder):
     """Visible tokens and a shared mask token at each hidden place, through transformer blocks
@@ -123,6 +133,68 @@ class TransformerDecoder(Decoder):
             parts.append(self.mask_token + gather_tokens(positions, mask.hide))
         return torch.cat(parts, dim=1)
 
+    def flops(self, visible: int, predicted: int) -> int:
+        dim, first = self.config.dim, 1 + visible
+        tokens = first + predicted
+        block = product_flops(tokens, dim, 12 * dim) + 2 * product_flops(tokens, dim, tokens)
+        ends = product_flops(first, self.embed.in_features, dim)
+        ends += product_flops(tokens, dim, self.pred.out_features)  # the class token's too
+        return ends + self.config.depth * block
+
+
+class CrossDecoder(Decoder):
+    """Mask tokens that look at the visible patches and not at each other (CrossMAE, Fu et al.
+    2024): the prediction of a patch does not depend on which others are predicted.
+
+    A block is cross-attention and an MLP. Features of visible patches, if a loss on all patches
+    wants them, are those of mask tokens at their places.
+    """
+
+    def __init__(self, config: DecoderConfig, encoder: Backbone, width: int, mask_token: bool):
+        super().__init__(config, encoder, width, mask_token)
+        dim = config.dim
+        if config.depth < 1:
+            raise UserError(f"decoder depth {config.depth}: at least 1 block is needed")
+        if not mask_token:
+            raise UserError(
+                "the cross decoder's queries are its own mask tokens: with --encode-all use the "
+                "transformer decoder"
+            )
+        self.embed = nn.Linear(encoder.embed_dim, dim)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.pos_embed = nn.Parameter(sincos_positions(self.grid, dim), requires_grad=False)
+        self.blocks = nn.ModuleList(CrossBlock(dim, config.heads) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.pred = nn.Linear(dim, width)
+        initialize(self)
+
+    def forward(self, latent: Float[Tensor, "B T D"], mask: Mask) -> Float[Tensor, "B N E"]:
+        return self.predicted(latent, mask, torch.cat(mask, dim=1))
+
+    def hidden(self, latent: Float[Tensor, "B T D"], mask: Mask) -> Float[Tensor, "B M E"]:
+        return self.predicted(latent, mask, mask.hide)
+
+    def predicted(
+        self, latent: Float[Tensor, "B T D"], mask: Mask, ids: Int64[Tensor, "B P"]
+    ) -> Float[Tensor, "B P E"]:
+        """Features of the patches `ids`."""
+        seen, positions = self.embed(latent), self.pos_embed[:, 1:]
+        first = seen[:, : self.class_tokens] + self.pos_embed[:, : self.class_tokens]
+        patches = seen[:, self.class_tokens :] + gather_tokens(positions, mask.keep)
+        seen = torch.cat([first, patches], dim=1)
+        x = self.mask_token + gather_tokens(positions, ids)
+        for block in self.blocks:
+            x = block(x, seen)
+        return self.norm(x)
+
+    def flops(self, visible: int, predicted: int) -> int:
+        dim, seen = self.config.dim, 1 + visible
+        block = product_flops(predicted, dim, 10 * dim) + product_flops(seen, dim, 2 * dim)
+        block += 2 * product_flops(predicted, dim, seen)
+        ends = product_flops(seen, self.embed.in_features, dim)
+        ends += product_flops(predicted, dim, self.pred.out_features)
+        return ends + self.config.depth * block
+
 
 class LinearDecoder(Decoder):
     """No block: a lower bound for decoders, and the prediction head of SimMIM (Xie et al. 2022)
@@ -153,8 +225,17 @@ class LinearDecoder(Decoder):
             patches = torch.cat([patches, mean], dim=1)
         return self.embed(patches) + gather_tokens(self.pos_embed[:, 1:], torch.cat(mask, dim=1))
 
+    def flops(self, visible: int, predicted: int) -> int:
+        # It takes a vector for each patch, and none for the class token.
+        tokens, dim = visible + predicted, self.config.dim
+        return product_flops(tokens, self.embed.in_features + self.pred.out_features, dim)
 
-DECODERS: dict[str, type[Decoder]] = {"transformer": TransformerDecoder, "linear": LinearDecoder}
+
+DECODERS: dict[str, type[Decoder]] = {
+    "transformer": TransformerDecoder,
+    "cross": CrossDecoder,
+    "linear": LinearDecoder,
+}
 
 
 def decoder_config(

@@ -14,16 +14,14 @@ from torchmae.errors import UserError, choose
 from torchmae.models.decoders import (
     DECODERS,
     DecoderConfig,
-    LinearDecoder,
-    TransformerDecoder,
     decoder_config,
     statistics_head,
 )
 from torchmae.models.encoders import Backbone, build_encoder
-from torchmae.models.masking import Mask, num_visible
+from torchmae.models.masking import THREE_QUARTERS, Mask, MaskGenerator
 from torchmae.models.patches import gather_tokens, patch_statistics, patchify
 from torchmae.models.targets import build_target
-from torchmae.models.vit import ViT
+from torchmae.models.vit import ViT, product_flops
 
 LOSSES = {
     "hidden": "the mean over hidden patches",
@@ -130,7 +128,9 @@ class MAE(nn.Module):
         seen = images if seen is None else seen
         visible = mask.keep.shape[1]
         count = visible + mask.hide.shape[1]
-        if self.decoder.grid != self.encoder.grid or count != math.prod(self.encoder.grid):
+        partition = count == math.prod(self.encoder.grid)
+        fits = (count < math.prod(self.encoder.grid) and self.loss_on == "hidden") or partition
+        if self.decoder.grid != self.encoder.grid or not fits:
             raise UserError(
                 f"encoder, decoder and mask disagree: grids {self.encoder.grid} and "
                 f"{self.decoder.grid}, {count} patches"
@@ -211,9 +211,9 @@ def over_counted(
     return loss(prediction[counted].unsqueeze(0), truth[counted].unsqueeze(0))
 
 
-def training_flops(model: MAE, mask_ratio: float = 0.75) -> int | None:
+def training_flops(model: MAE, masks: MaskGenerator = THREE_QUARTERS) -> int | None:
     """Floating-point operations of a training step for one image; None for encoders and decoders
-    that are not torchmae's own.
+    that do not count theirs.
 
     Matrix products only, additions and multiplications apart, as the reference code does them: all
     patches embedded, encoder on the visible tokens (on all with `encode_all`), decoder and
@@ -224,28 +224,20 @@ def training_flops(model: MAE, mask_ratio: float = 0.75) -> int | None:
 
     Args:
         model: its sizes count, not its weights.
-        mask_ratio: share of hidden patches.
+        masks: how many patches are visible and predicted.
     """
     encoder, decoder = model.encoder, model.decoder
-    ours = type(decoder) in (TransformerDecoder, LinearDecoder)
-    if not (isinstance(encoder, ViT) and ours):
+    if not isinstance(encoder, ViT):
         return None
-    patches = math.prod(encoder.grid)
-    dim, width, deep = encoder.embed_dim, decoder.config.dim, len(decoder.blocks)
-    encoded = patches if model.encode_all else num_visible(patches, mask_ratio)
-
-    def linear(tokens: int, inputs: int, outputs: int) -> int:
-        return 2 * tokens * inputs * outputs
-
-    def block(tokens: int, dim: int, hidden: int) -> int:
-        return linear(tokens, dim, 4 * dim + 2 * hidden) + 2 * linear(tokens, dim, tokens)
-
-    embedding = linear(patches, math.prod(encoder.patch) * encoder.channels, dim)
-    rest = encoder.depth * block(
-        encoder.num_prefix_tokens + encoded, dim, int(dim * encoder.mlp_ratio)
-    )
-    rest += deep * block(1 + patches, width, 4 * width)
-    # A linear decoder takes a vector for each patch, and none for the class token.
-    rest += linear(1 + encoded if deep else patches, dim, width)
-    rest += linear(1 + patches if deep else patches, width, model.target.width)
+    patches, dim = math.prod(encoder.grid), encoder.embed_dim
+    visible, predicted = masks.counts(encoder.grid)
+    seen = (patches, 0) if model.encode_all else (visible, predicted)
+    decoded = decoder.flops(*seen)
+    if decoded is None:
+        return None
+    tokens, hidden = encoder.num_prefix_tokens + seen[0], int(dim * encoder.mlp_ratio)
+    block = product_flops(tokens, dim, 4 * dim + 2 * hidden)
+    block += 2 * product_flops(tokens, dim, tokens)
+    rest = encoder.depth * block + decoded
+    embedding = product_flops(patches, math.prod(encoder.patch) * encoder.channels, dim)
     return 2 * embedding + 3 * rest + model.target.flops(encoder.grid)

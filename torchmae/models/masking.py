@@ -7,21 +7,26 @@ and is deterministic in it. The noise is integers from a counter-based hash, so 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from torchmae.errors import UserError, choose
-from torchmae.hashing import BLOCK, MASK, NOISE, hash32, uniform
+from torchmae.hashing import BLOCK, GREEN, MASK, NOISE, PREDICT, hash32, uniform
 from torchmae.models.patches import Size
 
 
 class Mask(NamedTuple):
-    """A partition of an image's patches into those the encoder sees and those to be predicted."""
+    """The patches of an image that the encoder sees, and those that are to be predicted.
+
+    A partition, unless the decoder predicts only a part of the hidden patches: the others are in
+    neither.
+    """
 
     keep: Int64[Tensor, "B K"]
     hide: Int64[Tensor, "B M"]
@@ -158,6 +163,69 @@ def grid(noise: Int64[Tensor, "B N"], grid: Size, ratio: float) -> Mask:
     return mask_from_order((turn * noise.shape[1] + rank).argsort(dim=1), ratio)
 
 
+def green(noise: Int64[Tensor, "B N"], grid: Size, ratio: float) -> Mask:
+    """Green noise (ColorMAE, Hinojosa et al. 2024): hidden regions of middling size, neither single
+    patches nor large blocks.
+
+    White noise is smoothed over 3x3 patches, less the same over 7x7, and the patches with the
+    largest values are visible. ColorMAE takes Gaussians; box sums of integers are the same bits on
+    every device. Smaller grids have smaller boxes, and opposite sides of the grid are neighbours.
+    """
+    field = hash32(GREEN, noise).unflatten(1, grid)
+    narrow, wide = box_sums(field, 3), box_sums(field, 7)
+    # Means, both times the number of patches of both boxes.
+    values = narrow * box_area(grid, 7) - wide * box_area(grid, 3)
+    rank = noise.argsort(dim=1).argsort(dim=1)  # breaks ties
+    order = (values.flatten(1) * noise.shape[1] + rank).argsort(dim=1, descending=True)
+    return mask_from_order(order, ratio)
+
+
+def box_sides(grid: Size, side: int) -> list[int]:
+    """The sides of a box that fits into the grid, which are odd."""
+    return [min(side, length - 1 + length % 2) for length in grid]
+
+
+def box_area(grid: Size, side: int) -> int:
+    """The patches of a box of `box_sums`."""
+    return math.prod(box_sides(grid, side))
+
+
+def box_sums(field: Int64[Tensor, "B h w"], side: int) -> Int64[Tensor, "B h w"]:
+    """The sum of the values around each patch, in a square of that side where the grid has it."""
+    for dim, length in enumerate(box_sides((field.shape[1], field.shape[2]), side), start=1):
+        reach = range(-(length // 2), length // 2 + 1)
+        field = torch.stack([field.roll(shift, dims=dim) for shift in reach]).sum(dim=0)
+    return field
+
+
+def in_units(of: Masking, side: int) -> Masking:
+    """A masking of units of `side` x `side` patches, all of which are visible or hidden."""
+
+    def masked(noise: Int64[Tensor, "B N"], grid: Size, ratio: float) -> Mask:
+        rows, columns = units_of(grid, side)
+        first = noise.unflatten(1, grid)[:, ::side, ::side].flatten(1)
+        inside = torch.arange(side, device=noise.device)
+        within = (inside[:, None] * grid[1] + inside).flatten()
+
+        def patches(units: Int64[Tensor, "B K"]) -> Int64[Tensor, "B P"]:
+            corner = units // columns * side * grid[1] + units % columns * side
+            return (corner.unsqueeze(2) + within).flatten(1)
+
+        return Mask(*map(patches, of(first, (rows, columns), ratio)))
+
+    return masked
+
+
+def units_of(grid: Size, side: int) -> Size:
+    """Rows and columns of units; `UserError` unless whole units fill the grid."""
+    if grid[0] % side or grid[1] % side:
+        raise UserError(
+            f"mask units of {side}x{side} patches do not fill a grid of {grid[0]}x{grid[1]}: use "
+            "a --mask-unit that divides both, or another image or patch size"
+        )
+    return grid[0] // side, grid[1] // side
+
+
 def mask_from_bool(hidden: Bool[Tensor, "B N"]) -> Mask:
     """A user's own mask, True where hidden; `UserError` unless all images hide equally many
     patches, at least one and not all."""
@@ -178,9 +246,79 @@ def mask_from_bool(hidden: Bool[Tensor, "B N"]) -> Mask:
     return Mask(order[:, : patches - count], order[:, patches - count :])
 
 
-MASKINGS: dict[str, Masking] = {"random": random, "block": block, "grid": grid}
+MASKINGS: dict[str, Masking] = {"random": random, "block": block, "grid": grid, "green": green}
 
 
 def masking(name: str) -> Masking:
     """The masking of that name in `MASKINGS`, or a `UserError` with the nearest name."""
     return choose(MASKINGS, name, "masking")
+
+
+@dataclass(frozen=True)
+class MaskGenerator:
+    """How the patches of images are divided, from their noise and nothing else.
+
+    Attributes:
+        name: a name in `MASKINGS`.
+        ratio: share of hidden patches (units).
+        unit: masks are made of squares of so many patches a side.
+        predicted: share of the hidden patches that the decoder predicts, drawn anew with each mask
+            (CrossMAE, Fu et al. 2024; VideoMAE V2, Wang et al. 2023).
+    """
+
+    name: str = "random"
+    ratio: float = 0.75
+    unit: int = 1
+    predicted: float = 1.0
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> "MaskGenerator":
+        """That of a run with these settings; what older runs do not name is the default."""
+        names = {"name": "masking", "ratio": "mask_ratio", "unit": "mask_unit"}
+        names["predicted"] = "predict_share"
+        return cls(**{mine: settings[name] for mine, name in names.items() if name in settings})
+
+    def __call__(self, noise: Int64[Tensor, "B N"], grid: Size, turn: int = 0) -> Mask:
+        """The masks of some images.
+
+        Args:
+            noise: see `noise`.
+            grid: patches a column, patches a row.
+            turn: of masks that complement each other: in each the next patches in the masking's
+                order are visible. At ratio 0.75, turns 0 to 3 make each patch visible once.
+        """
+        of = masking(self.name)
+        mask = (of if self.unit == 1 else in_units(of, self.unit))(noise, grid, self.ratio)
+        if turn:
+            visible = mask.keep.shape[1]
+            order = torch.cat(mask, dim=1).roll(-turn * visible, dims=1)
+            mask = Mask(order[:, :visible], order[:, visible:])
+        if self.predicted == 1:
+            return mask
+        order = hash32(PREDICT, noise, turn).gather(1, mask.hide).argsort(dim=1, stable=True)
+        some = order[:, : share_of(mask.hide.shape[1], self.predicted)]
+        return Mask(mask.keep, mask.hide.gather(1, some))
+
+    def words(self) -> str:
+        """Such as "random, in units of 2x2 patches"."""
+        unit = f", in units of {self.unit}x{self.unit} patches" if self.unit > 1 else ""
+        return f"{self.name}{unit}"
+
+    def counts(self, grid: Size) -> tuple[int, int]:
+        """How many patches of an image are visible, and how many are predicted.
+
+        Raises:
+            UserError: unless at least one unit is visible and one hidden, or none at ratio 0;
+                units do not fill the grid.
+        """
+        units = units_of(grid, self.unit)
+        visible = num_visible(math.prod(units), self.ratio) * self.unit**2
+        return visible, share_of(math.prod(grid) - visible, self.predicted)
+
+
+THREE_QUARTERS = MaskGenerator()  # the paper's
+
+
+def share_of(hidden: int, share: float) -> int:
+    """How many of the hidden patches a share of them is: at least one, if there are any."""
+    return min(hidden, max(1, round(hidden * share)))

@@ -319,6 +319,40 @@ class Block(nn.Module):
         return x + (drop_path(branch, draws[:, 1], self.drop_rate) if drops else branch)  # type: ignore[index]
 
 
+class CrossBlock(nn.Module):
+    """Pre-LN block of queries that attend to other tokens; LayerNorm eps 1e-6."""
+
+    def __init__(self, dim: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.norm_seen = nn.LayerNorm(dim, eps=1e-6)
+        self.query = nn.Linear(dim, dim)
+        self.key_value = nn.Linear(dim, 2 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = Mlp(dim, 4 * dim)
+        self.checkpointed = False  # while training, recompute activations in the backward pass
+
+    def forward(
+        self, x: Float[Tensor, "B M D"], seen: Float[Tensor, "B T D"]
+    ) -> Float[Tensor, "B M D"]:
+        if self.checkpointed and self.training:
+            return checkpoint(self.compute, x, seen, use_reentrant=False)
+        return self.compute(x, seen)
+
+    def compute(
+        self, x: Float[Tensor, "B M D"], seen: Float[Tensor, "B T D"]
+    ) -> Float[Tensor, "B M D"]:
+        def heads(tokens: Float[Tensor, "B U D"]) -> Float[Tensor, "B heads U d"]:
+            return tokens.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+
+        k, v = self.key_value(self.norm_seen(seen)).chunk(2, dim=2)
+        found = attend(heads(self.query(self.norm1(x))), heads(k), heads(v))
+        x = x + self.proj(found.transpose(1, 2).flatten(2))
+        return x + self.mlp(self.norm2(x))
+
+
 class PatchEmbed(nn.Module):
     """A linear map of each patch; its weight is that of a convolution `proj`, as in timm."""
 
@@ -749,6 +783,11 @@ class ViT(PixelInput):
 
     def patch_projection(self) -> nn.Conv2d:
         return self.patch_embed.proj
+
+
+def product_flops(tokens: int, inputs: int, outputs: int) -> int:
+    """Operations of a linear map of so many tokens: an addition and a multiplication a weight."""
+    return 2 * tokens * inputs * outputs
 
 
 def initialize(module: nn.Module) -> None:

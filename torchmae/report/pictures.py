@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -10,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from torchmae.models.mae import MAE
-from torchmae.models.masking import Mask, gaussian, masking, noise
+from torchmae.models.masking import Mask, MaskGenerator, gaussian, noise
 from torchmae.models.patches import (
     SHOWN,
     WHITE,
@@ -29,19 +30,18 @@ ERROR_NOTE = (
 )
 
 
-def draw_mask(model: MAE, name: str, ratio: float, seed: int, sample: Tensor) -> Mask:
-    """The masks of some samples in epoch 0 of a seed.
+def draw_mask(model: MAE, masks: MaskGenerator, seed: int, sample: Tensor) -> Mask:
+    """The masks of some samples in epoch 0 of a seed; all hidden patches are to be predicted.
 
     Args:
         model: its grid is masked.
-        name: of the masking: "random", "block" or "grid".
-        ratio: share of hidden patches.
+        masks: what is hidden.
         seed: of the masks.
         sample: int64 [B], the numbers of the samples.
     """
     grid = model.encoder.grid
     scores = noise(seed, torch.zeros_like(sample), sample, math.prod(grid))
-    return masking(name)(scores, grid, ratio)
+    return replace(masks, predicted=1.0)(scores, grid)
 
 
 @runtime_checkable

@@ -47,6 +47,7 @@ class TrainConfig:
     trackers: tuple[str, ...] = ()  # names in trackers.TRACKERS
     image_flops: int | None = None  # operations of a step for an image, which the log adds up
     evaluate_steps: float | None = None  # between two evaluations, in place of evaluate_minutes
+    views: int = 1  # how often a step shows each image of its batch; counted as so many images
     timeout_minutes: float = 10.0  # of the processes for each other, once the first step is done
 
     # These decide the weights too; the defaults are those of pre-training.

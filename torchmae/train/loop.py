@@ -63,12 +63,13 @@ def fit(
     trainer = Trainer(task, world, plan)
     if saved:
         trainer.load(saved.model, saved.optimizer, saved.metadata)
-    meter = Meter(start, batches.batch_size, saved.metadata.get("meter") if saved else None)
+    shown = batches.batch_size * plan.views
+    meter = Meter(start, shown, saved.metadata.get("meter") if saved else None)
     agenda = Agenda(plan, world)
     task.train()
     with (
         watching(world) as heard,
-        Log(run, plan, start, batches.batch_size, world) as log,
+        Log(run, plan, start, shown, world) as log,
         world.naming_absent(lambda: heard.doing, plan.timeout_minutes),
     ):
         session = Session(trainer, log, meter, agenda, heard, start)

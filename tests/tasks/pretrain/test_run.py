@@ -27,7 +27,7 @@ from torchmae.data.transforms import CenterCropResize, FixedCropFlip, RandomResi
 from torchmae.errors import UserError
 from torchmae.models.decoders import DecoderConfig
 from torchmae.models.mae import MAE
-from torchmae.models.masking import MASKINGS
+from torchmae.models.masking import MASKINGS, MaskGenerator
 from torchmae.models.vit import ViT
 from torchmae.models.weights import load_mae
 from torchmae.runfolder import read_config, stored_settings, write_config
@@ -286,7 +286,7 @@ def test_the_encoder_is_trained_as_if_there_were_no_statistics_head(
         model = MAE(ViT((16, 16), 4, 1, 32, 2, 2), DecoderConfig("transformer", 16, 1, 2))
         if not with_head:
             model.decoder.statistics = None
-        task = PretrainTask(model, "random", 0.75, 0)
+        task = PretrainTask(model, MaskGenerator(), 0)
         plan = TrainConfig(5, 0, 1e-3, 0.05, (0.9, 0.95), 0.1, "fp32")
         step = Trainer(task, World(0, 1, torch.device("cpu")), plan)
         generator = torch.Generator().manual_seed(1)
@@ -313,7 +313,7 @@ def test_trivial_predictors_by_brute_force(photos: Path) -> None:
         DecoderConfig("transformer", 16, 1, 2),
         target="pixels",
     )
-    task = PretrainTask(model, "random", 0.75, 0)
+    task = PretrainTask(model, MaskGenerator(), 0)
     images = torch.randint(
         0, 256, (3, 1, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
     )

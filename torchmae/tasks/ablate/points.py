@@ -15,7 +15,7 @@ from torchmae.eval.probes.measures import MEASURES, POOLED
 from torchmae.models.decoders import DecoderConfig, decoder_config
 from torchmae.models.encoders import build_encoder
 from torchmae.models.mae import MAE, training_flops
-from torchmae.models.masking import MASKINGS, num_visible
+from torchmae.models.masking import MASKINGS, MaskGenerator
 from torchmae.models.patches import as_size, grid_of
 from torchmae.models.sizes import size_of
 from torchmae.models.targets import split_target
@@ -233,7 +233,7 @@ class Ablation:
         choose(MASKINGS, masked.masking, "masking")
         split_target(masked.target)
         patches = grid_of(parse_size(model.image_size), as_size(model.patch_size))
-        num_visible(patches[0] * patches[1], masked.mask_ratio)
+        MaskGenerator.of(vars(masked)).counts(patches)
         width = self.facts.embed_dim or size_of(model.model or "")["embed_dim"]
         sizes = (model.decoder_dim, model.decoder_depth, model.decoder_heads)
         decoder = decoder_config(width, model.decoder, *sizes)
@@ -280,7 +280,7 @@ class Ablation:
             decoder = DecoderConfig(resolved["decoder"], *sizes)
             target = self.described_target(resolved)
             model = MAE(encoder, decoder, target, encode_all=resolved["encode_all"])
-        return float(training_flops(model, resolved["mask_ratio"]) or 1)
+        return float(training_flops(model, MaskGenerator.of(resolved)) or 1)
 
     def units(self) -> list[list[Training]]:
         """The trainings in the order in which they run, seed by seed, those that share a folder

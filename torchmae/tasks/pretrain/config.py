@@ -63,7 +63,10 @@ class ModelOptions:
         0, "Register tokens of the encoder.", within=Range(at_least=0, at_most=1024)
     )
     decoder: str = option(
-        "transformer", "transformer, or linear (no block: a lower bound).", metavar="KIND"
+        "transformer",
+        "transformer, cross (mask tokens look at visible patches only: less work), or linear (no "
+        "block: a lower bound).",
+        metavar="KIND",
     )
     decoder_dim: int | None = option(
         None,
@@ -114,7 +117,26 @@ class MaskingOptions:
         "Share of hidden patches; 0 (with --noise and --loss-on all): a denoising autoencoder.",
         within=BELOW_ONE,
     )
-    masking: str = option("random", "random, block or grid.")
+    masking: str = option("random", "random, block, grid or green (regions of middling size).")
+    mask_unit: int = option(
+        1,
+        "Hide squares of so many patches a side together.",
+        within=Range(at_least=1, at_most=64),
+    )
+    predict_share: float = option(
+        1.0,
+        "Share of the hidden patches that the decoder predicts, drawn anew each time: less work.",
+        within=Range(above=0, at_most=1),
+    )
+    views: int = option(
+        1,
+        "Masks of each crop in a step. --batch-size and epochs count every one, so with 4 a batch "
+        "of 32 has 8 crops.",
+        within=Range(at_least=1, at_most=64),
+    )
+    complementary: bool = option(
+        False, "With --views: each shows other patches, at 75 % with 4 views every patch once."
+    )
     target: str = option(
         "norm-pixels",
         "What is predicted: norm-pixels (each patch normalized: better features), pixels, pca "
@@ -362,6 +384,13 @@ class Pretrain:
                 "--mask-ratio 0 hides nothing, so that there is nothing to predict: for a "
                 "denoising autoencoder add --noise 0.5 --loss-on all, else hide some patches"
             )
+        if masking.complementary and masking.views == 1:
+            raise UserError("--complementary is about several masks of a crop: add --views 4")
+        if masking.predict_share < 1 and masking.loss_on == "all":
+            raise UserError(
+                f"--predict-share {masking.predict_share:g} leaves patches out, and --loss-on all "
+                "needs all of them: leave one of them out"
+            )
         model = self.model
         if model.normalize not in (None, "data", "imagenet", "run"):
             raise UserError(f"--normalize {model.normalize}: data or imagenet, or run with --from")
@@ -393,6 +422,12 @@ class Pretrain:
             raise UserError(
                 f"--batch-size {batch} is more than the {facts.images} images of the data set: use "
                 f"at most {facts.images}"
+            )
+        views = resolved.masking.views
+        if batch % views:
+            raise UserError(
+                f"--batch-size {batch} counts {views} masks of each crop: use a multiple of "
+                f"{views}, such as {max(1, batch // views) * views}"
             )
         warmup, stable = resolved.optim.warmup_epochs, (1 - DECAY_SHARE) * resolved.optim.epochs
         if resolved.optim.schedule == "wsd" and warmup > stable:

@@ -7,6 +7,7 @@ from torchmae.data.cache.device import DeviceLoader
 from torchmae.data.loader import Batches
 from torchmae.data.scan import Scan
 from torchmae.models.mae import MAE
+from torchmae.models.masking import MaskGenerator
 from torchmae.settings.defaults import Choice
 from torchmae.tasks.pretrain.config import ResolvedPretrain
 from torchmae.tasks.pretrain.task import PretrainTask
@@ -28,5 +29,7 @@ class Job:
     def task(self) -> PretrainTask:
         """What `fit` trains."""
         masking, seed = self.config.masking, self.config.optim.seed
-        hidden = (masking.masking, masking.mask_ratio)
-        return PretrainTask(self.model, *hidden, seed, masking.noise)
+        masks = MaskGenerator.of(vars(masking))
+        return PretrainTask(
+            self.model, masks, seed, masking.noise, masking.views, masking.complementary
+        )

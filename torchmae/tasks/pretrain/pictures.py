@@ -16,6 +16,7 @@ from torchmae.data.transforms import CenterCropResize
 from torchmae.data.workers import Loading
 from torchmae.eval.tokens.maps import colored_tokens
 from torchmae.models.mae import MAE
+from torchmae.models.masking import MaskGenerator
 from torchmae.report.pictures import About, draw_mask, notes_of, rows_of
 from torchmae.report.sheet import sheet
 from torchmae.tasks.pretrain.config import ResolvedPretrain
@@ -71,8 +72,9 @@ class Pictures:
     def __call__(self, step: int) -> Iterator[tuple[str, float]]:
         """Draws; measures nothing."""
         masking = self.masking
-        mask = draw_mask(self.model, masking.masking, masking.mask_ratio, self.seed, self.samples)
-        about = About(self.run, step, masking.masking, self.files, masking.noise)
+        masks = MaskGenerator.of(vars(masking))
+        mask = draw_mask(self.model, masks, self.seed, self.samples)
+        about = About(self.run, step, masks.words(), self.files, masking.noise)
         rows: dict[str, Tensor] = dict(rows_of(self.model, self.images, mask, about))
         notes = notes_of(self.model, self.images, False)
         tokens = self.tokens()

@@ -13,12 +13,13 @@ from torchmae.data.suspicious import suspicious
 from torchmae.data.view import Glance, view_notes
 from torchmae.errors import printable
 from torchmae.models.mae import MAE
+from torchmae.models.masking import MaskGenerator
 from torchmae.models.vit import attention
 from torchmae.report.pictures import hidden_words
 from torchmae.report.words.learning import end_of, look_at, verdict
 from torchmae.settings.defaults import reasons
 from torchmae.settings.groups import CACHES
-from torchmae.tasks.pretrain.config import ResolvedPretrain
+from torchmae.tasks.pretrain.config import MaskingOptions, ResolvedPretrain
 from torchmae.tasks.pretrain.features import progress
 from torchmae.tasks.pretrain.job import Job
 from torchmae.train.config import TrainConfig
@@ -40,6 +41,7 @@ def train_config(config: ResolvedPretrain, images: int) -> TrainConfig:
         betas=(0.9, 0.95),  # paper, appendix Table 8
         schedule=optim.schedule,
         evaluate_minutes=output.picture_minutes,
+        views=config.masking.views,
     )
 
 
@@ -78,7 +80,7 @@ def describe(
         "model": describe_model(model, config.model.model),
         "image": f"{size} px, {channels} channel{'s' * (channels > 1)}{pixels_of(model)}, "
         f"{grid} patches of {patch} px, "
-        f"{hidden_words(masking.mask_ratio, masking.masking, masking.noise)}",
+        f"{hidden_of(masking)}",
         "training": f"{optim.epochs:.4g} epochs, {plan.steps} steps of {optim.batch_size} images, "
         f"peak learning rate {plan.lr:.2g} (base {optim.base_lr:.2g}){decay}",
         "device": describe_device(config, world),
@@ -95,6 +97,18 @@ def describe(
         notes = view_notes(Glance(job.found.sizes, job.found.stacks), model.encoder.image_size)
         lines += [f"{'note':>17}  {note}" for note in notes]
     return "\n".join([*lines, *reasons(job.chosen)])
+
+
+def hidden_of(masking: MaskingOptions) -> str:
+    """What is hidden, and how often, in words."""
+    masks = MaskGenerator.of(vars(masking))
+    words = [hidden_words(masks.ratio, masks.words(), masking.noise)]
+    if masks.predicted < 1:
+        words.append(f"{100 * masks.predicted:.0f} % of them predicted")
+    if masking.views > 1:
+        kind = "complementary masks" if masking.complementary else "masks"
+        words.append(f"{masking.views} {kind} of each crop")
+    return ", ".join(words)
 
 
 def pixels_of(model: MAE) -> str:

@@ -1,7 +1,6 @@
 """`mae pretrain`: any folder of images to a run folder with an encoder, pictures and curves."""
 
 import logging
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from torchmae.data.transforms import (
 )
 from torchmae.errors import UserError
 from torchmae.models.mae import MAE, training_flops
-from torchmae.models.masking import num_visible
+from torchmae.models.masking import MaskGenerator
 from torchmae.report.curves import draw_curves
 from torchmae.report.html.run import Page, write_report
 from torchmae.settings.defaults import Facts, why
@@ -178,7 +177,7 @@ def new_job(
     """A job before its first step, without a cache; its target is fitted. It writes nothing."""
     resolved, chosen = config.resolve(facts)
     model, origin = build_model(resolved, found, init_run)
-    num_visible(math.prod(model.encoder.grid), resolved.masking.mask_ratio)
+    MaskGenerator.of(vars(resolved.masking)).counts(model.encoder.grid)
     batches = make_batches(resolved, source, world)
     fit_target(model, batches, world)
     return Job(resolved, batches, model, origin, found, chosen, batches)
@@ -186,7 +185,8 @@ def new_job(
 
 def make_batches(config: ResolvedPretrain, source: Source, world: World) -> Batches:
     """The batches of this process."""
-    batch_size, seed = config.optim.batch_size, config.optim.seed
+    # A batch counts each mask of a crop, and a crop is read once.
+    batch_size, seed = config.optim.batch_size // config.masking.views, config.optim.seed
     return Batches(source, augmentation(config), batch_size, seed, world.rank, world.size)
 
 
@@ -223,7 +223,7 @@ def with_features(job: Job, sets: LabelledSets, out: Path, world: World) -> Feat
 def train(job: Job, sets: LabelledSets | None, out: Path, world: World, quiet: bool) -> Path:
     """Says the plan, trains by `fit`, says what was made; features are measured on `sets`."""
     plan = train_config(job.config, len(job.batches.source))
-    work = training_flops(job.model, job.config.masking.mask_ratio)
+    work = training_flops(job.model, MaskGenerator.of(vars(job.config.masking)))
     plan = replace(plan, image_flops=work)
     unfinished = runfolder.last_step(out) < plan.steps
     if unfinished and job.stream is job.batches:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from torchmae.data.loader import Batch
 from torchmae.models.mae import MAE
-from torchmae.models.masking import Mask, gaussian, masking, noise
+from torchmae.models.masking import Mask, MaskGenerator, gaussian, noise
 from torchmae.models.patches import patchify
 
 
@@ -17,21 +17,29 @@ class PretrainTask(nn.Module):
 
     Args:
         model: the MAE.
-        masking_name: what chooses the hidden patches.
-        mask_ratio: share of hidden patches.
+        masks: what chooses the hidden patches.
         seed: of masks and noise.
         noise_std: of Gaussian noise on the normalised images that the encoder gets.
+        views: masks of each image of a batch; the loss is the mean over all of them.
+        complementary: whether the views of an image see different patches.
     """
 
     def __init__(
-        self, model: MAE, masking_name: str, mask_ratio: float, seed: int, noise_std: float = 0.0
+        self,
+        model: MAE,
+        masks: MaskGenerator,
+        seed: int,
+        noise_std: float = 0.0,
+        views: int = 1,
+        complementary: bool = False,
     ):
         super().__init__()
         self.model = model
-        self.masking = masking(masking_name)
-        self.mask_ratio = mask_ratio
+        self.masks = masks
         self.seed = seed
         self.noise_std = noise_std
+        self.views = views
+        self.complementary = complementary
         self.exclude_from_grad_norm = frozenset(
             n for n, _ in model.named_parameters() if n.startswith("decoder.statistics.")
         )
@@ -40,13 +48,22 @@ class PretrainTask(nn.Module):
         return [*self.model.encoder.layers(), *self.model.decoder.blocks]
 
     def mask(self, batch: Batch) -> Mask:
+        """The masks of all images for the first view, then for the next."""
+        found = [self.mask_of_view(batch, view) for view in range(self.views)]
+        return found[0] if len(found) == 1 else Mask(*map(torch.cat, zip(*found)))
+
+    def mask_of_view(self, batch: Batch, view: int) -> Mask:
         grid = self.model.encoder.grid
-        scores = noise(self.seed, batch.epoch, batch.sample, math.prod(grid))
-        return self.masking(scores, grid, self.mask_ratio)
+        if self.complementary:
+            scores = noise(self.seed, batch.epoch, batch.sample, math.prod(grid))
+            return self.masks(scores, grid, view)
+        # As if the image were shown once in each of so many epochs.
+        epoch = batch.epoch * self.views + view
+        return self.masks(noise(self.seed, epoch, batch.sample, math.prod(grid)), grid)
 
     def inputs(self, batch: Batch) -> tuple[Tensor, Mask, Tensor, Tensor | None]:
-        """Normalised images, their masks, the images as the encoder gets them, and the patches that
-        count: all of whose pixels have a value."""
+        """Normalised images, once for each view, their masks, the images as the encoder gets them,
+        and the patches that count: all of whose pixels have a value."""
         # Channels last, as in a patch: on a CPU patches are cut twice as fast.
         images = self.model.encoder.normalize(batch.images).contiguous(
             memory_format=torch.channels_last
@@ -59,6 +76,11 @@ class PretrainTask(nn.Module):
         if batch.images.is_floating_point():
             missing = patchify(batch.images.isnan(), self.model.encoder.patch)
             counted = ~missing.any(dim=2)
+        inputs = images, seen, counted
+        if self.views > 1:
+            images, seen, counted = (
+                x if x is None else torch.cat([x] * self.views) for x in inputs
+            )
         return images, self.mask(batch), seen, counted
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from torchmae.data.sources.source import read_file
 from torchmae.data.transforms import CenterCropResize
 from torchmae.errors import RunError, UserError
 from torchmae.models.mae import MAE
-from torchmae.models.masking import Mask, mask_from_bool
+from torchmae.models.masking import Mask, MaskGenerator, mask_from_bool
 from torchmae.models.patches import Size
 from torchmae.models.weights import load_mae
 from torchmae.report.pictures import About, caption, draw, draw_mask
@@ -70,13 +70,14 @@ def draw_named(
             f"{cut}: more make a picture that nobody can look at; --sheet draws some of a whole "
             "set, chosen by hash"
         )
-    name = settings["masking"] if config.masking is None else config.masking
+    asked = {"name": config.masking, "ratio": config.mask_ratio}
+    masks = replace(MaskGenerator.of(settings), **{k: v for k, v in asked.items() if v is not None})
+    name = masks.words()
     if config.mask is not None:
         name = "own mask"
         mask = mask_from_image(config.mask, model.encoder.grid, len(pixels))
     else:
-        ratio = settings["mask_ratio"] if config.mask_ratio is None else config.mask_ratio
-        mask = draw_mask(model, name, ratio, config.seed, torch.arange(len(pixels)))
+        mask = draw_mask(model, masks, config.seed, torch.arange(len(pixels)))
     model = model.to(find_device(config.runtime.device))
     step, noise = last_step(Path(config.run)), settings.get("noise", 0.0)
     names = [image.name for image in images]

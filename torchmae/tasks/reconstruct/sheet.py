@@ -19,7 +19,7 @@ from torchmae.data.transforms import CenterCropResize
 from torchmae.errors import UserError
 from torchmae.hashing import SPLIT, hash32
 from torchmae.models.mae import MAE
-from torchmae.models.masking import Mask
+from torchmae.models.masking import Mask, MaskGenerator, units_of
 from torchmae.report.pictures import (
     ERROR_NOTE,
     About,
@@ -54,8 +54,10 @@ def draw_sheet(
     )
     ids, pixels = chosen(source, config.count, config.seed, model.encoder.image_size)
     files = [PurePath(source.name(i)).name for i in ids]
-    name = config.masking or read_config(config.run)["config"]["masking"]
-    ratios = [config.mask_ratio] if config.mask_ratio else fitting(math.prod(model.encoder.grid))
+    own = MaskGenerator.of(read_config(config.run)["config"])
+    own = replace(own, name=config.masking or own.name)
+    units = math.prod(units_of(model.encoder.grid, own.unit))
+    ratios = [config.mask_ratio] if config.mask_ratio else fitting(units)
     device = find_device(config.runtime.device)
     model, images = model.to(device), pixels.to(device)
 
@@ -65,16 +67,18 @@ def draw_sheet(
         return with_errors(model, images, named, config.true_statistics)
 
     how = f"images chosen by hash, seed {config.seed}, of {len(source):,}"
-    about = About(Path(config.run).resolve().name, last_step(Path(config.run)), name, files)
-    masks = [draw_mask(model, name, r, config.seed, torch.tensor(ids)) for r in ratios]
+    about = About(Path(config.run).resolve().name, last_step(Path(config.run)), own.words(), files)
+    masks = [
+        draw_mask(model, replace(own, ratio=r), config.seed, torch.tensor(ids)) for r in ratios
+    ]
     parts = [
         (
-            about.begin(how, f"{name} masks"),
+            about.begin(how, f"{own.words()} masks"),
             {"original": as_shown(model.encoder, images).cpu(), **rows(images, masks)},
             files,
         )
     ]
-    several = draw_mask(model, name, ratios[0], config.seed, torch.arange(MASKS))
+    several = draw_mask(model, replace(own, ratio=ratios[0]), config.seed, torch.arange(MASKS))
     if len(several.hide.sort().values.unique(dim=0)) > 1:  # all are equal in a regular grid
         of_one = rows(images[:1].expand(MASKS, -1, -1, -1), [several])
         parts.append((f"{MASKS} masks of {files[0]}", of_one, [f"{i + 1}" for i in range(MASKS)]))
@@ -108,7 +112,7 @@ def chosen(
 
 
 def fitting(patches: int) -> list[float]:
-    """Those of `RATIOS` that leave one of so many patches visible."""
+    """Those of `RATIOS` that leave one of so many patches (units of the mask) visible."""
     found = [ratio for ratio in RATIOS if int(patches * (1 - ratio)) > 0]
     if len(found) < len(RATIOS):
         logger.info(

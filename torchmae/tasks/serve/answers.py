@@ -22,7 +22,7 @@ from torchmae.data.sources import open_source
 from torchmae.data.transforms import CenterCropResize
 from torchmae.errors import UserError, printable
 from torchmae.eval.detection import to_detections
-from torchmae.models.masking import Mask
+from torchmae.models.masking import Mask, MaskGenerator
 from torchmae.models.weights import (
     load,
     load_classifier,
@@ -204,7 +204,7 @@ class Answers:
         if not math.isfinite(ratio) or not 0 <= seed < 1 << 53:
             raise UserError("a mask needs a ratio within 0 to 1 and a seed from 0 on")
         with self.lock, torch.no_grad():
-            mask = draw_mask(self.model, name, ratio, seed, torch.tensor([0]))
+            mask = draw_mask(self.model, MaskGenerator(name, ratio), seed, torch.tensor([0]))
         return {"hidden": sorted(mask.hide[0].tolist())}
 
     def reconstruct(
