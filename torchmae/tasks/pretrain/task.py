@@ -76,11 +76,9 @@ class PretrainTask(nn.Module):
         if batch.images.is_floating_point():
             missing = patchify(batch.images.isnan(), self.model.encoder.patch)
             counted = ~missing.any(dim=2)
-        inputs = images, seen, counted
         if self.views > 1:
-            images, seen, counted = (
-                x if x is None else torch.cat([x] * self.views) for x in inputs
-            )
+            images, seen = torch.cat([images] * self.views), torch.cat([seen] * self.views)
+            counted = None if counted is None else torch.cat([counted] * self.views)
         return images, self.mask(batch), seen, counted
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

@@ -70,8 +70,9 @@ def draw_named(
             f"{cut}: more make a picture that nobody can look at; --sheet draws some of a whole "
             "set, chosen by hash"
         )
-    asked = {"name": config.masking, "ratio": config.mask_ratio}
-    masks = replace(MaskGenerator.of(settings), **{k: v for k, v in asked.items() if v is not None})
+    own = MaskGenerator.of(settings)
+    ratio = own.ratio if config.mask_ratio is None else config.mask_ratio
+    masks = replace(own, name=config.masking or own.name, ratio=ratio)
     name = masks.words()
     if config.mask is not None:
         name = "own mask"
