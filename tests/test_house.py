@@ -40,7 +40,7 @@ ROOT = {path.stem for path in PACKAGE.glob("*.py")} - set(ROOMS)
 BASE = {"settings", *ROOT}
 # Each file or folder of models/ may import those before it.
 MODELS = (
-    "sizes patches masking mixing targets vit encoders decoders mae heads pyramid segmentation "
+    "sizes patches masking mixing vit encoders targets decoders mae heads pyramid segmentation "
     "detection weights"
 )
 

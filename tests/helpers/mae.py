@@ -15,8 +15,9 @@ TINY = dict(patch_size=4, embed_dim=32, depth=2, num_heads=4)
 
 DECODER = DecoderConfig("transformer", 16, 2, 2)
 
-# Targets that are values of patches, and are made of nothing else.
-VALUE_TARGETS = sorted(name for name, cls in TARGETS.items() if cls.run_kind is None)
+# Targets that are made of no run, and those of them that are values of pixels.
+PLAIN_TARGETS = sorted(name for name, cls in TARGETS.items() if not cls.run_kinds)
+VALUE_TARGETS = [name for name in PLAIN_TARGETS if TARGETS[name].has_pictures()]
 
 
 def tiny(size=(16, 16), channels=3, encoder=None, decoder=DECODER, **arguments):

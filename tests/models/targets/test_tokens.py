@@ -153,7 +153,7 @@ def test_names_with_and_without_a_run():
     assert split_target("pixels") == ("pixels", None)
     assert split_target("tokens:runs/a:b") == ("tokens", "runs/a:b")
     for text, words in {
-        "tokens": "needs a run of mae tokenizer: --target tokens:RUN",
+        "tokens": "needs a run of mae tokenizer .*: --target tokens:RUN",
         "tokens:": "needs a run",
         "pca:runs/x": "pca is made of no run: leave :runs/x out",
         "tokns:runs/x": "unknown target 'tokns'.*Did you mean tokens",

@@ -276,7 +276,10 @@ def test_export(pretrained: Path, tmp_path: Path, capsys) -> None:
     [
         ("--target tokens", "needs a run of mae tokenizer"),
         ("--target tokens:none", "none is not a run folder"),
-        ("--target tokens:PRETRAINED", "holds no tokenizer, but an encoder and a decoder"),
+        (
+            "--target tokens:PRETRAINED",
+            "holds an encoder and a decoder: name a run of mae tokenizer",
+        ),
         ("--target tokens:TOKENIZER --patch-size 16", "patches of 8 px, the model 16"),
         ("--target tokens:TOKENIZER --channels 1", "takes 3 channels, the model 1"),
     ],

@@ -5,6 +5,8 @@ from typing import Any
 
 from torchmae.errors import UserError, choose
 from torchmae.models.patches import Size
+from torchmae.models.targets.features import Features
+from torchmae.models.targets.hog import HOG
 from torchmae.models.targets.pca import PCA
 from torchmae.models.targets.pixels import NormalizedPixels, Pixels
 from torchmae.models.targets.target import Target as Target
@@ -14,7 +16,9 @@ TARGETS: dict[str, type[Target]] = {
     "norm-pixels": NormalizedPixels,
     "pixels": Pixels,
     "pca": PCA,
+    "hog": HOG,
     "tokens": Tokens,
+    "run": Features,
 }
 
 
@@ -25,14 +29,11 @@ def split_target(text: str) -> tuple[str, str | None]:
         UserError: no such name, or a run where none is needed or none where one is.
     """
     name, colon, run = text.partition(":")
-    kind = choose(TARGETS, name, "target").run_kind
-    if kind is None and colon:
+    cls = choose(TARGETS, name, "target")
+    if not cls.run_kinds and colon:
         raise UserError(f"target {text}: {name} is made of no run: leave :{run} out")
-    if kind is not None and not run:
-        raise UserError(
-            f"target {name} needs a run of mae {kind}: --target {name}:RUN (mae {kind} DATA makes "
-            "one)"
-        )
+    if cls.run_kinds and not run:
+        raise UserError(f"--target {name} needs {cls.run_words}: --target {name}:RUN")
     return name, run or None
 
 

@@ -2,6 +2,7 @@
 
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor, nn
@@ -15,14 +16,14 @@ class Target(nn.Module):
 
     A target may have state (buffers), which is saved with the model's weights. One whose state
     comes from data says so with `needs_fit`; `mae pretrain` then calls `fit` once, before the first
-    step of a new run. One that is made of the model of another run says so with `run_kind`; its
+    step of a new run. One that is made of the model of another run says so with `run_kinds`; its
     flag is then `--target NAME:RUN`.
 
     Args:
         patch: height and width of a patch in pixels.
         channels: of the images.
 
-    With `run_kind`, `__init__` gets `model`, `mean` and `std` too: what config.json of that run
+    With `run_kinds`, `__init__` gets `model`, `mean` and `std` too: what config.json of that run
     says of its model, and mean and std of the normalised images, by channel.
 
     Attributes:
@@ -31,12 +32,14 @@ class Target(nn.Module):
         needs_statistics: True if a prediction has no brightness and contrast of its own; the
             decoder then has a head that predicts mean and std of each hidden patch, which
             `to_pixels` gets.
-        run_kind: the kind of run (`runfolder.kind_of`) that it is made of; None: of none.
-        network: with `run_kind` the module that gets the weights of that run, before the first step
-            of a new run. They are part of the target's state: buffers, so that nothing trains them.
+        run_kinds: the kinds of run (`runfolder.kind_of`) that it can be made of; (): of none.
+        run_words: what such a run is, in words.
+        network: with `run_kinds` the module that gets the weights of that run, before the first
+            step of a new run. They are part of the target's state: buffers, so that nothing trains them.
     """
 
-    run_kind: ClassVar[str | None] = None
+    run_kinds: ClassVar[tuple[str, ...]] = ()
+    run_words: ClassVar[str] = ""
     network: nn.Module
     width: int
     needs_fit: bool = False
@@ -46,6 +49,11 @@ class Target(nn.Module):
         super().__init__()
         self.patch = patch
         self.channels = channels
+
+    @staticmethod
+    def network_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Of the weights of that run those of `network`: all, unless it is a part of its model."""
+        return weights
 
     def fit(self, patches: Float[Tensor, "n P"]) -> None:
         """Fits the state to a sample of patches of normalised images, float32; nothing unless a
@@ -128,3 +136,21 @@ class Target(nn.Module):
     def has_pictures(cls) -> bool:
         """Whether predictions become pixels (`to_pixels`)."""
         return cls.to_pixels is not Target.to_pixels
+
+
+def frozen(network: nn.Module) -> nn.Module:
+    """A network with buffers, NaN as long as nothing is loaded, in place of parameters; their names
+    stay. No optimizer, gradient norm or sharding knows of them."""
+    for module in network.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            delattr(module, name)
+            module.register_buffer(name, torch.full_like(parameter.detach(), torch.nan))
+    return network
+
+
+def conversion(
+    ours: tuple[tuple[float, ...], tuple[float, ...]], theirs: Float[Tensor, "2 C"]
+) -> Float[Tensor, "2 C 1 1"]:
+    """Scale and shift from images that are normalised by (mean, std) to those of a network."""
+    own = torch.tensor(ours)
+    return torch.stack([own[1] / theirs[1], (own[0] - theirs[0]) / theirs[1]]).view(2, -1, 1, 1)

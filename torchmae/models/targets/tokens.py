@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmae.errors import UserError
 from torchmae.models.masking import Mask
 from torchmae.models.patches import Size, size_name
-from torchmae.models.targets.target import Target
+from torchmae.models.targets.target import Target, conversion, frozen
 from torchmae.models.targets.tokenizer import Tokenizer, perplexity
 
 
@@ -28,7 +28,8 @@ class Tokens(Target):
         mean, std: of the normalised images that `forward` gets; the tokenizer has its own.
     """
 
-    run_kind = "tokenizer"
+    run_kinds = ("tokenizer",)
+    run_words = "a run of mae tokenizer (mae tokenizer DATA makes one)"
 
     def __init__(
         self,
@@ -54,13 +55,11 @@ class Tokens(Target):
                 f"--channels {tokenizer.channels}, or another tokenizer"
             )
         self.width = tokenizer.config.vocabulary
-        self.network: Tokenizer = frozen(tokenizer)
-        ours, theirs = torch.tensor([mean, std]), tokenizer.pixel_statistics.flatten(1)
-        scale, shift = ours[1] / theirs[1], (ours[0] - theirs[0]) / theirs[1]
+        frozen(tokenizer)
+        self.network: Tokenizer = tokenizer
+        theirs = tokenizer.pixel_statistics.flatten(1)
         self.conversion: Tensor
-        self.register_buffer(
-            "conversion", torch.stack([scale, shift]).view(2, -1, 1, 1), persistent=False
-        )
+        self.register_buffer("conversion", conversion((mean, std), theirs), persistent=False)
 
     def forward(
         self, images: Float[Tensor, "B C H W"], ids: Int64[Tensor, "B M"]
@@ -99,13 +98,3 @@ class Tokens(Target):
         entropy = perplexity(counts).log() + ((counts > 0).sum() - 1) / (2 * len(tokens))
         uniform = torch.tensor(float(self.width), device=tokens.device).log()
         return {"token frequencies": entropy.clamp(max=uniform), "uniform tokens": uniform}
-
-
-def frozen(tokenizer: Tokenizer) -> Tokenizer:
-    """The tokenizer with buffers, NaN as long as nothing is loaded, in place of parameters; their
-    names stay."""
-    for module in tokenizer.modules():
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            delattr(module, name)
-            module.register_buffer(name, torch.full_like(parameter.detach(), torch.nan))
-    return tokenizer

@@ -140,7 +140,8 @@ class MaskingOptions:
     target: str = option(
         "norm-pixels",
         "What is predicted: norm-pixels (each patch normalized: better features), pixels, pca "
-        "(the largest components of normalized patches) or tokens:RUN (of a run of mae tokenizer).",
+        "(the largest components of normalized patches), hog (directions of edges), tokens:RUN (of "
+        "a run of mae tokenizer) or run:RUN (features of the encoder of another run).",
     )
     noise: float = option(
         0.0,

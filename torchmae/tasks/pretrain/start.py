@@ -194,11 +194,11 @@ def described_target(text: str) -> str | dict[str, Any]:
     name, run = split_target(text)
     if run is None:
         return name
-    config, kind = read_any_config(run), TARGETS[name].run_kind
-    if kind_of(config) != kind:
+    config, cls = read_any_config(run), TARGETS[name]
+    kind = kind_of(config)
+    if kind not in cls.run_kinds:
         raise UserError(
-            f"--target {text}: {run} holds no {kind}, but {WORDS[kind_of(config)]}: name a run of "
-            f"mae {kind}"
+            f"--target {text}: {run} holds {WORDS.get(kind, f'a {kind}')}: name {cls.run_words}"
         )
     return {"name": name, "model": config["model"]}
 
@@ -210,7 +210,8 @@ def load_target(model: MAE, text: str) -> None:
     """Loads the weights of the run that a target is made of, if it is."""
     _, run = split_target(text)
     if run is not None:
-        load_weights(model.target.network, read_weights(run), run)
+        weights = model.target.network_weights(read_weights(run))
+        load_weights(model.target.network, weights, run)
 
 
 def with_new_decoder(
