@@ -35,7 +35,7 @@ class Target(nn.Module):
         run_kinds: the kinds of run (`runfolder.kind_of`) that it can be made of; (): of none.
         run_words: what such a run is, in words.
         network: with `run_kinds` the module that gets the weights of that run, before the first
-            step of a new run. They are part of the target's state: buffers, so that nothing trains them.
+            step of a new run. They are part of the target's state, as buffers: nothing trains them.
     """
 
     run_kinds: ClassVar[tuple[str, ...]] = ()
