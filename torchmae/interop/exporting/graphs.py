@@ -283,16 +283,18 @@ def write_onnx(
         folder: where it goes.
     """
     onnxruntime = library("onnxruntime", "onnx")
-    made = torch.onnx.export(
-        graph,
-        (),
-        input_names=list(axes),
-        output_names=list(outputs),
-        # A graph without varying axes takes no list of them.
-        dynamic_shapes=tuple(axes.values()) if any(axes.values()) else None,
-        dynamo=True,
-        verbose=False,
-    )
+    with warnings.catch_warnings():  # of torchvision's, for those who maintain it
+        warnings.simplefilter("ignore", FutureWarning)
+        made = torch.onnx.export(
+            graph,
+            (),
+            input_names=list(axes),
+            output_names=list(outputs),
+            # A graph without varying axes takes no list of them.
+            dynamic_shapes=tuple(axes.values()) if any(axes.values()) else None,
+            dynamo=True,
+            verbose=False,
+        )
     assert made is not None
     made.model.metadata_props.update(said)
     made.save(folder / "model.onnx")
