@@ -34,6 +34,7 @@ from torchmae.settings.options import (
     changed,
     check_ranges,
     option,
+    parse_patch,
     parse_size,
 )
 from torchmae.train.config import DECAY_SHARE, SCHEDULES
@@ -56,8 +57,10 @@ class ModelOptions:
     image_size: str | int | None = option(
         None, "Side in pixels, or HEIGHTxWIDTH such as 192x256.", metavar="SIZE"
     )
-    patch_size: int | None = option(
-        None, "Side of a patch in pixels; divides the image size.", within=WIDTH
+    patch_size: str | int | None = option(
+        None,
+        "Side of a patch in pixels, or HEIGHTxWIDTH such as 8x32; divides the image size.",
+        metavar="SIZE",
     )
     registers: int = option(
         0, "Register tokens of the encoder.", within=Range(at_least=0, at_most=1024)
@@ -376,6 +379,8 @@ class Pretrain:
             size_of(model.model)
         if model.image_size is not None:
             parse_size(model.image_size)
+        if model.patch_size is not None:
+            parse_patch(model.patch_size)
 
     def resolve(self, facts: Facts) -> tuple["ResolvedPretrain", dict[str, Choice]]:
         """The settings with nothing left to choose, and what was chosen.
@@ -417,7 +422,7 @@ class ResolvedModel(ModelOptions):
     """With nothing left to choose."""
 
     image_size: str
-    patch_size: int
+    patch_size: str | int
     normalize: str
 
 
