@@ -29,7 +29,7 @@ def stored(run: Path) -> dict[str, object]:
     return json.loads((run / "config.json").read_text())
 
 
-@pytest.mark.parametrize(("text", "patch"), [("16", 16), (16, 16), ("8x32", (8, 32)), ("8x8", 8)])
+@pytest.mark.parametrize("text, patch", [("16", 16), (16, 16), ("8x32", (8, 32)), ("8x8", 8)])
 def test_a_patch_has_one_spelling(text, patch):
     assert parse_patch(text) == patch
     assert parse_patch(patch_text(patch)) == patch

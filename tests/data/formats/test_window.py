@@ -1,7 +1,6 @@
 """Windows of TIFFs that tifffile writes, compared with tifffile's reading of the whole."""
 
 import io
-from pathlib import Path
 from typing import Any
 
 import numpy as np

@@ -20,8 +20,8 @@ from torchmae.data.sources.select import select_all
 from torchmae.data.sources.source import BadFile as BadFile
 from torchmae.data.sources.source import Source as Source
 from torchmae.data.sources.source import StringArray as StringArray
-from torchmae.data.sources.source import with_decode as with_decode
 from torchmae.data.sources.source import redecoded, refuse_other_kind, with_slices
+from torchmae.data.sources.source import with_decode as with_decode
 from torchmae.data.sources.tars import open_tar
 from torchmae.data.sources.tiles import with_tiles
 from torchmae.errors import UserError, choose, nearest

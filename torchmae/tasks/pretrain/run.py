@@ -5,6 +5,9 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import Integer
+
 from torchmae import runfolder
 from torchmae.data.augment import ColorJitter
 from torchmae.data.cache.choose import with_cache
@@ -162,9 +165,17 @@ def facts_of(found: Scan, source: Source, world: World, init_run: InitRun | None
         width=found.width,
         channels=source.channels,
         dtype=source.dtype,
+        aspects=aspects_of(found.sizes),
         embed_dim=init_run.encoder.embed_dim if init_run else None,
         **machine_facts(world),
     )
+
+
+def aspects_of(sizes: Integer[np.ndarray, "N 2"]) -> tuple[float, ...]:
+    """Height over width of images at 16 quantiles; 1 where no size is known."""
+    good = sizes[sizes[:, 0] > 0]
+    ratios = good[:, 0] / good[:, 1] if len(good) else np.ones(1)
+    return tuple(np.quantile(ratios, (np.arange(16) + 0.5) / 16).round(4).tolist())
 
 
 def new_job(
@@ -187,7 +198,9 @@ def new_job(
 def make_batches(config: ResolvedPretrain, source: Source, world: World) -> Batches:
     """The batches of this process."""
     batch_size, seed = config.optim.batch_size, config.optim.seed
-    return Batches(source, augmentation(config), batch_size, seed, world.rank, world.size)
+    shapes = tuple(parse_size(shape) for shape in config.crop.shapes or ())
+    crop = augmentation(config)
+    return Batches(source, crop, batch_size, seed, world.rank, world.size, shapes=shapes)
 
 
 def augmentation(config: ResolvedPretrain) -> Transform:
@@ -195,7 +208,8 @@ def augmentation(config: ResolvedPretrain) -> Transform:
     size, seed, asked = parse_size(config.model.image_size), config.optim.seed, config.crop
     crop: WindowCrop = CenterCropResize(size)
     if asked.crop_scale is not None:
-        crop = RandomResizedCropFlip(size, seed, asked.crop_scale, asked.flip)
+        aspects = {"aspects": (1.0, 1.0)} if asked.aspect == "keep" else {}
+        crop = RandomResizedCropFlip(size, seed, asked.crop_scale, asked.flip, **aspects)
     elif asked.crop == "fixed":
         crop = FixedCropFlip(size, seed, asked.flip)
     return ColorJitter(crop, asked.color_jitter, seed) if asked.color_jitter else crop

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchmae.data.loader import Batch
 from torchmae.models.mae import MAE
 from torchmae.models.masking import Mask, gaussian, masking, noise
-from torchmae.models.patches import patchify
+from torchmae.models.patches import grid_of, patchify
 
 
 class PretrainTask(nn.Module):
@@ -40,7 +40,7 @@ class PretrainTask(nn.Module):
         return [*self.model.encoder.layers(), *self.model.decoder.blocks]
 
     def mask(self, batch: Batch) -> Mask:
-        grid = self.model.encoder.grid
+        grid = grid_of(tuple(batch.images.shape[2:]), self.model.encoder.patch)
         scores = noise(self.seed, batch.epoch, batch.sample, math.prod(grid))
         return self.masking(scores, grid, self.mask_ratio)
 
