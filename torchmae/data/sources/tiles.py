@@ -49,13 +49,15 @@ class Tiles(Encoded, Subset):
         source: the images.
         places: of each image.
         side: of a tile in pixels, at least of an image's that is smaller.
+        overlap: pixels that neighbors share.
     """
 
-    def __init__(self, source: Source, places: Sequence[Places], side: int):
+    def __init__(self, source: Source, places: Sequence[Places], side: int, overlap: int = 0):
         Subset.__init__(
             self, source, np.repeat(np.arange(len(places)), [len(one.corners) for one in places])
         )
         self.side = side
+        self.overlap = overlap
         self.corners = np.concatenate([one.corners for one in places])
         self.counts = np.array([one.count for one in places])
         self.sizes = np.array([one.size for one in places]).reshape(-1, 2)
@@ -65,6 +67,12 @@ class Tiles(Encoded, Subset):
         """Where a tile is in its image."""
         (top, left), (height, width) = self.corners[i], self.sizes[self.ids[i]]
         return Box(int(top), int(left), min(self.side, int(height)), min(self.side, int(width)))
+
+    def grid_of(self, number: int) -> tuple[list[int], list[int]]:
+        """The upper and the left ends of all tiles of an image, those left out too."""
+        step = self.side - self.overlap
+        tops, lefts = (starts(int(length), self.side, step) for length in self.sizes[number])
+        return tops, lefts
 
     def name(self, i: int) -> str:
         """That of the image, with the pixel of the upper left corner: "slide.tif[1024,512]"."""
@@ -130,7 +138,7 @@ def with_tiles(source: Source, listing: Listing) -> Source:
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         found = list(pool.map(places, range(len(source))))
-    tiles = Tiles(source, found, listing.tile)
+    tiles = Tiles(source, found, listing.tile, listing.overlap)
     total, kept = sum(one.count for one in found), len(tiles)
     if not kept:
         raise UserError(

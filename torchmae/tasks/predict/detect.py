@@ -18,10 +18,10 @@ from torchmae.eval.detection import to_detections, to_results
 from torchmae.eval.segmentation import each
 from torchmae.models.weights import load_detector
 from torchmae.report.detection import draw_found
+from torchmae.report.stitch import stems_of
 from torchmae.settings.groups import SegmentTestOptions
 from torchmae.tasks.predict.config import Predict
 from torchmae.tasks.predict.images import open_data
-from torchmae.tasks.predict.segment import stems_of
 from torchmae.train.distributed import find_device
 
 logger = logging.getLogger(__name__)
