@@ -17,7 +17,6 @@ from torchmae.errors import library
 Color = tuple[int, int, int]
 
 BLOCK = 512  # side of the tiles that maps are stored in, px
-NOTHING = 255  # the value of pixels of tiles that were left out, noted as GDAL notes no-data
 NODATA = 42113
 # What places a GeoTIFF on the earth, with TIFF's types: scale, tie points, transform, keys.
 GEO = {33550: "d", 33922: "d", 34264: "d", 34735: "H", 34736: "d", 34737: "s"}
@@ -38,9 +37,8 @@ class LabelMaps:
         self.folder = folder
         self.tiles = tiles
         self.stems = stems_of(tiles.source)
-        self.found: dict[
-            int, Path
-        ] = {}  # by the number of an image: its map, 0 where there is none
+        # By the number of an image its map, which is 0 where there is no class.
+        self.found: dict[int, Path] = {}
 
     def add(self, i: int, labels: UInt8[np.ndarray, "h w"]) -> None:
         """The classes of one tile, numbers below 255."""
@@ -64,8 +62,10 @@ class LabelMaps:
         shape = tuple(self.tiles.sizes[number].tolist())
         return np.memmap(self.found[number], np.uint8, mode, shape=shape)
 
-    def finish(self, values: UInt8[np.ndarray, " classes"], colors: Mapping[int, Color]) -> int:
-        """Writes labels/STEM.tif of each image and returns how many there are.
+    def finish(
+        self, values: UInt8[np.ndarray, " classes"], colors: Mapping[int, Color]
+    ) -> tuple[int, int]:
+        """Writes labels/STEM.tif of each image.
 
         They are tiled, deflated TIFFs with a palette, at the place on the earth that a GeoTIFF
         has.
@@ -73,12 +73,17 @@ class LabelMaps:
         Args:
             values: of each class.
             colors: of each value.
+
+        Returns:
+            How many there are, and the value of pixels of tiles that were left out: one that no
+            class has, noted as GDAL notes no-data.
         """
-        table = np.concatenate([[NOTHING], values]).astype(np.uint8)
+        nothing = max(set(range(256)) - set(values.tolist()))
+        table = np.concatenate([[nothing], values]).astype(np.uint8)
         palette = np.zeros((3, 256), dtype=np.uint16)
         for value, color in colors.items():
             palette[:, value] = np.array(color) * 257
-        palette[:, NOTHING] = 65535
+        palette[:, nothing] = 65535
         for number, raw in self.found.items():
             out = self.folder / "labels" / f"{self.stems[number]}.tif"
             out.parent.mkdir(parents=True, exist_ok=True)
@@ -94,10 +99,10 @@ class LabelMaps:
                 photometric="palette",
                 colormap=palette,
                 metadata=None,
-                extratags=[(NODATA, "s", 0, str(NOTHING), True), *geo_tags(path)],
+                extratags=[(NODATA, "s", 0, str(nothing), True), *geo_tags(path)],
             )
             raw.unlink()
-        return len(self.found)
+        return len(self.found), nothing
 
     def blocks(
         self, number: int, table: UInt8[np.ndarray, " values"]

@@ -19,7 +19,7 @@ from torchmae.errors import UserError
 from torchmae.eval.segmentation import Predictor, each
 from torchmae.models.weights import load_segmenter
 from torchmae.report.segmentation import overlay, palette_png
-from torchmae.report.stitch import NOTHING, LabelMaps, stems_of
+from torchmae.report.stitch import LabelMaps, stems_of
 from torchmae.runfolder import read_config
 from torchmae.settings.groups import test_as_run
 from torchmae.tasks.predict.config import Predict
@@ -74,7 +74,7 @@ def predict_labels(config: Predict) -> Path:
         if not count:
             raise UserError(f"none of {len(source)} images can be read")
         if maps is not None:
-            whole = maps.finish(table, colors)
+            whole, nothing = maps.finish(table, colors)
         meaning = [
             {"name": name, "value": value, "color": "#{:02x}{:02x}{:02x}".format(*color)}
             for name, value, color in zip(model.classes, values, model.colors)
@@ -82,8 +82,9 @@ def predict_labels(config: Predict) -> Path:
         write_text(folder / "classes.json", json.dumps(meaning, indent=1))
     if maps is not None:
         logger.info(
-            f"Written to {out}: labels/ (the values of classes.json, {NOTHING}: left out) of {whole} "
-            f"images in {count:,} tiles" + (f"; {source.left_out}" if source.left_out else "")
+            f"Written to {out}: labels/ (the values of classes.json; {nothing}: left out) of "
+            f"{whole} images in {count:,} tiles"
+            + (f"; {source.left_out}" if source.left_out else "")
         )
         return out
     logger.info(
