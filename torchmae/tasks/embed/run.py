@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
+from torchmae.data.large.stitch import write_feature_maps
+from torchmae.data.large.tiles import Tiles
 from torchmae.data.sources.source import BadFile, Source
-from torchmae.data.sources.tiles import Tiles
 from torchmae.disk import refuse_full, whole_folder
 from torchmae.errors import RunError, UserError
 from torchmae.eval.extract import (
@@ -23,7 +24,6 @@ from torchmae.eval.neighbors.stored import about, open_of_run
 from torchmae.models.encoders import Backbone
 from torchmae.models.weights import load
 from torchmae.report.arrays import HEADERS, rows_file
-from torchmae.report.stitch import write_feature_maps
 from torchmae.report.tables import WRITERS, check_table, write_table
 from torchmae.settings.options import check_ranges
 from torchmae.tasks.embed.config import Embed

@@ -11,6 +11,7 @@ from PIL import Image
 
 from torchmae.data.dense.detection import Detections
 from torchmae.data.dense.segmentation import Examples
+from torchmae.data.large.stitch import stems_of
 from torchmae.data.sources.source import BadFile, with_decode
 from torchmae.disk import refuse_full, whole_folder, write_text
 from torchmae.errors import UserError
@@ -18,7 +19,6 @@ from torchmae.eval.detection import to_detections, to_results
 from torchmae.eval.segmentation import each
 from torchmae.models.weights import load_detector
 from torchmae.report.detection import draw_found
-from torchmae.report.stitch import stems_of
 from torchmae.settings.groups import SegmentTestOptions
 from torchmae.tasks.predict.config import Predict
 from torchmae.tasks.predict.images import open_data

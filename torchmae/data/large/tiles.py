@@ -12,7 +12,7 @@ from jaxtyping import Int64
 from torchmae.data.config import Listing
 from torchmae.data.decode import BadImage, Pixels, read_encoded
 from torchmae.data.formats.raster import Raster
-from torchmae.data.formats.window import (
+from torchmae.data.large.window import (
     Box,
     Overview,
     as_tiff,

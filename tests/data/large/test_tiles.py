@@ -93,8 +93,9 @@ def test_scenes_keep_bands_and_no_data(tmp_path):
     assert (source.channels, source.dtype) == (2, "float32")
     assert np.array_equal(read_pixels(source, 0), values[128:, :128, [3, 1]])
     all_of = open_source(tmp_path, decode, Listing(tile=96, empty=0))
-    corner = read_pixels(all_of, 1)  # from column 80
-    assert np.isnan(corner[:, :48]).all() and np.isfinite(corner[:, 48:]).all()
+    assert all_of.name(0) == "scene.tif[0,96]"  # that at 0, 0 has no values
+    corner = read_pixels(all_of, 0)
+    assert np.isnan(corner[:, :32]).all() and np.isfinite(corner[:, 32:]).all()
 
 
 def test_a_slide_of_nothing_but_glass_says_so(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 tifffile = pytest.importorskip("tifffile")
 
 from torchmae.data.formats.raster import BadImage  # noqa: E402
-from torchmae.data.formats.window import (  # noqa: E402
+from torchmae.data.large.window import (  # noqa: E402
     Box,
     has_windows,
     opened,
