@@ -45,7 +45,7 @@ MODELS = (
 )
 
 # Lines of code: without comments, docstrings and blank lines. "root" is the files beside the rooms.
-FILE_LINES, FUNCTION_LINES, FILES_PER_FOLDER = 600, 60, 10
+FILE_LINES, FUNCTION_LINES, FILES_PER_FOLDER = 600, 60, 11
 ROOM_LINES = {
     "root": 1150,
     "settings": 1000,

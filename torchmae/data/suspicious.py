@@ -11,11 +11,11 @@ import numpy as np
 
 from torchmae.data.decode import BadImage
 from torchmae.data.labels import PART
-from torchmae.data.large.tiles import Tiles
 from torchmae.data.sources.files import Files
 from torchmae.data.sources.select import matches, paths_of
 from torchmae.data.sources.source import Source, SourceWrapper, Subset
 from torchmae.data.sources.tars import Tars
+from torchmae.data.sources.tiles import Tiles
 
 # Names of what lies beside images and is none of them, such as segmentation masks.
 BESIDE = r"masks?|seg|segm|segmentations?|gt|groundtruth|labels?|annotations?|depth|thumb|thumbnail"

@@ -9,8 +9,8 @@ tifffile = pytest.importorskip("tifffile")
 
 from torchmae.data.config import Listing  # noqa: E402
 from torchmae.data.large.stitch import LabelMaps, write_feature_maps  # noqa: E402
-from torchmae.data.large.tiles import Tiles  # noqa: E402
 from torchmae.data.sources import open_source  # noqa: E402
+from torchmae.data.sources.tiles import Tiles  # noqa: E402
 
 PLACED = {33550: (10.0, 10.0, 0.0), 33922: (0.0, 0.0, 0.0, 600000.0, 5100000.0, 0.0)}
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from torchmae.data.large.tiles import Tiles
 from torchmae.data.large.window import opened
 from torchmae.data.sources.source import Source
+from torchmae.data.sources.tiles import Tiles
 from torchmae.errors import library
 
 Color = tuple[int, int, int]

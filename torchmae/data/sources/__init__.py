@@ -11,7 +11,6 @@ import re
 from collections.abc import Callable, Sequence
 
 from torchmae.data.config import DecodeOptions, Listing
-from torchmae.data.large.tiles import with_tiles
 from torchmae.data.sources.arrays import open_array, open_digits
 from torchmae.data.sources.files import is_glob, open_folder, open_glob
 from torchmae.data.sources.hubs import open_hf, open_torchvision
@@ -24,6 +23,7 @@ from torchmae.data.sources.source import StringArray as StringArray
 from torchmae.data.sources.source import redecoded, refuse_other_kind, with_slices
 from torchmae.data.sources.source import with_decode as with_decode
 from torchmae.data.sources.tars import open_tar
+from torchmae.data.sources.tiles import with_tiles
 from torchmae.errors import UserError, choose, nearest
 
 Opener = Callable[..., Source]  # of a text; that of lists takes columns too

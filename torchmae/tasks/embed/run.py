@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from torchmae.data.large.stitch import write_feature_maps
-from torchmae.data.large.tiles import Tiles
 from torchmae.data.sources.source import BadFile, Source
+from torchmae.data.sources.tiles import Tiles
 from torchmae.disk import refuse_full, whole_folder
 from torchmae.errors import RunError, UserError
 from torchmae.eval.extract import (

@@ -13,8 +13,8 @@ from PIL import Image
 from torchmae.data.dense.masks import GRAY
 from torchmae.data.dense.segmentation import Examples, stored_classes
 from torchmae.data.large.stitch import LabelMaps, stems_of
-from torchmae.data.large.tiles import Tiles
 from torchmae.data.sources.source import BadFile, with_decode
+from torchmae.data.sources.tiles import Tiles
 from torchmae.disk import refuse_full, whole_folder, write_text
 from torchmae.errors import UserError
 from torchmae.eval.segmentation import Predictor, each
