@@ -231,8 +231,14 @@ def with_new_decoder(
         raise UserError(
             f"--target {masked.target}: that tokenizer was trained on pixels of another type"
         )
-    if isinstance(mae.target, Tokens) and encoder.scaling not in (None, Scaling()):
-        raise UserError(f"--target {masked.target} takes no --scale: leave it out")
+    if isinstance(mae.target, Tokens) and mae.target.network.scaling != encoder.scaling:
+        own, ours = (
+            one.words() for one in (mae.target.network.scaling, encoder.scaling) if one is not None
+        )
+        raise UserError(
+            f"--target {masked.target}: that tokenizer has --scale {own}, the model {ours}: use the "
+            "same for both, on the same images"
+        )
     load_target(mae, masked.target)
     return mae
 
