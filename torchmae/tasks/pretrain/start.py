@@ -236,8 +236,8 @@ def with_new_decoder(
             one.words() for one in (mae.target.network.scaling, encoder.scaling) if one is not None
         )
         raise UserError(
-            f"--target {masked.target}: that tokenizer has --scale {own}, the model {ours}: use the "
-            "same for both, on the same images"
+            f"--target {masked.target}: that tokenizer has --scale {own}, the model {ours}: use "
+            "the same for both, on the same images"
         )
     load_target(mae, masked.target)
     return mae
