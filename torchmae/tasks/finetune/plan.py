@@ -82,9 +82,9 @@ def doubtful(config: ResolvedFinetune, channels: int) -> list[str]:
     if before == channels:
         return []
     return [
-        f"{config.run} was trained on {before} channels, these images have {channels}: each gets the "
-        "mean of its patch weights, and frozen features of them are doubtful. Pre-train on them "
-        f"with --from {config.run} first, or --train all"
+        f"{config.run} was trained on {before} channels, these images have {channels}: each gets "
+        "the mean of its patch weights, and frozen features of them are doubtful. Pre-train on "
+        f"them with --from {config.run} first, or --train all"
     ]
 
 
