@@ -13,8 +13,8 @@ WORD = 0xFFFFFFFF
 # The second key, so that crop, mask and others of one (seed, epoch, sample) are independent.
 # Never renumber: the numbers are part of every run that was made.
 ORDER, CROP, MASK, BLOCK, REPLACE, SPLIT, AUGMENT, MIX, DROP, JITTER = range(10)
-GUMBEL, NOISE, CORRUPT, PLACE, PHOTOMETRIC, PROPOSAL = range(10, 16)
-PREDICT, GREEN = range(16, 18)
+GUMBEL, NOISE, CORRUPT, PLACE, PHOTOMETRIC, PROPOSAL, SHAPE = range(10, 17)
+PREDICT, GREEN = range(17, 19)
 
 
 def mix(x: Any) -> Any:

@@ -5,7 +5,7 @@ Everything is drawn by (seed, epoch, sample): workers and resuming change nothin
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -184,6 +184,10 @@ class ColorJitter:
     crop: WindowCrop
     strength: float
     seed: int = 0
+
+    def sized(self, size: tuple[int, int]) -> "ColorJitter":
+        """The same for results of another size."""
+        return replace(self, crop=self.crop.sized(size))
 
     def draw(self, epoch: int, sample: int) -> list[tuple[str, float]]:
         """The operations of one sample with their numbers, in their order."""

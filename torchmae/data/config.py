@@ -144,6 +144,9 @@ class Listing:
         path_column: of a table; None for what its header says.
         label_column: likewise.
         group_column: of a table: what no split divides, such as patients.
+        tile: side in pixels of the tiles that large images are taken in; None or 0: whole images.
+        overlap: pixels that neighbors share.
+        empty: a tile of which less than this share of the range differs is left out; 0: none.
         inherited: the patterns are those of a run, which need not match anything here.
     """
 
@@ -152,6 +155,9 @@ class Listing:
     path_column: str | None = None
     label_column: str | None = None
     group_column: str | None = None
+    tile: int | None = None
+    overlap: int = 0
+    empty: float = 0.05
     inherited: bool = False
 
     @property
@@ -197,6 +203,10 @@ def listing_as_run(
         values[name] = () if values[name] == ("none",) else tuple(values[name] or ())
         if not all(values[name]) or "none" in values[name]:
             raise UserError(f"--{name} {' '.join(values[name])}: none is no pattern, alone")
+    values["overlap"] = values["overlap"] or 0
+    values["empty"] = Listing.empty if values["empty"] is None else values["empty"]
+    if requested.overlap and values["overlap"] >= (values["tile"] or 0):
+        raise UserError(f"--overlap {values['overlap']}: with --tile, and less than it")
     own = requested.include is not None or requested.exclude is not None
     return Listing(**{**values, "inherited": requested.inherited or not own})
 

@@ -243,7 +243,7 @@ def with_dtype(pixels: Pixels, dtype: str | None) -> Pixels:
         return pixels.astype(np.float32)
     raise BadImage(
         f"{have} pixels, where {dtype} is expected: take one kind (--include, --exclude), convert "
-        "the others, or use --dtype float32 for all but 8 bits"
+        "the others, or train with --dtype float32, which is for all but 8 bits"
     )
 
 

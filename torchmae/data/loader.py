@@ -17,12 +17,13 @@ import torch
 from jaxtyping import Int64, Shaped
 from torch import Tensor
 
+from torchmae.data.augment import ColorJitter
 from torchmae.data.decode import BadImage, decode
 from torchmae.data.sources.source import BadFile, Source, SourceWrapper
-from torchmae.data.transforms import Pixels
+from torchmae.data.transforms import Pixels, WindowCrop
 from torchmae.data.workers import Loading, reading
 from torchmae.errors import RunError, UserError
-from torchmae.hashing import ORDER, REPLACE, hash32
+from torchmae.hashing import ORDER, REPLACE, SHAPE, hash32
 
 T = TypeVar("T")
 
@@ -118,6 +119,7 @@ class Batches:
         size: how many processes there are.
         targets: of each image of the source, by its number: labels int64 [N], or any objects that
             the transform understands.
+        shapes: (H, W) of which each step has one, drawn by the seed; () for the transform's own.
     """
 
     source: Source
@@ -127,6 +129,7 @@ class Batches:
     rank: int = 0
     size: int = 1
     targets: Int64[Tensor, " N"] | Sequence[Any] | None = None
+    shapes: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         if self.batch_size % self.size:
@@ -149,8 +152,10 @@ class Batches:
         targets = []
         shown = []
         epochs, samples = self.places(step)
+        transform = self.transform_of(step)
         for epoch, sample in zip(epochs.tolist(), samples.tolist()):
-            index, (image, target) = self.usable(sample, bad, partial(self.transformed, epoch))
+            make = partial(self.transformed, transform, epoch)
+            index, (image, target) = self.usable(sample, bad, make)
             images.append(image)
             targets.append(target)
             shown.append(index)
@@ -165,10 +170,18 @@ class Batches:
             list(names),
         )
 
-    def transformed(self, epoch: int, index: int) -> tuple[Tensor, Any]:
+    def transform_of(self, step: int) -> Transform:
+        """What makes the images of a step: of the transform's size, or of one of `shapes`."""
+        if not self.shapes:
+            return self.transform
+        assert isinstance(self.transform, WindowCrop | ColorJitter)
+        drawn = hash32(self.seed, SHAPE, step) % len(self.shapes)
+        return self.transform.sized(self.shapes[drawn])
+
+    def transformed(self, transform: Transform, epoch: int, index: int) -> tuple[Tensor, Any]:
         """An image and its target, if it has one, as they are shown in an epoch."""
         target = None if self.targets is None else self.targets[index]
-        return self.transform(read_pixels(self.source, index), target, epoch, index)
+        return transform(read_pixels(self.source, index), target, epoch, index)
 
     def read(self, sample: int, bad: list[BadFile]) -> tuple[int, Pixels]:
         """A sample and its pixels, or its replacement."""

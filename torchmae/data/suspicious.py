@@ -15,6 +15,7 @@ from torchmae.data.sources.files import Files
 from torchmae.data.sources.select import matches, paths_of
 from torchmae.data.sources.source import Source, SourceWrapper, Subset
 from torchmae.data.sources.tars import Tars
+from torchmae.data.sources.tiles import Tiles
 
 # Names of what lies beside images and is none of them, such as segmentation masks.
 BESIDE = r"masks?|seg|segm|segmentations?|gt|groundtruth|labels?|annotations?|depth|thumb|thumbnail"
@@ -168,6 +169,8 @@ def digests_of(sources: Sequence[Source], sizes: np.ndarray) -> list[list[bytes]
 
 def sizes_of(source: Source) -> np.ndarray | None:
     """The bytes of each file, int64 [N]; None for images that are no files."""
+    if isinstance(source, Tiles):
+        return None
     if isinstance(source, Subset):
         sizes = sizes_of(source.source)
         return None if sizes is None else sizes[source.ids]

@@ -5,7 +5,7 @@ Random choices come from a hash of (seed, epoch, sample), not from a state.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,6 +41,10 @@ class WindowCrop:
 
     size: tuple[int, int]
 
+    def sized(self, size: tuple[int, int]) -> "WindowCrop":
+        """The same for results of another size."""
+        return replace(self, size=size)
+
     def crop(self, height: int, width: int, epoch: int, sample: int) -> Crop:
         """The window of one sample, in an image of these sides."""
         raise NotImplementedError
@@ -71,18 +75,20 @@ class RandomResizedCropFlip(WindowCrop):
     A pure function of (seed, epoch, sample).
 
     Args:
-        size: (H, W) of the result; the aspect range 3/4..4/3 is relative to its aspect.
+        size: (H, W) of the result.
         seed: of all draws.
         scale: least and largest share of the image's area.
         flip: mirror half of the crops.
         clamp: draw area and aspect once and cut a window that does not fit to the image (the
             reference's linear probe), in place of `MAX_ATTEMPTS` draws (torchvision's).
+        aspects: range of the window's aspect, width over height, relative to that of `size`.
     """
 
     seed: int = 0
     scale: tuple[float, float] = (0.2, 1.0)
     flip: bool = True
     clamp: bool = False
+    aspects: tuple[float, float] = (3 / 4, 4 / 3)
 
     def crop(self, height: int, width: int, epoch: int, sample: int) -> Crop:
         """The window of one sample."""
@@ -115,7 +121,7 @@ class RandomResizedCropFlip(WindowCrop):
         """
         flip = self.flip and draw(0) < 0.5
         shape = self.size[1] / self.size[0]
-        low, high = 3 / 4 * shape, 4 / 3 * shape
+        low, high = self.aspects[0] * shape, self.aspects[1] * shape
         (small, large), (narrow, wide) = self.scale, (math.log(low), math.log(high))
         for first in range(1, 4 * MAX_ATTEMPTS, 4):
             area = height * width * (small + (large - small) * draw(first))

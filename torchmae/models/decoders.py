@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchmae.errors import UserError, choose
 from torchmae.models.encoders import Backbone
 from torchmae.models.masking import Mask
-from torchmae.models.patches import Size, gather_tokens, sincos_positions
+from torchmae.models.patches import Size, gather_tokens, resize_positions, sincos_positions
 from torchmae.models.sizes import check_sizes
 from torchmae.models.vit import Block, CrossBlock, initialize, product_flops
 
@@ -47,6 +47,7 @@ class Decoder(nn.Module):
     has_blocks = True
     pred: nn.Linear
     blocks: nn.ModuleList
+    pos_embed: nn.Parameter
 
     def __init__(self, config: DecoderConfig, encoder: Backbone, width: int, mask_token: bool):
         super().__init__()
@@ -55,19 +56,28 @@ class Decoder(nn.Module):
         self.class_tokens = min(1, encoder.num_prefix_tokens)
         self.statistics: nn.Linear | None = None
 
-    def forward(self, latent: Float[Tensor, "B T D"], mask: Mask) -> Float[Tensor, "B N E"]:
+    def forward(
+        self, latent: Float[Tensor, "B T D"], mask: Mask, grid: Size | None = None
+    ) -> Float[Tensor, "B N E"]:
         """Features of all patches, the visible first, then the hidden.
 
         Args:
             latent: the class token (if there is one) and the visible patches; those of the hidden
                 places too, if the encoder had mask tokens.
             mask: the places of the patches.
+            grid: of these images, if it is not the model's: positions are resized.
         """
         raise NotImplementedError
 
-    def hidden(self, latent: Float[Tensor, "B T D"], mask: Mask) -> Float[Tensor, "B M E"]:
+    def hidden(
+        self, latent: Float[Tensor, "B T D"], mask: Mask, grid: Size | None = None
+    ) -> Float[Tensor, "B M E"]:
         """Features of the hidden patches: `forward(latent, mask)[:, K:]`, perhaps for less."""
-        return self(latent, mask)[:, mask.keep.shape[1] :]
+        return self(latent, mask, grid)[:, mask.keep.shape[1] :]
+
+    def positions(self, grid: Size | None) -> Float[Tensor, "1 T E"]:
+        """The position table `pos_embed`, for a grid."""
+        return resize_positions(self.pos_embed, self.grid, grid or self.grid)
 
     def flops(self, visible: int, predicted: int) -> int | None:
         """Operations of a forward pass for one image, predictions included (`training_flops`);
@@ -100,31 +110,37 @@ class TransformerDecoder(Decoder):
         self.pred = nn.Linear(dim, width)
         initialize(self)
 
-    def forward(self, latent: Float[Tensor, "B T D"], mask: Mask) -> Float[Tensor, "B N E"]:
+    def forward(
+        self, latent: Float[Tensor, "B T D"], mask: Mask, grid: Size | None = None
+    ) -> Float[Tensor, "B N E"]:
         """Features of all patches, the visible first.
 
         Attention does not depend on the order and positions carry the place, so nothing is shuffled
         back.
         """
-        x = self.tokens(latent, mask)
+        x = self.tokens(latent, mask, grid)
         for block in self.blocks:
             x = block(x)
         return self.norm(x)[:, self.class_tokens :]
 
-    def hidden(self, latent: Float[Tensor, "B T D"], mask: Mask) -> Float[Tensor, "B M E"]:
+    def hidden(
+        self, latent: Float[Tensor, "B T D"], mask: Mask, grid: Size | None = None
+    ) -> Float[Tensor, "B M E"]:
         """Features of the hidden patches, all that a loss on them needs, with less work.
 
         In the last block, the other tokens are needed as keys and values only.
         """
-        x = self.tokens(latent, mask)
+        x = self.tokens(latent, mask, grid)
         for block in self.blocks[:-1]:
             x = block(x)
         return self.norm(self.blocks[-1](x, skip=self.class_tokens + mask.keep.shape[1]))
 
-    def tokens(self, latent: Float[Tensor, "B T D"], mask: Mask) -> Float[Tensor, "B U E"]:
+    def tokens(
+        self, latent: Float[Tensor, "B T D"], mask: Mask, grid: Size | None = None
+    ) -> Float[Tensor, "B U E"]:
         """What enters the first block, with positions: class token, visible and hidden patches."""
         x = self.embed(latent)
-        positions = self.pos_embed[:, 1:]
+        positions = self.positions(grid)[:, 1:]
         places = torch.cat(mask, dim=1) if self.mask_token is None else mask.keep
         first, patches = x[:, : self.class_tokens], x[:, self.class_tokens :]
         first = first + self.pos_embed[:, : self.class_tokens]
@@ -168,17 +184,25 @@ class CrossDecoder(Decoder):
         self.pred = nn.Linear(dim, width)
         initialize(self)
 
-    def forward(self, latent: Float[Tensor, "B T D"], mask: Mask) -> Float[Tensor, "B N E"]:
-        return self.predicted(latent, mask, torch.cat(mask, dim=1))
+    def forward(
+        self, latent: Float[Tensor, "B T D"], mask: Mask, grid: Size | None = None
+    ) -> Float[Tensor, "B N E"]:
+        return self.predicted(latent, mask, torch.cat(mask, dim=1), grid)
 
-    def hidden(self, latent: Float[Tensor, "B T D"], mask: Mask) -> Float[Tensor, "B M E"]:
-        return self.predicted(latent, mask, mask.hide)
+    def hidden(
+        self, latent: Float[Tensor, "B T D"], mask: Mask, grid: Size | None = None
+    ) -> Float[Tensor, "B M E"]:
+        return self.predicted(latent, mask, mask.hide, grid)
 
     def predicted(
-        self, latent: Float[Tensor, "B T D"], mask: Mask, ids: Int64[Tensor, "B P"]
+        self,
+        latent: Float[Tensor, "B T D"],
+        mask: Mask,
+        ids: Int64[Tensor, "B P"],
+        grid: Size | None = None,
     ) -> Float[Tensor, "B P E"]:
         """Features of the patches `ids`."""
-        seen, positions = self.embed(latent), self.pos_embed[:, 1:]
+        seen, positions = self.embed(latent), self.positions(grid)[:, 1:]
         first = seen[:, : self.class_tokens] + self.pos_embed[:, : self.class_tokens]
         patches = seen[:, self.class_tokens :] + gather_tokens(positions, mask.keep)
         seen = torch.cat([first, patches], dim=1)
@@ -217,13 +241,17 @@ class LinearDecoder(Decoder):
         self.pred = nn.Linear(config.dim, width)
         initialize(self)
 
-    def forward(self, latent: Float[Tensor, "B T D"], mask: Mask) -> Float[Tensor, "B N E"]:
+    def forward(
+        self, latent: Float[Tensor, "B T D"], mask: Mask, grid: Size | None = None
+    ) -> Float[Tensor, "B N E"]:
         """Features of all patches, the visible first."""
         patches = latent[:, self.class_tokens :]
         if self.mean_for_hidden:
             mean = patches.mean(dim=1, keepdim=True).expand(-1, mask.hide.shape[1], -1)
             patches = torch.cat([patches, mean], dim=1)
-        return self.embed(patches) + gather_tokens(self.pos_embed[:, 1:], torch.cat(mask, dim=1))
+        return self.embed(patches) + gather_tokens(
+            self.positions(grid)[:, 1:], torch.cat(mask, dim=1)
+        )
 
     def flops(self, visible: int, predicted: int) -> int:
         # It takes a vector for each patch, and none for the class token.

@@ -19,7 +19,7 @@ from torchmae.models.decoders import (
 )
 from torchmae.models.encoders import Backbone, build_encoder
 from torchmae.models.masking import THREE_QUARTERS, Mask, MaskGenerator
-from torchmae.models.patches import gather_tokens, patch_statistics, patchify
+from torchmae.models.patches import gather_tokens, grid_of, patch_statistics, patchify
 from torchmae.models.targets import build_target
 from torchmae.models.vit import ViT, product_flops
 
@@ -118,7 +118,8 @@ class MAE(nn.Module):
         """Loss and prediction; draws no random numbers, the caller makes the mask.
 
         Args:
-            images: normalised floats (`encoder.normalize`).
+            images: normalised floats (`encoder.normalize`), of `encoder.image_size`; or of another
+                size, to which a ViT and the decoders here resize their positions.
             mask: the visible and the hidden patches of each image.
             seen: what the encoder gets of the images, such as the images with noise; None: the
                 images themselves.
@@ -128,26 +129,29 @@ class MAE(nn.Module):
         seen = images if seen is None else seen
         visible = mask.keep.shape[1]
         count = visible + mask.hide.shape[1]
-        partition = count == math.prod(self.encoder.grid)
-        fits = (count < math.prod(self.encoder.grid) and self.loss_on == "hidden") or partition
+        grid = grid_of(tuple(images.shape[2:]), self.encoder.patch)
+        patches = math.prod(grid)
+        fits = count == patches or (count < patches and self.loss_on == "hidden")
         if self.decoder.grid != self.encoder.grid or not fits:
             raise UserError(
                 f"encoder, decoder and mask disagree: grids {self.encoder.grid} and "
-                f"{self.decoder.grid}, {count} patches"
+                f"{self.decoder.grid}, {count} of {patches} patches"
             )
+        # Only if they are of another shape: decoders of plugins need not know of it.
+        other = {} if grid == self.encoder.grid else {"grid": grid}
         if self.loss_on == "hidden" and not mask.hide.shape[1]:
             raise UserError("no patch is hidden: a loss on hidden patches needs some")
         latent = self.encode(seen, mask)
         # Under autocast predictions are in half precision, too coarse for a loss.
         exact = torch.promote_types(images.dtype, torch.float32)
         if self.loss_on == "hidden":
-            hidden = self.decoder.hidden(latent, mask)
+            hidden = self.decoder.hidden(latent, mask, **other)
             prediction = self.decoder.pred(hidden).to(exact)
             truth, truths = self.target.with_statistics(images, mask.hide)
             kept = None if counted is None else counted.gather(1, mask.hide)
             loss = over_counted(self.target.loss, prediction, truth, kept)
         else:
-            features = self.decoder(latent, mask)
+            features = self.decoder(latent, mask, **other)
             first = visible if mask.hide.shape[1] else 0
             hidden = features[:, first:]
             everything = self.decoder.pred(features).to(exact)
@@ -180,12 +184,16 @@ class MAE(nn.Module):
         """What the decoder gets: the class token and the visible patches, or with `encode_all`
         those of all places."""
         encoder = self.encoder
-        if self.mask_token is None:
+        if self.mask_token is None and tuple(images.shape[2:]) == tuple(encoder.image_size):
             latent = encoder(images, mask.keep)
+        elif not isinstance(encoder, ViT):
+            raise UserError(f"a {type(encoder).__name__} takes images of one size")
         else:
-            assert isinstance(encoder, ViT)
-            masked = self.mask_token + gather_tokens(encoder.pos_embed[:, 1:], mask.hide)
-            latent = encoder.encode(torch.cat([encoder.tokens(images, mask.keep), masked], dim=1))
+            tokens, table = encoder.tokens_of_any_size(images, mask.keep)
+            if self.mask_token is not None:
+                masked = self.mask_token + gather_tokens(table[:, 1:], mask.hide)
+                tokens = torch.cat([tokens, masked], dim=1)
+            latent = encoder.encode(tokens)
         if encoder.num_prefix_tokens > 1:  # registers are the encoder's own (Darcet et al. 2023)
             latent = torch.cat([latent[:, :1], latent[:, encoder.num_prefix_tokens :]], dim=1)
         return latent

@@ -6,6 +6,7 @@ from typing import Any
 
 from torchmae.errors import UserError, choose
 from torchmae.runfolder import read_config
+from torchmae.settings.options import parse_patch, patch_text
 
 SIZES: dict[str, dict[str, int]] = {
     "vit_micro": dict(embed_dim=128, depth=6, num_heads=4),
@@ -61,7 +62,9 @@ def architecture(model: str | None) -> dict[str, Any]:
     }
 
 
-def check_from_scratch(run: str, model: str | None, patch_size: int | None, train: str) -> None:
+def check_from_scratch(
+    run: str, model: str | None, patch_size: str | int | None, train: str
+) -> None:
     """Raises UserError for flags of an encoder from scratch beside a run, and the other way round.
 
     Args:
@@ -72,8 +75,8 @@ def check_from_scratch(run: str, model: str | None, patch_size: int | None, trai
     """
     if run == "none":
         named = architecture(model).get("patch_size")
-        if patch_size and named not in (None, patch_size):
-            raise UserError(f"--patch-size {patch_size}: that of {model} is {named}")
+        if patch_size is not None and named not in (None, parse_patch(patch_size)):
+            raise UserError(f"--patch-size {patch_size}: that of {model} is {patch_text(named)}")
         if train != "all":
             raise UserError(
                 f"--train {train}: from scratch (run none) everything has to be trained"

@@ -712,8 +712,16 @@ class ViT(PixelInput):
         """What enters the first block of images of any size, and the grid of their patches."""
         images = pad_to_patch(images, self.patch)
         grid = grid_of((images.shape[2], images.shape[3]), self.patch)
+        return self.tokens_of_any_size(images)[0], grid
+
+    def tokens_of_any_size(
+        self, images: Float[Tensor, "B C H W"], keep: Int64[Tensor, "B K"] | None = None
+    ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "1 N D"]]:
+        """As `tokens`, of images of any whole number of patches; and the positions of all of
+        these."""
+        grid = grid_of((images.shape[2], images.shape[3]), self.patch)
         table = resize_positions(self.pos_embed, self.grid, grid, self.position_resizing)
-        return self.embed(images, table), grid
+        return self.embed(images, table, keep), table
 
     def class_attention(
         self, images: Float[Tensor, "B C H W"], block: int

@@ -30,6 +30,7 @@ class Facts:
         height, width: of the images, in pixels: the median, or what the starting weights were
             trained at.
         channels: what the data has; `dtype` of its pixels.
+        aspects: height over width at 16 quantiles of the images.
         grey: whether the images have no colour, also where they are stored as colour images.
         device: "cpu", "cuda" or "mps".
         precision: the lowest that the device is fast at.
@@ -46,6 +47,7 @@ class Facts:
     height: int
     width: int
     channels: int
+    aspects: tuple[float, ...] = ()
     grey: bool = False
     dtype: str = "uint8"
     device: str = "cpu"

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from torchmae.errors import UserError, choose, missing_extra
 from torchmae.settings.options import (
     BATCH,
+    BELOW_ONE,
     EPOCHS,
     MEGAPIXELS,
     MINUTES,
@@ -85,6 +86,27 @@ class ListingOptions(ChangeableOptions):
         "Column of a .csv or .tsv that has the paths: its name, or its number from 1.",
         metavar="COLUMN",
         otherwise="path, file, filename, image, ...; else the one with files",
+    )
+    tile: int | None = option(
+        None,
+        "Take tiles of so many pixels a side, each an image of its own; of a TIFF only a tile is "
+        "decoded. 0: whole images.",
+        within=Range(at_least=0, at_most=65_536),
+        otherwise="0; as a run took the same DATA",
+    )
+    overlap: int | None = option(
+        None,
+        "With --tile: pixels that neighbors share.",
+        within=Range(at_least=0, at_most=65_535),
+        otherwise="0; that of a run of the same DATA",
+    )
+    empty: float | None = option(
+        None,
+        "With --tile: leave out tiles that are flat: 99 % of their pixels are within this share of "
+        "the range (255, or of other types the largest spread of a tile) around the tile's median; "
+        "0: none.",
+        within=BELOW_ONE,
+        otherwise="0.05; that of a run of the same DATA",
     )
     # Of a training of mae compare: the patterns are those of a run, and need not match anything.
     inherited: bool = hidden(False)

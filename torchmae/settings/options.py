@@ -228,10 +228,13 @@ def changeable(config: type[Any]) -> frozenset[str]:
 
 
 def requested(config: Any) -> dict[str, Any]:
-    """The settings as they were requested, by name, with the size of images in its one spelling."""
+    """The settings as they were requested, by name, with the sizes of images and patches in their
+    one spelling."""
     values = flatten(config)
     if values.get("image_size") is not None:
         values["image_size"] = size_text(parse_size(values["image_size"]))
+    if values.get("patch_size") is not None:
+        values["patch_size"] = patch_text(parse_patch(values["patch_size"]))
     return values
 
 
@@ -345,6 +348,26 @@ def parse_size(text: str | int) -> tuple[int, int]:
 def size_text(size: tuple[int, ...]) -> str:
     """The inverse of `parse_size`: "224" or "192x256"."""
     return str(size[0]) if len(set(size)) == 1 else "x".join(map(str, size))
+
+
+def parse_patch(text: str | int) -> int | tuple[int, int]:
+    """`16` to 16, the side of a square patch, `8x32` to (8, 32): height, width in pixels.
+
+    Raises:
+        UserError: it is neither, or a side is 0 or more than any image has.
+    """
+    match = re.fullmatch(r"(\d+)(?:x(\d+))?", str(text).lower())
+    sides = [int(side) for side in match.groups(match[1])] if match else []
+    if not sides or any(WIDTH.problem(side) for side in sides):
+        raise UserError(f"--patch-size {text}: a side such as 16, or HEIGHTxWIDTH such as 8x32")
+    return sides[0] if len(set(sides)) == 1 else (sides[0], sides[1])
+
+
+def patch_text(patch: int | tuple[int, ...]) -> int | str:
+    """The inverse of `parse_patch`: 16, or "8x32"; also of a size whose sides are equal."""
+    if isinstance(patch, int):
+        return patch
+    return patch[0] if len(set(patch)) == 1 else "x".join(map(str, patch))
 
 
 ALL = "all"  # of --layer

@@ -1,6 +1,8 @@
 """The discrete VAE: Gumbel-softmax and divergence against numpy in float64, noise that is a
 function of the sample, tokens that are local."""
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,7 @@ from torchmae.models.targets.tokenizer import (
     perplexity,
     relax,
 )
+from torchmae.models.vit import ViT
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
@@ -167,3 +170,17 @@ def test_what_cannot_be_built_is_said(changed, words):
     assert Tokenizer.build(about).config == TokenizerConfig(**about)
     with pytest.raises(UserError, match=words):
         Tokenizer.build(about | changed)
+
+
+@pytest.mark.parametrize(
+    "scaling", [None, {"kind": "log"}, {"kind": "window", "low": [0, 1], "high": [9, 8]}]
+)
+def test_pixels_of_other_types_are_scaled_as_an_encoder_scales_them(scaling):
+    mean, std = (0.5, 2.0), (1.5, 3.0)
+    tokenizer = Tokenizer(TokenizerConfig(4, 16, (8, 8), mean, std, True, scaling))
+    encoder = ViT((8, 8), 4, 2, 16, 1, 1, mean=mean, std=std, scaling=scaling or {"kind": "none"})
+    images = 5 * torch.randn(1, 2, 8, 8)
+    images[0, 0, 0, 0] = torch.nan
+    assert torch.equal(tokenizer.normalize(images), encoder.normalize(images))
+    assert tokenizer.scaling == encoder.scaling
+    assert Tokenizer.build(asdict(tokenizer.config)).scaling == encoder.scaling

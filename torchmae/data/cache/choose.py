@@ -129,7 +129,7 @@ def decide_cache(
         decode_ms, copy_ms = decoding_cost(source)
         found = CacheFacts(decode_ms, copy_ms, 0, free, workers == 0 or can_fork())
         on_gpu = world.device.type == "cuda"
-        crops = isinstance(batches.transform, WindowCrop)
+        crops = isinstance(batches.transform, WindowCrop) and not batches.shapes
         if decode_ms <= COSTLY * copy_ms and not (on_gpu and crops):
             return found
         have = scan(source).sizes if sizes is None else sizes

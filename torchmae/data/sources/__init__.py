@@ -20,9 +20,10 @@ from torchmae.data.sources.select import select_all
 from torchmae.data.sources.source import BadFile as BadFile
 from torchmae.data.sources.source import Source as Source
 from torchmae.data.sources.source import StringArray as StringArray
+from torchmae.data.sources.source import redecoded, refuse_other_kind, with_slices
 from torchmae.data.sources.source import with_decode as with_decode
-from torchmae.data.sources.source import with_slices
 from torchmae.data.sources.tars import open_tar
+from torchmae.data.sources.tiles import with_tiles
 from torchmae.errors import UserError, choose, nearest
 
 Opener = Callable[..., Source]  # of a text; that of lists takes columns too
@@ -61,7 +62,14 @@ def open_sources(specs: Sequence[str], decode: DecodeOptions, listing: Listing) 
         for kind, what in places
     ]
     chosen = select_all(opened, listing, specs[0])
-    return [with_decode(with_slices(source), decode) for source in chosen]
+    return [as_images(source, decode, listing) for source in chosen]
+
+
+def as_images(source: Source, decode: DecodeOptions, listing: Listing) -> Source:
+    """Files as the images that they hold: slices, tiles."""
+    images = with_tiles(with_slices(redecoded(source, decode)), listing)
+    refuse_other_kind(images)
+    return images
 
 
 def find_kind(spec: str) -> tuple[str, str]:

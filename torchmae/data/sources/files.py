@@ -71,6 +71,9 @@ class Files(Encoded):
     def group(self, i: int) -> str | None:
         return (self.groups[i] if self.groups else "") or None
 
+    def path(self, i: int) -> str:
+        return os.path.join(self.root, self.names[i])
+
     def select(self, ids: Sequence[int] | np.ndarray) -> "Files":
         ids = np.array(ids, dtype=np.int64)
         out = set(range(len(self))) - set(ids.tolist())

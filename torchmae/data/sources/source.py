@@ -87,6 +87,10 @@ class Source(Protocol):
         """What image `i` belongs to, such as a patient: no split divides a group."""
         return None
 
+    def path(self, i: int) -> str | None:
+        """The file that holds image `i` alone, where there is one."""
+        return None
+
     def select(self, ids: Sequence[int] | np.ndarray) -> "Source":
         """Some of the images, as a source of the same kind where that makes a difference."""
         return Subset(self, ids)
@@ -224,6 +228,9 @@ class SourceWrapper(Source):
     def group(self, i: int) -> str | None:
         return self.source.group(i)
 
+    def path(self, i: int) -> str | None:
+        return self.source.path(i)
+
     def read(self, i: int) -> bytes | Pixels:
         return self.source.read(i)
 
@@ -256,6 +263,9 @@ class Subset(SourceWrapper):
     def group(self, i: int) -> str | None:
         return self.source.group(int(self.ids[i]))
 
+    def path(self, i: int) -> str | None:
+        return self.source.path(int(self.ids[i]))
+
     def read(self, i: int) -> bytes | Pixels:
         return self.source.read(int(self.ids[i]))
 
@@ -277,13 +287,18 @@ def with_decode(source: Source, options: DecodeOptions) -> Source:
     """
     if options == source.decode:
         return source
-    if isinstance(source, SourceWrapper) and source.holds_pixels:
-        return with_decode(source.source, options)
-    if isinstance(source, SourceWrapper):
-        return copied(source, source=with_decode(source.source, options))
-    other = copied(source, decode=options)
+    other = redecoded(source, options)
     refuse_other_kind(other)
     return other
+
+
+def redecoded(source: Source, options: DecodeOptions) -> Source:
+    """As `with_decode`, whatever the images are."""
+    if isinstance(source, SourceWrapper) and source.holds_pixels:
+        return redecoded(source.source, options)
+    if isinstance(source, SourceWrapper):
+        return copied(source, source=redecoded(source.source, options))
+    return copied(source, decode=options)
 
 
 def copied(source: S, /, **changes: Any) -> S:
@@ -297,8 +312,10 @@ def refuse_other_kind(source: Source) -> None:
     """Raises UserError where the images have pixels of a type that cannot become the one that is
     expected of them."""
     want = source.decode.dtype
+    if want is None:
+        return
     have = "float32" if source.decode.nodata is not None else source.stored_dtype
-    if want in (None, have) or (want == "float32" and have != "uint8"):
+    if want == have or (want == "float32" and have != "uint8"):
         return
     raise UserError(
         f"the images have {have} pixels, {want} is expected (of the run, or by --dtype): mae "

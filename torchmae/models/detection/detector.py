@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchmae.errors import UserError, choose, library
 from torchmae.hashing import PROPOSAL, hash32
 from torchmae.models.encoders import Backbone, build_encoder
+from torchmae.models.patches import size_name
 from torchmae.models.pyramid import Pyramid, pyramid_strides, pyramid_taps
 
 KINDS = {"faster_rcnn": False, "mask_rcnn": True}  # whether there are masks
@@ -257,5 +258,7 @@ def square(encoder: Backbone) -> list[tuple[int, int]]:
     """The strides of the pyramid; `UserError` for patches that are no squares."""
     strides = [(side[0], side[1]) for side in pyramid_strides(encoder.patch)]
     if any(down != across for down, across in strides):
-        raise UserError(f"a detector needs square patches, not {encoder.patch}")
+        raise UserError(
+            f"a detector needs square patches, not patches of {size_name(encoder.patch)} px"
+        )
     return strides

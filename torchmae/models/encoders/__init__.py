@@ -13,6 +13,7 @@ from torchmae.models.patches import Size
 from torchmae.models.sizes import architecture, check_sizes
 from torchmae.models.vit import ViT
 from torchmae.scaling import Scaling
+from torchmae.settings.options import parse_patch
 
 
 @runtime_checkable
@@ -148,16 +149,17 @@ def build_encoder(config: dict[str, Any]) -> Backbone:
 
 
 def new_encoder(
-    model: str | None, image_size: tuple[int, int], patch_size: int | None, channels: int
+    model: str | None, image_size: tuple[int, int], patch_size: str | int | None, channels: int
 ) -> Backbone:
     """An encoder of a named size, or with the architecture of a run folder, with new weights.
 
     Args:
         model: the name or the folder, see `architecture`.
         image_size: height and width in pixels.
-        patch_size: side of a patch in pixels.
+        patch_size: --patch-size; None: the architecture has its own.
         channels: of the images.
     """
-    own = {"image_size": image_size, "patch_size": patch_size, "channels": channels}
+    patch = None if patch_size is None else parse_patch(patch_size)
+    own = {"image_size": image_size, "patch_size": patch, "channels": channels}
     known = {name: v for name, v in architecture(model).items() if name != "scaling"}
     return build_encoder({**known, **own, "mean": None, "std": None})

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchmae.errors import UserError, choose
 from torchmae.models.encoders import Backbone, build_encoder
 from torchmae.models.segmentation.heads import AUXILIARY_WIDTH, HEADS, AuxiliaryHead, resized
+from torchmae.windows import starts
 
 
 class Segmenter(nn.Module):
@@ -185,9 +186,3 @@ class Segmenter(nn.Module):
         device = next(self.parameters()).device
         found = self.probabilities(images.to(device), slide, stride, flip)
         return found.argmax(1).to(torch.uint8)
-
-
-def starts(length: int, side: int, step: int) -> list[int]:
-    """Where windows of a side begin: every `step` pixels, the last one at the end."""
-    last = max(0, length - side)
-    return [*range(0, last, step), last]

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from torchmae.errors import UserError
 from torchmae.hashing import GUMBEL, uniform
 from torchmae.models.patches import Size, as_size, denormalize, grid_of, normalize
+from torchmae.scaling import Scaling, scaling_of
 
 DIM = 128  # channels at one position a patch
 FINE_DIM = 64  # channels at finer resolutions
@@ -35,6 +36,8 @@ class TokenizerConfig:
         image_size: height and width it is trained at; it takes any multiple of the patch size.
         mean, std: one value for each channel, for pixels in 0..1; what `normalize` uses.
         floats: images are not of 8 bits, and mean and std those of their values.
+        scaling: of floats, what is done with values before that, as `Scaling.config` says it; None:
+            nothing.
     """
 
     patch_size: int
@@ -43,6 +46,7 @@ class TokenizerConfig:
     mean: Sequence[float]
     std: Sequence[float]
     floats: bool = False
+    scaling: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if not is_power_of_two(self.patch_size):
@@ -105,6 +109,13 @@ class Tokenizer(nn.Module):
         statistics = torch.tensor([config.mean, config.std]).view(2, -1, 1, 1)
         self.pixel_statistics: Tensor
         self.register_buffer("pixel_statistics", statistics, persistent=False)
+        self.scaling: Scaling | None = None
+        if config.floats:
+            self.scaling = scaling_of(config.scaling or Scaling(), self.channels)
+        ends = [self.scaling.low, self.scaling.high] if self.scaling else [(), ()]
+        self.pixel_window: Tensor
+        window = torch.tensor(ends).view(2, -1, 1, 1)
+        self.register_buffer("pixel_window", window, persistent=False)
         halvings = config.patch_size.bit_length() - 1
         dims = [*[FINE_DIM] * (halvings - 1), DIM]  # after each halving
         layers: list[nn.Module] = []
@@ -171,8 +182,9 @@ class Tokenizer(nn.Module):
         return count + 2 * places * self.head.weight.numel()
 
     def normalize(self, images: Shaped[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        """uint8 pixels to what `forward` takes."""
-        return normalize(images, self.pixel_statistics)
+        """Pixels to what `forward` takes."""
+        kind = "none" if self.scaling is None else self.scaling.kind
+        return normalize(images, self.pixel_statistics, kind, self.pixel_window)
 
     def denormalize(self, images: Float[Tensor, "B C H W"]) -> UInt8[Tensor, "B C H W"]:
         """The inverse of `normalize`, rounded and clamped."""

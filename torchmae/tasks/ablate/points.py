@@ -22,7 +22,14 @@ from torchmae.models.targets import split_target
 from torchmae.models.targets.tokenizer import TokenizerConfig
 from torchmae.runfolder import read_any_config, read_config
 from torchmae.settings.defaults import Facts
-from torchmae.settings.options import build, changeable, flatten, options_of, parse_size
+from torchmae.settings.options import (
+    build,
+    changeable,
+    flatten,
+    options_of,
+    parse_patch,
+    parse_size,
+)
 from torchmae.settings.parser import value_type
 from torchmae.tasks.ablate.config import Ablate, parse_budget
 from torchmae.tasks.ablate.studies import ALL, OWN_TOKENS, STUDIES, Base, Changes, Point, Study
@@ -189,6 +196,8 @@ class Ablation:
         if run is None:
             return
         patch = self.base["patch_size"]
+        if isinstance(resolved["patch_size"], str):
+            raise UserError(f"a tokenizer has square patches, not {resolved['patch_size']} px")
         if changes.get("target") != OWN_TOKENS:
             patch = read_any_config(run)["model"]["tokenizer"]["patch_size"]
         if patch != resolved["patch_size"]:
@@ -232,7 +241,7 @@ class Ablation:
         model, masked = resolved.model, resolved.masking
         choose(MASKINGS, masked.masking, "masking")
         split_target(masked.target)
-        patches = grid_of(parse_size(model.image_size), as_size(model.patch_size))
+        patches = grid_of(parse_size(model.image_size), as_size(parse_patch(model.patch_size)))
         MaskGenerator.of(vars(masked)).counts(patches)
         width = self.facts.embed_dim or size_of(model.model or "")["embed_dim"]
         sizes = (model.decoder_dim, model.decoder_depth, model.decoder_heads)
@@ -273,7 +282,8 @@ class Ablation:
         """Operations of a training step for one image. What --from brings counts as the default
         model."""
         with torch.device("meta"):
-            shape = {name: resolved[name] for name in ("patch_size", "channels")}
+            shape: dict[str, Any] = {"channels": resolved["channels"]}
+            shape["patch_size"] = parse_patch(resolved["patch_size"])
             shape["image_size"] = parse_size(resolved["image_size"])
             encoder = build_encoder({**shape, **size_of(resolved["model"] or "vit_base")})
             sizes = (resolved[f"decoder_{name}"] for name in ("dim", "depth", "heads"))

@@ -25,7 +25,6 @@ from torchmae.settings.options import (
     EPOCHS,
     NOT_NEGATIVE,
     POSITIVE,
-    WIDTH,
     ChangeableOptions,
     Range,
     argument,
@@ -33,6 +32,7 @@ from torchmae.settings.options import (
     hidden,
     option,
     parse_size,
+    patch_text,
     size_text,
 )
 
@@ -121,7 +121,9 @@ class DenseModelOptions:
         "Side in pixels of the crops that are trained on, or HEIGHTxWIDTH; positions are resized.",
         metavar="SIZE",
     )
-    patch_size: int | None = option(None, "From scratch: side of a patch in pixels.", within=WIDTH)
+    patch_size: str | int | None = option(
+        None, "From scratch: side of a patch in pixels, or HEIGHTxWIDTH.", metavar="SIZE"
+    )
     pyramid: str | None = option(
         None,
         "Maps of four strides from those after each quarter of the blocks (taps, the paper's) or "
@@ -302,7 +304,7 @@ def patch_size(facts: Facts, values: Mapping[str, Any]) -> Choice:
         return Choice(None, "the run's")
     named = architecture(values["model"]).get("patch_size")
     if named is not None:
-        return Choice(named, "that of --model")
+        return Choice(patch_text(named), "that of --model")
     size = parse_size(values["image_size"])
     fits = next((p for p in (16, 8, 4) if all(side % (2 * p) == 0 for side in size)), None)
     if fits is None:

@@ -18,8 +18,9 @@ class Embed:
     out: str | None = option(
         None,
         '.npz (arrays "paths" and "features"), .csv or .parquet (extra "parquet"); with --pool '
-        "tokens .safetensors or .npy.",
-        metavar="FILE",
+        "tokens .safetensors or .npy. With --tile also a new folder: NAME.npy of each image, the "
+        "features of its tiles in their grid, NaN where a tile is left out.",
+        metavar="PATH",
         otherwise="features.npz, or tokens.safetensors",
     )
     layer: int | None = option(

@@ -7,7 +7,10 @@ from typing import Any
 
 import torch
 
+from torchmae.data.large.stitch import write_feature_maps
 from torchmae.data.sources.source import BadFile, Source
+from torchmae.data.sources.tiles import Tiles
+from torchmae.disk import refuse_full, whole_folder
 from torchmae.errors import RunError, UserError
 from torchmae.eval.extract import (
     collect,
@@ -40,7 +43,10 @@ def run(config: Embed) -> Path:
     check_ranges(config)
     dense = config.pool == TOKENS
     out = Path(config.out or ("tokens.safetensors" if dense else "features.npz"))
-    check_table(out, HEADERS if dense else WRITERS)
+    if config.listing.tile and not out.suffix and not dense:
+        refuse_full(out)
+    else:
+        check_table(out, HEADERS if dense else WRITERS)
     encoder = load(config.run)
     source = open_of_run(config.run, config.data, config.decode, config.listing)
     replaced = " (in place of an earlier one)" if out.exists() else ""
@@ -62,6 +68,11 @@ def write_features(
     ids, (features,), bad = collect(
         source, encoder, config.run, [function], device, config.batch_size
     )
+    said = f"{len(features)} images, {features.shape[1]} features each"
+    if isinstance(source, Tiles) and not out.suffix:
+        with whole_folder(out) as folder:
+            count = write_feature_maps(folder, source, ids, features.numpy())
+        return bad, f"maps of {count} images, {said}"
     columns: dict[str, Any] = {
         "path": [source.name(i) for i in ids],
         "features": features.numpy(),
@@ -70,7 +81,7 @@ def write_features(
         layer = config.layer or len(encoder.layers())
         columns["about"] = json.dumps(about(config.run, source, layer, config.pool))
     write_table(out, columns)
-    return bad, f"{len(features)} images, {features.shape[1]} features each"
+    return bad, said
 
 
 @torch.no_grad()

@@ -36,6 +36,7 @@ from torchmae.settings.options import (
     hidden,
     option,
     parse_size,
+    patch_text,
 )
 
 MANY = 1000  # labelled images, from which on the paper's strong augmentation is used
@@ -115,7 +116,9 @@ class ClassifierOptions:
         metavar="RULE",
         otherwise="the run's, which is timm unless it was set before",
     )
-    patch_size: int | None = option(None, "From scratch: side of a patch in pixels.", within=WIDTH)
+    patch_size: str | int | None = option(
+        None, "From scratch: side of a patch in pixels, or HEIGHTxWIDTH.", metavar="SIZE"
+    )
 
 
 @dataclass(frozen=True)
@@ -267,7 +270,7 @@ def patch_size(facts: Facts, values: Mapping[str, Any]) -> Choice:
         return Choice(None, "the run's")
     named = architecture(values["model"]).get("patch_size")
     if named is not None:
-        return Choice(named, "that of --model")
+        return Choice(patch_text(named), "that of --model")
     return defaults.patch_choice(parse_size(values["image_size"]))
 
 

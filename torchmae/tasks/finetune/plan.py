@@ -68,8 +68,24 @@ def describe(job: Job, task: ClassifyTask, plan: TrainConfig, where: str) -> str
     if job.found is not None:
         seen = Glance(job.found.sizes, job.found.stacks)
         notes = view_notes(seen, encoder.image_size, config.crop.crop_pct)
+        notes += doubtful(config, encoder.channels)
         lines += [f"{'note':>17}  {note}" for note in notes]
     return "\n".join([*lines, *reasons(job.chosen)])
+
+
+def doubtful(config: ResolvedFinetune, channels: int) -> list[str]:
+    """A line where most of the encoder stays as it was trained on other channels."""
+    if config.run == "none" or config.model.train == "all":
+        return []
+    described = runfolder.read_any_config(config.run)["model"]
+    before = described.get("encoder", described).get("channels", channels)
+    if before == channels:
+        return []
+    return [
+        f"{config.run} was trained on {before} channels, these images have {channels}: each gets "
+        "the mean of its patch weights, and frozen features of them are doubtful. Pre-train on "
+        f"them with --from {config.run} first, or --train all"
+    ]
 
 
 def summary(out: Path, plan: TrainConfig, labels: Int64[Tensor, " N"]) -> str:

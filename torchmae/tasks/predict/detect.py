@@ -11,6 +11,7 @@ from PIL import Image
 
 from torchmae.data.dense.detection import Detections
 from torchmae.data.dense.segmentation import Examples
+from torchmae.data.large.stitch import stems_of
 from torchmae.data.sources.source import BadFile, with_decode
 from torchmae.disk import refuse_full, whole_folder, write_text
 from torchmae.errors import UserError
@@ -21,7 +22,6 @@ from torchmae.report.detection import draw_found
 from torchmae.settings.groups import SegmentTestOptions
 from torchmae.tasks.predict.config import Predict
 from torchmae.tasks.predict.images import open_data
-from torchmae.tasks.predict.segment import stems_of
 from torchmae.train.distributed import find_device
 
 logger = logging.getLogger(__name__)

@@ -1,10 +1,9 @@
 """The images that are predicted."""
 
 from torchmae.data.config import decode_as_run, listing_as_run
-from torchmae.data.sources import Source, open_source, with_decode
+from torchmae.data.sources import Source, as_images, open_source
 from torchmae.data.sources.files import is_image_file, open_images
 from torchmae.data.sources.select import select_all
-from torchmae.data.sources.source import with_slices
 from torchmae.tasks.predict.config import Predict
 
 
@@ -17,4 +16,4 @@ def open_data(config: Predict) -> Source:
         return open_source(first, decode, listing)
     decode.check()
     (source,) = select_all([open_images(config.data)], listing, first)
-    return with_decode(with_slices(source), decode)
+    return as_images(source, decode, listing)

@@ -2,8 +2,6 @@
 
 import json
 import logging
-import os
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,7 +12,9 @@ from PIL import Image
 
 from torchmae.data.dense.masks import GRAY
 from torchmae.data.dense.segmentation import Examples, stored_classes
-from torchmae.data.sources.source import BadFile, Source, with_decode
+from torchmae.data.large.stitch import LabelMaps, stems_of
+from torchmae.data.sources.source import BadFile, with_decode
+from torchmae.data.sources.tiles import Tiles
 from torchmae.disk import refuse_full, whole_folder, write_text
 from torchmae.errors import UserError
 from torchmae.eval.segmentation import Predictor, each
@@ -53,11 +53,16 @@ def predict_labels(config: Predict) -> Path:
     stems = stems_of(source)
     count = 0
     with whole_folder(out) as folder:
+        maps = LabelMaps(folder, source) if isinstance(source, Tiles) else None
         for found in each(Examples(source), device, "predict"):
             if isinstance(found, BadFile):
                 logger.info(f"skipped: {found}")
                 continue
             labels = predict(found.image.unsqueeze(0).to(device))[0].cpu()
+            count += 1
+            if maps is not None:
+                maps.add(found.number, labels.numpy())
+                continue
             label_file = folder / "labels" / f"{stems[found.number]}.png"
             label_file.parent.mkdir(parents=True, exist_ok=True)
             label_file.write_bytes(palette_png(table[labels.numpy()], colors))
@@ -66,14 +71,22 @@ def predict_labels(config: Predict) -> Path:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 shown = overlay(found.image, labels, model.colors, clear)
                 Image.fromarray(shown.permute(1, 2, 0).numpy()).save(file, quality=90)
-            count += 1
         if not count:
             raise UserError(f"none of {len(source)} images can be read")
+        if maps is not None:
+            whole, nothing = maps.finish(table, colors)
         meaning = [
             {"name": name, "value": value, "color": "#{:02x}{:02x}{:02x}".format(*color)}
             for name, value, color in zip(model.classes, values, model.colors)
         ]
         write_text(folder / "classes.json", json.dumps(meaning, indent=1))
+    if maps is not None:
+        logger.info(
+            f"Written to {out}: labels/ (the values of classes.json; {nothing}: left out) of "
+            f"{whole} images in {count:,} tiles"
+            + (f"; {source.left_out}" if source.left_out else "")
+        )
+        return out
     logger.info(
         f"Written to {out}: labels/ (the values of classes.json) of {count} images"
         f"{', overlays/' if config.overlays else ''}"
@@ -87,18 +100,3 @@ def png_values(kind: str, values: Sequence[int], count: int) -> list[int]:
     if kind == "values" and values and max(values) < GRAY and max(values) <= 255:
         return list(values)
     return list(range(count))
-
-
-def stems_of(source: Source) -> list[str]:
-    """A path for the results of each image: its name without the suffix; with it where two would
-    be the same. Of files that are named by whole paths, without the folder of all of them."""
-    names = [source.name(i) for i in range(len(source))]
-    if all(name.startswith("/") for name in names):
-        top = os.path.commonpath([os.path.dirname(name) for name in names])
-        names = [os.path.relpath(name, top) for name in names]
-    inside = [
-        "/".join(part for part in name.split("/") if part not in ("", "..")) for name in names
-    ]
-    stems = [os.path.splitext(name)[0] for name in inside]
-    often = Counter(stems)
-    return [name if often[stem] > 1 else stem for name, stem in zip(inside, stems)]

@@ -1,6 +1,7 @@
 """The settings of `mae pretrain`, and what is chosen where they are left open."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -33,8 +34,11 @@ from torchmae.settings.options import (
     Range,
     changed,
     check_ranges,
+    hidden,
     option,
+    parse_patch,
     parse_size,
+    size_text,
 )
 from torchmae.train.config import DECAY_SHARE, SCHEDULES
 
@@ -56,8 +60,10 @@ class ModelOptions:
     image_size: str | int | None = option(
         None, "Side in pixels, or HEIGHTxWIDTH such as 192x256.", metavar="SIZE"
     )
-    patch_size: int | None = option(
-        None, "Side of a patch in pixels; divides the image size.", within=WIDTH
+    patch_size: str | int | None = option(
+        None,
+        "Side of a patch in pixels, or HEIGHTxWIDTH such as 8x32; divides the image size.",
+        metavar="SIZE",
     )
     registers: int = option(
         0, "Register tokens of the encoder.", within=Range(at_least=0, at_most=1024)
@@ -158,6 +164,21 @@ class MaskingOptions:
         "variant, Table 1c).",
     )
 
+    def check(self) -> None:
+        """Raises UserError for what does not go together."""
+        if not self.mask_ratio and (self.loss_on != "all" or not self.noise):
+            raise UserError(
+                "--mask-ratio 0 hides nothing, so that there is nothing to predict: for a "
+                "denoising autoencoder add --noise 0.5 --loss-on all, else hide some patches"
+            )
+        if self.complementary and self.views == 1:
+            raise UserError("--complementary is about several masks of a crop: add --views 4")
+        if self.predict_share < 1 and self.loss_on == "all":
+            raise UserError(
+                f"--predict-share {self.predict_share:g} leaves patches out, and --loss-on all "
+                "needs all of them: leave one of them out"
+            )
+
 
 @dataclass(frozen=True)
 class PretrainCropOptions(CropOptions):
@@ -170,6 +191,14 @@ class PretrainCropOptions(CropOptions):
         metavar="KIND",
         instead_of="crop_scale",
     )
+    aspect: str = option(
+        "one",
+        "one (all crops have the shape of --image-size), or keep (each batch has one of a few "
+        "shapes, drawn by the seed as often as images have it; as many patches, and no crop is "
+        "stretched).",
+        metavar="KIND",
+    )
+    shapes: tuple[str, ...] | None = hidden(None)  # of --aspect keep, found from the images
     color_jitter: float = option(
         0.0,
         "Change brightness, contrast and saturation by up to this share, hue by a quarter of it "
@@ -182,6 +211,7 @@ class PretrainCropOptions(CropOptions):
         """Raises UserError for an unknown crop, and for what it does not use."""
         super().check()
         choose(CROPS, self.crop, "--crop")
+        choose(dict.fromkeys(("one", "keep")), self.aspect, "--aspect")
         if self.crop != "random" and self.crop_scale is not None:
             raise UserError(
                 f"--crop-scale belongs to --crop random, not to {self.crop}: leave one of them out"
@@ -300,6 +330,32 @@ def flip(facts: Facts, values: Mapping[str, Any]) -> Choice:
     return Choice(True, "half of the crops, as in the paper")
 
 
+def shapes_of(
+    aspects: Sequence[float], size: tuple[int, int], patch: tuple[int, int]
+) -> tuple[str, ...]:
+    """For each aspect the size in pixels of the grid that has it most nearly, of at most as many
+    patches as `size` has; aspects beyond 3 count as 3.
+
+    Args:
+        aspects: height over width.
+        size: --image-size.
+        patch: height and width of a patch.
+    """
+    patches = size[0] // patch[0] * (size[1] // patch[1])
+
+    def off(rows: int, aspect: float) -> float:
+        columns = patches // rows
+        shape = rows * patch[0] / (columns * patch[1])
+        return abs(math.log(shape / aspect)) + math.log(patches / (rows * columns))
+
+    found = []
+    for aspect in aspects:
+        wanted = min(3.0, max(1 / 3, aspect))
+        rows = min(range(1, patches + 1), key=lambda rows: off(rows, wanted))
+        found.append(size_text((rows * patch[0], patches // rows * patch[1])))
+    return tuple(found)
+
+
 RULES: dict[str, Rule] = {
     "model": Rule("by the number of images and the device; with --from the run's", model_size),
     "image_size": Rule("the largest usual side that the median image has", defaults.largest_side),
@@ -379,19 +435,9 @@ class Pretrain:
             raise UserError(
                 "--cache device makes crops and flips only, no --color-jitter: use --cache memory"
             )
-        masking = self.masking
-        if not masking.mask_ratio and (masking.loss_on != "all" or not masking.noise):
-            raise UserError(
-                "--mask-ratio 0 hides nothing, so that there is nothing to predict: for a "
-                "denoising autoencoder add --noise 0.5 --loss-on all, else hide some patches"
-            )
-        if masking.complementary and masking.views == 1:
-            raise UserError("--complementary is about several masks of a crop: add --views 4")
-        if masking.predict_share < 1 and masking.loss_on == "all":
-            raise UserError(
-                f"--predict-share {masking.predict_share:g} leaves patches out, and --loss-on all "
-                "needs all of them: leave one of them out"
-            )
+        if self.crop.aspect == "keep" and self.runtime.cache == "device":
+            raise UserError("--cache device makes crops of one shape: use --cache memory")
+        self.masking.check()
         model = self.model
         if model.normalize not in (None, "data", "imagenet", "run"):
             raise UserError(f"--normalize {model.normalize}: data or imagenet, or run with --from")
@@ -406,6 +452,8 @@ class Pretrain:
             size_of(model.model)
         if model.image_size is not None:
             parse_size(model.image_size)
+        if model.patch_size is not None:
+            parse_patch(model.patch_size)
 
     def resolve(self, facts: Facts) -> tuple["ResolvedPretrain", dict[str, Choice]]:
         """The settings with nothing left to choose, and what was chosen.
@@ -418,6 +466,13 @@ class Pretrain:
         dtype = self.decode.dtype or facts.dtype
         config = changed(self, **{**decode.stored(), "dtype": dtype})
         resolved, chosen = defaults.resolve(config, ResolvedPretrain, RULES, facts)
+        if resolved.crop.aspect == "keep" and resolved.crop.shapes is None:
+            patch = parse_patch(resolved.model.patch_size)
+            sizes = (
+                parse_size(resolved.model.image_size),
+                (patch if isinstance(patch, tuple) else (patch, patch)),
+            )
+            resolved = changed(resolved, shapes=shapes_of(facts.aspects, *sizes))
         batch = resolved.optim.batch_size
         if batch > facts.images:
             raise UserError(
@@ -453,7 +508,7 @@ class ResolvedModel(ModelOptions):
     """With nothing left to choose."""
 
     image_size: str
-    patch_size: int
+    patch_size: str | int
     normalize: str
 
 

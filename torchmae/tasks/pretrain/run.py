@@ -4,6 +4,9 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import Integer
+
 from torchmae import runfolder
 from torchmae.data.augment import ColorJitter
 from torchmae.data.cache.choose import with_cache
@@ -22,6 +25,7 @@ from torchmae.data.transforms import (
 from torchmae.errors import UserError
 from torchmae.models.mae import MAE, training_flops
 from torchmae.models.masking import MaskGenerator
+from torchmae.models.patches import grid_of
 from torchmae.report.curves import draw_curves
 from torchmae.report.html.run import Page, write_report
 from torchmae.settings.defaults import Facts, why
@@ -161,9 +165,17 @@ def facts_of(found: Scan, source: Source, world: World, init_run: InitRun | None
         width=found.width,
         channels=source.channels,
         dtype=source.dtype,
+        aspects=aspects_of(found.sizes),
         embed_dim=init_run.encoder.embed_dim if init_run else None,
         **machine_facts(world),
     )
+
+
+def aspects_of(sizes: Integer[np.ndarray, "N 2"]) -> tuple[float, ...]:
+    """Height over width of images at 16 quantiles; 1 where no size is known."""
+    good = sizes[sizes[:, 0] > 0]
+    ratios = good[:, 0] / good[:, 1] if len(good) else np.ones(1)
+    return tuple(np.quantile(ratios, (np.arange(16) + 0.5) / 16).round(4).tolist())
 
 
 def new_job(
@@ -177,7 +189,8 @@ def new_job(
     """A job before its first step, without a cache; its target is fitted. It writes nothing."""
     resolved, chosen = config.resolve(facts)
     model, origin = build_model(resolved, found, init_run)
-    MaskGenerator.of(vars(resolved.masking)).counts(model.encoder.grid)
+    for size in map(parse_size, resolved.crop.shapes or (resolved.model.image_size,)):
+        MaskGenerator.of(vars(resolved.masking)).counts(grid_of(size, model.encoder.patch))
     batches = make_batches(resolved, source, world)
     fit_target(model, batches, world)
     return Job(resolved, batches, model, origin, found, chosen, batches)
@@ -187,7 +200,9 @@ def make_batches(config: ResolvedPretrain, source: Source, world: World) -> Batc
     """The batches of this process."""
     # A batch counts each mask of a crop, and a crop is read once.
     batch_size, seed = config.optim.batch_size // config.masking.views, config.optim.seed
-    return Batches(source, augmentation(config), batch_size, seed, world.rank, world.size)
+    shapes = tuple(parse_size(shape) for shape in config.crop.shapes or ())
+    crop = augmentation(config)
+    return Batches(source, crop, batch_size, seed, world.rank, world.size, shapes=shapes)
 
 
 def augmentation(config: ResolvedPretrain) -> Transform:
@@ -195,7 +210,8 @@ def augmentation(config: ResolvedPretrain) -> Transform:
     size, seed, asked = parse_size(config.model.image_size), config.optim.seed, config.crop
     crop: WindowCrop = CenterCropResize(size)
     if asked.crop_scale is not None:
-        crop = RandomResizedCropFlip(size, seed, asked.crop_scale, asked.flip)
+        aspects = {"aspects": (1.0, 1.0)} if asked.aspect == "keep" else {}
+        crop = RandomResizedCropFlip(size, seed, asked.crop_scale, asked.flip, **aspects)
     elif asked.crop == "fixed":
         crop = FixedCropFlip(size, seed, asked.flip)
     return ColorJitter(crop, asked.color_jitter, seed) if asked.color_jitter else crop

@@ -18,7 +18,7 @@ from torchmae.models.encoders import Backbone, build_encoder
 from torchmae.models.encoders.timm import TimmEncoder
 from torchmae.models.mae import LOSSES, MAE
 from torchmae.models.masking import masking, noise
-from torchmae.models.patches import IMAGENET, Size, as_size, grid_of, patchify, size_name
+from torchmae.models.patches import IMAGENET, Size, as_size, grid_of, patchify
 from torchmae.models.sizes import SIZES, size_of
 from torchmae.models.targets import TARGETS, split_target
 from torchmae.models.targets.pixels import Pixels
@@ -27,7 +27,15 @@ from torchmae.models.vit import ViT
 from torchmae.models.weights import load, load_mae, load_weights, read_weights, seeded
 from torchmae.runfolder import kind_of, read_any_config, read_config
 from torchmae.scaling import Scaling
-from torchmae.settings.options import changed, flatten, options_of, parse_size, size_text
+from torchmae.settings.options import (
+    changed,
+    options_of,
+    parse_patch,
+    parse_size,
+    patch_text,
+    requested,
+    size_text,
+)
 from torchmae.tasks.pretrain.config import Pretrain, ResolvedPretrain
 from torchmae.train.distributed import World
 
@@ -70,10 +78,6 @@ def init_from_run(
             f"{run} has an encoder of timm, which cannot skip patches: of a plain ViT "
             f"mae import timm:{encoder.name} makes one that can"
         )
-    if len(set(encoder.patch)) > 1:
-        raise UserError(
-            f"{run} has patches of {size_name(encoder.patch)} px: mae pretrain takes square ones"
-        )
     size = parse_size(config.model.image_size or size_text(encoder.image_size))
     grid_of(size, encoder.patch)
     fixed = fixed_by(encoder, mae)
@@ -90,7 +94,7 @@ def init_from_run(
         config,
         model=name_of(encoder),
         image_size=size_text(size),
-        patch_size=encoder.patch[0],
+        patch_size=patch_text(encoder.patch),
         registers=fixed["registers"],
         decoder=fixed.get("decoder", config.model.decoder),
         normalize=config.model.normalize or ("run" if alike else "data"),
@@ -105,7 +109,7 @@ def fixed_by(encoder: Backbone, mae: MAE | None) -> dict[str, Any]:
     nameless = f"none with a name ({encoder.embed_dim} wide, {layers} blocks{heads})"
     fixed: dict[str, Any] = {
         "model": name_of(encoder) or nameless,
-        "patch_size": encoder.patch[0],
+        "patch_size": patch_text(encoder.patch),
         "registers": max(0, encoder.num_prefix_tokens - 1),
     }
     if mae is None:
@@ -118,7 +122,7 @@ def fixed_by(encoder: Backbone, mae: MAE | None) -> dict[str, Any]:
 def refuse_others(config: Pretrain, run: str, fixed: dict[str, Any]) -> None:
     """`UserError` for a setting that was changed from its default to something else than the
     weights have."""
-    values, settings = flatten(config), options_of(Pretrain)
+    values, settings = requested(config), options_of(Pretrain)
     for name, has in fixed.items():
         value, flag = values[name], settings[name].flag
         if value in (settings[name].default, has):
@@ -143,7 +147,7 @@ def check_names(config: Pretrain) -> None:
     choose(DECODERS, config.model.decoder, "decoder")
     choose(LOSSES, config.masking.loss_on, "loss")
     if config.model.image_size is not None and config.model.patch_size is not None:
-        grid_of(parse_size(config.model.image_size), as_size(config.model.patch_size))
+        grid_of(parse_size(config.model.image_size), as_size(parse_patch(config.model.patch_size)))
 
 
 def build_model(config: ResolvedPretrain, found: Scan, init_run: InitRun | None) -> tuple[MAE, str]:
@@ -177,7 +181,8 @@ def build_model(config: ResolvedPretrain, found: Scan, init_run: InitRun | None)
             return warm_start(config, init_run, size, mean, std, scaling)
         model = config.model
         assert model.model is not None  # only encoders that exist already have no name
-        sizes = {"image_size": size, "patch_size": model.patch_size, "channels": channels}
+        patch = parse_patch(model.patch_size)
+        sizes = {"image_size": size, "patch_size": patch, "channels": channels}
         # Only if there are any: an encoder of another kind need not know of registers.
         registers = {"registers": model.registers} if model.registers else {}
         pixels = {"mean": mean, "std": std, **({"scaling": scaling} if scaling else {})}
@@ -227,8 +232,14 @@ def with_new_decoder(
         raise UserError(
             f"--target {masked.target}: that tokenizer was trained on pixels of another type"
         )
-    if isinstance(mae.target, Tokens) and encoder.scaling not in (None, Scaling()):
-        raise UserError(f"--target {masked.target} takes no --scale: leave it out")
+    if isinstance(mae.target, Tokens) and mae.target.network.scaling != encoder.scaling:
+        own, ours = (
+            one.words() for one in (mae.target.network.scaling, encoder.scaling) if one is not None
+        )
+        raise UserError(
+            f"--target {masked.target}: that tokenizer has --scale {own}, the model {ours}: use "
+            "the same for both, on the same images"
+        )
     load_target(mae, masked.target)
     return mae
 

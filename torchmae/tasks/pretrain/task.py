@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchmae.data.loader import Batch
 from torchmae.models.mae import MAE
 from torchmae.models.masking import Mask, MaskGenerator, gaussian, noise
-from torchmae.models.patches import patchify
+from torchmae.models.patches import grid_of, patchify
 
 
 class PretrainTask(nn.Module):
@@ -53,7 +53,7 @@ class PretrainTask(nn.Module):
         return found[0] if len(found) == 1 else Mask(*map(torch.cat, zip(*found)))
 
     def mask_of_view(self, batch: Batch, view: int) -> Mask:
-        grid = self.model.encoder.grid
+        grid = grid_of(tuple(batch.images.shape[2:]), self.model.encoder.patch)
         if self.complementary:
             scores = noise(self.seed, batch.epoch, batch.sample, math.prod(grid))
             return self.masks(scores, grid, view)

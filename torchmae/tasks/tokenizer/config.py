@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from torchmae.data.config import OF_PIXELS, decode_as_run
 from torchmae.errors import UserError
+from torchmae.scaling import check_scale
 from torchmae.settings import defaults
 from torchmae.settings.defaults import Choice, Facts, Rule
 from torchmae.settings.groups import (
@@ -49,6 +50,13 @@ class TokenizerOptions:
         None,
         "How many tokens there are; 512 to 8192 are usual.",
         within=Range(at_least=16, at_most=65_536),
+    )
+    scale: tuple[str, ...] = option(
+        ("none",),
+        "Of pixels that are not of 8 bits, before mean and std: none, sqrt, log, percentile, or "
+        "window LOW HIGH, as in mae pretrain.",
+        metavar="SCALE",
+        several=True,
     )
     kl_weight: float = option(
         1.0,
@@ -203,6 +211,7 @@ class TrainTokenizer:
         self.optim.check()
         self.runtime.check()
         self.output.check()
+        check_scale(self.model.scale)
         side = self.model.patch_size
         if side is not None and (side < 2 or side & (side - 1)):
             lower = max(2, 1 << (side.bit_length() - 1))

@@ -80,7 +80,8 @@ def resumed(config: TrainTokenizer, source: Source, out: Path, world: World) -> 
 
 def begun(config: TrainTokenizer, source: Source, out: Path, world: World) -> Job:
     """A new job: the data scanned, everything chosen, the model built, config.json written."""
-    found = world.on_main(lambda: scan_and_report(source, out, config.scan.max_bad_percent))
+    percent, scale = config.scan.max_bad_percent, config.model.scale
+    found = world.on_main(lambda: scan_and_report(source, out, percent, scale))
     facts = Facts(
         images=found.images,
         height=found.height,
@@ -94,7 +95,8 @@ def begun(config: TrainTokenizer, source: Source, out: Path, world: World) -> Jo
     about = resolved.model
     with seeded(resolved.optim.seed):
         sizes, floats = (about.patch_size, about.vocabulary, size), found.scaling is not None
-        model = Tokenizer(TokenizerConfig(*sizes, mean, std, floats))
+        scaling = found.scaling.config() if found.scaling else None
+        model = Tokenizer(TokenizerConfig(*sizes, mean, std, floats, scaling))
     batches = make_batches(resolved, source, world)
     job = Job(resolved, batches, model, found, chosen, batches)
     plan = train_config(resolved, found.images)

@@ -7,7 +7,15 @@ from typing import Any, ClassVar
 from torchmae.errors import UserError, choose
 from torchmae.settings.defaults import Choice, Facts, Rule
 from torchmae.settings.groups import ResolvedRuntimeOptions
-from torchmae.settings.options import POSITIVE, WIDTH, Range, hidden, option, parse_size
+from torchmae.settings.options import (
+    POSITIVE,
+    WIDTH,
+    Range,
+    hidden,
+    option,
+    parse_patch,
+    parse_size,
+)
 from torchmae.tasks.dense import config as dense
 from torchmae.tasks.dense.config import (
     Dense,
@@ -84,8 +92,8 @@ def anchor(facts: Facts, values: Mapping[str, Any]) -> Choice:
     """Eight cells, as in ViTDet, or less where objects are smaller than the smallest anchor."""
     side = values["object_side"] or 1.0
     pixels = side * max(parse_size(values["image_size"])) if values["fit"] == "long" else side
-    patch = facts.run_patch or (values["patch_size"] or 16,)
-    finest = max(patch) / 4
+    patch = facts.run_patch or parse_patch(values["patch_size"] or 16)
+    finest = (patch if isinstance(patch, int) else max(patch)) / 4
     cells = next((cells for cells in (8.0, 4.0, 2.0) if cells * finest <= 1.5 * pixels), 2.0)
     return Choice(
         cells,

@@ -11,7 +11,6 @@ from torchmae.settings.groups import ListingOptions, RuntimeOptions, ScanOptions
 from torchmae.settings.options import (
     BATCH,
     POSITIVE,
-    WIDTH,
     Range,
     build,
     check_ranges,
@@ -69,10 +68,10 @@ class TrainedOptions:
         "Side in pixels, or HEIGHTxWIDTH such as 192x256.",
         metavar="SIZE",
     )
-    patch_size: int | None = option(
+    patch_size: str | int | None = option(
         None,
-        "Side of a patch in pixels; divides the image size.",
-        within=WIDTH,
+        "Side of a patch in pixels, or HEIGHTxWIDTH such as 8x32; divides the image size.",
+        metavar="SIZE",
     )
     batch_size: int | None = option(
         None,
