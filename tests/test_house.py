@@ -50,7 +50,7 @@ ROOM_LINES = {
     "root": 1150,
     "settings": 1000,
     "models": 3400,
-    "data": 8200,
+    "data": 9200,
     "train": 1850,
     "eval": 2200,
     "report": 3100,

@@ -16,7 +16,7 @@ from torchmae.settings.groups import SourceOptions
 from torchmae.settings.options import parse_patch, patch_text, requested
 from torchmae.tasks.pretrain.config import ModelOptions, Pretrain
 
-HERE = {**SMALL, "image_size": "32x64", "patch_size": "4x16", "epochs": 1}
+HERE = {**SMALL, "image_size": "32x64", "patch_size": "4x16", "epochs": 1, "labelled": "none"}
 
 
 @pytest.fixture(scope="module")

@@ -42,6 +42,8 @@ def predict_labels(config: Predict) -> Path:
     model = load_segmenter(config.run, config.best)
     device = find_device(config.runtime.device)
     source = open_data(config)
+    if source.left_out:
+        logger.info(source.left_out)
     channels = model.encoder.channels
     source = with_decode(source, replace(source.decode, channels=channels))
     classes = stored_classes(stored)
@@ -73,24 +75,16 @@ def predict_labels(config: Predict) -> Path:
                 Image.fromarray(shown.permute(1, 2, 0).numpy()).save(file, quality=90)
         if not count:
             raise UserError(f"none of {len(source)} images can be read")
+        said = f"of {count} images{', overlays/' if config.overlays else ''}"
         if maps is not None:
             whole, nothing = maps.finish(table, colors)
+            said = f"of {whole} images in {count:,} tiles; {nothing} is what was left out"
         meaning = [
             {"name": name, "value": value, "color": "#{:02x}{:02x}{:02x}".format(*color)}
             for name, value, color in zip(model.classes, values, model.colors)
         ]
         write_text(folder / "classes.json", json.dumps(meaning, indent=1))
-    if maps is not None:
-        logger.info(
-            f"Written to {out}: labels/ (the values of classes.json; {nothing}: left out) of "
-            f"{whole} images in {count:,} tiles"
-            + (f"; {source.left_out}" if source.left_out else "")
-        )
-        return out
-    logger.info(
-        f"Written to {out}: labels/ (the values of classes.json) of {count} images"
-        f"{', overlays/' if config.overlays else ''}"
-    )
+    logger.info(f"Written to {out}: labels/ (the values of classes.json) {said}")
     return out
 
 
