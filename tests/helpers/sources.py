@@ -99,6 +99,8 @@ BUILDERS = {
     "tar": lambda at, n: pack(at / "s.tar", {f"c/{i}.png": png(i) for i in range(n)}),
     "packed": lambda at, n: pack_shards(at, {f"c/{i}.png": png(i) for i in range(n)}),
     "array": lambda at, n: write_array(at, n),
+    "zarr": lambda at, n: write_zarr(at, n),
+    "hdf5": lambda at, n: write_hdf5(at, n),
     "torchvision": lambda at, n: f"torchvision:FakeData?size={n}&image_size=3,20,24&num_classes=4",
     "hf": lambda at, n: f"hf:{saved_dataset(at, n)}",
     "digits": lambda at, n: "digits",
@@ -127,3 +129,21 @@ def write_array(at: Path, count: int) -> Path:
     at.mkdir()
     np.savez(at / "x.npz", images=noise(count, 20, 24, 3), labels=np.arange(count))
     return at / "x.npz"
+
+
+def write_zarr(at: Path, count: int) -> Path:
+    zarr = pytest.importorskip("zarr", reason="an extra")
+    group = zarr.open_group(at / "x.zarr", mode="w")
+    group.create_array("images", data=noise(count, 20, 24, 3), chunks=(3, 20, 24, 3))
+    group.create_array("labels", data=np.arange(count))
+    return at / "x.zarr"
+
+
+def write_hdf5(at: Path, count: int) -> Path:
+    h5py = pytest.importorskip("h5py", reason="an extra")
+    at.mkdir()
+    with h5py.File(at / "x.h5", "w") as file:
+        images = noise(count, 20, 24, 3)
+        file.create_dataset("images", data=images, chunks=(3, 20, 24, 3), compression="gzip")
+        file["labels"] = np.arange(count)
+    return at / "x.h5"

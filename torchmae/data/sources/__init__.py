@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from torchmae.data.config import DecodeOptions, Listing
 from torchmae.data.sources.arrays import open_array, open_digits
+from torchmae.data.sources.containers.chunks import is_zarr, open_hdf5, open_zarr
 from torchmae.data.sources.files import is_glob, open_folder, open_glob
 from torchmae.data.sources.hubs import open_hf, open_torchvision
 from torchmae.data.sources.lists import open_list
@@ -36,8 +37,8 @@ def open_source(
     """The images that `spec` names.
 
     Args:
-        spec: a folder, pattern of paths, list (.txt, .csv, .tsv), tar shards, packed set, array
-            (.npy, .npz), or "kind:what".
+        spec: a folder, pattern of paths, list (.txt, .csv, .tsv, .jsonl), tar shards, packed set,
+            array (.npy, .npz, .zarr, .h5), or "kind:what".
         decode: how they are decoded.
         listing: which of them are taken.
 
@@ -55,7 +56,9 @@ def open_sources(specs: Sequence[str], decode: DecodeOptions, listing: Listing) 
     columns = listing.columns
     if columns and all(kind != "list" for kind, _ in places):
         flag = f"--{next(iter(columns)).replace('_', '-')}"
-        raise UserError(f"{flag} is for tables (.csv, .tsv), and {specs[0]} is none: leave it out")
+        raise UserError(
+            f"{flag} is for tables (.csv, .tsv, .jsonl), and {specs[0]} is none: leave it out"
+        )
     opened = [
         SOURCES[kind](what, **columns) if kind == "list" else SOURCES[kind](what)
         for kind, what in places
@@ -73,7 +76,7 @@ def find_kind(spec: str) -> tuple[str, str]:
         return "digits", spec.removeprefix("digits")
     path = os.path.expanduser(spec)
     if os.path.isdir(path):
-        return "folder", path
+        return ("zarr" if is_zarr(path) else "folder"), path
     whole = os.path.exists(path) or path.lower().endswith(
         ".tar"
     )  # "?" may also be a wildcard of a tar's name
@@ -85,8 +88,8 @@ def find_kind(spec: str) -> tuple[str, str]:
     if os.path.exists(path):
         hint = f" ({REMEDIES[suffix]})" if suffix in REMEDIES else ""
         raise UserError(
-            f"'{spec}' is no source{hint}: give a folder, .txt, .csv, .tsv, .tar, .npy, .npz or "
-            f"one of {_kinds()}"
+            f"'{spec}' is no source{hint}: give a folder, {', '.join(BY_SUFFIX)} or one of "
+            f"{_kinds()}"
         )
     if colon and re.fullmatch(r"\w{2,}", kind):
         choose(SOURCES, kind, "kind of source")
@@ -110,9 +113,13 @@ BY_SUFFIX = {
     ".txt": "list",
     ".csv": "list",
     ".tsv": "list",
+    ".jsonl": "list",
     ".tar": "tar",
     ".npy": "array",
     ".npz": "array",
+    ".zarr": "zarr",
+    ".h5": "hdf5",
+    ".hdf5": "hdf5",
 }
 
 
@@ -127,6 +134,8 @@ SOURCES: dict[str, Opener] = {
     "tar": open_tar,
     "packed": open_packed,
     "array": open_array,
+    "zarr": open_zarr,
+    "hdf5": open_hdf5,
     "torchvision": open_torchvision,
     "hf": open_hf,
     "digits": open_digits,
