@@ -101,6 +101,7 @@ BUILDERS = {
     "array": lambda at, n: write_array(at, n),
     "zarr": lambda at, n: write_zarr(at, n),
     "hdf5": lambda at, n: write_hdf5(at, n),
+    "parquet": lambda at, n: write_parquet(at, n),
     "torchvision": lambda at, n: f"torchvision:FakeData?size={n}&image_size=3,20,24&num_classes=4",
     "hf": lambda at, n: f"hf:{saved_dataset(at, n)}",
     "digits": lambda at, n: "digits",
@@ -147,3 +148,12 @@ def write_hdf5(at: Path, count: int) -> Path:
         file.create_dataset("images", data=images, chunks=(3, 20, 24, 3), compression="gzip")
         file["labels"] = np.arange(count)
     return at / "x.h5"
+
+
+def write_parquet(at: Path, count: int) -> Path:
+    pyarrow = pytest.importorskip("pyarrow", reason="an extra")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    at.mkdir()
+    rows = {"image": [png(i) for i in range(count)], "label": [f"c{i % 2}" for i in range(count)]}
+    parquet.write_table(pyarrow.table(rows), at / "x.parquet", row_group_size=3)
+    return at / "x.parquet"

@@ -11,6 +11,7 @@ from itertools import chain, islice
 from typing import Any
 
 from torchmae.data.decode import image_extensions
+from torchmae.data.sources.containers.columns import text_rows
 from torchmae.data.sources.files import Files, Gathered
 from torchmae.data.sources.source import BadFile, Source, StringArray, suffix_of
 from torchmae.disk import parse_json
@@ -125,13 +126,15 @@ def find_columns(
         return False, (0, None, None)
     if suffix_of(path) == ".txt":
         if any(named):
-            raise UserError(f"'{path}' has no columns to name: a table is a .csv, .tsv or .jsonl")
+            raise UserError(
+                f"'{path}' has no columns to name: a table is a .csv, .tsv, .jsonl or .parquet"
+            )
         return False, (0, None, None)
     head = [cell.strip().lower() for cell in rows[0]]
     root = os.path.dirname(path)
     by_name = any(name is not None and not name.isdecimal() for name in named)
     path_at = next((k for k, cell in enumerate(head) if cell in PATHS), None)
-    has_header = by_name or path_at is not None or suffix_of(path) == ".jsonl"
+    has_header = by_name or path_at is not None or suffix_of(path) in (".jsonl", ".parquet")
     if path_at is None or named[0] is not None:
         path_at = column(path, head, named[0])
     if path_at is None:  # the first column with files; a header is no file and has no ending
@@ -169,6 +172,9 @@ def column(path: str, head: Sequence[str], name: str | None) -> int | None:
 
 def table_rows(path: str) -> Iterator[list[str]]:
     """Rows of a table, or lines of a .txt as rows of one cell, without empty ones and comments."""
+    if suffix_of(path) == ".parquet":
+        yield from text_rows(path)
+        return
     try:
         with open(path, "rb") as raw:
             wide = raw.read(2) in (b"\xff\xfe", b"\xfe\xff")  # as Excel's "Unicode text" begins
