@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from helpers.server import server
 from torchmae.data.sources import packed
 from torchmae.data.sources.source import Source
 from torchmae.errors import UserError
@@ -102,6 +103,7 @@ BUILDERS = {
     "zarr": lambda at, n: write_zarr(at, n),
     "hdf5": lambda at, n: write_hdf5(at, n),
     "parquet": lambda at, n: write_parquet(at, n),
+    "cloud": lambda at, n: server().url(BUILDERS["packed"](at, n)),
     "torchvision": lambda at, n: f"torchvision:FakeData?size={n}&image_size=3,20,24&num_classes=4",
     "hf": lambda at, n: f"hf:{saved_dataset(at, n)}",
     "digits": lambda at, n: "digits",

@@ -144,6 +144,7 @@ class Listing:
         path_column: of a table; None for what its header says.
         label_column: likewise.
         group_column: of a table: what no split divides, such as patients.
+        cloud_cache: GB that are kept of sets at an address; None for the default.
         inherited: the patterns are those of a run, which need not match anything here.
     """
 
@@ -152,6 +153,7 @@ class Listing:
     path_column: str | None = None
     label_column: str | None = None
     group_column: str | None = None
+    cloud_cache: float | None = None
     inherited: bool = False
 
     @property

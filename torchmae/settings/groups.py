@@ -87,6 +87,13 @@ class ListingOptions(ChangeableOptions):
         metavar="COLUMN",
         otherwise="path, file, filename, image, ...; else the one with files",
     )
+    cloud_cache: float | None = option(
+        None,
+        "Of DATA at an address: GB that may be kept on the local disk, of all sets together.",
+        within=Range(at_least=0, at_most=10**6),
+        metavar="GB",
+        otherwise="10",
+    )
     # Of a training of mae compare: the patterns are those of a run, and need not match anything.
     inherited: bool = hidden(False)
 

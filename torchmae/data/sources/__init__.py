@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 
 from torchmae.data.config import DecodeOptions, Listing
 from torchmae.data.sources.arrays import open_array, open_digits
+from torchmae.data.sources.cloud.address import open_address
+from torchmae.data.sources.cloud.ranges import is_url
 from torchmae.data.sources.containers.chunks import is_zarr, open_hdf5, open_zarr
 from torchmae.data.sources.containers.parquet import only_parquet, open_parquet
 from torchmae.data.sources.files import is_glob, open_folder, open_glob
@@ -61,16 +63,19 @@ def open_sources(specs: Sequence[str], decode: DecodeOptions, listing: Listing) 
             f"{flag} is for tables (.csv, .tsv, .jsonl, .parquet), and {specs[0]} is none: leave "
             "it out"
         )
-    opened = [
-        SOURCES[kind](what, **columns) if kind in TABLES else SOURCES[kind](what)
-        for kind, what in places
-    ]
+    named = {
+        **dict.fromkeys(TABLES, columns),
+        "cloud": {"cloud_cache": listing.cloud_cache},
+    }
+    opened = [SOURCES[kind](what, **named.get(kind, {})) for kind, what in places]
     chosen = select_all(opened, listing, specs[0])
     return [with_decode(with_slices(source), decode) for source in chosen]
 
 
 def find_kind(spec: str) -> tuple[str, str]:
     """What opens a set, a name in `SOURCES`, and what it is given."""
+    if is_url(spec):
+        return "cloud", spec
     kind, colon, rest = spec.partition(":")
     if kind in SOURCES and colon:
         return kind, rest
@@ -144,6 +149,7 @@ SOURCES: dict[str, Opener] = {
     "zarr": open_zarr,
     "hdf5": open_hdf5,
     "parquet": open_parquet,
+    "cloud": open_address,
     "torchvision": open_torchvision,
     "hf": open_hf,
     "digits": open_digits,
