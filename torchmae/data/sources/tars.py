@@ -8,7 +8,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import IO, Any, Protocol
+from typing import IO, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -42,6 +42,7 @@ class Handle:
             close(self.descriptor)
 
 
+@runtime_checkable
 class Ranged(Protocol):
     """Bytes of files that are elsewhere."""
 

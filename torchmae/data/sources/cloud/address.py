@@ -4,11 +4,11 @@ import tempfile
 from pathlib import Path
 
 from torchmae.data.sources.cloud.kept import Kept
-from torchmae.data.sources.cloud.ranges import Files, refuse_secrets
+from torchmae.data.sources.cloud.ranges import Files, Refused, refuse_secrets
 from torchmae.data.sources.packed import ARRAYS, INDEX, read_packed
 from torchmae.data.sources.source import Source, digest_of
 from torchmae.data.sources.tars import Tars, braces
-from torchmae.errors import RunError, UserError, printable
+from torchmae.errors import UserError, printable
 
 GB = 10.0  # of blocks that are kept, unless --cloud-cache says otherwise
 
@@ -22,6 +22,7 @@ def open_address(url: str, cloud_cache: float | None = None) -> Source:
 
     Raises:
         UserError: it has secrets, or there is no such set.
+        RunError: the server does not answer.
     """
     refuse_secrets(url)
     limit = int((GB if cloud_cache is None else cloud_cache) * 1e9)
@@ -30,7 +31,7 @@ def open_address(url: str, cloud_cache: float | None = None) -> Source:
         if path.lower().endswith(".tar"):
             return open_tars([one + "?" * bool(query) + query for one in braces(path)], limit)
         return open_shards(path.rstrip("/"), query, limit)
-    except RunError as error:
+    except Refused as error:
         raise UserError(str(error)) from None
 
 
@@ -54,13 +55,11 @@ def open_shards(url: str, query: str, limit: int) -> Source:
     index = Files(names)
     try:
         header = index.whole(0)
-    except RunError as error:
-        if "not found" in str(error):
-            raise UserError(
-                f"{printable(url)} is no packed set (it has no {INDEX}; mae pack makes one): or "
-                "name tar files, such as .../part-{000..009}.tar"
-            ) from None
-        raise
+    except Refused as error:
+        raise UserError(
+            f"{error}. An address is a packed set's (mae pack makes one), or names tar files, such "
+            "as .../part-{000..009}.tar"
+        ) from None
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, INDEX).write_bytes(header)
         Path(folder, ARRAYS).write_bytes(index.whole(1))

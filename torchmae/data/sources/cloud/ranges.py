@@ -4,6 +4,7 @@ No text here ever has more of an address than what the user wrote: $NAMES stay n
 library says, which repeats the whole address, is left out.
 """
 
+import logging
 import os
 import re
 import time
@@ -90,7 +91,7 @@ class Files:
         found = retried(self.urls[number], lambda: self.system().info(path))
         size = found.get("size")
         if size is None:
-            raise RunError(f"{printable(self.urls[number])}: the server does not say its size")
+            raise Refused(f"{printable(self.urls[number])}: the server does not say its size")
         named = ("ETag", "etag", "Content-MD5", "LastModified", "Last-Modified", "mtime", "created")
         tag = next((found[name] for name in named if found.get(name)), "")
         return Facts(int(size), str(tag))
@@ -118,7 +119,7 @@ class Files:
         return self.system()._strip_protocol(expanded(self.urls[number]))
 
 
-class Refused(Exception):
+class Refused(RunError):
     """A request that will not be answered, however often it is asked."""
 
 
@@ -126,6 +127,7 @@ def connect(url: str) -> Any:
     """fsspec's file system of an address, with the credentials of the environment."""
     scheme = str(SCHEME.match(url)[1]).lower()  # type: ignore[index]  # it is one
     fsspec = library("fsspec", "cloud")
+    logging.getLogger("fsspec").setLevel(logging.INFO)  # below, it writes whole addresses
     options: dict[str, Any] = {}
     if scheme in ("http", "https"):
         aiohttp = library("aiohttp", "cloud")
@@ -144,19 +146,20 @@ def retried(url: str, ask: Callable[[], T]) -> T:
     """The answer to a request, asked again after growing waits where it fails for now.
 
     Raises:
-        RunError: it fails for good, or too often.
+        Refused: it fails for good.
+        RunError: it fails too often.
     """
     for attempt in range(ATTEMPTS):
         if attempt:
             time.sleep(FIRST_WAIT * 2 ** (attempt - 1))
         try:
             return ask()
-        except (UserError, RunError):
+        except UserError:
             raise
         except Exception as error:
             reason, final = judged(error)
         if final:
-            raise RunError(f"{printable(url)}: {reason}")
+            raise Refused(f"{printable(url)}: {reason}")
     raise RunError(
         f"{printable(url)}: {reason}, {ATTEMPTS} times in a row. When it answers again, the same "
         "command continues"
