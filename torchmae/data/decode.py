@@ -274,11 +274,13 @@ def read_encoded(data: bytes, options: DecodeOptions, number: int = 0) -> Raster
     with _pillow(limit):
         try:
             image = _open(data)
+            first = None
             if number:  # what the first page says holds for the others, but is not in them
                 assert isinstance(image, TiffImagePlugin.TiffImageFile)
                 about = str(image.tag_v2.get(TiffImagePlugin.IMAGEDESCRIPTION, ""))
                 if has_channel_pages(about):
                     return read_tiff(data, limit, number)
+                first = nodata_of(image.tag_v2)
                 image.seek(stack_pages(data)[number])
         except BadImage:
             if not is_tiff(data):
@@ -293,7 +295,8 @@ def read_encoded(data: bytes, options: DecodeOptions, number: int = 0) -> Raster
             if not isinstance(image, TiffImagePlugin.TiffImageFile):
                 return Raster(pixels)
             tags = image.tag_v2
-            return Raster(pixels, nodata_of(tags), band_names(tags, pixels.shape[2]))
+            own = nodata_of(tags)
+            return Raster(pixels, first if own is None else own, band_names(tags, pixels.shape[2]))
     if is_tiff(data):
         return read_tiff(data, limit, number)
     assert image is not None

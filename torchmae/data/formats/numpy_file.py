@@ -3,7 +3,7 @@
 import io
 import math
 import zipfile
-from typing import IO
+from typing import Any
 
 import numpy as np
 
@@ -50,7 +50,7 @@ def is_first(shape: tuple[int, ...]) -> bool:
     return len(shape) == 3 and shape[0] <= MOST_CHANNELS and shape[0] < shape[2]
 
 
-def read_array(file: IO[bytes], max_megapixels: float) -> np.ndarray:
+def read_array(file: Any, max_megapixels: float) -> np.ndarray:
     """The array of a .npy, whose header says first whether it is an image, and how large."""
     version = np.lib.format.read_magic(file)
     one = version == (1, 0)

@@ -41,7 +41,9 @@ def read_tiff(data: bytes, max_megapixels: float, number: int = 0) -> Raster:
             pixels = planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)
             white_is_zero = page.photometric == 0 and pixels.dtype.kind == "u"
             values = known_kind(np.iinfo(pixels.dtype).max - pixels if white_is_zero else pixels)
-            return Raster(values, nodata_of(page.tags), band_names(page.tags, values.shape[2]))
+            own, first = (nodata_of(one.tags) for one in (page, file.pages[0]))
+            nodata = first if own is None else own
+            return Raster(values, nodata, band_names(page.tags, values.shape[2]))
     except (BadImage, MemoryError):
         raise
     except Exception as error:  # hostile bytes can raise anything

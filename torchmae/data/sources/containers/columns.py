@@ -11,7 +11,9 @@ from torchmae.errors import library
 
 def open_parquet_file(path: str) -> Any:
     """A file of pyarrow, of which the end has been read."""
-    return library("pyarrow.parquet", "parquet").ParquetFile(path, pre_buffer=False)
+    return library("pyarrow.parquet", "parquet").ParquetFile(
+        path, pre_buffer=False, page_checksum_verification=True
+    )
 
 
 def texts_of(file: Any, name: str) -> list[str]:
