@@ -50,7 +50,7 @@ ROOM_LINES = {
     "root": 1150,
     "settings": 1000,
     "models": 3050,
-    "data": 7700,
+    "data": 8500,
     "train": 1850,
     "eval": 2200,
     "report": 3100,

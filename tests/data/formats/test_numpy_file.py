@@ -24,9 +24,14 @@ def test_bad_ones(tmp_path: Path):
     np.save(tmp_path / "1.npy", np.zeros((2, 3, 4, 5)))
     with pytest.raises(BadImage, match="is no image"):
         decode((tmp_path / "1.npy").read_bytes())
-    np.save(tmp_path / "2.npy", np.array([{}]), allow_pickle=True)
-    with pytest.raises(BadImage, match="damaged .npy"):
+    np.save(tmp_path / "2.npy", np.array([[{}]]), allow_pickle=True)
+    with pytest.raises(BadImage, match="object values are no pixels"):
         decode((tmp_path / "2.npy").read_bytes())
+    np.save(tmp_path / "3.npy", np.zeros((20, 20)))
+    with pytest.raises(BadImage, match="damaged .npy"):
+        decode((tmp_path / "3.npy").read_bytes()[:99])
+    with pytest.raises(BadImage, match="more values than there are"):
+        decode((tmp_path / "3.npy").read_bytes()[:-9])
 
 
 def test_npz_files_of_one_array(tmp_path: Path):

@@ -23,7 +23,9 @@ def written(path, columns, rows=2, names=None):
     if names:  # as `datasets` writes it
         about = {"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}}
         table = table.replace_schema_metadata({"huggingface": json.dumps(about)})
-    parquet.write_table(table, path, row_group_size=rows, write_page_checksum=True)
+    parquet.write_table(
+        table, path, row_group_size=rows, use_dictionary=False, write_page_checksum=True
+    )
     return path
 
 
