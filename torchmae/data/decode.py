@@ -186,10 +186,8 @@ def decode(
         return np.require(_with_channels(pixels, channels), requirements=["C", "W"])
     except UserError as error:
         if encoded:  # of files, others may have the right ones
-            raise BadImage(
-                f"{pixels.shape[2]} channels, where {channels} are expected: take one kind "
-                "(--include, --exclude), or channels that all have (--bands)"
-            ) from error
+            ways = "take one kind (--include, --exclude), or channels that all have (--bands)"
+            raise BadImage(f"{error}: {ways}") from error
         raise
 
 
