@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from helpers.server import server
 from torchmae.data.sources import packed
 from torchmae.data.sources.source import Source
 from torchmae.errors import UserError
@@ -99,6 +100,10 @@ BUILDERS = {
     "tar": lambda at, n: pack(at / "s.tar", {f"c/{i}.png": png(i) for i in range(n)}),
     "packed": lambda at, n: pack_shards(at, {f"c/{i}.png": png(i) for i in range(n)}),
     "array": lambda at, n: write_array(at, n),
+    "zarr": lambda at, n: write_zarr(at, n),
+    "hdf5": lambda at, n: write_hdf5(at, n),
+    "parquet": lambda at, n: write_parquet(at, n),
+    "cloud": lambda at, n: server().url(BUILDERS["packed"](at, n)),
     "torchvision": lambda at, n: f"torchvision:FakeData?size={n}&image_size=3,20,24&num_classes=4",
     "hf": lambda at, n: f"hf:{saved_dataset(at, n)}",
     "digits": lambda at, n: "digits",
@@ -127,3 +132,30 @@ def write_array(at: Path, count: int) -> Path:
     at.mkdir()
     np.savez(at / "x.npz", images=noise(count, 20, 24, 3), labels=np.arange(count))
     return at / "x.npz"
+
+
+def write_zarr(at: Path, count: int) -> Path:
+    zarr = pytest.importorskip("zarr", reason="an extra")
+    group = zarr.open_group(at / "x.zarr", mode="w")
+    group.create_array("images", data=noise(count, 20, 24, 3), chunks=(3, 20, 24, 3))
+    group.create_array("labels", data=np.arange(count))
+    return at / "x.zarr"
+
+
+def write_hdf5(at: Path, count: int) -> Path:
+    h5py = pytest.importorskip("h5py", reason="an extra")
+    at.mkdir()
+    with h5py.File(at / "x.h5", "w") as file:
+        images = noise(count, 20, 24, 3)
+        file.create_dataset("images", data=images, chunks=(3, 20, 24, 3), compression="gzip")
+        file["labels"] = np.arange(count)
+    return at / "x.h5"
+
+
+def write_parquet(at: Path, count: int) -> Path:
+    pyarrow = pytest.importorskip("pyarrow", reason="an extra")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    at.mkdir()
+    rows = {"image": [png(i) for i in range(count)], "label": [f"c{i % 2}" for i in range(count)]}
+    parquet.write_table(pyarrow.table(rows), at / "x.parquet", row_group_size=3)
+    return at / "x.parquet"

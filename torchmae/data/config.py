@@ -147,6 +147,7 @@ class Listing:
         tile: side in pixels of the tiles that large images are taken in; None or 0: whole images.
         overlap: pixels that neighbors share.
         empty: a tile of which less than this share of the range differs is left out; 0: none.
+        cloud_cache: GB that are kept of sets at an address; None for the default.
         inherited: the patterns are those of a run, which need not match anything here.
     """
 
@@ -158,6 +159,7 @@ class Listing:
     tile: int | None = None
     overlap: int = 0
     empty: float = 0.05
+    cloud_cache: float | None = None
     inherited: bool = False
 
     @property

@@ -34,10 +34,18 @@ from jaxtyping import Integer, Shaped, UInt8
 from PIL import ExifTags, Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
 from torchmae.data.config import DecodeOptions
-from torchmae.data.formats import FORMATS, SLICED, format_of
+from torchmae.data.formats import FORMATS, LISTED, format_of
 from torchmae.data.formats.raster import BadImage as BadImage
-from torchmae.data.formats.raster import Raster, known_kind
-from torchmae.data.formats.tiff import band_names, is_tiff, nodata_of, read_tiff, tiff_pages
+from torchmae.data.formats.raster import Raster, known_kind, over_white
+from torchmae.data.formats.tiff import (
+    band_names,
+    has_channel_pages,
+    is_tiff,
+    nodata_of,
+    read_tiff,
+    tiff_pages,
+)
+from torchmae.data.formats.tiff_pages import stack_pages
 from torchmae.errors import UserError, library
 
 # What Pillow reads, without formats that start another program (EPS), are stubs (WMF, BUFR, GRIB,
@@ -123,7 +131,7 @@ def image_extensions() -> frozenset[str]:
     """The file extensions that are read: lower case, with the dot."""
     readable = {*_formats(), "MPO"}
     known = {ext for ext, name in Image.registered_extensions().items() if name in readable}
-    return frozenset(known | SLICED)
+    return frozenset(known | LISTED)
 
 
 def extension(data: bytes, options: DecodeOptions = DecodeOptions()) -> str:
@@ -178,7 +186,8 @@ def decode(
         return np.require(_with_channels(pixels, channels), requirements=["C", "W"])
     except UserError as error:
         if encoded:  # of files, others may have the right ones
-            raise BadImage(str(error)) from error
+            ways = "take one kind (--include, --exclude), or channels that all have (--bands)"
+            raise BadImage(f"{error}: {ways}") from error
         raise
 
 
@@ -247,8 +256,13 @@ def with_dtype(pixels: Pixels, dtype: str | None) -> Pixels:
     )
 
 
-def read_encoded(data: bytes, options: DecodeOptions) -> Raster:
+def read_encoded(data: bytes, options: DecodeOptions, number: int = 0) -> Raster:
     """An encoded image as its file has it, turned by its EXIF orientation.
+
+    Args:
+        data: the file.
+        options: of which the limit counts.
+        number: of the slice, or of the page of a TIFF, among those of one shape.
 
     Raises:
         BadImage: whatever is wrong with it.
@@ -257,10 +271,18 @@ def read_encoded(data: bytes, options: DecodeOptions) -> Raster:
     limit = options.max_megapixels
     other = format_of(data)
     if other is not None:
-        return FORMATS[other].read(data, 0, limit)
+        return FORMATS[other].read(data, number, limit)
     with _pillow(limit):
         try:
             image = _open(data)
+            first = None
+            if number:  # what the first page says holds for the others, but is not in them
+                assert isinstance(image, TiffImagePlugin.TiffImageFile)
+                about = str(image.tag_v2.get(TiffImagePlugin.IMAGEDESCRIPTION, ""))
+                if has_channel_pages(about):
+                    return read_tiff(data, limit, number)
+                first = nodata_of(image.tag_v2)
+                image.seek(stack_pages(data)[number])
         except BadImage:
             if not is_tiff(data):
                 raise
@@ -274,9 +296,10 @@ def read_encoded(data: bytes, options: DecodeOptions) -> Raster:
             if not isinstance(image, TiffImagePlugin.TiffImageFile):
                 return Raster(pixels)
             tags = image.tag_v2
-            return Raster(pixels, nodata_of(tags), band_names(tags, pixels.shape[2]))
+            own = nodata_of(tags)
+            return Raster(pixels, first if own is None else own, band_names(tags, pixels.shape[2]))
     if is_tiff(data):
-        return read_tiff(data, limit)
+        return read_tiff(data, limit, number)
     assert image is not None
     # As in `inspect`: Pillow would decode a whole PNG to find EXIF after the pixels.
     turn = _orientation(image, shallow=b"eXIf" not in data)
@@ -306,8 +329,7 @@ def is_whole(image: TiffImagePlugin.TiffImageFile) -> bool:
     alpha; one channel of 16 bits, or of floats."""
     tags = image.tag_v2
     about = str(tags.get(TiffImagePlugin.IMAGEDESCRIPTION, ""))
-    channels = re.search(r'^ImageJ=[^\0]*\bchannels=(\d+)|<OME[^\0]* SizeC="(\d+)"', about)
-    if channels and int(channels[1] or channels[2]) > 1:  # in a page each
+    if has_channel_pages(about):
         return False
     bits = max(tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))
     samples = int(tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1))
@@ -328,11 +350,7 @@ def deep(data: bytes, kind: str) -> Pixels:
         values = np.atleast_3d(reader(data))
     except Exception as error:
         raise BadImage(f"damaged {kind}: {(str(error).splitlines() or ['?'])[0]}") from error
-    if values.shape[2] in (2, 4):
-        white = np.iinfo(values.dtype).max
-        colors, alpha = values[..., :-1].astype(np.float64), values[..., -1:] / white
-        values = np.rint(colors * alpha + white * (1 - alpha)).astype(values.dtype)
-    return known_kind(values)
+    return known_kind(over_white(values))
 
 
 class Stored(NamedTuple):

@@ -22,7 +22,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from torchmae.data.sources.source import Source
-from torchmae.errors import RunError, printable
+from torchmae.errors import RunError, UserError, printable
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ class Maker(Generic[T]):
             except Exception as error:
                 died = self.dead_worker(error)
                 if died is None:
-                    raise
+                    raise plain(error) from error
                 self.iterator = None
                 self.deaths += 1
                 if self.deaths == MAX_DEATHS:
@@ -182,6 +182,13 @@ class Maker(Generic[T]):
         """Ends workers and thread."""
         self.requests.put(False)
         self.end_workers()
+
+
+def plain(error: Exception) -> Exception:
+    """An error of our own from a worker without the traceback that torch writes into its text."""
+    if not isinstance(error, RunError | UserError):
+        return error
+    return type(error)(str(error).rpartition(f"{type(error).__name__}: ")[2].strip())
 
 
 OOM = "Most likely memory ran out (the system's OOM killer): try fewer --workers or --cache none"

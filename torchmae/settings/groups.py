@@ -52,8 +52,8 @@ class SourceOptions(ChangeableOptions):
     GROUP: ClassVar[str] = "data"
 
     data: str = argument(
-        "folder (nested or flat), pattern in quotes ('photos/**/*.jpg'), .txt/.csv/.tsv list, .tar "
-        "shards, packed set, .npy/.npz array, "
+        "folder (nested or flat), pattern in quotes ('photos/**/*.jpg'), .txt/.csv/.tsv/.jsonl "
+        "list, .tar or .parquet shards, packed set, .npy/.npz/.zarr/.h5 array, "
         "torchvision:NAME?root=DIR, hf:NAME or digits",
         "DATA",
     )
@@ -83,7 +83,8 @@ class ListingOptions(ChangeableOptions):
     )
     path_column: str | None = option(
         None,
-        "Column of a .csv or .tsv that has the paths: its name, or its number from 1.",
+        "Column of a table that has the paths, or the bytes of the images (.parquet): its name, "
+        "or its number from 1.",
         metavar="COLUMN",
         otherwise="path, file, filename, image, ...; else the one with files",
     )
@@ -108,6 +109,13 @@ class ListingOptions(ChangeableOptions):
         within=BELOW_ONE,
         otherwise="0.05; that of a run of the same DATA",
     )
+    cloud_cache: float | None = option(
+        None,
+        "Of DATA at an address: GB that may be kept on the local disk, of all sets together.",
+        within=Range(at_least=0, at_most=10**6),
+        metavar="GB",
+        otherwise="10",
+    )
     # Of a training of mae compare: the patterns are those of a run, and need not match anything.
     inherited: bool = hidden(False)
 
@@ -118,7 +126,7 @@ class LabelledListingOptions(ListingOptions):
 
     label_column: str | None = option(
         None,
-        "Column of a .csv or .tsv that has the classes.",
+        "Column of a table that has the classes.",
         metavar="COLUMN",
         otherwise="label, class, ...; without a header the second",
     )
@@ -130,7 +138,7 @@ class SplitListingOptions(LabelledListingOptions):
 
     group_column: str | None = option(
         None,
-        "Column of a .csv or .tsv with what no split may divide, such as patients.",
+        "Column of a table with what no split may divide, such as patients.",
         metavar="COLUMN",
         otherwise="each image by itself",
     )

@@ -1,6 +1,7 @@
 """Lists and tables: columns, delimiters, headers, paths of other systems."""
 
 import codecs
+import json
 
 import pytest
 from helpers.sources import labels, names, outcome, plant
@@ -86,6 +87,34 @@ def test_paths_of_windows_and_quoted_cells(tmp_path):
         open_source(tmp_path / "z.csv")
 
 
+def test_objects_line_by_line(tmp_path):
+    rows = [
+        {"id": 7, "image": "im\\a.png", "label": "cat", "who": "p1"},
+        {"image": "im/b.png", "label": 3, "more": {"x": [1]}},
+        {"image": "im/c, d.png", "label": None, "who": "p1"},
+        {"label": "no path"},
+    ]
+    text = "".join(f"{json.dumps(row)}\n" for row in rows)
+    path = write(tmp_path, f"{text}\n", "x.jsonl", "utf-8-sig")
+    source = open_source(path)
+    assert names(source) == ["im/a.png", "im/b.png", "im/c, d.png"]
+    assert labels(source) == ["cat", "3", None] and len(source.unusable) == 1
+    named = open_list(path, "image", "id", "WHO")
+    assert labels(named) == ["7", None, None] and groups(named) == ["p1", None, "p1"]
+    with pytest.raises(UserError, match="no column 'file'; its first line is: id, image, label"):
+        open_list(path, "file")
+
+
+@pytest.mark.parametrize(
+    "line", ['{"path": "im/a.png"', "[1]", "im/a.png", '"\\ud800"', "[" * 9999]
+)
+def test_a_line_that_is_no_object_is_named(tmp_path, line):
+    path = write(tmp_path, f'{{"path": "im/a.png", "label": "\\ud800"}}\n\n{line}\n', "x.jsonl")
+    with pytest.raises(UserError, match="line 3 of '.*' is no JSON object") as caught:
+        open_source(path)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
 def test_marks_at_the_beginning(tmp_path, encoding):
     source = open_source(write(tmp_path, "file\tclass\nim/a.png\tä\n", "x.tsv", encoding))
@@ -100,7 +129,7 @@ def test_columns_that_there_are_not(tmp_path):
         with pytest.raises(UserError, match="has no column '.*'; its first line is: id, shot, dx"):
             open_list(path, *columns)
     (tmp_path / "x.txt").write_text("im/a.png\n")
-    with pytest.raises(UserError, match="a table is a .csv or .tsv file"):
+    with pytest.raises(UserError, match="a table is a .csv, .tsv or .jsonl"):
         open_list(str(tmp_path / "x.txt"), "file")
     (tmp_path / "y.csv").write_text("id,name\n1,a.png\n")
     with pytest.raises(UserError, match="--path-column names another column: id, name"):

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from torchmae.data.formats.dicom import count_frames, is_dicom, read_dicom
+from torchmae.data.formats.jpegxl import is_jpegxl, read_jpegxl
 from torchmae.data.formats.nifti import count_slices, is_nifti, read_nifti
 from torchmae.data.formats.numpy_file import is_npy, read_npy
 from torchmae.data.formats.raster import Raster
@@ -29,11 +30,16 @@ class Format(NamedTuple):
 FORMATS: dict[str, Format] = {
     "DICOM": Format((".dcm", ".dicom"), is_dicom, read_dicom, count_frames),
     "NIfTI": Format((".nii", ".nii.gz"), is_nifti, read_nifti, count_slices),
-    "NumPy": Format((".npy",), is_npy, read_npy),
+    "JPEG XL": Format((".jxl",), is_jpegxl, read_jpegxl),
+    "NumPy": Format((".npy", ".npz"), is_npy, read_npy),
 }
 
 # Of files whose slices are images of their own.
 SLICED = frozenset(e for one in FORMATS.values() if one.slices for e in one.extensions)
+
+
+# Of files that are images wherever they lie; .npy and .npz may be anything.
+LISTED = frozenset(e for name, one in FORMATS.items() if name != "NumPy" for e in one.extensions)
 
 
 def format_of(data: bytes) -> str | None:

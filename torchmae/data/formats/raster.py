@@ -55,6 +55,15 @@ def known_kind(values: np.ndarray) -> np.ndarray:
     return rounded
 
 
+def over_white(values: Shaped[np.ndarray, "H W K"]) -> Shaped[np.ndarray, "H W C"]:
+    """Gray or color with alpha (2 or 4 channels of integers) over white; others as they are."""
+    if values.shape[2] not in (2, 4) or values.dtype.kind != "u":
+        return values
+    white = np.iinfo(values.dtype).max
+    colors, alpha = values[..., :-1].astype(np.float64), values[..., -1:] / white
+    return np.rint(colors * alpha + white * (1 - alpha)).astype(values.dtype)
+
+
 def one_line(error: Exception) -> str:
     """What an error says first, or its name."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from torchmae.data.formats.raster import BadImage, Raster, in_megapixels, known_kind, one_line
+from torchmae.data.formats.tiff_pages import stack_pages
 from torchmae.errors import library
 
 SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -20,8 +21,9 @@ def is_tiff(data: bytes) -> bool:
     return data[:4] in SIGNATURES
 
 
-def read_tiff(data: bytes, max_megapixels: float) -> Raster:
-    """The first page of a TIFF: of any bands and type, in strips or tiles.
+def read_tiff(data: bytes, max_megapixels: float, number: int = 0) -> Raster:
+    """One image of a TIFF, the first or one of its stack: of any bands and type, in strips or
+    tiles.
 
     Raises:
         BadImage: whatever is wrong with it.
@@ -30,16 +32,18 @@ def read_tiff(data: bytes, max_megapixels: float) -> Raster:
     tifffile = library("tifffile", "tiff")
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
-            page = file.pages[0]
+            pages = slices_of(file, data)[number]
+            page = pages[0].keyframe  # whose size and type all have
             in_megapixels(page.imagelength, page.imagewidth, max_megapixels)
             if page.photometric == 3:  # values of a palette mean nothing by themselves
                 raise BadImage("a palette of more than 8 bits")
-            pages = channel_pages(file)
             planes = [channels_last(one.asarray(), page) for one in pages]
             pixels = planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)
             white_is_zero = page.photometric == 0 and pixels.dtype.kind == "u"
             values = known_kind(np.iinfo(pixels.dtype).max - pixels if white_is_zero else pixels)
-            return Raster(values, nodata_of(page.tags), band_names(page.tags, values.shape[2]))
+            own, first = (nodata_of(one.tags) for one in (page, file.pages[0]))
+            nodata = first if own is None else own
+            return Raster(values, nodata, band_names(page.tags, values.shape[2]))
     except (BadImage, MemoryError):
         raise
     except Exception as error:  # hostile bytes can raise anything
@@ -49,20 +53,46 @@ def read_tiff(data: bytes, max_megapixels: float) -> Raster:
 def tiff_pages(data: bytes) -> int:
     """How many pages a TIFF has beside its channels; 1 where that cannot be read."""
     with suppress(Exception), library("tifffile", "tiff").TiffFile(io.BytesIO(data)) as file:
-        return len(file.pages) // len(channel_pages(file))
+        return len(file.pages) // len(slices_of(file, data)[0])
     return 1
 
 
-def channel_pages(file: Any) -> list[Any]:
-    """The pages that hold the first image: one, or one for each channel where the file says so
-    (ImageJ, OME)."""
+CHANNELS = re.compile(r'^ImageJ=[^\0]*\bchannels=(\d+)|<OME[^\0]* SizeC="(\d+)"')
+
+
+def has_channel_pages(description: str) -> bool:
+    """Whether a TIFF says that its channels are in a page each (ImageJ, OME)."""
+    found = CHANNELS.search(description)
+    return bool(found) and int(found[1] or found[2]) > 1
+
+
+def count_pages(data: bytes) -> int:
+    """How many images of one shape a TIFF has: its stack.
+
+    Raises:
+        UserError: tifffile is missing, and the file has its channels in pages.
+    """
+    pages = stack_pages(data)
+    if len(pages) < 2 or not (b"ImageJ=" in data or b"<OME" in data):
+        return len(pages)
+    tifffile = library("tifffile", "tiff")
+    try:
+        with tifffile.TiffFile(io.BytesIO(data)) as file:
+            return len(slices_of(file, data))
+    except Exception:  # hostile bytes can raise anything; reading says what is wrong
+        return 1
+
+
+def slices_of(file: Any, data: bytes) -> list[list[Any]]:
+    """The images of a TIFF, each as the pages that hold its channels: one, or one for each where
+    the file says so (ImageJ, OME)."""
     series = file.series[0]
     if "C" not in series.axes or series.pages[0].samplesperpixel > 1:
-        return [file.pages[0]]
+        return [[file.pages[i]] for i in stack_pages(data)]
     place = series.axes.index("C")
-    count = series.shape[place]
-    step = int(np.prod(series.shape[place + 1 : -2], dtype=int))  # of pages between two channels
-    return [series.pages[i * step] for i in range(count)]
+    lead = series.shape[:-2]  # T, Z, C, ... in any order
+    numbers = np.moveaxis(np.arange(np.prod(lead, dtype=int)).reshape(lead), place, -1)
+    return [[series.pages[i] for i in one] for one in numbers.reshape(-1, lead[place]).tolist()]
 
 
 def channels_last(values: np.ndarray, page: Any) -> np.ndarray:

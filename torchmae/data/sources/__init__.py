@@ -12,6 +12,10 @@ from collections.abc import Callable, Sequence
 
 from torchmae.data.config import DecodeOptions, Listing
 from torchmae.data.sources.arrays import open_array, open_digits
+from torchmae.data.sources.cloud.address import open_address
+from torchmae.data.sources.cloud.ranges import is_url
+from torchmae.data.sources.containers.chunks import is_zarr, open_hdf5, open_zarr
+from torchmae.data.sources.containers.parquet import only_parquet, open_parquet
 from torchmae.data.sources.files import is_glob, open_folder, open_glob
 from torchmae.data.sources.hubs import open_hf, open_torchvision
 from torchmae.data.sources.lists import open_list
@@ -37,8 +41,8 @@ def open_source(
     """The images that `spec` names.
 
     Args:
-        spec: a folder, pattern of paths, list (.txt, .csv, .tsv), tar shards, packed set, array
-            (.npy, .npz), or "kind:what".
+        spec: a folder, pattern of paths, list (.txt, .csv, .tsv, .jsonl), tar or Parquet
+            shards, packed set, array (.npy, .npz, .zarr, .h5), or "kind:what".
         decode: how they are decoded.
         listing: which of them are taken.
 
@@ -54,13 +58,17 @@ def open_sources(specs: Sequence[str], decode: DecodeOptions, listing: Listing) 
     decode.check()
     places = [find_kind(spec) for spec in specs]
     columns = listing.columns
-    if columns and all(kind != "list" for kind, _ in places):
+    if columns and all(kind not in TABLES for kind, _ in places):
         flag = f"--{next(iter(columns)).replace('_', '-')}"
-        raise UserError(f"{flag} is for tables (.csv, .tsv), and {specs[0]} is none: leave it out")
-    opened = [
-        SOURCES[kind](what, **columns) if kind == "list" else SOURCES[kind](what)
-        for kind, what in places
-    ]
+        raise UserError(
+            f"{flag} is for tables (.csv, .tsv, .jsonl, .parquet), and {specs[0]} is none: leave "
+            "it out"
+        )
+    named = {
+        **dict.fromkeys(TABLES, columns),
+        "cloud": {"cloud_cache": listing.cloud_cache},
+    }
+    opened = [SOURCES[kind](what, **named.get(kind, {})) for kind, what in places]
     chosen = select_all(opened, listing, specs[0])
     return [as_images(source, decode, listing) for source in chosen]
 
@@ -74,6 +82,8 @@ def as_images(source: Source, decode: DecodeOptions, listing: Listing) -> Source
 
 def find_kind(spec: str) -> tuple[str, str]:
     """What opens a set, a name in `SOURCES`, and what it is given."""
+    if is_url(spec):
+        return "cloud", spec
     kind, colon, rest = spec.partition(":")
     if kind in SOURCES and colon:
         return kind, rest
@@ -81,20 +91,21 @@ def find_kind(spec: str) -> tuple[str, str]:
         return "digits", spec.removeprefix("digits")
     path = os.path.expanduser(spec)
     if os.path.isdir(path):
-        return "folder", path
+        kind = "zarr" if is_zarr(path) else "parquet" if only_parquet(path) else "folder"
+        return kind, path
     whole = os.path.exists(path) or path.lower().endswith(
         ".tar"
     )  # "?" may also be a wildcard of a tar's name
     suffix = os.path.splitext(path if whole else path.partition("?")[0])[1].lower()
-    if is_glob(path) and suffix != ".tar":
+    if is_glob(path) and suffix not in (".tar", ".parquet"):
         return "glob", path
     if suffix in BY_SUFFIX:
         return BY_SUFFIX[suffix], path
     if os.path.exists(path):
         hint = f" ({REMEDIES[suffix]})" if suffix in REMEDIES else ""
         raise UserError(
-            f"'{spec}' is no source{hint}: give a folder, .txt, .csv, .tsv, .tar, .npy, .npz or "
-            f"one of {_kinds()}"
+            f"'{spec}' is no source{hint}: give a folder, {', '.join(BY_SUFFIX)} or one of "
+            f"{_kinds()}"
         )
     if colon and re.fullmatch(r"\w{2,}", kind):
         choose(SOURCES, kind, "kind of source")
@@ -118,10 +129,18 @@ BY_SUFFIX = {
     ".txt": "list",
     ".csv": "list",
     ".tsv": "list",
+    ".jsonl": "list",
     ".tar": "tar",
     ".npy": "array",
     ".npz": "array",
+    ".zarr": "zarr",
+    ".h5": "hdf5",
+    ".hdf5": "hdf5",
+    ".parquet": "parquet",
 }
+
+
+TABLES = ("list", "parquet")  # have columns
 
 
 def _kinds() -> str:
@@ -135,6 +154,10 @@ SOURCES: dict[str, Opener] = {
     "tar": open_tar,
     "packed": open_packed,
     "array": open_array,
+    "zarr": open_zarr,
+    "hdf5": open_hdf5,
+    "parquet": open_parquet,
+    "cloud": open_address,
     "torchvision": open_torchvision,
     "hf": open_hf,
     "digits": open_digits,

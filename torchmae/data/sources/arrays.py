@@ -5,8 +5,9 @@ import os
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
+from stat import S_ISDIR
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image
 
 from torchmae.data.cache.layout import free_memory
 from torchmae.data.config import KINDS
+from torchmae.data.formats.raster import in_megapixels
 from torchmae.data.sources.npy import ArrayFile, in_one_piece, unmapped
 from torchmae.data.sources.source import (
     Pixels,
@@ -38,7 +40,8 @@ class Arrays(Source):
     """Images that are one array [N, H, W, C] of one of `KINDS`.
 
     Args:
-        load: returns the array, here and again in a process that unpickles this.
+        load: returns the array, or what has its shape, type and images (`ArrayFile`), here and
+            again in a process that unpickles this.
         prefix: of the names.
         labels: one for each image.
         origin: what `load` reads: a file, and which part of it.
@@ -48,7 +51,7 @@ class Arrays(Source):
 
     def __init__(
         self,
-        load: Callable[[], np.ndarray | ArrayFile],
+        load: Callable[[], Any],
         prefix: str,
         labels: Iterable[str] | None,
         origin: tuple[str, ...] = (),
@@ -59,8 +62,8 @@ class Arrays(Source):
         self.time: tuple[str, int] | None = None  # of the file
         if origin:  # before it is loaded: what comes later has other times
             facts = os.stat(origin[0])
-            self.stamped = digest_of(origin, facts.st_size, time_of(facts))
-            self.time = origin[0], time_of(facts)
+            self.stamped = digest_of(origin, *sizes_and_times(origin[0]))
+            self.time = None if S_ISDIR(facts.st_mode) else (origin[0], time_of(facts))
         self.pixels = load()
         self.labels = StringArray(labels) if labels is not None else None
         self.stored_channels = int(self.pixels.shape[3])
@@ -82,6 +85,7 @@ class Arrays(Source):
         return self.labels[i] if self.labels else None
 
     def read(self, i: int) -> Pixels:
+        in_megapixels(*self.pixels.shape[1:3], self.decode.max_megapixels)
         return np.array(self.pixels[i])
 
     def fingerprint(self) -> str:
@@ -91,9 +95,22 @@ class Arrays(Source):
         return self.stamped
 
     def is_changed(self, i: int) -> bool:
-        if self.time is None or not isinstance(self.pixels, ArrayFile):  # in memory
+        if self.time is None or isinstance(self.pixels, np.ndarray):  # in memory
             return False
         return not has_time(*self.time)
+
+
+def sizes_and_times(path: str) -> Iterator[tuple[str, int, int]]:
+    """Name, size and time of a file, or of each file in a folder (Zarr)."""
+    if not os.path.isdir(path):
+        facts = os.stat(path)
+        yield "", facts.st_size, time_of(facts)
+    for folder, inside, files in os.walk(path):
+        inside.sort()  # the order in which they are entered
+        for name in sorted(files):
+            file = os.path.join(folder, name)
+            facts = os.stat(file)
+            yield os.path.relpath(file, path), facts.st_size, time_of(facts)
 
 
 def open_array(spec: str) -> Source:
@@ -158,26 +175,42 @@ def _load_array(path: str, key: str, layout: str) -> Shaped[np.ndarray, "N H W C
         kind, other = (".npz", ".npy") if packed else (".npy", ".npz")
         raise UserError(f"'{path}' is a {kind} named {other}: rename it to {kind}")
     pixels = loaded[key] if key else loaded
-    what = f"'{path}' holds {pixels.dtype} {list(pixels.shape)}"
-    if pixels.dtype.newbyteorder("=").name not in KINDS or not pixels.dtype.isnative:
+    if not pixels.dtype.isnative:
+        raise UserError(f"'{path}' holds {pixels.dtype}: save it in this machine's byte order")
+    first = channels_first(f"'{path}' holds {pixels.dtype}", pixels.shape, pixels.dtype, layout)
+    if pixels.ndim == 3:
+        return pixels[..., None]
+    return pixels.transpose(0, 2, 3, 1) if first else pixels
+
+
+def channels_first(what: str, shape: tuple[int, ...], dtype: np.dtype, layout: str) -> bool:
+    """Whether the images of an array are [C, H, W].
+
+    Args:
+        what: the array, for messages, which its shape follows.
+        shape: [N, H, W, C], [N, C, H, W] or [N, H, W].
+        dtype: of its values.
+        layout: "NHWC", "NCHW" or "".
+
+    Raises:
+        UserError: it holds no images, or its layout is not clear.
+    """
+    what = f"{what} {list(shape)}"
+    if dtype.newbyteorder("=").name not in KINDS:
         raise UserError(
             f"{what}; {', '.join(KINDS)} are read: save it as one of these, such as "
             "x.astype('float32')"
         )
-    if (
-        0 in pixels.shape
-        or pixels.ndim not in (3, 4)
-        or (pixels.ndim == 3 and pixels.shape[2] <= 4 and not layout)
-    ):
+    if 0 in shape or len(shape) not in (3, 4) or (len(shape) == 3 and shape[2] <= 4 and not layout):
         raise UserError(f"{what}; expected images as [N, H, W, C], [N, C, H, W] or [N, H, W]")
-    if pixels.ndim == 3:
-        return pixels[..., None]
-    first, last = pixels.shape[1] <= 16, pixels.shape[3] <= 16
+    if len(shape) == 3:
+        return False
+    first, last = shape[1] <= 16, shape[3] <= 16
     if layout not in ("NHWC", "NCHW") and (layout or first == last):
         raise UserError(
             f"{what}, whose channel axis is not clear; add ?layout=NHWC or ?layout=NCHW to the name"
         )
-    return pixels.transpose(0, 2, 3, 1) if layout == "NCHW" or (not layout and first) else pixels
+    return layout == "NCHW" or (not layout and first)
 
 
 def _choose_array(path: str, key: str | None) -> tuple[str, list[str] | None]:
@@ -188,36 +221,49 @@ def _choose_array(path: str, key: str | None) -> tuple[str, list[str] | None]:
     with np.load(path, allow_pickle=False) as arrays, zipfile.ZipFile(path) as archive:
         members = {name: _member(archive, name) for name in arrays.files}
         shapes = {name: (shape, dtype) for name, (_, shape, dtype) in members.items()}
-        fitting = [
-            name
-            for name, (shape, dtype) in shapes.items()
-            if len(shape) in (3, 4) and dtype.name in KINDS
-        ]
-        usual = [
-            name for name in ("images", "x", "x_train", "train", "data", "arr_0") if name in shapes
-        ]
-        if key is None and not (len(fitting) == 1 or usual):
-            raise UserError(
-                f"which of the arrays in '{path}'? Add ?key=NAME to the name, one of: "
-                f"{', '.join(shapes)}"
-            )
-        key = key or (fitting[0] if len(fitting) == 1 else usual[0])
-        choose(shapes, key, f"array in '{path}'")
+        key, beside = choose_array(path, shapes, key)
         _check_unpacked(path, key, *members[key])
-        count = shapes[key][0][0] if shapes[key][0] else 0
-        paired = [
-            key.replace("images", "labels"),
-            key.replace("x", "y"),
-            "labels",
-            "y",
-            "label",
-            "targets",
-            "y_train",
-        ]
-        for name in paired:
-            if name != key and name in shapes and shapes[name][0] in ((count,), (count, 1)):
-                _check_unpacked(path, name, *members[name])
-                return key, [str(value) for value in arrays[name].ravel().tolist()]
+        if beside is None:
+            return key, None
+        _check_unpacked(path, beside, *members[beside])
+        return key, [str(value) for value in arrays[beside].ravel().tolist()]
+
+
+def choose_array(
+    path: str, shapes: Mapping[str, tuple[tuple[int, ...], np.dtype]], key: str | None
+) -> tuple[str, str | None]:
+    """Which of the arrays in a file are the images, and which one beside them their labels.
+
+    Args:
+        path: of the file, for messages.
+        shapes: shape and type of each array, by name; names may be paths with "/".
+        key: the name of the images, where the user says it.
+
+    Raises:
+        UserError: there is no such array, or none or several may be meant.
+    """
+    fitting = [
+        name
+        for name, (shape, dtype) in shapes.items()
+        if len(shape) in (3, 4) and dtype.name in KINDS
+    ]
+    usual = [
+        name for name in ("images", "x", "x_train", "train", "data", "arr_0") if name in shapes
+    ]
+    if key is None and not (len(fitting) == 1 or usual):
+        raise UserError(
+            f"which of the arrays in '{path}'? Add ?key=NAME to the name, one of: "
+            f"{', '.join(shapes)}"
+        )
+    key = key or (fitting[0] if len(fitting) == 1 else usual[0])
+    choose(shapes, key, f"array in '{path}'")
+    count = shapes[key][0][0] if shapes[key][0] else 0
+    group = key[: key.rfind("/") + 1]
+    paired = [key.replace("images", "labels"), key.replace("x", "y")]
+    paired += [group + name for name in ("labels", "y", "label", "targets", "y_train")]
+    for name in paired:
+        if name != key and name in shapes and shapes[name][0] in ((count,), (count, 1)):
+            return key, name
     return key, None
 
 

@@ -120,7 +120,7 @@ def open_folder(path: str) -> Source:
     if others[".tar"]:
         shards, unusable, _ = walk(root, {".tar"})
         return Tars([os.path.join(root, name) for name in shards.names], unusable)
-    if others[".npy"]:  # one image each
+    if any(others[suffix] for suffix in FORMATS["NumPy"].extensions):  # one image each
         return Files(root, *walk(root, FORMATS["NumPy"].extensions)[:2])
     more = ""
     if unusable:

@@ -1,16 +1,20 @@
-"""Images that a list names: a .txt of paths, or a table (.csv, .tsv) with columns."""
+"""Images that a list names: a .txt of paths, or a table (.csv, .tsv, .jsonl) with columns."""
 
 import csv
+import json
 import os
 import re
 import stat
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
+from typing import Any
 
 from torchmae.data.decode import image_extensions
+from torchmae.data.sources.containers.columns import text_rows
 from torchmae.data.sources.files import Files, Gathered
 from torchmae.data.sources.source import BadFile, Source, StringArray, suffix_of
+from torchmae.disk import parse_json
 from torchmae.errors import UserError
 
 # How tables call their columns, in lower case.
@@ -34,7 +38,7 @@ def open_list(
     """The images of a list; paths are relative to its folder.
 
     A .txt has a path in each line and # comments. A .csv or .tsv has columns, divided by commas,
-    semicolons or tabs.
+    semicolons or tabs. A .jsonl has an object in each line, whose names are the columns.
 
     Args:
         path: the list.
@@ -122,13 +126,15 @@ def find_columns(
         return False, (0, None, None)
     if suffix_of(path) == ".txt":
         if any(named):
-            raise UserError(f"'{path}' has no columns to name: a table is a .csv or .tsv file")
+            raise UserError(
+                f"'{path}' has no columns to name: a table is a .csv, .tsv, .jsonl or .parquet"
+            )
         return False, (0, None, None)
     head = [cell.strip().lower() for cell in rows[0]]
     root = os.path.dirname(path)
     by_name = any(name is not None and not name.isdecimal() for name in named)
     path_at = next((k for k, cell in enumerate(head) if cell in PATHS), None)
-    has_header = by_name or path_at is not None
+    has_header = by_name or path_at is not None or suffix_of(path) in (".jsonl", ".parquet")
     if path_at is None or named[0] is not None:
         path_at = column(path, head, named[0])
     if path_at is None:  # the first column with files; a header is no file and has no ending
@@ -166,14 +172,20 @@ def column(path: str, head: Sequence[str], name: str | None) -> int | None:
 
 def table_rows(path: str) -> Iterator[list[str]]:
     """Rows of a table, or lines of a .txt as rows of one cell, without empty ones and comments."""
+    if suffix_of(path) == ".parquet":
+        yield from text_rows(path)
+        return
     try:
         with open(path, "rb") as raw:
             wide = raw.read(2) in (b"\xff\xfe", b"\xfe\xff")  # as Excel's "Unicode text" begins
         encoding = "utf-16" if wide else "utf-8-sig"
         with open(path, encoding=encoding, errors="surrogateescape", newline="") as file:
+            lines = (line.strip() for line in file)
             if suffix_of(path) == ".txt":
-                lines = (line.strip() for line in file)
                 yield from ([line] for line in lines if line and not line.startswith("#"))
+                return
+            if suffix_of(path) == ".jsonl":
+                yield from object_rows(path, lines)
                 return
             delimiter = find_delimiter(file.read(LOOK_CHARACTERS))
             file.seek(0)
@@ -181,6 +193,44 @@ def table_rows(path: str) -> Iterator[list[str]]:
             yield from (row for row in rows if any(cell.strip() for cell in row))
     except (OSError, UnicodeError, csv.Error) as error:
         raise UserError(f"cannot read the list '{path}': {error}") from error
+
+
+def object_rows(path: str, lines: Iterable[str]) -> Iterator[list[str]]:
+    """JSON objects, one a line, as rows of a table, after a header: the names that the first ones
+    have. A cell is text as it is, no value is "", anything else is JSON.
+
+    Raises:
+        UserError: a line is no JSON object.
+    """
+    objects = (object_of(path, k, line) for k, line in enumerate(lines, 1) if line)
+    first = list(islice(objects, LOOK))
+    names = list(dict.fromkeys(name for one in first for name in one))
+    if first:
+        yield names
+    for one in chain(first, objects):
+        yield [text_of(one.get(name)) for name in names]
+
+
+def object_of(path: str, number: int, line: str) -> dict[str, Any]:
+    """The object in a line of a .jsonl."""
+    try:
+        found = parse_json(line)
+        if isinstance(found, dict):
+            return found
+        reason = f"{type(found).__name__} in place of an object"
+    except ValueError as error:
+        reason = str(error)
+    raise UserError(
+        f"line {number} of '{path}' is no JSON object ({reason}): each line is one, such as "
+        '{"path": "a.png", "label": "cat"}'
+    )
+
+
+def text_of(value: Any) -> str:
+    """A value of JSON as a cell."""
+    if value is None or isinstance(value, str):
+        return re.sub(r"[\ud800-\udc7f\udd00-\udfff]", "?", value or "")  # half a character
+    return json.dumps(value)
 
 
 def find_delimiter(text: str) -> str:

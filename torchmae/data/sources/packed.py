@@ -131,21 +131,8 @@ def open_packed(path: str) -> Source:
             f"'{path}' is not a packed set (it has no {INDEX}): mae pack makes one of any folder "
             "of images"
         )
-    header = read_header(root)
-    file = root / ARRAYS
-    try:
-        data = file.read_bytes()
-        if hashlib.sha256(data).hexdigest() != header["index_sha256"]:
-            raise ValueError("its SHA-256 is not that of index.json")
-        arrays = load(data)
-        check_arrays(arrays, header)
-        source = Packed(str(root), header, arrays)
-        counts = {len(source.labels), len(source.places), len(source.sums), header["images"]}
-        if counts | ({len(source.sizes)} if source.sizes is not None else set()) != {len(source)}:
-            raise ValueError("its parts do not fit together")
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise damaged(file, error) from error
-    for shard, facts in zip(source.paths, header["shards"]):
+    source = read_packed(root, str(root))
+    for shard, facts in zip(source.paths, source.header["shards"]):
         if not os.path.isfile(shard):
             raise UserError(f"'{shard}' is missing: {REMEDY}")
         if os.path.getsize(shard) != facts["bytes"]:
@@ -153,6 +140,33 @@ def open_packed(path: str) -> Source:
                 f"'{shard}' has {os.path.getsize(shard)} bytes, but was packed with "
                 f"{facts['bytes']}: {REMEDY}"
             )
+    return source
+
+
+def read_packed(folder: Path, root: str) -> Packed:
+    """A packed set from its index alone.
+
+    Args:
+        folder: of the index.
+        root: folder or address of the shards.
+
+    Raises:
+        UserError: the index is damaged.
+    """
+    header = read_header(folder)
+    file = folder / ARRAYS
+    try:
+        data = file.read_bytes()
+        if hashlib.sha256(data).hexdigest() != header["index_sha256"]:
+            raise ValueError("its SHA-256 is not that of index.json")
+        arrays = load(data)
+        check_arrays(arrays, header)
+        source = Packed(root, header, arrays)
+        counts = {len(source.labels), len(source.places), len(source.sums), header["images"]}
+        if counts | ({len(source.sizes)} if source.sizes is not None else set()) != {len(source)}:
+            raise ValueError("its parts do not fit together")
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise damaged(file, error) from error
     return source
 
 

@@ -15,9 +15,18 @@ from typing import IO, Any, NamedTuple, Protocol, TypeVar, overload, runtime_che
 import numpy as np
 
 from torchmae.data.config import DecodeOptions
-from torchmae.data.decode import BadImage, Kind, check_bytes, kind_of, max_bytes
+from torchmae.data.decode import (
+    BadImage,
+    Kind,
+    check_bytes,
+    kind_of,
+    max_bytes,
+    read_encoded,
+    with_nodata,
+)
 from torchmae.data.decode import Pixels as Pixels
 from torchmae.data.formats import FORMATS, SLICED, format_of
+from torchmae.data.formats.tiff import count_pages, is_tiff
 from torchmae.errors import UserError, choose, printable
 
 S = TypeVar("S", bound="Source")
@@ -325,7 +334,7 @@ def refuse_other_kind(source: Source) -> None:
 
 
 class Slices(Subset):
-    """The slices of files that hold several (DICOM, NIfTI), each an image of its own.
+    """The slices of files that hold several (DICOM, NIfTI, TIFF), each an image of its own.
 
     Args:
         source: the files.
@@ -349,33 +358,56 @@ class Slices(Subset):
 
     def read(self, i: int) -> bytes | Pixels:
         data = super().read(i)
-        kind = format_of(data) if isinstance(data, bytes) else None
-        if kind is None or FORMATS[kind].slices is None:
+        if not isinstance(data, bytes):
             return data
-        assert isinstance(data, bytes)
-        return FORMATS[kind].read(data, int(self.within[i]), self.decode.max_megapixels).pixels
+        kind = format_of(data)
+        if self.counts[self.ids[i]] == 1 and (kind is None or FORMATS[kind].slices is None):
+            return data
+        raster = read_encoded(data, self.decode, int(self.within[i]))
+        return with_nodata(raster.pixels, raster.nodata, None)
+
+
+TIFFS = (".tif", ".tiff")
 
 
 def with_slices(source: Source) -> Source:
-    """The source itself, or its slices where some files have several."""
+    """The source itself, or its slices where some files have several.
+
+    Of TIFFs `PEEKED` are looked at first: all are read only where one of these is a stack.
+    """
     names = getattr(source, "names", None)
     blob = names.blob.lower() if isinstance(names, StringArray) else b""
-    if not any(ending.encode() in blob for ending in SLICED):
+    if not any(ending.encode() in blob for ending in (*SLICED, *TIFFS)):
         return source
-
-    def count(i: int) -> int:
-        if suffix_of(source.name(i)) not in SLICED:
-            return 1
-        with suppress(BadImage, OSError):  # one image, which the scan will name
-            data = source.read(i)
-            kind = format_of(data) if isinstance(data, bytes) else None
-            counter = None if kind is None else FORMATS[kind].slices
-            if counter is not None and isinstance(data, bytes):
-                return counter(data)
-        return 1
-
+    suffixes = [suffix_of(source.name(i)) for i in range(len(source))]
     with ThreadPoolExecutor(8) as pool:
-        return Slices(source, list(pool.map(count, range(len(source)))))
+
+        def counts_of(which: Sequence[int]) -> list[int]:
+            return list(pool.map(lambda i: count_slices(source, i), which))
+
+        tiffs = [i for i, suffix in enumerate(suffixes) if suffix in TIFFS]
+        spread = np.unique(np.linspace(0, len(tiffs) - 1, min(PEEKED, len(tiffs))).astype(int))
+        stacks = max(counts_of([tiffs[k] for k in spread]), default=1) > 1
+        wanted = {*SLICED, *TIFFS} if stacks else SLICED
+        several = [i for i, suffix in enumerate(suffixes) if suffix in wanted]
+        if not several:
+            return source
+        counts = np.ones(len(source), dtype=np.int64)
+        counts[several] = counts_of(several)
+        return Slices(source, counts.tolist())
+
+
+def count_slices(source: Source, i: int) -> int:
+    """How many images a file of a source holds; 1 where it cannot be read, which the scan will
+    name."""
+    with suppress(BadImage, OSError):
+        data = source.read(i)
+        if isinstance(data, bytes):
+            kind = format_of(data)
+            tiff = count_pages if is_tiff(data) else None
+            counter = tiff if kind is None else FORMATS[kind].slices
+            return 1 if counter is None else counter(data)
+    return 1
 
 
 class StringArray(Sequence[str]):

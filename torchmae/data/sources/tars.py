@@ -7,7 +7,8 @@ import tarfile
 from array import array
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any
+from functools import partial
+from typing import IO, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -41,6 +42,14 @@ class Handle:
             close(self.descriptor)
 
 
+@runtime_checkable
+class Ranged(Protocol):
+    """Bytes of files that are elsewhere."""
+
+    def at(self, number: int, offset: int, size: int) -> bytes: ...
+    def file(self, number: int) -> IO[bytes]: ...
+
+
 class Tars(Encoded):
     """The images in plain tar files.
 
@@ -49,9 +58,17 @@ class Tars(Encoded):
     """
 
     most_open = 128  # descriptors are scarce: 1024 a process is a common limit
+    remote: Ranged | None = None  # what has the bytes of the tar files; None: they are here
+    known: str | None = None  # a digest that changes with their content, where they are elsewhere
 
-    def __init__(self, paths: Sequence[str], unusable: Sequence[BadFile] = ()):
-        self.paths = [os.path.abspath(path) for path in paths]
+    def __init__(
+        self,
+        paths: Sequence[str],
+        unusable: Sequence[BadFile] = (),
+        remote: Ranged | None = None,
+    ):
+        self.remote = remote
+        self.paths = [os.path.abspath(path) if remote is None else path for path in paths]
         self.unusable = unusable
         self.handles: dict[int, Handle] = {}
         self.facts: list[tuple[str, int, int]] = []  # path, bytes and time of each, at opening
@@ -62,10 +79,12 @@ class Tars(Encoded):
         labels = []
         places = array("q")
         for shard, path in enumerate(self.paths):
-            with suppress(OSError):  # `_members` raises a better error
-                about = os.stat(path)
-                self.facts.append((path, about.st_size, time_of(about)))
-            images, classes = _members(path, wanted)
+            if remote is None:
+                with suppress(OSError):  # `_members` raises a better error
+                    about = os.stat(path)
+                    self.facts.append((path, about.st_size, time_of(about)))
+            opener = partial(open, path, "rb") if remote is None else partial(remote.file, shard)
+            images, classes = _members(path, opener, wanted)
             for member, offset, size in images:
                 folder, _, base = member.rpartition("/")
                 names.append(f"{self.shard_names[shard]}/{member}")
@@ -111,6 +130,8 @@ class Tars(Encoded):
     def read(self, i: int) -> bytes:
         shard, offset, size = self.places[i].tolist()
         check_bytes(size, self.decode)
+        if self.remote is not None:
+            return self.remote.at(shard, offset, size)
         handle = self.handles.get(shard)
         if handle is None:
             while len(self.handles) >= self.most_open:
@@ -126,22 +147,26 @@ class Tars(Encoded):
         return digest(self.names, self.places[:, 2])
 
     def stamp(self) -> str | None:
+        if self.remote is not None:
+            return self.known and digest_of(self.known, digest(self.names, self.places))
         return digest_of(self.facts, digest(self.names, self.places))
 
     def is_changed(self, i: int) -> bool:
+        if self.remote is not None:
+            return False
         path, _, time = self.facts[int(self.places[i, 0])]
         return not has_time(path, time)
 
 
 def _members(
-    path: str, wanted: frozenset[str]
+    path: str, opener: Callable[[], IO[bytes]], wanted: frozenset[str]
 ) -> tuple[list[tuple[str, int, int]], dict[str, str]]:
     """The images of one tar file as (member, offset, bytes), and its .cls texts by "folder/key"."""
     images = []
     classes = {}
     try:
         with (
-            open(path, "rb") as file,
+            opener() as file,
             tarfile.open(fileobj=file, mode="r:", errors="surrogateescape") as tar,
         ):
             while (member := tar.next()) is not None:
@@ -150,7 +175,8 @@ def _members(
                     images.append((name, member.offset_data, member.size))
                 elif member.isreg() and suffix_of(name) == ".cls":
                     folder, _, base = name.rpartition("/")
-                    text = os.pread(file.fileno(), min(member.size, 4096), member.offset_data)
+                    file.seek(member.offset_data)
+                    text = file.read(min(member.size, 4096))
                     classes[f"{folder}/{base.partition('.')[0]}"] = text.decode(
                         errors="replace"
                     ).strip()
@@ -172,7 +198,7 @@ def open_tar(spec: str) -> Source:
     else:
         paths = [
             path
-            for part in _braces(spec)
+            for part in braces(spec)
             for path in (sorted(glob.glob(part)) if glob.has_magic(part) else [part])
         ]
     if not paths or not os.path.exists(paths[0]):
@@ -186,7 +212,8 @@ def open_tar(spec: str) -> Source:
     return Tars(paths)
 
 
-def _braces(spec: str) -> list[str]:
+def braces(spec: str) -> list[str]:
+    """The names that a range of numbers stands for: "s-{000..009}.tar"."""
     match = re.search(r"\{(\d+)\.\.(\d+)\}", spec)
     if not match:
         return [spec]
@@ -194,4 +221,4 @@ def _braces(spec: str) -> list[str]:
     if len(numbers) > MOST_SHARDS:
         raise UserError(f"'{spec}' is {len(numbers):,} tar files: at most {MOST_SHARDS:,}")
     head, tail, width = spec[: match.start()], spec[match.end() :], len(match[1])
-    return [path for number in numbers for path in _braces(f"{head}{number:0{width}}{tail}")]
+    return [path for number in numbers for path in braces(f"{head}{number:0{width}}{tail}")]

@@ -45,7 +45,7 @@ from torchmae.data.sources.packed import (
     write_index,
     write_part,
 )
-from torchmae.data.sources.source import BadFile, Source, suffix_of
+from torchmae.data.sources.source import BadFile, Slices, Source, suffix_of
 from torchmae.data.sources.tars import Tars
 from torchmae.data.transforms import Crop, Pixels, resized_crop
 from torchmae.data.view import glance, pages_note
@@ -76,11 +76,7 @@ def run(config: Pack) -> Path:
     if source.left_out:
         logger.info(source.left_out)
     out = Path(config.out)
-    with suppress(OSError, BadImage):
-        if not isinstance(source.read(0), bytes):
-            raise UserError(
-                f"mae pack packs image files, but {config.data} holds pixels: train on it as it is"
-            )
+    source = files_of(source, config)
     check_out(out, config.data)
     header = {"settings": settings_of(config), "data": identity(source)}
     if (out / INDEX).exists():
@@ -124,6 +120,27 @@ def run(config: Pack) -> Path:
     again = f"{command()} pretrain {shlex.quote(str(out))}"
     logger.info(f"{text}\nTook {seconds:.1f} s, {fresh / seconds:.0f} files/s.\nNext: {again}")
     return out
+
+
+def files_of(source: Source, config: Pack) -> Source:
+    """The files of a source: those that hold slices are packed whole.
+
+    Raises:
+        UserError: there are none, or they cannot be packed so.
+    """
+    if isinstance(source, Slices):
+        if not config.lossless:
+            raise UserError(
+                f"{config.data} has files of several slices, which no JPEG holds: add --lossless, "
+                "which packs the files as they are"
+            )
+        return source.source
+    with suppress(OSError, BadImage):
+        if not isinstance(source.read(0), bytes):
+            raise UserError(
+                f"mae pack packs image files, but {config.data} holds pixels: train on it as it is"
+            )
+    return source
 
 
 def check_out(out: Path, data: str) -> None:
