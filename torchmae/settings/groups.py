@@ -55,6 +55,7 @@ class SourceOptions(ChangeableOptions):
         "shards, packed set, .npy/.npz array, "
         "torchvision:NAME?root=DIR, hf:NAME or digits",
         "DATA",
+        images=True,
     )
 
 
@@ -138,12 +139,14 @@ class LabelledSourceOptions(ChangeableOptions):
         "path,label, "
         "tar, digits, ...",
         "DATA",
+        images=True,
     )
     val: str | None = option(
         None,
         "Labelled images to validate on.",
         metavar="DATA",
         otherwise="val/ or test/ beside train/, else a share of DATA",
+        images=True,
     )
 
 

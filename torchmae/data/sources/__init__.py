@@ -16,6 +16,7 @@ from torchmae.data.sources.files import is_glob, open_folder, open_glob
 from torchmae.data.sources.hubs import open_hf, open_torchvision
 from torchmae.data.sources.lists import open_list
 from torchmae.data.sources.packed import open_packed
+from torchmae.data.sources.python import open_python
 from torchmae.data.sources.select import select_all
 from torchmae.data.sources.source import BadFile as BadFile
 from torchmae.data.sources.source import Source as Source
@@ -24,8 +25,10 @@ from torchmae.data.sources.source import with_decode as with_decode
 from torchmae.data.sources.source import with_slices
 from torchmae.data.sources.tars import open_tar
 from torchmae.errors import UserError, choose, nearest
+from torchmae.settings.python_data import PythonData
 
-Opener = Callable[..., Source]  # of a text; that of lists takes columns too
+Opener = Callable[..., Source]  # of a text; those of `TABLES` take columns too
+TABLES = ("list", "python")
 
 
 def open_source(
@@ -37,7 +40,7 @@ def open_source(
 
     Args:
         spec: a folder, pattern of paths, list (.txt, .csv, .tsv), tar shards, packed set, array
-            (.npy, .npz), or "kind:what".
+            (.npy, .npz), or "kind:what"; a `PythonData` for what is in Python already.
         decode: how they are decoded.
         listing: which of them are taken.
 
@@ -53,11 +56,11 @@ def open_sources(specs: Sequence[str], decode: DecodeOptions, listing: Listing) 
     decode.check()
     places = [find_kind(spec) for spec in specs]
     columns = listing.columns
-    if columns and all(kind != "list" for kind, _ in places):
+    if columns and all(kind not in TABLES for kind, _ in places):
         flag = f"--{next(iter(columns)).replace('_', '-')}"
         raise UserError(f"{flag} is for tables (.csv, .tsv), and {specs[0]} is none: leave it out")
     opened = [
-        SOURCES[kind](what, **columns) if kind == "list" else SOURCES[kind](what)
+        SOURCES[kind](what, **columns) if kind in TABLES else SOURCES[kind](what)
         for kind, what in places
     ]
     chosen = select_all(opened, listing, specs[0])
@@ -66,6 +69,8 @@ def open_sources(specs: Sequence[str], decode: DecodeOptions, listing: Listing) 
 
 def find_kind(spec: str) -> tuple[str, str]:
     """What opens a set, a name in `SOURCES`, and what it is given."""
+    if isinstance(spec, PythonData):
+        return "python", spec
     kind, colon, rest = spec.partition(":")
     if kind in SOURCES and colon:
         return kind, rest
@@ -130,4 +135,5 @@ SOURCES: dict[str, Opener] = {
     "torchvision": open_torchvision,
     "hf": open_hf,
     "digits": open_digits,
+    "python": open_python,
 }
