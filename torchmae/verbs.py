@@ -203,7 +203,7 @@ class Run:
 
     def encoder(self, verify: bool = True) -> "Backbone":
         """The encoder in eval mode on the CPU, as `torchmae.load` gives it."""
-        from torchmae.models.weights import load as load_encoder
+        from torchmae.interop.timm_runs import load_encoder
 
         return load_encoder(self.path, verify)
 
