@@ -55,7 +55,11 @@ class PythonData(str):
 
 
 def describe(data: Any) -> str:
-    """What it is, in a word without blanks: its class, shape or length, and type of numbers."""
+    """What it is, in a word without blanks: its class, shape or length, and type of numbers; of
+    (images, labels) the images."""
+    pair = isinstance(data, tuple) and len(data) == 2 and hasattr(data[0], "__len__")
+    if pair and not is_place(data[0]):
+        return describe(data[0])
     parts = [type(data).__name__]
     shape, dtype = getattr(data, "shape", None), getattr(data, "dtype", None)
     if shape is not None and dtype is not None:

@@ -17,7 +17,7 @@ from torchmae.data.sources.lists import from_rows
 from torchmae.data.sources.python.items import Items, Layout, channels_last, label_text
 from torchmae.data.sources.source import Source
 from torchmae.errors import UserError
-from torchmae.settings.python_data import PythonData, is_place
+from torchmae.settings.python_data import PREFIX, PythonData, is_place
 
 ROWS = 4096  # of a table, that are Python objects at a time
 TAKEN = (
@@ -169,7 +169,7 @@ def open_items(spec: PythonData, columns: Columns) -> Source:
 
 def name_of(spec: PythonData) -> str:
     """What images are called, before their numbers."""
-    return type(spec.data).__name__
+    return spec.removeprefix(PREFIX).partition("-")[0]
 
 
 def package_of(data: Any) -> str:
