@@ -1,7 +1,7 @@
 """One feature of an image from the tokens of its patches."""
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ POOLS: dict[str, Callable[[Tensor, int], Tensor]] = {
 }
 
 
+@runtime_checkable
 class Prefixed(Protocol):
     """An encoder, as far as pooling needs it."""
 

@@ -196,8 +196,10 @@ def is_labelled(data: Any) -> bool:
     images, labels = data
     if not (is_block(images) or isinstance(images, list | tuple)):
         return False
-    numbers = isinstance(labels, list | tuple) or (is_block(labels) and labels.ndim == 1)
-    return numbers and len(images) == len(labels) and not any(map(is_block, labels[:1]))
+    if is_block(labels):
+        return labels.ndim == 1 and len(images) == len(labels)
+    plain = isinstance(labels, list | tuple) and not any(map(is_block, labels[:1]))
+    return plain and len(images) == len(labels)
 
 
 def is_torchvision(data: Any) -> bool:

@@ -80,7 +80,8 @@ class Items(Encoded):
         if found != (1, "uint8"):
             return found
         spread = np.unique(np.linspace(0, len(self) - 1, PEEKED).astype(int)).tolist()
-        return Kind(3, "uint8") if (3, "uint8") in map(self.kind_at, spread) else found
+        color = Kind(3, "uint8")
+        return color if color in map(self.kind_at, spread) else found
 
     def item(self, i: int) -> Any:
         """What the object has at a number.
@@ -228,11 +229,12 @@ def kept_labels(data: Any) -> Sequence[Any] | None:
         of_all = kept_labels(inner)
         return None if of_all is None else [of_all[i] for i in ids]
     tensors = getattr(data, "tensors", ())  # torch's TensorDataset
-    kept = [getattr(data, name, None) for name in ("targets", "labels")] + list(tensors[1:2])
-    for labels in kept:
-        if isinstance(labels, list | tuple | np.ndarray | Tensor) and len(labels) == len(data):
-            flat = getattr(labels, "ndim", 1) == 1
-            return labels if flat else None
+    kept: list[Any] = [getattr(data, name, None) for name in ("targets", "labels")]
+    for labels in (*kept, *tensors[1:2]):
+        if isinstance(labels, np.ndarray | Tensor) and labels.ndim == 1:
+            labels = labels.tolist()
+        if isinstance(labels, list | tuple) and len(labels) == len(data):
+            return labels
     return None
 
 
