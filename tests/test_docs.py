@@ -28,6 +28,7 @@ from helpers.small import make_photos
 from helpers.sources import noise
 from PIL import Image
 
+import torchmae
 from torchmae import cli
 from torchmae.data import decode
 from torchmae.verbs import VERBS
@@ -176,8 +177,8 @@ def test_the_blocks_of_a_page_run(
     names = {"loader": batches(), **images}
     for block in fenced(page):
         script = re.match(r"# (\w+[.]py)\n", block.text)
-        if block.not_run or block.text.startswith("#!"):
-            continue  # scripts have tests of their own
+        if block.not_run or block.text.startswith(("#!", "# with ")):
+            continue  # scripts and loops of other libraries have tests of their own
         elif block.language == "python" and script:
             Path(script[1]).write_text(block.text)
         elif block.language == "python":
@@ -234,6 +235,30 @@ def test_the_loop_of_ones_own_has_12_lines_and_learns() -> None:
     )
     exec(code, {"loader": [pictures] * 40, "losses": losses})
     assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("library", ["lightning", "accelerate"])
+def test_the_loops_of_other_libraries_train(
+    library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip(library)
+    monkeypatch.chdir(tmp_path)
+    (code,) = (
+        block.text
+        for block in fenced(DOCS / "own-loop.md")
+        if f"pip install {library}" in block.text.partition("\n")[0]
+    )
+    pictures = torch.linspace(0, 255, 32).to(torch.uint8).expand(16, 3, 32, 32)
+    names = {"torch": torch, "torchmae": torchmae}
+    names["loader"] = torch.utils.data.DataLoader(pictures, batch_size=8)
+    torch.manual_seed(0)
+    sizes = dict(patch_size=4, embed_dim=128, depth=4, num_heads=4)
+    before = torchmae.MAE(torchmae.ViT((32, 32), **sizes)).encoder.blocks[0].mlp.fc1.weight
+    torch.manual_seed(0)
+    with torch.enable_grad():
+        exec(compile(code, "own-loop.md", "exec"), names)
+    moved = (names["model"].encoder.blocks[0].mlp.fc1.weight.cpu() - before).abs().max()
+    assert 5e-4 < moved < 5e-3  # two steps of 1e-3
 
 
 def test_the_page_about_pixels_has_every_row_of_decode() -> None:

@@ -26,6 +26,7 @@ ROOMS = {
     "cli": {"verbs", "presets"},
     "verbs": {"benchmarks", "tasks", "interop", "models"},
     "presets": {"presets", "tasks"},
+    "sklearn": {"interop", *WINGS},
     "benchmarks": {"benchmarks", "tasks", "eval", "report", "interop", *WINGS},  # it measures verbs
     "tasks": {"tasks", "eval", "report", "interop", *WINGS},
     "eval": {"eval", *WINGS},
@@ -40,8 +41,8 @@ ROOT = {path.stem for path in PACKAGE.glob("*.py")} - set(ROOMS)
 BASE = {"settings", *ROOT}
 # Each file or folder of models/ may import those before it.
 MODELS = (
-    "sizes patches masking mixing vit encoders targets decoders mae heads pyramid segmentation "
-    "detection weights"
+    "sizes patches masking mixing pooling vit encoders targets decoders mae heads pyramid "
+    "segmentation detection weights"
 )
 
 # Lines of code: without comments, docstrings and blank lines. "root" is the files beside the rooms.

@@ -4,6 +4,7 @@ and a `Run` to go on with."""
 import inspect
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,9 +22,10 @@ def test_the_signature_of_a_function_is_its_config(verb):
     shown = inspect.signature(function).parameters
     settings = options_of(load(VERBS[verb].config))
     visible = {name: o for name, o in settings.items() if not o.metadata["hidden"]}
-    assert list(shown) == list(visible)
+    images = {name for name, o in visible.items() if o.metadata.get("images")}
+    assert list(shown) == [*visible, *(["data_id"] if images else [])]
     for name, setting in visible.items():
-        assert shown[name].annotation == setting.type
+        assert shown[name].annotation == (Any if name in images else setting.type)
         assert name in function.__doc__
     assert function.__name__ in torchmae.__all__
 

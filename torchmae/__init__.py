@@ -3,7 +3,8 @@
     # the same names as the flags of `mae pretrain`
     run = torchmae.pretrain("photos/", out="runs/photos", epochs=50)
     encoder = run.encoder()  # an nn.Module: encoder(images) is [B, 1 + N, D]
-    features = encoder(encoder.normalize(uint8_images))[:, 1:].mean(1)
+    tokens = encoder(encoder.normalize(uint8_images))  # of the run's size, with gradients
+    features = encoder.features(pil_images)  # of any size: [N, D]
     torchmae.reconstruct(run, ["cat.jpg"], out="cat.png", mask_ratio=0.85)
     torchmae.embed(run, "photos/", out="features.npz")
 
@@ -56,8 +57,8 @@ def __getattr__(name: str) -> Any:
         value = importlib.import_module("torchmae.verbs").function(name.removesuffix("_"))
     elif name in PLACES:
         value = getattr(importlib.import_module(PLACES[name]), name)
-    elif name == "presets":
-        return importlib.import_module("torchmae.presets")
+    elif name in ("presets", "sklearn"):
+        return importlib.import_module(f"torchmae.{name}")
     else:
         raise AttributeError(f"module 'torchmae' has no attribute '{name}'")
     globals()[name] = value

@@ -132,9 +132,17 @@ def refuse_inside(out: Path, data: str) -> None:
         raise UserError(f"--out {out} is a file: name a folder")
 
 
+# How the fingerprint of a set begins of which nothing can be known, such as a torch Dataset: it is
+# that of one object in one process.
+UNKNOWN = "unknown-"
+
+
 def identity(source: Identifiable) -> dict[str, Any]:
-    """What a data set is recognised by: its number of images and its fingerprint."""
-    return {"count": len(source), "fingerprint": source.fingerprint()}
+    """What a data set is recognised by: its number of images, its fingerprint, and the name that
+    the caller of the library gives it, if any."""
+    data_id = getattr(source, "data_id", None)
+    named = {} if data_id is None else {"data_id": data_id}
+    return {"count": len(source), "fingerprint": source.fingerprint(), **named}
 
 
 def stamped_identity(source: Identifiable) -> dict[str, Any]:
@@ -142,13 +150,28 @@ def stamped_identity(source: Identifiable) -> dict[str, Any]:
     return {**identity(source), "stamp": source.stamp()}
 
 
-def without_stamps(data: dict[str, Any]) -> dict[str, Any]:
-    """An `identity`, or several in one, without their stamps."""
-    return {
-        name: without_stamps(value) if isinstance(value, dict) else value
-        for name, value in data.items()
-        if name != "stamp"
-    }
+def is_unknown(data: dict[str, Any]) -> bool:
+    """Whether nothing is known of a data set, by its `identity`."""
+    return str(data.get("fingerprint")).startswith(UNKNOWN)
+
+
+def same_data(was: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether two `identity`s, or several in one, are of the same data; their stamps may differ.
+
+    Where nothing was known of the data, the name that it has now is taken for it.
+    """
+    names = was.get("data_id"), now.get("data_id")
+    if None not in names and names[0] != names[1]:
+        return False
+    free = {"stamp", "data_id"}
+    if is_unknown(was) and names[1] is not None:
+        free |= {"fingerprint"}
+    return all(
+        same_data(was[name], now[name])
+        if isinstance(was.get(name), dict) and isinstance(now.get(name), dict)
+        else was.get(name) == now.get(name)
+        for name in (was.keys() | now.keys()) - free
+    )
 
 
 def other_times(out: Path, data: dict[str, Any]) -> str | None:
@@ -328,10 +351,10 @@ def resume(
     was = stored["data"]
     if was["count"] != data["count"]:
         wrong.append(f"the data had {was['count']} images, has {data['count']}")
-    elif without_stamps(was) != without_stamps(data):
+    elif not same_data(was, data):
         wrong.append(
             f"the data has {data['count']} images as before, but not the same ones "
-            "(names, sizes or labels differ)"
+            f"({what_differs(was, data)})"
         )
     if wrong:
         raise UserError(
@@ -339,6 +362,17 @@ def resume(
             "Repeat its command to resume it, or choose another --out"
         )
     return merged, stored["model"]
+
+
+def what_differs(was: dict[str, Any], now: dict[str, Any]) -> str:
+    """By what data is not the same as before, and what to do where it is."""
+    names = was.get("data_id"), now.get("data_id")
+    if None not in names and names[0] != names[1]:
+        return f"data_id was '{names[0]}', is '{names[1]}'"
+    if is_unknown(now):
+        given = f"data_id='{names[0]}'" if names[0] else "data_id='a name of your own'"
+        return f"a Dataset in Python has no fingerprint; that it is the same says {given}"
+    return "names, sizes or labels differ"
 
 
 def stored_settings(run: str | os.PathLike[str], verb: str | None = None) -> dict[str, Any]:

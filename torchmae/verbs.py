@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torchmae import manifest, runfolder
 from torchmae.plugins import prepare
-from torchmae.settings.options import REQUIRED, changed, flatten, from_python, options_of
+from torchmae.settings.options import (
+    DATA_ID,
+    REQUIRED,
+    changed,
+    flatten,
+    from_python,
+    options_of,
+    takes_images,
+)
 
 if TYPE_CHECKING:
     from torchmae.models.encoders import Backbone
@@ -195,7 +203,7 @@ class Run:
 
     def encoder(self, verify: bool = True) -> "Backbone":
         """The encoder in eval mode on the CPU, as `torchmae.load` gives it."""
-        from torchmae.models.weights import load as load_encoder
+        from torchmae.interop.timm_runs import load_encoder
 
         return load_encoder(self.path, verify)
 
@@ -246,13 +254,24 @@ def signature(config: type[Any]) -> inspect.Signature:
         kinds = inspect.Parameter
         kind = kinds.POSITIONAL_OR_KEYWORD if setting.positional else kinds.KEYWORD_ONLY
         default = kinds.empty if setting.default is REQUIRED else setting.default
-        parameters.append(inspect.Parameter(name, kind, default=default, annotation=setting.type))
+        taken = Any if setting.metadata.get("images") else setting.type
+        parameters.append(inspect.Parameter(name, kind, default=default, annotation=taken))
+    if takes_images(config):
+        kind = inspect.Parameter.KEYWORD_ONLY
+        parameters.append(inspect.Parameter(DATA_ID, kind, default=None, annotation=str | None))
     return inspect.Signature(parameters)
 
 
 def describe(config: type[Any]) -> str:
     """A line for each setting of a config class."""
     shown = [(name, o) for name, o in options_of(config).items() if not o.metadata["hidden"]]
-    return "Args:\n" + "\n".join(
-        f"    {name}: {setting.metadata['help']}" for name, setting in shown
-    )
+    lines = [f"{name}: {setting.metadata['help']}" for name, setting in shown]
+    if takes_images(config):
+        lines.append(f"{DATA_ID}: {OF_DATA_ID}")
+    return "Args:\n" + "\n".join(f"    {line}" for line in lines)
+
+
+OF_DATA_ID = (
+    "A name of your own for images that are in Python (Datasets, lists, arrays, DataFrames: see "
+    "docs/python.md), by which a resumed run recognizes them."
+)

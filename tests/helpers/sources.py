@@ -13,6 +13,7 @@ from helpers.server import server
 from torchmae.data.sources import packed
 from torchmae.data.sources.source import Source
 from torchmae.errors import UserError
+from torchmae.settings.python_data import PythonData
 
 
 def picture(colour: tuple[int, int, int], size: int = 6) -> bytes:
@@ -107,6 +108,7 @@ BUILDERS = {
     "torchvision": lambda at, n: f"torchvision:FakeData?size={n}&image_size=3,20,24&num_classes=4",
     "hf": lambda at, n: f"hf:{saved_dataset(at, n)}",
     "digits": lambda at, n: "digits",
+    "python": lambda at, n: PythonData.of((list(noise(n, 20, 24, 3)), list(range(n)))),
 }
 
 

@@ -18,22 +18,17 @@ from torchmae.data.sources.source import BadFile, Source, with_decode
 from torchmae.data.transforms import CenterCropResize
 from torchmae.data.view import glance, view_notes
 from torchmae.data.workers import Loading
-from torchmae.errors import UserError, choose
+from torchmae.errors import UserError
 from torchmae.models.encoders import Backbone
 from torchmae.models.heads import Classifier
+from torchmae.models.pooling import POOLS as POOLS
+from torchmae.models.pooling import choose_pool as choose_pool
 from torchmae.runfolder import read_config
 from torchmae.settings.defaults import workers_for
 from torchmae.train.distributed import available_cores
 from torchmae.train.speed import duration
 
 logger = logging.getLogger(__name__)
-
-# Tokens [B, prefix + N, D], behind `prefix` tokens that are no patches, to features.
-POOLS: dict[str, Callable[[Tensor, int], Tensor]] = {
-    "mean": lambda tokens, prefix: tokens[:, prefix:].mean(1),
-    "cls": lambda tokens, prefix: tokens[:, 0],
-    "cls+mean": lambda tokens, prefix: torch.cat([tokens[:, 0], tokens[:, prefix:].mean(1)], dim=1),
-}
 
 T = TypeVar("T")
 Function = Callable[[Shaped[Tensor, "B C H W"]], Shaped[Tensor, "B ..."]]
@@ -152,14 +147,6 @@ def shown(items: Iterator[T], title: str, total: int) -> Iterator[T]:
             said = now
             left = duration((now - began) / done * (total - done))
             logger.info(f"{title}: {done:,} of {total:,} batches, about {left} left")
-
-
-def choose_pool(encoder: Backbone, pool: str) -> Callable[[Tensor, int], Tensor]:
-    """A function of `POOLS`; `UserError` where the encoder has no class token for it."""
-    pooled = choose(POOLS, pool, "pool")
-    if pool != "mean" and not encoder.num_prefix_tokens:
-        raise UserError(f"--pool {pool}: this encoder has no class token; use mean")
-    return pooled
 
 
 def say_view(source: Source, run: str | os.PathLike[str]) -> None:

@@ -13,6 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from torchmae import manifest
+from torchmae.data.config import DecodeOptions, decode_as_run
+from torchmae.data.seen import AsSeen
 from torchmae.disk import sha256, whole_folder
 from torchmae.errors import UserError, library, nearest, printable
 from torchmae.interop.foreign import read_file
@@ -21,6 +23,7 @@ from torchmae.models.detection.detector import Detector
 from torchmae.models.encoders import Backbone
 from torchmae.models.encoders.timm import TimmEncoder, check_name
 from torchmae.models.segmentation.segmenter import Segmenter
+from torchmae.models.vit import PixelInput
 from torchmae.models.weights import load_weights, seeded
 from torchmae.runfolder import MODEL, kind_of, read_config, write_config
 from torchmae.settings.options import parse_size, size_text
@@ -117,6 +120,8 @@ def read(named: Named) -> TimmEncoder:
     """
     with seeded(named.random or 0):
         encoder = TimmEncoder(named.name, named.image_size)
+    share = encoder.model.pretrained_cfg.get("crop_pct") or 1.0
+    encoder.seen = AsSeen(DecodeOptions(dtype="uint8"), share)
     if named.random is not None:
         return encoder.eval()
     found = read_file(Path(named.checkpoint))[0] if named.checkpoint else download(named.name)
@@ -191,18 +196,44 @@ def load(run: str | os.PathLike[str], verify: bool = True) -> Backbone | Segment
         Of a segmenter or a detector the whole: `predict(images)` takes uint8 images of any size,
         see `load_segmenter` and `load_detector`, and `encoder` is its encoder. Else as
         `torchmae.models.weights.load`: `encoder(encoder.normalize(images))` of uint8 images of
-        `encoder.image_size` returns tokens `[B, num_prefix_tokens + N, D]`.
+        `encoder.image_size` returns tokens `[B, num_prefix_tokens + N, D]`, and
+        `encoder.features(images, pool="mean")` of images of any size, such as a list of PIL images
+        or an array [N, H, W, C], features `[N, F]` as `mae embed` writes them.
 
     Raises:
         UserError: not a run folder, no weights yet, weights that do not fit or are not finite, or
             a file is not what was written; no such model of timm, or no network.
     """
+    if os.fspath(run).startswith(PREFIX):
+        return load_encoder(run)
+    with manifest.verification(verify):
+        kind = kind_of(read_config(run))
+    if kind not in WHOLE:
+        return load_encoder(run, verify)
+    model = WHOLE[kind](run, verify=verify)
+    model.encoder = seeing(model.encoder, run)
+    return model
+
+
+def load_encoder(run: str | os.PathLike[str], verify: bool = True) -> Backbone:
+    """The encoder of any run folder, or an encoder of timm, which knows how the run sees images.
+
+    Arguments and errors are those of `load`.
+    """
     text = os.fspath(run)
     if text.startswith(PREFIX):
         return read(parse(text))
+    encoder = weights.load(run, verify=verify)
     with manifest.verification(verify):
-        kind = kind_of(read_config(run))
-    return WHOLE.get(kind, weights.load)(run, verify=verify)
+        return seeing(encoder, run)
+
+
+def seeing(encoder: Backbone, run: str | os.PathLike[str]) -> Backbone:
+    """The encoder, whose `features` take images of any size as its run's verbs do."""
+    if isinstance(encoder, PixelInput):
+        share = read_config(run)["config"].get("crop_pct", 1.0)
+        encoder.seen = AsSeen(decode_as_run(os.fspath(run)), share)
+    return encoder
 
 
 def run_folder(text: str) -> Path:

@@ -5,7 +5,7 @@
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ from torchmae.models.patches import (
     resize_positions,
     sincos_positions,
 )
+from torchmae.models.pooling import choose_pool
 from torchmae.scaling import Scaling, scaling_of
 
 
@@ -382,6 +383,8 @@ class PixelInput(nn.Module):
     scaling: Scaling | None
     pixel_statistics: Tensor
     pixel_window: Tensor
+    # (images, channels, size, batch_size) to batches, as the run sees them that it is loaded from.
+    seen: Callable[..., Iterable[Tensor]] | None = None
 
     def __init__(
         self,
@@ -410,6 +413,46 @@ class PixelInput(nn.Module):
     def denormalize(self, images: Float[Tensor, "B C H W"]) -> UInt8[Tensor, "B C H W"]:
         """What `normalize` has made as uint8 pixels for people, rounded and clamped."""
         return denormalize(images, self.pixel_statistics, self.scaling is not None)
+
+    @torch.no_grad()
+    def features(
+        self, images: Any, pool: str = "mean", layer: int | None = None, batch_size: int = 64
+    ) -> Float[Tensor, "N F"]:
+        """Features of images of any size, as `mae embed` writes them; of an encoder that
+        `torchmae.load` has loaded.
+
+        Args:
+            images: an array [N, H, W] or [N, H, W, C], a tensor [N, C, H, W], a list of arrays,
+                tensors or PIL images of any sizes, one PIL image, or anything else that a verb
+                takes as DATA. Pixels are of the type that the run was trained on, mostly uint8.
+            pool: "mean" of the patch tokens, "cls" (the class token), or "cls+mean".
+            layer: take the tokens after this block, 1 to depth; None: the last ones.
+            batch_size: images at a time.
+
+        Returns:
+            float32 on the CPU, a row for each image; without gradients.
+
+        Raises:
+            UserError: an image cannot be read, there is no such pool or layer, or the encoder was
+                not loaded from a run.
+        """
+        encoder: Any = self
+        if self.seen is None:
+            raise UserError(
+                "features() needs an encoder of torchmae.load(RUN), which knows how the "
+                "run sees images"
+            )
+        pooled, depth = choose_pool(encoder, pool), len(encoder.layers())
+        if layer is not None and not 1 <= layer <= depth:
+            raise UserError(f"layer={layer}: 1 to {depth}")
+        training, device = self.training, self.pixel_statistics.device
+        self.eval()
+        rows = []
+        for batch in self.seen(images, self.channels, encoder.image_size, batch_size):
+            tokens = self(self.normalize(batch.to(device)), layer=layer)
+            rows.append(pooled(tokens, encoder.num_prefix_tokens).float().cpu())
+        self.train(training)
+        return torch.cat(rows)
 
     def set_pixel_statistics(
         self,

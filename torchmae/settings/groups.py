@@ -56,6 +56,7 @@ class SourceOptions(ChangeableOptions):
         "list, .tar or .parquet shards, packed set, .npy/.npz/.zarr/.h5 array, "
         "torchvision:NAME?root=DIR, hf:NAME or digits",
         "DATA",
+        images=True,
     )
 
 
@@ -168,12 +169,14 @@ class LabelledSourceOptions(ChangeableOptions):
         "path,label, "
         "tar, digits, ...",
         "DATA",
+        images=True,
     )
     val: str | None = option(
         None,
         "Labelled images to validate on.",
         metavar="DATA",
         otherwise="val/ or test/ beside train/, else a share of DATA",
+        images=True,
     )
 
 

@@ -16,6 +16,7 @@ from types import NoneType, UnionType
 from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 from torchmae.errors import UserError, choose
+from torchmae.settings.python_data import PythonData, as_images
 
 C = TypeVar("C")
 
@@ -103,6 +104,7 @@ def option(  # noqa: PLR0913 - a declaration, whose arguments are given by name
     instead_of: str | None = None,
     repeated: bool = False,
     several: bool = False,
+    images: bool = False,
 ) -> Any:
     """A setting.
 
@@ -118,19 +120,23 @@ def option(  # noqa: PLR0913 - a declaration, whose arguments are given by name
         instead_of: another setting that it takes the place of, also of a preset's.
         repeated: several values are given by repeating the flag, one each.
         several: several values are given by one flag or by repeating it.
+        images: it names images, which callers of the library may hold in Python.
     """
     metadata = dict(help=help, within=within, metavar=metavar, flag=flag, otherwise=otherwise)
-    more = dict(instead_of=instead_of, positional=False, hidden=False)
+    more = dict(instead_of=instead_of, positional=False, hidden=False, images=images)
     return field(
         default=default,
         metadata={**metadata, **more, "repeated": repeated or several, "several": several},
     )
 
 
-def argument(help: str, metavar: str, default: Any = MISSING, encoder: bool = False) -> Any:
+def argument(
+    help: str, metavar: str, default: Any = MISSING, encoder: bool = False, images: bool = False
+) -> Any:
     """A setting that is given by its place on the command line, without a flag.
 
-    `encoder`: it names run folders, and may name encoders of timm in their place.
+    `encoder`: it names run folders, and may name encoders of timm in their place. `images`: as for
+    `option`.
     """
     metadata = dict(help=help, within=ANY, metavar=metavar, flag=None, otherwise=None)
     return field(
@@ -143,6 +149,7 @@ def argument(help: str, metavar: str, default: Any = MISSING, encoder: bool = Fa
             "positional": True,
             "hidden": False,
             "encoder": encoder,
+            "images": images,
         },
     )
 
@@ -243,12 +250,16 @@ def from_python(
 ) -> C:
     """The config of a call of the library: positional arguments, then options by name.
 
-    Paths become text and lists tuples, as on the command line.
+    Paths become text and lists tuples, as on the command line; images that are in Python become
+    `PythonData`, which the option `data_id`, of the library alone, gives a name.
 
     Raises:
         UserError: an option that is unknown, missing, given twice or of another type.
     """
     known = {name: o for name, o in options_of(config).items() if not o.metadata["hidden"]}
+    data_id = None
+    if takes_images(config):
+        data_id, options = options.get(DATA_ID), {n: v for n, v in options.items() if n != DATA_ID}
     places = [name for name, o in known.items() if o.positional]
     if len(arguments) > len(places):
         raise UserError(
@@ -264,7 +275,27 @@ def from_python(
     missing = [name for name, o in known.items() if o.default is MISSING and name not in values]
     if missing:
         raise UserError(f"{function} needs {missing[0]}: {known[missing[0]].metadata['help']}")
+    for name, value in values.items():
+        if known[name].metadata.get("images"):
+            values[name] = as_images(value, known[name].type == tuple[str, ...], data_id)
+    if data_id is not None and not any(held(value) for value in values.values()):
+        raise UserError(
+            f"data_id={data_id!r} is for data in Python: what is in files is recognized by itself"
+        )
     return build(config, {name: as_typed(known[name], value) for name, value in values.items()})
+
+
+DATA_ID = "data_id"
+
+
+def takes_images(config: type[Any]) -> bool:
+    """Whether a setting names images that may be in Python."""
+    return any(o.metadata.get("images") for o in options_of(config).values())
+
+
+def held(value: Any) -> bool:
+    """Whether the value of a setting is in Python alone."""
+    return isinstance(value[0] if isinstance(value, tuple) and value else value, PythonData)
 
 
 def as_typed(setting: Option, value: Any) -> Any:

@@ -84,7 +84,9 @@ def resume(
     for note in notes:
         if note is not None and world.is_main:
             logger.warning(note)
-    if go_on_from is not None:
+    was = runfolder.read_any_config(out)["data"]
+    newly_named = any(map(runfolder.is_unknown, (was, was.get("val") or {})))
+    if go_on_from is not None or newly_named:
         world.on_main(lambda: runfolder.write_config(out, verb, settings, identity, described))
     settings["cache"] = config.runtime.cache  # machines differ, and it decides nothing
     return settings, described

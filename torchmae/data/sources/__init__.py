@@ -20,6 +20,7 @@ from torchmae.data.sources.files import is_glob, open_folder, open_glob
 from torchmae.data.sources.hubs import open_hf, open_torchvision
 from torchmae.data.sources.lists import open_list
 from torchmae.data.sources.packed import open_packed
+from torchmae.data.sources.python import open_python
 from torchmae.data.sources.select import select_all
 from torchmae.data.sources.source import BadFile as BadFile
 from torchmae.data.sources.source import Source as Source
@@ -29,8 +30,9 @@ from torchmae.data.sources.source import with_decode as with_decode
 from torchmae.data.sources.tars import open_tar
 from torchmae.data.sources.tiles import with_tiles
 from torchmae.errors import UserError, choose, nearest
+from torchmae.settings.python_data import PythonData
 
-Opener = Callable[..., Source]  # of a text; that of lists takes columns too
+Opener = Callable[..., Source]  # of a text; those of `TABLES` take columns too
 
 
 def open_source(
@@ -42,7 +44,8 @@ def open_source(
 
     Args:
         spec: a folder, pattern of paths, list (.txt, .csv, .tsv, .jsonl), tar or Parquet
-            shards, packed set, array (.npy, .npz, .zarr, .h5), or "kind:what".
+            shards, packed set, array (.npy, .npz, .zarr, .h5), or "kind:what"; a `PythonData` for
+            what is in Python already.
         decode: how they are decoded.
         listing: which of them are taken.
 
@@ -82,6 +85,8 @@ def as_images(source: Source, decode: DecodeOptions, listing: Listing) -> Source
 
 def find_kind(spec: str) -> tuple[str, str]:
     """What opens a set, a name in `SOURCES`, and what it is given."""
+    if isinstance(spec, PythonData):
+        return "python", spec
     if is_url(spec):
         return "cloud", spec
     kind, colon, rest = spec.partition(":")
@@ -140,7 +145,7 @@ BY_SUFFIX = {
 }
 
 
-TABLES = ("list", "parquet")  # have columns
+TABLES = ("list", "parquet", "python")  # have columns
 
 
 def _kinds() -> str:
@@ -161,4 +166,5 @@ SOURCES: dict[str, Opener] = {
     "torchvision": open_torchvision,
     "hf": open_hf,
     "digits": open_digits,
+    "python": open_python,
 }

@@ -213,7 +213,9 @@ class HuggingFace(Encoded):
         if self.classes is None:
             return None
         ((column, value),) = self.classes[i].items()
-        return None if value is None or value < 0 else self.classes.features[column].int2str(value)
+        names = getattr(self.classes.features[column], "int2str", str)  # of classes, or values
+        missing = value is None or (names is not str and value < 0)
+        return None if missing else names(value)
 
     def read(self, i: int) -> bytes:
         item = self.images[i][self.image]
@@ -242,25 +244,39 @@ def open_hf(spec: str) -> Source:
     "NAME?split=train&config=..&column=image".
     """
     name, options, data = _load_hf(spec)
-    import datasets
-
     if isinstance(data, dict):
         split = options.get("split", "train" if "train" in data else next(iter(data)))
         data = choose(data, split, f"split of '{name}'")
-    columns = {
-        column: kind for column, kind in data.features.items() if isinstance(kind, datasets.Image)
-    }
-    if not columns or len(data) == 0:
-        raise UserError(
-            f"hf:{spec}: no images; {len(data)} rows with the columns {', '.join(data.features)}"
-        )
-    image = options.get("column", next(iter(columns)))
-    choose(columns, image, f"image column of '{name}'")
-    label = next(
-        (column for column, kind in data.features.items() if isinstance(kind, datasets.ClassLabel)),
-        None,
-    )
+    image, label = columns_of_hf(data, f"hf:{spec}", options.get("column"), None)
     return HuggingFace(data, os.path.basename(name.rstrip("/")), image, label)
+
+
+def columns_of_hf(
+    data: Any, what: str, image: str | None, label: str | None
+) -> tuple[str, str | None]:
+    """The columns of images and of classes, where there are classes.
+
+    Args:
+        data: a `datasets.Dataset`.
+        what: its name, for messages.
+        image: the column of images that is asked for; None for the first one.
+        label: likewise of classes.
+    """
+    import datasets
+
+    columns = dict(data.features)
+    images = {name: kind for name, kind in columns.items() if isinstance(kind, datasets.Image)}
+    if not images or len(data) == 0:
+        raise UserError(
+            f"{what}: no images; {len(data)} rows with the columns {', '.join(columns)}"
+        )
+    image = image or next(iter(images))
+    choose(images, image, f"image column of '{what}'")
+    if label is not None:
+        choose(columns, label, f"column of '{what}'")
+        return image, label
+    classes = (name for name, kind in columns.items() if isinstance(kind, datasets.ClassLabel))
+    return image, next(classes, None)
 
 
 def hf_splits(spec: str) -> list[str]:

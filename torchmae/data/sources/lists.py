@@ -50,10 +50,21 @@ def open_list(
         UserError: it cannot be read, has no such column, or names no image that exists.
     """
     path = os.path.abspath(os.path.expanduser(path))
+    return from_rows(path, table_rows(path), (path_column, label_column, group_column))
+
+
+def from_rows(
+    path: str, rows: Iterator[list[str]], named: tuple[str | None, str | None, str | None]
+) -> Source:
+    """The images that the rows of a table name.
+
+    Args:
+        path: the list; paths are relative to its folder, and messages name it.
+        rows: its cells.
+        named: the columns of paths, classes and groups, where they are named.
+    """
     root = os.path.dirname(path)
-    rows = table_rows(path)
     first = list(islice(rows, LOOK))
-    named = (path_column, label_column, group_column)
     has_header, places = find_columns(path, first, named)
     path_at, label_at, group_at = places
     header = [cell.strip() for cell in first[0]] if has_header else []

@@ -18,6 +18,7 @@ from torchmae.data.sources.arrays import ARRAY_ERRORS
 from torchmae.data.sources.files import is_glob
 from torchmae.data.sources.source import Pixels, read_file, suffix_of
 from torchmae.errors import UserError
+from torchmae.settings.python_data import PythonData
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +33,9 @@ class Named(NamedTuple):
 
 
 def expanded(word: str) -> list[str]:
-    """The files that a pattern in quotes names; anything else is itself."""
-    return sorted(glob(word, recursive=True)) if is_glob(word) else [word]
+    """The files that a pattern in quotes names; anything else, as what is in Python, is itself."""
+    pattern = is_glob(word) and not isinstance(word, PythonData)
+    return sorted(glob(word, recursive=True)) if pattern else [word]
 
 
 def read_named(
@@ -81,6 +83,8 @@ def read_images(path: str, options: DecodeOptions) -> list[Pixels]:
         path: what the user named; an array of one image, [H, W, C] or [C, H, W], is one image.
         options: how they are decoded; it says the channels.
     """
+    if isinstance(path, PythonData):
+        return first_images(path, options)
     if suffix_of(path.partition("?")[0]) not in (".npy", ".npz"):
         return [read_image(path, options)]
     one = single_image(path, options.channels or 3)
@@ -138,4 +142,7 @@ def first_images(path: str, options: DecodeOptions) -> list[Pixels]:
     source = open_source(path, options)
     if len(source) > MOST:
         logger.info(f"{path}: the first {MOST} of {len(source)} images")
-    return [read_pixels(source, i) for i in range(min(MOST, len(source)))]
+    try:
+        return [read_pixels(source, i) for i in range(min(MOST, len(source)))]
+    except BadImage as error:
+        raise UserError(f"cannot read {path}: {error}") from error

@@ -28,6 +28,7 @@ from torchmae.data.decode import Pixels as Pixels
 from torchmae.data.formats import FORMATS, SLICED, format_of
 from torchmae.data.formats.tiff import count_pages, is_tiff
 from torchmae.errors import UserError, choose, printable
+from torchmae.runfolder import UNKNOWN
 
 S = TypeVar("S", bound="Source")
 
@@ -61,6 +62,8 @@ class Source(Protocol):
     """Whether names are those of files, which patterns can match."""
     left_out: str = ""
     """How many images were not taken, and why, in words."""
+    data_id: str | None = None
+    """The name that the caller of the library gives the set (`data_id=`)."""
 
     @property
     def channels(self) -> int:
@@ -115,7 +118,8 @@ class Source(Protocol):
     def fingerprint(self) -> str:
         """A hex digest of names and sizes, equal for equal sets anywhere.
 
-        Of arrays: of shape and a sample of the pixels.
+        Of arrays: of shape and a sample of the pixels. Where nothing can be known of a set, it
+        begins with `runfolder.UNKNOWN`, and is equal in this process alone.
         """
 
     def stamp(self) -> str | None:
@@ -212,6 +216,7 @@ class SourceWrapper(Source):
         self.unusable = source.unusable
         self.named = source.named
         self.left_out = source.left_out
+        self.data_id = source.data_id
 
     @property
     def stored_channels(self) -> int:  # type: ignore[override]  # as `decode`: handed on
@@ -279,7 +284,9 @@ class Subset(SourceWrapper):
         return self.source.read(int(self.ids[i]))
 
     def fingerprint(self) -> str:
-        return hashlib.sha256(self.source.fingerprint().encode() + self.ids.tobytes()).hexdigest()
+        whole = self.source.fingerprint()
+        digest = hashlib.sha256(whole.encode() + self.ids.tobytes()).hexdigest()
+        return UNKNOWN * whole.startswith(UNKNOWN) + digest
 
     def stamp(self) -> str | None:
         whole = self.source.stamp()

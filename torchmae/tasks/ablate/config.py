@@ -81,6 +81,7 @@ class MeasureOptions:
         "Labelled images to validate on.",
         metavar="DATA",
         otherwise="val/ or test/ beside train/, else a share of LABELLED",
+        images=True,
     )
     val_fraction: float = option(
         0.2,
@@ -125,7 +126,9 @@ class Ablate(Pretrain):
     Flags are those of mae pretrain and hold for every training, but for what is varied.
     """
 
-    labelled_data: str = argument("labelled images, as mae finetune takes them", "LABELLED")
+    labelled_data: str = argument(
+        "labelled images, as mae finetune takes them", "LABELLED", images=True
+    )
     ablation: AblationOptions = AblationOptions()
     measures: MeasureOptions = MeasureOptions()
     optim: AblateOptimOptions = AblateOptimOptions()

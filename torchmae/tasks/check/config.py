@@ -16,12 +16,15 @@ class Check:
 
     GROUP: ClassVar[str] = "data"
 
-    data: str = argument("images, as for mae pretrain; labels are used if it has any", "DATA")
+    data: str = argument(
+        "images, as for mae pretrain; labels are used if it has any", "DATA", images=True
+    )
     val: str | None = option(
         None,
         "Images to validate on, which must not have copies in DATA.",
         metavar="DATA",
         otherwise="train/, val/, test/ of DATA are its parts",
+        images=True,
     )
     out: str = option("check.html", "The page.")
     write_list: str | None = option(

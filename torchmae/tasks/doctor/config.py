@@ -22,5 +22,6 @@ class Doctor:
         "With RUN: the images, where they have moved.",
         metavar="DATA",
         otherwise="those of the run",
+        images=True,
     )
     runtime: DeviceOptions = DeviceOptions()

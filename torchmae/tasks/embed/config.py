@@ -14,7 +14,7 @@ class Embed:
     GROUP: ClassVar[str] = "features"
 
     run: str = argument(f"a run folder, or {OF_TIMM}", "RUN", encoder=True)
-    data: str = argument("images, as for mae pretrain", "DATA")
+    data: str = argument("images, as for mae pretrain", "DATA", images=True)
     out: str | None = option(
         None,
         '.npz (arrays "paths" and "features"), .csv or .parquet (extra "parquet"); with --pool '

@@ -55,6 +55,7 @@ class Evaluate:
         "classifier's; for a segmenter or a detector annotated images, as for mae segment and mae "
         "detect",
         "DATA",
+        images=True,
     )
     class_map: str | None = option(
         None,

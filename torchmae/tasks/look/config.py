@@ -17,7 +17,9 @@ class Look:
 
     run: str = argument(f"a run folder, or {OF_TIMM}", "RUN", encoder=True)
     images: tuple[str, ...] = argument(
-        "image files of any size, or arrays (.npy, .npz: the first 8 images)", "IMAGE..."
+        "image files of any size, or arrays (.npy, .npz: the first 8 images)",
+        "IMAGE...",
+        images=True,
     )
     out: str | None = option(
         None,

@@ -23,7 +23,7 @@ class Map:
     GROUP: ClassVar[str] = "map"
 
     run: str = argument(f"a run folder, or {OF_TIMM}", "RUN", encoder=True)
-    data: str = argument("images, as for mae pretrain; labels give colors", "DATA")
+    data: str = argument("images, as for mae pretrain; labels give colors", "DATA", images=True)
     method: str = option(
         "pca",
         'pca, umap (extra "umap") or tsne (scikit-learn, extra "demo").',

@@ -27,7 +27,9 @@ class Pack:
 
     GROUP: ClassVar[str] = "output"
 
-    data: str = argument("image files, as for mae pretrain; with --verify: a packed set", "DATA")
+    data: str = argument(
+        "image files, as for mae pretrain; with --verify: a packed set", "DATA", images=True
+    )
     out: str = option(
         "shards", "Folder for the shards: a new one, or that of the same command.", metavar="FOLDER"
     )

@@ -23,7 +23,9 @@ class Predict:
         "a run folder that mae finetune, mae segment, mae detect or mae import made", "RUN"
     )
     data: tuple[str, ...] = argument(
-        "images, as for mae pretrain; or one or more image files; no labels are needed", "DATA"
+        "images, as for mae pretrain; or one or more image files; no labels are needed",
+        "DATA",
+        images=True,
     )
     out: str | None = option(
         None,

@@ -256,6 +256,7 @@ class PretrainOutputOptions(OutputOptions):
         "without, for a run that had some.",
         metavar="DATA",
         otherwise="nothing is measured",
+        images=True,
     )
 
 

@@ -19,6 +19,7 @@ from torchmae.report.pictures import hidden_words
 from torchmae.report.words.learning import end_of, look_at, verdict
 from torchmae.settings.defaults import reasons
 from torchmae.settings.groups import CACHES
+from torchmae.settings.python_data import typed
 from torchmae.tasks.pretrain.config import MaskingOptions, ResolvedPretrain
 from torchmae.tasks.pretrain.features import progress
 from torchmae.tasks.pretrain.job import Job
@@ -161,7 +162,7 @@ def summary(job: Job, outcome: Outcome, plan: TrainConfig, out: Path) -> str:
         lines.append(
             f"  {out / runfolder.BAD_FILES}  {bad} files that could not be read, with reasons"
         )
-    run, data, mae = shlex.quote(str(out)), shlex.quote(config.source.data), command()
+    run, data, mae = shlex.quote(str(out)), typed(config.source.data), command()
     look = [f"  {mae} reconstruct {run} IMAGE...  look at images of your own"]
     return "\n".join(
         [

@@ -25,6 +25,7 @@ class Reconstruct:
         "image files, or arrays (.npy, .npz: the first 8 images); with --sheet a set as for mae "
         "pretrain",
         "IMAGE...",
+        images=True,
     )
     sheet: bool = option(
         False, "Draw images of a whole set that --seed chooses, and the errors, at several ratios."

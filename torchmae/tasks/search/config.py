@@ -24,12 +24,13 @@ class Search:
     GROUP: ClassVar[str] = "search"
 
     run: str = argument(f"a run folder, or {OF_TIMM}", "RUN", encoder=True)
-    data: str = argument("the images to search, as for mae pretrain", "DATA")
+    data: str = argument("the images to search, as for mae pretrain", "DATA", images=True)
     query: tuple[str, ...] = option(
         (),
         "Image files: the nearest images of DATA to each.",
         metavar="IMAGE",
         several=True,
+        images=True,
     )
     duplicates: bool = option(False, "Groups of images of DATA that are nearly the same.")
     k: int = option(NEAREST, "How many images for each --query.", within=Range(above=0))

@@ -39,6 +39,7 @@ class Serve:
         "With --features: the images they are of.",
         metavar="DATA",
         otherwise="those the run was trained on",
+        images=True,
     )
     min_score: float = option(
         0.5, "Of a detector: the score from which on an object is shown.", within=SHARE

@@ -11,6 +11,7 @@ from torchmae.data.view import Glance, view_notes
 from torchmae.errors import printable
 from torchmae.settings.defaults import reasons
 from torchmae.settings.options import size_text
+from torchmae.settings.python_data import typed
 from torchmae.tasks.tokenizer.config import ResolvedTokenizer
 from torchmae.tasks.tokenizer.job import Job
 from torchmae.train.config import TrainConfig
@@ -63,7 +64,7 @@ def summary(config: ResolvedTokenizer, found: dict[str, Any], plan: TrainConfig,
     """What was made and how good it is; the same goes to results.json."""
     path = runfolder.add_result(out, "tokenizer", {}, found)
     pictures = sorted((out / runfolder.PICTURES).glob("step-*.png"))
-    run, data, mae = shlex.quote(str(out)), shlex.quote(config.source.data), command()
+    run, data, mae = shlex.quote(str(out)), typed(config.source.data), command()
     lines = [
         f"Done: {plan.steps} steps. On {found['images']:,} training images, through their tokens "
         f"and back: mean squared error {found['error']:.4f} of normalized pixels (1: predicting "
