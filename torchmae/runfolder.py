@@ -91,10 +91,7 @@ def prepare(out: Path, data: str) -> bool:
     """
     refuse_inside(out, data)
     if out.is_dir() and not (out / CONFIG).exists():
-        # Left by a start that failed early.
-        ours = {LOCK, BAD_FILES, DATA_SHEET, manifest.MANIFEST}
-        ours |= {f".{name}.partial" for name in (CONFIG, manifest.MANIFEST)}
-        foreign = [p.name for p in out.iterdir() if p.name not in ours]
+        foreign = [p.name for p in out.iterdir() if p.name not in EARLY]
         if foreign:
             raise UserError(
                 f"--out {out} holds other things ({foreign[0]}, ...): name a new folder or a run"
@@ -117,6 +114,21 @@ def prepare(out: Path, data: str) -> bool:
             "choose another --out"
         )
     return False  # nothing was trained there yet: the settings may still change
+
+
+# What a start that fails early leaves.
+EARLY = {LOCK, BAD_FILES, DATA_SHEET, manifest.MANIFEST}
+EARLY |= {f".{name}.partial" for name in (CONFIG, manifest.MANIFEST)}
+
+
+def discard(out: Path, error: BaseException | None) -> None:
+    """Removes a new run folder whose start was refused, unless the message names a file in it."""
+    if not isinstance(error, UserError) or (out / CONFIG).exists() or str(out) in str(error):
+        return
+    with suppress(OSError):  # what holds something else stays
+        for name in EARLY:
+            (out / name).unlink(missing_ok=True)
+        out.rmdir()
 
 
 def refuse_inside(out: Path, data: str) -> None:

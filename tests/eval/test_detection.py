@@ -66,6 +66,32 @@ def scores_of(found, truth):
     return detection_scores(found, truth, CLASSES)
 
 
+def overlap(one, other):
+    """Of two boxes: intersection over union."""
+    low, high = np.maximum(one[:2], other[:2]), np.minimum(one[2:], other[2:])
+    both = np.maximum(high - low, 0).prod()
+    return both / ((one[2:] - one[:2]).prod() + (other[2:] - other[:2]).prod() - both)
+
+
+def test_precision_by_score_is_that_of_a_greedy_loop():
+    found, truth = random_set(5, images=8, crowds=False)
+    bins = [[] for _ in range(15)]
+    for said, there in zip(found, truth):
+        free = set(range(len(there.objects)))
+        for k in np.argsort(-said.scores, kind="stable").tolist():
+            own = [i for i in free if there.objects.classes[i] == said.classes[k]]
+            best = max(
+                own, key=lambda i: overlap(there.objects.boxes[i], said.boxes[k]), default=-1
+            )
+            hit = best >= 0 and overlap(there.objects.boxes[best], said.boxes[k]) >= 0.5
+            free -= {best} if hit else set()
+            bins[min(14, int(said.scores[k] * 15))].append((said.scores[k], hit))
+    scores = scores_of(found, truth)
+    expected = [(len(some), *np.mean(some, axis=0)) for some in bins if some]
+    assert np.allclose(scores.precision, expected, atol=1e-6)
+    assert expected[0][2] + expected[-1][2] > 0.1 and "precision" not in scores.summary()
+
+
 def by_pycocotools(found, truth, kind, most):
     """COCO's twelve numbers, with the largest number of detections as asked for."""
     coco = pytest.importorskip("pycocotools.coco")

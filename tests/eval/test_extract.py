@@ -1,5 +1,7 @@
 """Features of all readable images: order, pools, layers, decoding."""
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +11,9 @@ from PIL import Image
 
 from torchmae.data.config import DecodeOptions
 from torchmae.data.sources import open_source
+from torchmae.data.sources.source import Subset
 from torchmae.errors import UserError
-from torchmae.eval.extract import POOLS, collect, features_of
+from torchmae.eval.extract import POOLS, collect, features_of, say_view
 from torchmae.models.weights import load
 
 CPU = torch.device("cpu")
@@ -58,6 +61,26 @@ def test_images_are_decoded_as_their_source_says(run: Path, tmp_path: Path) -> N
         _, (images,), _ = collect(source, encoder, run, [lambda x: x], CPU)
         assert images.shape == (1, 3, 32, 32) and images.dtype == torch.float32
         assert torch.allclose(images, torch.tensor(32768.0))
+
+
+def test_what_the_plan_of_the_run_has_said_is_not_repeated(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "large").mkdir()
+    for i in range(3):
+        Image.new("RGB", (400, 160), (80 * i, 0, 0)).save(tmp_path / "large" / f"{i}.png")
+    source = open_source(str(tmp_path / "large"))
+    say_view(source, run)
+    said = capsys.readouterr().out
+    assert "3 of 3 images are shrunk more than 4 times" in said and "center crop shows" in said
+    own = shutil.copytree(run, tmp_path / "own")
+    config = json.loads((own / "config.json").read_text())
+    config["data"]["fingerprint"] = source.fingerprint()
+    (own / "config.json").write_text(json.dumps(config))
+    (own / "manifest.json").unlink()
+    say_view(Subset(source, [0, 2]), own)  # of the images that it was trained on
+    said = capsys.readouterr().out
+    assert "shrunk" not in said and "center crop shows" in said  # which mae pretrain has not said
 
 
 def test_mistakes(run: Path) -> None:

@@ -24,8 +24,14 @@ def maps(count=5, classes=4, seed=0):
 def tally_of(pairs, classes=4, **options):
     tally = Tally(classes, **options)
     for said, labels in pairs:
-        tally.add(said, labels)
+        tally.add(said, sure_of(said), labels)
     return tally
+
+
+def sure_of(said):
+    """A probability for each pixel, the same for the same map."""
+    draw = torch.Generator().manual_seed(said.numel())
+    return torch.rand(said.shape, generator=draw)
 
 
 def by_loop(pairs, classes=4):
@@ -56,6 +62,22 @@ def test_scores_are_those_of_a_loop_over_pixels():
     assert scores.pixel_accuracy == pytest.approx(right.sum() / true.sum())
     assert scores.count == 5 and scores.pixels == true.sum()
     assert scores.low < scores.miou < scores.high
+
+
+def test_calibration_is_that_of_a_loop_over_pixels():
+    pairs = maps()
+    pixels = [[] for _ in range(15)]
+    for said, labels in pairs:
+        for p, a, b in zip(*(x.flatten().tolist() for x in (sure_of(said), said, labels))):
+            if b != 255:
+                pixels[int(p * 15)].append((p, a == b))
+    means = [np.mean(some, axis=0) for some in pixels]
+    scores = tally_of(pairs).scores("abcd")
+    assert [n for n, _, _ in scores.calibration] == [len(some) for some in pixels]
+    assert np.allclose([one[1:] for one in scores.calibration], means, atol=1e-6)
+    error = sum(len(some) * abs(p - a) for some, (p, a) in zip(pixels, means)) / scores.pixels
+    assert scores.calibration_error == pytest.approx(error, abs=1e-6)
+    assert "calibration" not in scores.summary() and scores.detail("x", "abcd")["unit"] == "pixels"
 
 
 def test_the_mean_over_images_is_another_number():

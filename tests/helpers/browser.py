@@ -148,6 +148,38 @@ class Tab:
         node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
         self.call("DOM.setFileInputFiles", nodeId=node, files=[str(path.resolve())])
 
+    def drop_file(self, selector: str, path: Path) -> None:
+        """Drags a file from outside over an element and drops it there."""
+        item = {"items": [], "files": [str(path.resolve())], "dragOperationsMask": 1}
+        for kind in ("dragEnter", "dragOver", "drop"):
+            place = self.place(selector)
+            self.call("Input.dispatchDragEvent", type=kind, data=item, **place)
+
+    def paste_picture(self) -> None:
+        """Puts a red picture into the browser's clipboard, and presses Ctrl+V."""
+        self.browser.call(
+            "Browser.grantPermissions",
+            permissions=["clipboardReadWrite", "clipboardSanitizedWrite"],
+            origin=self.value("location.origin"),
+        )
+        self.call("Emulation.setFocusEmulationEnabled", enabled=True)  # else it may not write there
+        self.value(
+            """(async () => {
+              const canvas = new OffscreenCanvas(30, 20), pen = canvas.getContext("2d");
+              pen.fillStyle = "rgb(200 0 0)";
+              pen.fillRect(0, 0, 30, 20);
+              const blob = await canvas.convertToBlob();
+              await navigator.clipboard.write([new ClipboardItem({"image/png": blob})]);
+            })()"""
+        )
+        keys = {"key": "v", "code": "KeyV", "windowsVirtualKeyCode": 86, "modifiers": 2}
+        self.call("Input.dispatchKeyEvent", type="keyDown", commands=["paste"], **keys)
+        self.call("Input.dispatchKeyEvent", type="keyUp", **keys)
+
+    def close(self) -> None:
+        """Closes it, whatever it waits for."""
+        self.browser.call("Target.closeTarget", targetId=self.target)
+
     def place(self, selector: str, across: float = 0.5, down: float = 0.5) -> dict[str, float]:
         """A place on an element, as shares of its sides, in the window's pixels."""
         query = json.dumps(selector)

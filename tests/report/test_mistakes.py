@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
 from torchmae.data.sources import open_source
+from torchmae.report import mistakes
 from torchmae.report.mistakes import draw_mistakes, most_confident_mistakes
 
 
@@ -30,3 +32,27 @@ def test_the_picture_names_guess_and_truth(tmp_path: Path, written: list[str]) -
         source, [0, 1, 2], logits, logits.argmax(1), ["cat", "dog"], (16, 16), out
     )
     assert not out.exists()
+
+
+def test_black_and_white_are_those_of_the_whole_image(
+    tmp_path: Path, written: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of five bands of 16 bits: the crop leaves out a bright rim."""
+    pixels = np.full((1, 40, 20, 5), 1000, np.uint16)
+    pixels[:, 10:30] = 2000
+    pixels[:, :4], pixels[:, -4:] = 0, 5000
+    np.save(tmp_path / "x.npy", pixels)
+    drawn: list[torch.Tensor] = []
+    own = mistakes.sheet
+
+    def record(rows, *rest):
+        drawn.append(rows[""])
+        return own(rows, *rest)
+
+    monkeypatch.setattr(mistakes, "sheet", record)
+    source, out = open_source(tmp_path / "x.npy"), tmp_path / "mistakes.png"
+    draw_mistakes(
+        source, [0], torch.tensor([[4.0, 0]]), torch.tensor([1]), ["a", "b"], (16, 16), out
+    )
+    assert drawn[0].dtype == torch.uint8 and int(drawn[0].max()) == 102  # 2000 of 5000
+    assert "Bands 1, 2 and 3 of 5 are shown" in " ".join(written)

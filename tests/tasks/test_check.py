@@ -162,3 +162,23 @@ def test_the_features_of_a_run_know_copies_that_the_hash_does_not(
     assert "of 64 planted copies reach" in capsys.readouterr().out
     with pytest.raises(torchmae.UserError, match="is not a run folder"):
         torchmae.check(tmp_path / "set", run=tmp_path, out=page)
+
+
+def test_names_of_bands_and_no_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tifffile = pytest.importorskip("tifffile", reason="an extra")
+    names = "".join(
+        f'<Item name="DESCRIPTION" sample="{i}" role="description">{band}</Item>'
+        for i, band in enumerate(["B02", "B03", "B04", "B08", "B<script>"])
+    ).replace("<script>", "&lt;script&gt;")
+    tags = [(42112, "s", 0, f"<GDALMetadata>{names}</GDALMetadata>", True)]
+    tags += [(42113, "s", 0, "-9999", True)]
+    for i in range(4):
+        pixels = np.random.default_rng(i).normal(0, 9, (40, 40, 5)).astype(np.float32)
+        pixels[:8] = -9999 if i < 2 else 1
+        options = dict(photometric="minisblack", planarconfig="contig", extratags=tags)
+        tifffile.imwrite(tmp_path / f"{i}.tif", pixels, **options)
+    found = torchmae.check(tmp_path, out=tmp_path / "p.html")
+    assert any("no-data: 10.0% of the values, in 2 of 4 images" in one for one in found["findings"])
+    out, page = capsys.readouterr().out, (tmp_path / "p.html").read_text()
+    assert "5 channels of 32 bits (B02, B03, B04, B08, B<script>), no-data -9999" in out
+    assert "(B02, B03, B04, B08, B&lt;script&gt;), no-data -9999" in page

@@ -205,10 +205,24 @@ def test_what_is_broken_is_found(learned: Path, name: str) -> None:
     assert any(message in about for state, about in found[line] if state == WRONG)
 
 
+def test_features_of_a_few_directions_are_a_collapse(learned: Path, tmp_path: Path) -> None:
+    """Five of 128: more than two, and too few for 200 images."""
+    draw = np.random.default_rng(0)
+    coarse = draw.integers(0, 256, (200, 4, 4, 3), dtype=np.uint8)
+    np.save(tmp_path / "x.npy", coarse.repeat(8, axis=1).repeat(8, axis=2))
+    weight, bias = torch.zeros(128), torch.zeros(128)
+    weight[:5] = 1
+    publish(learned, **{"encoder.norm.weight": weight, "encoder.norm.bias": bias})
+    ((state, about),) = lines_of(learned, str(tmp_path / "x.npy"))["features"]
+    value = float(about.partition("RankMe ")[2].split()[0])
+    assert state == WRONG and 2 < value <= 5.05 and "of at most 128: they are nearly" in about
+
+
 def test_a_run_that_has_not_learned(own: Path) -> None:
     assert "training" in wrong(lines_of(own))
-    with pytest.raises(RunError, match="are WRONG: .*training"):
+    with pytest.raises(RunError, match="are WRONG: .*training") as error:
         torchmae.doctor(own, device="cpu")
+    assert str(error.value).count("training") == 1 and "(2 lines)" in str(error.value)
 
 
 def test_masks_are_no_images_of_a_segmenter(learned: Path, tmp_path: Path) -> None:

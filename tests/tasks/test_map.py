@@ -54,15 +54,17 @@ def test_ten_thousand_images_with_long_names_fit_in_five_megabytes() -> None:
     assert "<script" not in text and "&lt;" in text
 
 
-def test_no_thumbnail_covers_another_by_more_than_a_quarter() -> None:
+def test_no_thumbnail_covers_another_or_leaves_the_map() -> None:
     places = np.random.default_rng(0).uniform(0, 200, (500, 2))
     kept = uncovered(places)
     assert kept[0] == 0
     apart = np.abs(places[kept][:, None] - places[kept][None]).max(2)
     np.fill_diagonal(apart, np.inf)
-    assert apart.min() >= 0.75 * THUMB
+    assert apart.min() > THUMB
     left = sorted(set(range(500)) - set(kept))
-    assert (np.abs(places[left][:, None] - places[kept][None]).max(2).min(1) < 0.75 * THUMB).all()
+    assert (np.abs(places[left][:, None] - places[kept][None]).max(2).min(1) < THUMB + 5).all()
+    rim = fit(np.random.default_rng(1).standard_cauchy((500, 2)))
+    assert rim.min() > THUMB and (rim.max(0) < [WIDTH - THUMB, HEIGHT - THUMB]).all()
 
 
 def test_places_fill_the_map_and_up_is_up() -> None:

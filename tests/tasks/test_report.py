@@ -142,3 +142,19 @@ def test_a_comparison_begins_with_its_verdicts(tmp_path: Path) -> None:
     assert '<li class="good">knn, 10: Lead of a: shown</li>' in text
     assert '<li class="">knn, 10: Lead of a: not shown</li>' in text
     assert '<li class="bad">knn, 10: Lead of a: worse</li>' in text
+
+
+def test_verdicts_of_comparisons_of_segmenters_and_of_ablations(tmp_path: Path) -> None:
+    row = {"name": "50", "verdict": "not shown", "reason": "no difference to none is clear"}
+    records = [{"verb": "compare segment", "settings": {}, "results": {"rows": [row]}}]
+    (tmp_path / "results.json").write_text(json.dumps({"results": records}))
+    text = torchmae.report_(tmp_path).read_text()
+    assert '<li class="">50: no difference to none is clear: not shown</li>' in text
+    pairs = [{"verdict": word} for word in ("reproduced", "reproduced", "not decided")]
+    study = {"title": "Mask ratio", "columns": [], "orderings": {"finetune": pairs}}
+    studies = {"studies": [{**study, "rows": [], "baselines": []}, {"title": "old"}, 3]}
+    for content, found in ((studies, False), ({"studies": studies["studies"][:1]}, True)):
+        (tmp_path / "ablation.json").write_text(json.dumps(content))
+        text = torchmae.report_(tmp_path).read_text()
+        said = "Mask ratio: 3 orderings of the paper, by finetune: 2 reproduced, 1 not decided"
+        assert (said in text) == found

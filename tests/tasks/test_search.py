@@ -4,6 +4,7 @@ import csv
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers.planted import plant_run, small_vit
 from PIL import Image
@@ -46,6 +47,17 @@ def test_the_nearest_images_to_queries(
     with Image.open(tmp_path / "near.png") as picture:
         assert picture.width > 4 * 132
     assert written.count("query") == 2 and "0" in written
+    assert not any("are shown, as red" in word for word in written)
+
+
+def test_bands_are_said(tmp_path: Path, written: list[str]) -> None:
+    run = plant_run(tmp_path / "bands", small_vit(channels=5))
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).integers(0, 255, (9, 32, 32, 5), np.uint8))
+    array = tmp_path / "x.npy"
+    torchmae.search(run, array, query=[array], k=2, out=tmp_path / "near.csv", device="cpu")
+    assert "Bands 1, 2 and 3 of 5 are shown" in " ".join(written)
+    page = torchmae.map(run, array, out=tmp_path / "m.html", device="cpu")
+    assert "Bands 1, 2 and 3 of 5 are shown" in page.read_text()
 
 
 def test_features_of_a_file_give_the_same(encoder: Path, photos: Path, tmp_path: Path) -> None:

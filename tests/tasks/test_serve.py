@@ -490,6 +490,50 @@ def test_a_browser_with_real_clicks(run: Path, photos: Path, tmp_path: Path) -> 
         assert process.wait(30) == 130
 
 
+DONE = "document.getElementById('status').textContent.startsWith('Reconstructed')"
+READING = "document.getElementById('status').textContent.startsWith('Reading')"
+
+
+@needs_chromium
+def test_dropped_and_pasted_images_a_closed_tab_and_two_browsers(
+    page: Server, photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with Browser() as browser, Browser() as other:
+        tab, theirs = browser.tab(page.url), other.tab(page.url)
+        for one in (tab, theirs):
+            one.wait("document.getElementById('status').textContent.startsWith('Choose')")
+        note = "document.getElementById('original-note').textContent"
+        tab.drop_file("#drop", photos / "blob" / "1.jpg")
+        tab.wait(DONE)
+        assert tab.value(note).startswith("48 x 40 pixels")
+        assert not tab.value("document.getElementById('drop').classList.contains('over')")
+        before = tab.value("document.getElementById('original').toDataURL()")
+        with page.answers.lock:  # the server computes, and takes its time
+            theirs.drop_file("body", photos / "down" / "1.jpg")  # anywhere on the page
+            theirs.wait(READING)
+            closed = browser.tab(page.url)
+            closed.wait("document.getElementById('status').textContent.startsWith('Choose')")
+            closed.drop_file("#drop", photos / "across" / "1.jpg")
+            closed.wait(READING)
+            closed.close()
+        theirs.wait(DONE)
+        own = "document.getElementById('original').toDataURL()"
+        assert tab.value(own) == before != theirs.value(own)  # nothing of one is in the other
+        tab.paste_picture()
+        tab.wait(f"{note}.startsWith('30 x 20 pixels')")
+        tab.wait(DONE)
+        red = "document.getElementById('original').getContext('2d').getImageData(9, 9, 1, 1).data"
+        assert tab.value(f"Array.from({red})") == [200, 0, 0, 255]
+        assert tab.complaints() == theirs.complaints() == []
+        (tmp_path / "note.txt").write_text("no image")
+        tab.drop_file("#drop", tmp_path / "note.txt")
+        tab.wait("document.getElementById('error').textContent.includes('not an image')")
+        tab.drop_file("#drop", photos / "blob" / "1.jpg")
+        tab.wait(f"{own} === '{before}'")
+        assert tab.text("#error") == ""
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def center_is_gray() -> str:
     """Whether the patch at 0.6, 0.6 of the mask is hidden."""
     return (

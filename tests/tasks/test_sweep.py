@@ -80,6 +80,8 @@ def test_compare_pairs_every_seed(
     printed = capsys.readouterr().out
     assert "[3/8] pre-trained, 2 labels a class, seed 1" in printed
     assert "mean ± std over 2 seeds" in printed
+    assert printed.count(" wide, ") == 1, "one plan, then what differs from it"
+    assert printed.count("unlike pre-trained-") == 2 and "run none (" in printed
     assert "no search for either side" in printed
 
     finished = {path: path.stat().st_mtime_ns for path in out.glob("*/model.safetensors")}

@@ -421,16 +421,22 @@ def inspect(data: bytes, options: DecodeOptions = DecodeOptions()) -> tuple[int,
 
 
 class Encoding(NamedTuple):
-    """How an image is stored: format, channels, bits of a sample."""
+    """How an image is stored: format, channels, bits of a sample; names of its channels and the
+    value that stands for none, where it declares these."""
 
     format: str
     channels: int
     bits: int
+    bands: tuple[str, ...] = ()
+    nodata: float | None = None
 
     def words(self) -> str:
         """Such as "JPEG, 3 channels of 8 bits"."""
         bits = f"{self.bits} bit{'s' * (self.bits > 1)}"
-        return f"{self.format}, {self.channels} channel{'s' * (self.channels > 1)} of {bits}"
+        words = f"{self.format}, {self.channels} channel{'s' * (self.channels > 1)} of {bits}"
+        if self.bands:
+            words += f" ({', '.join(self.bands)})"
+        return words if self.nodata is None else f"{words}, no-data {self.nodata:g}"
 
 
 # Bits of a sample in Pillow's modes, where these are not 8.
@@ -450,13 +456,16 @@ def encoding(data: bytes, options: DecodeOptions = DecodeOptions()) -> Encoding:
         except BadImage:
             if other is None and not is_tiff(data):
                 raise
-            pixels = read_encoded(data, options).pixels
-            return Encoding(other or "TIFF", pixels.shape[2], 8 * pixels.dtype.itemsize)
+            raster = read_encoded(data, options)
+            channels, bits = raster.pixels.shape[2], 8 * raster.pixels.dtype.itemsize
+            return Encoding(other or "TIFF", channels, bits, raster.bands, raster.nodata)
         bits = 16 if image.mode.startswith("I;16") else MODE_BITS.get(image.mode, 8)
         if image.format == "PNG":  # Pillow's mode has not the bits of 16-bit color, nor of 1 to 4
             bits = data[24]
         elif isinstance(image, TiffImagePlugin.TiffImageFile):
-            bits = max(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (bits,)))
+            tags, channels = image.tag_v2, len(image.getbands())
+            bits = max(tags.get(TiffImagePlugin.BITSPERSAMPLE, (bits,)))
+            return Encoding("TIFF", channels, bits, band_names(tags, channels), nodata_of(tags))
         kind = "JPEG" if image.format == "MPO" else str(image.format)
         return Encoding(kind, len(image.getbands()), bits)
 

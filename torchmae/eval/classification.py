@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from torchmae.eval.intervals import wilson_interval
@@ -44,7 +44,7 @@ class Scores:
     per_class: dict[str, float]
     calibration_error: float
     confusion: list[list[int]]
-    calibration: list[tuple[int, float, float]]
+    calibration: list["Bin"]
 
     def summary(self) -> dict[str, Any]:
         """The single numbers, for results.json; no top5 where it says nothing."""
@@ -52,23 +52,54 @@ class Scores:
         return {name: value for name, value in found.items() if value is not None}
 
     def detail(self, of: str, classes: Sequence[str]) -> dict[str, Any]:
-        """The others, for classes.json; of the confusion matrix what is not 0, as (true class,
-        predicted class, count)."""
-        counts = [
-            (i, j, count)
-            for i, row in enumerate(self.confusion)
-            for j, count in enumerate(row)
-            if count
-        ]
+        """The others, for classes.json."""
         return {
             "of": of,
             "classes": list(classes),
-            "confusion": counts,
+            "confusion": nonzero(self.confusion),
             "calibration": self.calibration,
         }
 
 
+def nonzero(confusion: Sequence[Sequence[int]]) -> list[tuple[int, int, int]]:
+    """What is not 0 of a confusion matrix, as (true class, predicted class, count)."""
+    return [
+        (i, j, count) for i, row in enumerate(confusion) for j, count in enumerate(row) if count
+    ]
+
+
 DETAILS = ("confusion", "calibration")
+BINS = 15  # of confidence (Guo et al. 2017)
+
+Bin = tuple[int, float, float]
+"""How many predictions have about this confidence, its mean, and the share of them that is
+right."""
+
+
+def sums_by_confidence(
+    confidence: Float[Tensor, " N"], right: Bool[Tensor, " N"]
+) -> Float64[Tensor, "3 bins"]:
+    """For each bin of confidence: predictions, the sum of their confidences, how many are right.
+    Those of several sets are added."""
+    place = (confidence * BINS).long().clamp(max=BINS - 1)
+    weights = (torch.ones_like(confidence), confidence, right)
+    sums = [torch.bincount(place, weight.double(), BINS) for weight in weights]
+    return torch.stack(sums)
+
+
+def bins_of(sums: Float64[Tensor, "3 bins"]) -> list[Bin]:
+    """The bins that have predictions."""
+    return [
+        (int(count), float(sure / count), float(right / count))
+        for count, sure, right in sums.T.tolist()
+        if count
+    ]
+
+
+def calibration_error(sums: Float64[Tensor, "3 bins"]) -> float:
+    """The mean distance of confidence and accuracy, by bins (Guo et al. 2017)."""
+    count, sure, right = sums
+    return float((sure - right).abs().sum() / count.sum())
 
 
 def scores(
@@ -85,17 +116,8 @@ def scores(
     right = order[:, 0] == labels
     count = len(labels)
     low, high = wilson_interval(int(right.sum()), count)
-    confidence = logits.softmax(1).amax(1)
-    bins = (confidence * 15).long().clamp(max=14)
-    calibration = [
-        (
-            int((bins == b).sum()),
-            float(confidence[bins == b].mean()),
-            float(right[bins == b].float().mean()),
-        )
-        for b in bins.unique()
-    ]
-    error = sum(n / count * abs(share - sure) for n, sure, share in calibration)
+    sums = sums_by_confidence(logits.softmax(1).amax(1), right)
+    calibration = bins_of(sums)
     among = int(logits.isfinite().any(0).sum())  # classes that can be predicted at all
     in_five = (order[:, :5] == labels.unsqueeze(1)).any(1)
     pairs = labels * len(classes) + order[:, 0]
@@ -118,7 +140,7 @@ def scores(
             for i, name in enumerate(classes)
             if bool((labels == i).any())
         },
-        calibration_error=error,
+        calibration_error=calibration_error(sums),
         confusion=confusion.tolist(),
         calibration=calibration,
     )

@@ -4,7 +4,7 @@ Matching and accumulating are faster-coco-eval's, whose numbers are pycocotools'
 bootstrap over images, which weights the matches of each image and matches nothing again.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ from torchmae.data.dense.objects import (
 from torchmae.data.dense.segmentation import Examples
 from torchmae.data.sources.source import BadFile
 from torchmae.errors import UserError, library
+from torchmae.eval.classification import Bin, bins_of, sums_by_confidence
 from torchmae.eval.segmentation import each
 from torchmae.models.detection.detector import Found
 
@@ -77,6 +78,8 @@ class DetectionScores:
             only of sizes that there are.
         images, objects: how many were measured on; crowds and difficult objects are not counted.
         max_detections: those with the highest scores that count, of each image and class.
+        precision: of each bin of scores the detections in it, their mean score, and the share that
+            is right: with an object of their class below, at an overlap of 0.5.
     """
 
     ap: float
@@ -90,10 +93,11 @@ class DetectionScores:
     images: int
     objects: int
     max_detections: int
+    precision: list[Bin]
 
     def summary(self) -> dict[str, Any]:
-        """For results.json."""
-        return dict(vars(self))
+        """All but the bins, for results.json."""
+        return {name: value for name, value in vars(self).items() if name != "precision"}
 
 
 class Measured(NamedTuple):
@@ -208,7 +212,8 @@ def detection_scores(
     whole = precision[:, :, :, 0, -1]
     there = [k for k in range(len(classes)) if (whole[:, :, k] > -1).any()]
     by_size = {name: average(precision[:, :, :, i, -1]) for i, name in enumerate(SIZES, start=1)}
-    low, high = bootstrap(matches(evaluation, len(classes), len(truth)))
+    matched = matches(evaluation, len(classes), len(truth))
+    low, high = bootstrap(matched)
     return DetectionScores(
         ap=average(whole) or 0.0,
         low=low,
@@ -221,7 +226,24 @@ def detection_scores(
         images=len(truth),
         objects=count,
         max_detections=max_detections,
+        precision=precision_by_score(matched),
     )
+
+
+def precision_by_score(found: Sequence[Matches]) -> list[Bin]:
+    """How many detections of a score are right, at an overlap of 0.5, over all classes; crowds are
+    left out."""
+    scores, hits = (
+        np.concatenate([values[one.counts[0]] for one, values in zip(found, columns)])
+        for columns in ([one.score for one in found], [one.hit[0] for one in found])
+    )
+    return bins_of(sums_by_confidence(torch.from_numpy(scores), torch.from_numpy(hits)))
+
+
+def detail(scores: Mapping[str, DetectionScores], of: str) -> dict[str, Any]:
+    """What classes.json holds of a detector: precision by score, of boxes."""
+    bins = scores["boxes"].precision
+    return {"of": f"{of}, boxes", "unit": "detections", "calibration": bins}
 
 
 def average(values: np.ndarray) -> float | None:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from torchmae.data.decode import BadImage
 from torchmae.data.loader import Transform, read_pixels
-from torchmae.data.sources.source import BadFile, Source, with_decode
+from torchmae.data.sources.source import BadFile, Source, whole, with_decode
 from torchmae.data.transforms import CenterCropResize
 from torchmae.data.view import glance, view_notes
 from torchmae.data.workers import Loading
@@ -150,10 +150,17 @@ def shown(items: Iterator[T], title: str, total: int) -> Iterator[T]:
 
 
 def say_view(source: Source, run: str | os.PathLike[str]) -> None:
-    """Says, before anything is computed, what of the images the centre crop of `collect` loses."""
+    """Says, before anything is computed, what of the images the centre crop of `collect` loses; of
+    the images that the run was trained on, what its plan has not said already."""
     stored = read_config(run)
     size = tuple(stored["model"]["encoder"]["image_size"])
-    for note in view_notes(glance(source), size, stored["config"].get("crop_pct", 1.0)):
+    seen, crop_pct = glance(source), stored["config"].get("crop_pct", 1.0)
+    notes = view_notes(seen, size, crop_pct)
+    if notes and (stored.get("data") or {}).get("fingerprint") == whole(source).fingerprint():
+        # `mae finetune` had the same crop in its plan, `mae pretrain` random ones.
+        before = view_notes(seen, size, crop_pct if stored["verb"] == "finetune" else None)
+        notes = [note for note in notes if note not in before]
+    for note in notes:
         logger.info(f"note: {note}")
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float64, Int64, Shaped, UInt8
+from jaxtyping import Bool, Float, Float64, Int64, Shaped, UInt8
 from torch import Tensor
 
 from torchmae.data.dense.masks import IGNORE
@@ -17,6 +17,15 @@ from torchmae.data.dense.segmentation import Example, Examples
 from torchmae.data.sources.source import BadFile
 from torchmae.data.workers import Loading
 from torchmae.errors import UserError
+from torchmae.eval.classification import (
+    BINS,
+    DETAILS,
+    Bin,
+    bins_of,
+    calibration_error,
+    nonzero,
+    sums_by_confidence,
+)
 from torchmae.eval.extract import shown
 from torchmae.settings.defaults import workers_for
 from torchmae.train.distributed import available_cores
@@ -26,8 +35,10 @@ logger = logging.getLogger(__name__)
 RESAMPLES = 1000  # of the images, for an interval
 TOLERANCE = 0.0075  # of the image's diagonal, of boundaries (Csurka et al. 2013)
 
-Predictor = Callable[[Shaped[Tensor, "B C H W"]], UInt8[Tensor, "B H W"]]
-"""From uint8 images on the device to the number of the class of each pixel."""
+Predictor = Callable[
+    [Shaped[Tensor, "B C H W"]], tuple[UInt8[Tensor, "B H W"], Float[Tensor, "B H W"]]
+]
+"""From uint8 images on the device to the number of the class of each pixel, and its probability."""
 
 Areas = Int64[np.ndarray, "3 classes"]
 """Of one image: pixels of each class that are right, that are predicted, that are labelled."""
@@ -52,7 +63,10 @@ class SegmentationScores:
         iou: of each class, by name.
         class_dice: likewise.
         boundary_f: the mean over images and classes of the F score of boundaries; None: not asked.
+        calibration_error: of the labelled pixels, by 15 bins of their probability. Pixels of an
+            image are no independent draws, so it is that of these images.
         confusion: pixels, [true class][predicted class].
+        calibration: of each bin of probability pixels, their mean probability, their accuracy.
     """
 
     count: int
@@ -66,12 +80,24 @@ class SegmentationScores:
     iou: dict[str, float]
     class_dice: dict[str, float]
     boundary_f: float | None
+    calibration_error: float
     confusion: list[list[int]]
+    calibration: list[Bin]
 
     def summary(self) -> dict[str, Any]:
-        """All but the confusion matrix, for results.json."""
-        found = {name: value for name, value in vars(self).items() if name != "confusion"}
+        """The single numbers, and those of classes, for results.json."""
+        found = {name: value for name, value in vars(self).items() if name not in DETAILS}
         return {name: value for name, value in found.items() if value is not None}
+
+    def detail(self, of: str, classes: Sequence[str]) -> dict[str, Any]:
+        """The others, for classes.json."""
+        return {
+            "of": of,
+            "unit": "pixels",
+            "classes": list(classes),
+            "confusion": nonzero(self.confusion),
+            "calibration": self.calibration,
+        }
 
 
 @dataclass
@@ -86,16 +112,23 @@ class Tally:
     classes: int
     boundaries: bool = False
     confusion: Int64[np.ndarray, "classes classes"] = field(init=False)
+    sure: Float64[Tensor, "3 bins"] = field(init=False)
     areas: list[Areas] = field(default_factory=list)
     boundary: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.confusion = np.zeros((self.classes, self.classes), dtype=np.int64)
+        self.sure = torch.zeros(3, BINS, dtype=torch.float64)
 
     def add(
-        self, predicted: UInt8[Tensor, "H W"], labels: UInt8[Tensor, "H W"]
+        self,
+        predicted: UInt8[Tensor, "H W"],
+        probability: Float[Tensor, "H W"],
+        labels: UInt8[Tensor, "H W"],
     ) -> Int64[np.ndarray, "classes classes"]:
         """Counts one image; returns its own confusion matrix."""
+        known = labels != IGNORE
+        self.sure += sums_by_confidence(probability[known], (predicted == labels)[known])
         own = confusion_of(predicted, labels, self.classes)
         self.confusion += own
         self.areas.append(np.stack([own.diagonal(), own.sum(0), own.sum(1)]))
@@ -126,7 +159,9 @@ class Tally:
             iou={name: float(iou[i]) for name, i in scored},
             class_dice={name: float(dice[i]) for name, i in scored},
             boundary_f=float(np.mean(self.boundary)) if self.boundary else None,
+            calibration_error=calibration_error(self.sure),
             confusion=self.confusion.tolist(),
+            calibration=bins_of(self.sure),
         )
 
 
@@ -223,7 +258,7 @@ def measure(
     """Compares predictions with labels, image by image.
 
     Args:
-        predict: such as `Segmenter.predict`, on the device.
+        predict: such as `Segmenter.predict_sure`, on the device.
         examples: the images with their labels.
         classes: how many there are.
         device: where it computes.
@@ -240,8 +275,8 @@ def measure(
             bad.append(found)
             continue
         assert found.labels is not None
-        predicted = predict(found.image.unsqueeze(0).to(device))[0].cpu()
-        tally.add(predicted, found.labels)
+        predicted, probability = predict(found.image.unsqueeze(0).to(device))
+        tally.add(predicted[0].cpu(), probability[0].cpu(), found.labels)
         ids.append(found.number)
     if not ids:
         raise UserError(f"none of {len(examples)} images can be measured on; the first: {bad[0]}")

@@ -8,11 +8,12 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from torchmae.data.decode import BadImage
+from torchmae.data.formats.raster import viewable
 from torchmae.data.loader import read_pixels
 from torchmae.data.sources.source import Source
 from torchmae.data.transforms import CenterCropResize
 from torchmae.disk import whole_file
-from torchmae.report.sheet import sheet
+from torchmae.report.sheet import bands_note, sheet
 
 MOST = 16
 
@@ -53,9 +54,10 @@ def draw_mistakes(  # noqa: PLR0913 - what is drawn
     crop, images, names = CenterCropResize(size), [], []
     for k in places[:MOST].tolist():
         try:
-            images.append(crop(read_pixels(source, ids[k]))[0])
+            pixels = read_pixels(source, ids[k])
         except BadImage:  # it was there a moment ago
             continue
+        images.append(crop(viewable(pixels))[0])  # black and white are those of the whole image
         guess, true = classes[int(logits[k].argmax())], classes[int(labels[k])]
         names.append(f"{guess} {confidence[k]:.0%}, is {true}")
     if not images:
@@ -63,5 +65,6 @@ def draw_mistakes(  # noqa: PLR0913 - what is drawn
         return False
     title = f"The most confident of {len(places)} mistakes in {len(labels)} images"
     with whole_file(path) as partial:
-        sheet({"": torch.stack(images)}, title, names, []).save(partial)
+        notes = bands_note(len(images[0]))
+        sheet({"": torch.stack(images)}, title, names, notes).save(partial)
     return True

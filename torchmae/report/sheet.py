@@ -44,6 +44,12 @@ def bands_shown(channels: int, bands: tuple[int, ...] = ()) -> str | None:
     return f"bands 1, 2 and 3 of {channels} are shown, as red, green and blue"
 
 
+def bands_note(channels: int) -> list[str]:
+    """The line below a sheet that says which channels it shows; none where these are all."""
+    words = bands_shown(channels)
+    return [f"{words[0].upper()}{words[1:]}."] if words else []
+
+
 def shorten(text: str, font: Font, width: float) -> str:
     """A text without its middle, so that it fits: beginnings and ends of file names matter."""
     if font.getlength(text) <= width:

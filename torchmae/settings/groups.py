@@ -274,8 +274,8 @@ class OptimOptions:
     minutes: float | None = option(
         None,
         "Train for about so many minutes, in place of --epochs: steps are timed first, then the "
-        "number of epochs "
-        "is decided and stored.",
+        "number of epochs is decided and stored. Looking at the images, and the end with its "
+        "pictures, come on top.",
         within=MINUTES._replace(above=0),
         instead_of="epochs",
     )

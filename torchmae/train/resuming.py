@@ -30,8 +30,11 @@ def run_folder(out: Path, data: str, world: World) -> Iterator[bool]:
     Yields:
         Whether there is a training to resume; one of its checkpoints is good then.
     """
+    new = not out.exists()
     with ExitStack() as stack:
         resuming = world.on_main(lambda: runfolder.prepare(out, data))
+        if new and world.is_main:
+            stack.push(lambda _, error, trace: runfolder.discard(out, error))
         world.on_main(lambda: stack.enter_context(lock(out)))
         if resuming:  # before a model is built
             world.on_main(lambda: verified(out))

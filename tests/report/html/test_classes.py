@@ -43,6 +43,18 @@ def test_the_matrix_and_the_calibration(run: Path) -> None:
     assert f"{confidence:.1%}" in text and "80.0%" in text and "accuracy by confidence" in text
 
 
+def test_pixels_and_detections_are_called_so(run: Path) -> None:
+    found = json.loads((run / "classes.json").read_text())["evaluate"]
+    boxes = {"of": "validation, boxes", "unit": "detections", "calibration": [[40, 0.3, 0.125]]}
+    all_of = {"segment": {**found, "unit": "pixels"}, "detect": boxes}
+    (run / "classes.json").write_text(json.dumps(all_of))
+    pixels, _, detections = classes_section(run).partition("<h3>validation, boxes")
+    assert '<th scope="col">pixels' in pixels and "few images say little" in pixels
+    assert "precision by score" in detections and "12.5%" in detections
+    assert "Objects that were not found are not in it" in detections
+    assert "color-mix" in pixels and "color-mix" not in detections and "<td>cat" not in detections
+
+
 def test_many_classes_have_no_matrix(run: Path) -> None:
     detail = json.loads((run / "classes.json").read_text())
     detail["evaluate"]["classes"] += [f"class {k}" for k in range(MOST_SQUARE)]

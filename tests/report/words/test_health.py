@@ -43,6 +43,7 @@ def said(run: Path, kind: str) -> str:
 
 def test_a_good_run_has_a_good_verdict(healthy: Path) -> None:
     assert "learning: loss 0.6600, the patch mean's 0.9000" in said(healthy, "good")
+    assert "(mean of the last 100 steps)" in said(healthy, "good")  # of five records
     assert said(healthy, "bad") == ""
     assert "last logged: step 380" in said(healthy, "") or "finished" in said(healthy, "")
 

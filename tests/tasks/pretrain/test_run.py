@@ -355,6 +355,7 @@ def test_a_wrong_setting_leaves_the_run_folder_free(photos: Path, tmp_path: Path
     out = str(tmp_path / "run")
     with pytest.raises(UserError, match=r"mask ratio 0.999 leaves 0 of 16 patches"):
         torchmae.pretrain(photos, out=out, mask_ratio=0.999, epochs=1, **SMALL)
+    assert not Path(out).exists()  # nor is it there for nothing
     run = torchmae.pretrain(photos, out=Path(out), crop_scale=[0.5, 1.0], epochs=1, **SMALL)
     assert torchmae.pretrain(photos, out=out, crop_scale=[0.5, 1.0], epochs=1, **SMALL) == run
 

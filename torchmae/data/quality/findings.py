@@ -137,7 +137,7 @@ def pair(survey: Survey, group: Sequence[int]) -> str:
 
 
 def of_pixels(checked: Checked) -> Iterator[Finding]:
-    """Blank and saturated images."""
+    """Blank and saturated images, and those with no-data."""
     survey, count = checked.survey, len(checked.survey.good)
     if checked.blank:
         first = quoted(survey, checked.blank[0])
@@ -151,6 +151,14 @@ def of_pixels(checked: Checked) -> Iterator[Finding]:
                 f"mostly {word} (more than half of the pixels): {len(some)} of {count} images, "
                 f"such as {quoted(survey, some[0])}",
             )
+    without = np.flatnonzero(survey.missing > 0)
+    if len(without):
+        yield Finding(
+            False,
+            f"no-data: {survey.missing[survey.good].mean():.1%} of the values, in {len(without)} "
+            f"of {count} images, such as {quoted(survey, int(survey.missing.argmax()))}: patches "
+            "that have some are never in the loss",
+        )
 
 
 def class_counts(survey: Survey) -> dict[str, Counter[str]]:

@@ -34,6 +34,7 @@ class Facts(NamedTuple):
     blank: bool = False
     black: float = 0.0
     white: float = 0.0
+    missing: float = 0.0
     bad: str = ""
 
 
@@ -54,6 +55,7 @@ class Survey:
         blank: whether all its pixels are equal.
         black: the share of pixels that are black in every channel.
         white: likewise.
+        missing: the share of values that are no-data.
         bad: those that cannot be read, and what could not even be listed.
     """
 
@@ -69,6 +71,7 @@ class Survey:
     blank: Bool[np.ndarray, " N"]
     black: Float32[np.ndarray, " N"]
     white: Float32[np.ndarray, " N"]
+    missing: Float32[np.ndarray, " N"]
     bad: Sequence[BadFile]
 
     def __len__(self) -> int:
@@ -105,7 +108,7 @@ def survey(sources: Sequence[Source], parts: Sequence[str], labels: Sequence[str
     names = (source.name(i) for source in sources for i in range(len(source)))
     bad = [BadFile(name, one.bad) for name, one in zip(names, found) if one.bad]
     columns = list(zip(*found))
-    kinds, sizes, stored, digests, hashes, thumbs, blank, black, white, _ = columns
+    kinds, sizes, stored, digests, hashes, thumbs, blank, black, white, missing, _ = columns
     return Survey(
         sources,
         parts,
@@ -119,6 +122,7 @@ def survey(sources: Sequence[Source], parts: Sequence[str], labels: Sequence[str
         np.array(blank, dtype=bool),
         np.array(black, dtype=np.float32),
         np.array(white, dtype=np.float32),
+        np.array(missing, dtype=np.float32),
         [*(file for source in sources for file in source.unusable), *bad],
     )
 
@@ -154,7 +158,7 @@ def facts_of_image(source: Source, i: int) -> Facts:
         data = source.read(i)
         pixels = to_pixels(source, data)
         if isinstance(data, bytes):
-            kind = encoding(data, source.decode).words()
+            kind = printable(encoding(data, source.decode).words())
         else:
             bits = 8 * data.dtype.itemsize
             kind = f"pixels, {channels_words(data.shape[2])} of {bits} bits"
@@ -172,6 +176,7 @@ def facts_of_image(source: Source, i: int) -> Facts:
         bool((pixels == pixels[0, 0]).all()),
         black,
         white,
+        float(np.isnan(pixels).mean()) if pixels.dtype.kind == "f" else 0.0,
     )
 
 

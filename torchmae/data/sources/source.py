@@ -296,6 +296,13 @@ class Subset(SourceWrapper):
         return self.source.is_changed(int(self.ids[i]))
 
 
+def whole(source: Source) -> Source:
+    """The source that subsets and the like are of."""
+    while isinstance(source, SourceWrapper):
+        source = source.source
+    return source
+
+
 def with_decode(source: Source, options: DecodeOptions) -> Source:
     """The same images decoded with other options: a copy that shares what the source has listed.
 

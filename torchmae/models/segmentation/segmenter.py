@@ -182,7 +182,20 @@ class Segmenter(nn.Module):
         flip: bool = False,
     ) -> UInt8[Tensor, "B H W"]:
         """The number of the most probable class of each pixel; arguments as for `probabilities`."""
+        return self.predict_sure(images, slide, stride, flip)[0]
+
+    @torch.no_grad()
+    def predict_sure(
+        self,
+        images: Shaped[Tensor, "B C H W"],
+        slide: int = 0,
+        stride: int | None = None,
+        flip: bool = False,
+    ) -> tuple[UInt8[Tensor, "B H W"], Float[Tensor, "B H W"]]:
+        """The number of the most probable class of each pixel, and its probability; arguments as
+        for `probabilities`."""
         self.eval()
         device = next(self.parameters()).device
         found = self.probabilities(images.to(device), slide, stride, flip)
-        return found.argmax(1).to(torch.uint8)
+        best = found.argmax(1, keepdim=True)
+        return best.squeeze(1).to(torch.uint8), found.gather(1, best).squeeze(1)

@@ -1,11 +1,11 @@
-"""What a classifier takes for what: its classes one by one, its confusion, its calibration."""
+"""What a model takes for what: its classes one by one, its confusion, its calibration."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torchmae.report.html.charts import chart
-from torchmae.report.html.page import Cell, details, table, text
+from torchmae.report.html.page import Cell, details, paragraph, table, text
 from torchmae.runfolder import CLASSES, read_object
 
 MOST_CLASSES = 1000  # rows of the table
@@ -28,7 +28,8 @@ def classes_section(run: Path) -> str:
     """The classes of a run, by its evaluation and by its validation; empty where none were
     measured, or the file is damaged."""
     found = read_object(run / CLASSES)
-    return "".join(one_section(found[verb]) for verb in ("evaluate", "finetune") if verb in found)
+    verbs = ("evaluate", "finetune", "segment", "detect")
+    return "".join(one_section(found[verb]) for verb in verbs if verb in found)
 
 
 def has_matrix(run: Path) -> bool:
@@ -39,24 +40,25 @@ def has_matrix(run: Path) -> bool:
 def one_section(found: Any) -> str:
     """What one verb has measured."""
     try:
-        names = [str(name) for name in found["classes"]]
-        pairs = {(int(i), int(j)): int(count) for i, j, count in found["confusion"]}
+        names = [str(name) for name in found.get("classes", [])]
+        pairs = {(int(i), int(j)): int(count) for i, j, count in found.get("confusion", [])}
         counts = Counts(names, {key: n for key, n in pairs.items() if max(key) < len(names)})
         bins = [(int(n), float(sure), float(right)) for n, sure, right in found["calibration"]]
-        of = str(found["of"])
-    except (ValueError, KeyError, TypeError):
+        of, unit = str(found["of"]), str(found.get("unit", "images"))
+        words = WORDS[unit]
+    except (AttributeError, ValueError, KeyError, TypeError):
         return ""
-    matrix = confusion(counts) if len(names) <= MOST_SQUARE else ""
+    matrix = confusion(counts) if 0 < len(names) <= MOST_SQUARE else ""
     return (
         f"<h3>{text(of)}</h3>"
-        + per_class(counts)
+        + per_class(counts, unit)
         + details("Confusion: rows are true classes, columns predicted ones", matrix, open=True)
-        + calibration(bins)
+        + calibration(bins, unit, words)
     )
 
 
-def per_class(counts: Counts) -> str:
-    """A row for each class that occurs, the weakest first."""
+def per_class(counts: Counts, unit: str) -> str:
+    """A row for each class that occurs, the weakest first; `unit` is what was counted."""
     rows: list[tuple[float, list[str | Cell]]] = []
     for i, name in enumerate(counts.names):
         taken = counts.of(i)
@@ -71,7 +73,7 @@ def per_class(counts: Counts) -> str:
         cells: list[str | Cell] = [name, Cell(f"{images:,}"), Cell(f"{share:.1%}"), Cell(precision)]
         rows.append((share, [*cells, ", ".join(wrong)]))
     rows.sort(key=lambda row: row[0])
-    head = ["class", "images", "recognized", "right where predicted", "most often taken for"]
+    head = ["class", unit, "recognized", "right where predicted", "most often taken for"]
     return table(head, [row for _, row in rows[:MOST_CLASSES]])
 
 
@@ -102,18 +104,44 @@ def shaded(count: int, total: int, right: bool) -> str:
     )
 
 
-def calibration(bins: Sequence[tuple[int, float, float]]) -> str:
+class Words(NamedTuple):
+    """What a calibration is called: what it is a share of, by what, and what to know of it."""
+
+    share: str
+    by: str
+    note: str = ""
+
+
+WORDS = {  # by what was counted
+    "images": Words("accuracy", "confidence"),
+    "pixels": Words(
+        "accuracy",
+        "confidence",
+        "Of labeled pixels. Pixels of one image are much alike, so few images say little here, "
+        "however many pixels they have.",
+    ),
+    "detections": Words(
+        "precision",
+        "score",
+        "Right is a detection that overlaps an object of its class by 50 % and more, which no "
+        "detection of a higher score has. Objects that were not found are not in it.",
+    ),
+}
+
+
+def calibration(bins: Sequence[tuple[int, float, float]], unit: str, words: Words) -> str:
     """How often predictions of a confidence are right, beside what would be calibrated."""
     if not bins:
         return ""
     drawn = chart(
-        "accuracy by confidence",
+        f"{words.share} by {words.by}",
         {
             "measured": [(sure, right) for _, sure, right in bins],
             "calibrated": [(k / 10, k / 10) for k in range(11)],
         },
-        "confidence",
+        words.by,
     )
     rows = [[Cell(f"{sure:.1%}"), Cell(f"{right:.1%}"), Cell(f"{n:,}")] for n, sure, right in bins]
-    numbers = table(["mean confidence", "accuracy", "images"], rows)
-    return f'<div class="charts">{drawn}<div>{numbers}</div></div>'
+    numbers = table([f"mean {words.by}", words.share, unit], rows)
+    note = paragraph(words.note, pale=True) if words.note else ""
+    return f'<div class="charts">{drawn}<div>{numbers}</div></div>{note}'

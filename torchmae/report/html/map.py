@@ -10,7 +10,7 @@ from numpy import ndarray
 
 from torchmae.report.html.page import Section, page, paragraph, text
 
-WIDTH, HEIGHT, EDGE = 1000, 700, 24  # of the map, in its own units
+WIDTH, HEIGHT, EDGE = 1000, 700, 32  # of the map, in its own units
 THUMB = 27  # side of a thumbnail there
 PIXELS = 52  # of a thumbnail: sharp where the map is enlarged
 MOST_COLORS = 20
@@ -89,7 +89,8 @@ def map_page(
     body += f'<div class="map">{svg}</div>'
     words = "".join(paragraph(one) for one in lead)
     said = f"{len(drawn):,} of {len(names):,} images have a thumbnail, all others are dots: "
-    words += paragraph(f"{said}names show where the pointer rests.", True)
+    said += "names show where the pointer rests. The 1 % farthest out on each axis is at the rim."
+    words += paragraph(said, True)
     return page(title, words, [Section("Map", body)]), len(drawn)
 
 
@@ -110,7 +111,7 @@ def color(kind: int, count: int) -> str:
 
 def fit(places: Float[ndarray, "N 2"]) -> Float[ndarray, "N 2"]:
     """Places on the map: each axis from its 0.5th to its 99.5th percentile, what is beyond at the
-    edge; up is up."""
+    rim; up is up."""
     low, high = np.percentile(places, (0.5, 99.5), axis=0)
     share = np.clip((places - low) / np.maximum(high - low, 1e-12), 0, 1)
     share[:, 1] = 1 - share[:, 1]
@@ -118,9 +119,9 @@ def fit(places: Float[ndarray, "N 2"]) -> Float[ndarray, "N 2"]:
 
 
 def uncovered(places: Float[ndarray, "N 2"]) -> list[int]:
-    """The images whose thumbnails cover no earlier one by more than a quarter of its side."""
+    """The images whose thumbnails cover no earlier one."""
     cells: dict[tuple[int, int], list[tuple[float, float]]] = {}
-    apart = 0.75 * THUMB
+    apart = THUMB + 4  # with their frames
     kept = []
     for i, (x, y) in enumerate(places.tolist()):
         column, row = int(x // apart), int(y // apart)

@@ -14,6 +14,7 @@ from torchmae import manifest, runfolder
 from torchmae.disk import parse_json, write_text
 from torchmae.errors import UserError
 from torchmae.report.curves import panels
+from torchmae.report.experiments.ablation import not_above, ordering_lines
 from torchmae.report.html.charts import chart
 from torchmae.report.html.classes import classes_section, has_matrix
 from torchmae.report.html.page import (
@@ -352,15 +353,17 @@ def experiment_page(folder: Path) -> str:
     """The page of mae compare, mae partial or mae ablate: their figures and tables."""
     shown_pictures, _ = pictures(folder, sorted(p.name for p in folder.glob("*.png")), MOST_BYTES)
     records = runfolder.read_results(folder)
-    tables = measured(records)
+    tables, said = measured(records), verdicts(records)
     if (folder / ABLATION).is_file():
         try:
-            tables += nested(parse_json((folder / ABLATION).read_bytes()))
+            ablation = parse_json((folder / ABLATION).read_bytes())
         except (OSError, ValueError) as error:
             raise UserError(f"{folder / ABLATION} cannot be read: {error}") from error
+        tables += nested(ablation)
+        said += of_studies(ablation)
     return page(
         folder.resolve().name,
-        findings(verdicts(records)),
+        findings(said),
         [Section("Figures", shown_pictures), Section("Measured", tables)],
     )
 
@@ -371,12 +374,25 @@ def verdicts(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     for record in records:
         rows = (record.get("results") or {}).get("rows")
         for row in rows if isinstance(rows, list) else []:
-            if isinstance(row, Mapping) and row.get("claim") and row.get("verdict"):
+            says = isinstance(row, Mapping) and (row.get("claim") or row.get("reason"))
+            if says and row.get("verdict"):
                 about = ", ".join(shown(row[name]) for name in ("measure", "name") if row.get(name))
                 found.append(
-                    (VERDICTS.get(row["verdict"], ""), f"{about}: {row['claim']}: {row['verdict']}")
+                    (VERDICTS.get(row["verdict"], ""), f"{about}: {says}: {row['verdict']}")
                 )
     return found
+
+
+def of_studies(ablation: Any) -> list[tuple[str, str]]:
+    """What an ablation says of the paper's orderings, a line for each measure of a study."""
+    try:
+        return [
+            ("", f"{study['title']}: {line}")
+            for study in ablation["studies"]
+            for line in [*ordering_lines(study["orderings"]), *not_above(study)]
+        ]
+    except (KeyError, TypeError, AttributeError, ValueError):  # of an older version, or damaged
+        return []
 
 
 VERDICTS = {"shown": "good", "worse": "bad"}

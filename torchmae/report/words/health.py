@@ -75,14 +75,14 @@ def learning(
         end = end_of([one for one in losses if baselines(one) == baselines(losses[-1])])
         beside = ", ".join(f"the {name}'s {value:.4f}" for name, value in end.baselines.items())
         if end.learned:
-            yield Word("good", f"learning: loss {end.loss:.4f}, {beside}")
+            yield Word("good", f"learning: loss {end.loss:.4f}, {beside} ({end.span})")
         else:
             what = "not finite" if end.loss is None else f"{end.loss:.4f}, {beside}"
             why = cause(losses, config["config"].get("base_lr") or 0.0, UNSEEN)
             yield Word(
                 "bad",
                 f"not better than a trivial baseline after {losses[-1]['step']:,} steps (loss "
-                f"{what}): {why}",
+                f"{what}; {end.span}): {why}",
             )
     elif losses and losses[-1]["loss"] is None:
         yield Word("bad", f"the loss is not finite at step {losses[-1]['step']:,}")

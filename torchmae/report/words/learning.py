@@ -55,14 +55,20 @@ def look_at(source: Source) -> Look:
 
 class End(NamedTuple):
     """The end of a training: its loss (None: not finite) and those of the trivial baselines, means
-    of the same log records."""
+    of the same log records, and over how many steps these go."""
 
     loss: float | None
     baselines: dict[str, float]
+    steps: int
 
     @property
     def learned(self) -> bool:
         return self.loss is not None and self.loss < min(self.baselines.values())
+
+    @property
+    def span(self) -> str:
+        """What the numbers are means of; curves and progress lines show single records."""
+        return f"mean of the last {self.steps:,} steps"
 
 
 def end_of(records: Sequence[Mapping[str, Any]]) -> End:
@@ -73,6 +79,7 @@ def end_of(records: Sequence[Mapping[str, Any]]) -> End:
     return End(
         None if None in losses else sum(losses) / len(losses),
         {n.removeprefix(BASELINE): sum(r[n] for r in last) / len(last) for n in names},
+        last[-1]["step"] - (records[-ENDS - 1]["step"] if len(records) > ENDS else 0),
     )
 
 

@@ -1,6 +1,6 @@
 """What a verb of dense prediction brings to the runner, and a training that is ready."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
@@ -69,6 +69,9 @@ class Scores(Protocol):
 
     def summary(self) -> dict[str, Any]:
         """What goes to results.json."""
+
+    def detail(self, of: str, classes: Sequence[str]) -> dict[str, Any]:
+        """What goes to classes.json; `of` says what was measured."""
 
 
 S = TypeVar("S", bound=DenseSets)

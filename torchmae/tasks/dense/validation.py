@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from torchmae.runfolder import add_classes
 from torchmae.tasks.dense.job import Job, Verb
 from torchmae.train.checkpoint import keep_scores, validated_step
 from torchmae.train.distributed import World
@@ -31,4 +32,7 @@ class Validation:
         result = self.verb.measure(job.model, job.sets, job.config, self.world)
         scores = {SCORE: result.score, **result.summary()}
         keep_scores(self.out, step, scores, SCORE, job.model, self.world)
+        if self.world.is_main:
+            detail = result.detail(f"validation at step {step:,}", job.model.classes)
+            add_classes(self.out, self.verb.name, detail)
         yield from result.logged().items()

@@ -31,7 +31,9 @@ from torchmae.tasks.verify.config import Verify
 
 MEASURED = 256  # images for statistics and features
 MOST = 20_000  # images among which leakage is looked for
-LEAST_RANK = 2.0  # RankMe of features that all but agree
+# RankMe of centered features, as a share of the most that is possible: healthy runs of ours have
+# 0.12 (nuclei: few kinds of images), 0.26 (brain MRI) and 0.33 (digits), one of 91 steps 0.02.
+LEAST_RANK = 0.05
 FAR_MEAN, FAR_STD = 0.5, 2.0  # stds between means; times between stds
 
 
@@ -142,8 +144,11 @@ def rank(source: Source, encoder: Backbone, run: Path, device: torch.device) -> 
     centered = features - features.mean(0)
     value = rankme(centered) if centered.abs().max() > 1e-6 else 1.0
     about = f"centered, RankMe {value:.1f} of at most {min(features.shape)}"
-    remedy = "they are the same for all images: train again with a lower --base-lr"
-    return judged("features", value >= LEAST_RANK, about, remedy)
+    remedy = (
+        "they are nearly the same for all images, as those of a collapsed encoder or of a short "
+        "training: train longer, or again with a lower --base-lr"
+    )
+    return judged("features", value >= max(2.0, LEAST_RANK * min(features.shape)), about, remedy)
 
 
 def leakage(sources: list[Source], parts: list[str]) -> Line:

@@ -1,6 +1,7 @@
 """`mae doctor`: a line for each thing that could be wrong."""
 
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -46,5 +47,7 @@ def run(config: Doctor) -> list[dict[str, str]]:
         said.append(line._asdict())
     wrong = [one["name"] for one in said if one["state"] == WRONG]
     if wrong:
-        raise RunError(f"{len(wrong)} of {len(said)} lines are WRONG: {', '.join(wrong)}")
+        times = Counter(wrong)  # several lines may be about one thing
+        names = ", ".join(f"{name} ({n} lines)" if n > 1 else name for name, n in times.items())
+        raise RunError(f"{len(wrong)} of {len(said)} lines are WRONG: {names}")
     return said

@@ -19,6 +19,7 @@ from torchmae.eval.detection import (
     DetectionScores,
     Measured,
     all_scores,
+    detail,
     image_scores,
     measure,
 )
@@ -27,7 +28,7 @@ from torchmae.models.detection.detector import Detector
 from torchmae.models.weights import load_detector
 from torchmae.report.detection import draw_found, draw_objects
 from torchmae.report.segmentation import draw_sheet
-from torchmae.runfolder import WORST
+from torchmae.runfolder import WORST, add_classes
 from torchmae.tasks.evaluate.config import Evaluate
 from torchmae.train.distributed import find_device
 
@@ -65,6 +66,7 @@ def measure_detector(config: Evaluate) -> dict[str, Any]:
     masks = model.has_masks and images.has_masks
     scores = all_scores(found, model.classes, masks, model.max_detections)
     logger.info(table(scores, model.classes))
+    add_classes(Path(config.run), "evaluate", detail(scores, f"mae evaluate on {config.data}"))
     path = Path(config.run) / WORST
     draw_worst(model, images, found, path)
     logger.info(f"Drawn: {path}")

@@ -24,7 +24,7 @@ from torchmae.models.weights import load_segmenter
 from torchmae.report.confusion import draw_confusion
 from torchmae.report.segmentation import colored, draw_sheet, overlay
 from torchmae.report.sheet import three_bands
-from torchmae.runfolder import CONFUSION, WORST, read_config
+from torchmae.runfolder import CONFUSION, WORST, add_classes, read_config
 from torchmae.settings.groups import test_as_run
 from torchmae.tasks.evaluate.config import Evaluate
 from torchmae.train.distributed import find_device
@@ -51,7 +51,7 @@ def measure_segmenter(config: Evaluate) -> dict[str, Any]:
         logger.info(
             f"note: only {len(images)} images to measure on: an interval from so few is too narrow"
         )
-    predict: Predictor = partial(model.to(device).predict, **how)
+    predict: Predictor = partial(model.to(device).predict_sure, **how)
     examples = Examples(images.source, images.labels)
     found = measure(predict, examples, len(model.classes), device, config.boundary)
     for file in [*images.left_out, *found.bad]:
@@ -60,6 +60,8 @@ def measure_segmenter(config: Evaluate) -> dict[str, Any]:
     logger.info(table(scores, model.classes))
     title = f"{Path(config.data).name}: {scores.count} images, mIoU {scores.miou:.1%}"
     pictures = [Path(config.run) / name for name in (CONFUSION, WORST)]
+    detail = scores.detail(f"mae evaluate on {config.data}", model.classes)
+    add_classes(Path(config.run), "evaluate", detail)
     draw_confusion(scores.confusion, model.classes, pictures[0], title)
     draw_worst(model, images, found, predict, pictures[1])
     logger.info(f"Drawn: {', '.join(map(str, pictures))}")
@@ -84,7 +86,8 @@ def table(scores: SegmentationScores, classes: tuple[str, ...]) -> str:
     lines.append(
         f"{scores.count} images: mIoU {scores.miou:.1%} (95 % interval {scores.low:.1%} to "
         f"{scores.high:.1%}, bootstrap over images), Dice {scores.dice:.1%}, pixel accuracy "
-        f"{scores.pixel_accuracy:.1%}{boundary}"
+        f"{scores.pixel_accuracy:.1%}{boundary}, calibration error "
+        f"{scores.calibration_error:.3f}"
     )
     return "\n".join(lines)
 
@@ -105,7 +108,7 @@ def draw_worst(
     for i in order:
         example = examples[found.ids[i]]
         assert isinstance(example, Example) and example.labels is not None  # it was measured
-        predicted = predict(example.image.unsqueeze(0).to(device))[0].cpu()
+        predicted = predict(example.image.unsqueeze(0).to(device))[0][0].cpu()
         labels = example.labels
         wrong = (labels != predicted).to(torch.uint8).masked_fill(labels == IGNORE, IGNORE)
         image = example.image

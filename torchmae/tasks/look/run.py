@@ -31,7 +31,7 @@ from torchmae.eval.tokens.maps import (
 from torchmae.models.encoders import Backbone
 from torchmae.models.heads import AttentivePool
 from torchmae.models.weights import load, load_classifier
-from torchmae.report.sheet import bands_shown
+from torchmae.report.sheet import bands_note
 from torchmae.report.sheets.tokens import Marked, sheet_of_maps
 from torchmae.runfolder import LOOK, kind_of, last_step, read_config
 from torchmae.tasks.look.config import Look, check
@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 MOST = 16  # images of a sheet
 MOST_PATCHES = 16_384  # of an image: 2048 x 2048 px in patches of 16
 MOST_QUERIES = 8  # rows of queries.png
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".pdf", ".svg")  # no endings of folders
 
 
 class Seen(NamedTuple):
@@ -107,6 +108,11 @@ def encoder_of(run: str) -> tuple[Backbone, AttentivePool | None]:
 def folder_of(config: Look) -> Path:
     """The folder for the pictures, made before anything is computed."""
     out = Path(config.out) if config.out is not None else Path(config.run) / LOOK
+    if out.suffix.lower() in PICTURES:
+        raise UserError(
+            f"--out {out}: name a folder, which gets look.png and, of what has attention, "
+            f"heads.png and queries.png; such as --out {out.with_suffix('')}"
+        )
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -215,8 +221,7 @@ def overview(
             f"Similarity: cosine of each token to that of the framed patch (row {mark.row}, column "
             f"{mark.column} of {printable(images[0].name)}), {least:.2f} (dark) to 1 (yellow)."
         )
-    bands = bands_shown(images[0].pixels.shape[0])
-    notes += [f"{bands[0].upper()}{bands[1:]}."] if bands else []
+    notes += bands_note(images[0].pixels.shape[0])
     pixels, names = [one.shown for one in images], [one.name for one in images]
     return sheet_of_maps(pixels, rows, title, names, notes, mark)
 

@@ -17,6 +17,7 @@ from torchmae.eval.neighbors.stored import features_of_set, open_of_run
 from torchmae.models.weights import load
 from torchmae.report.html.map import PIXELS, map_page
 from torchmae.report.html.thumbs import thumbnail
+from torchmae.report.sheet import bands_note
 from torchmae.settings.options import check_ranges
 from torchmae.tasks.map.config import Map
 from torchmae.train.distributed import find_device
@@ -58,7 +59,11 @@ def run(config: Map) -> Path:
     pooled = f"features: {found.pool} of layer {found.layer}, standardized, of unit length"
     text, pictures = map_page(
         f"Map of {config.data}",
-        [f"{Path(config.run).resolve().name}: {count}; {pooled}.", f"{made.meaning}."],
+        [
+            f"{Path(config.run).resolve().name}: {count}; {pooled}.",
+            f"{made.meaning}.",
+            *bands_note(source.channels),
+        ],
         made.places,
         [source.name(i) for i in ids],
         [source.label(i) for i in ids],

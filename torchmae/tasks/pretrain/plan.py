@@ -186,7 +186,7 @@ def head(job: Job, last: dict[str, Any] | None, plan: TrainConfig, out: Path) ->
     end = end_of(records)
     loss = "not finite" if end.loss is None else f"{end.loss:.4f}"
     beside = ", ".join(f"{name}: {value:.4f}" for name, value in end.baselines.items())
-    lines = [f"Done: {plan.steps} steps, loss {loss} (predicting the {beside})"]
+    lines = [f"Done: {plan.steps} steps, loss {loss} (predicting the {beside}; {end.span})"]
     lines += verdict(records, job.config.optim.base_lr, look_at(job.batches.source))
     if last.get("peak_memory_mb"):
         lines.append(f"Peak memory: {last['peak_memory_mb']:.0f} MB.")

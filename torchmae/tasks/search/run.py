@@ -32,6 +32,7 @@ from torchmae.eval.neighbors.nearest import (
 from torchmae.eval.neighbors.stored import Features, features_of_set, open_of_run
 from torchmae.models.encoders import Backbone
 from torchmae.models.weights import load
+from torchmae.report.sheet import bands_note
 from torchmae.report.sheets.rows import Told, sheet_of_rows
 from torchmae.report.tables import Column, check_table, write_table
 from torchmae.tasks.search.config import Search, check
@@ -199,7 +200,8 @@ def draw(rows: Sheet, title: str, found: Features, path: Path) -> None:
     """Writes the sheet."""
     notes = [
         f"Distances: 1 - cosine of features ({found.pool} of layer {found.layer}), standardized "
-        f"over the {len(found.ids):,} images; 0 is equal, 1 unrelated."
+        f"over the {len(found.ids):,} images; 0 is equal, 1 unrelated.",
+        *bands_note(len(rows[0][1][0].pixels)),
     ]
     picture = sheet_of_rows(rows, title, notes)
     try:

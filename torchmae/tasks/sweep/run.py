@@ -10,7 +10,7 @@ from torchmae.eval.baselines import COMMONEST, FEATURES, baseline_logits
 from torchmae.eval.classification import scores
 from torchmae.report.experiments.comparison import comparison_table, draw_comparison
 from torchmae.report.experiments.sweep import FIGURE_9, draw_sweep, sweep_table
-from torchmae.runfolder import add_result, last_validation
+from torchmae.runfolder import add_result, last_validation, stored_settings
 from torchmae.settings.options import flatten
 from torchmae.tasks.sweep.config import FEW_LABEL, MEASURES, Compare, Partial
 from torchmae.tasks.sweep.frozen import commonest_scores, labelled_as, measure_frozen
@@ -169,10 +169,23 @@ def train_row(grid: Grid, row: str, chosen: Mapping[str, Changes]) -> dict[str, 
             prefix = f"{arm}, " if len(grid.arms) > 1 else ""
             where = f"{prefix}{row} {grid.row_title}, seed {seed}"
             logger.info(f"[{number}/{len(grid.rows) * each}] {where}")
-        # The plans of the first ones show what differs: the arms, or head and blocks.
         training = grid.training(row, arm, seed, chosen.get(arm, NOTHING))
-        runs[arm].append(grid.trained.train(training, quiet=number > max(2, len(grid.arms))))
+        runs[arm].append(grid.trained.train(training, quiet=number > 1))
+        if is_main() and seed == grid.seeds[0] and arm != next(iter(grid.arms)):
+            first = runs[next(iter(grid.arms))][0]
+            logger.info(f"  unlike {first.name}: {differing(first, runs[arm][0])}")
     return runs
+
+
+def differing(first: Path, other: Path) -> str:
+    """The settings in which a training differs from the first of its row, chosen ones too."""
+    one, two = (stored_settings(run) for run in (first, other))
+    changed = [
+        f"{name} {two[name]} ({one[name]})"
+        for name in two
+        if name != "out" and name in one and two[name] != one[name]
+    ]
+    return ", ".join(changed) or "nothing but its weights"
 
 
 def summarize(grid: Grid, row: str, runs: Mapping[str, list[Path]]) -> dict[str, Any]:

@@ -115,6 +115,23 @@ def test_mistakes(photos: Path, tmp_path: Path, monkeypatch, settings, words) ->
     assert not list(tmp_path.iterdir())
 
 
+def test_two_measurements_are_taken_together_and_their_difference_is_said(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = torchmae.plan(photos, hours=1, models=["vit_micro"], **SMALL)
+    text = capsys.readouterr().out
+    found = re.search(r"all else\): ([\d.]+) (ms|s) and ([\d.]+) (ms|s)", text)
+    assert found, text
+    one, two = (float(found[k]) / {"ms": 1000, "s": 1}[found[k + 1]] for k in (1, 3))
+    (taken,) = result["candidates"]
+    mean = 2 / (1 / one + 1 / two)
+    assert taken["measured"]["seconds_per_step"] == pytest.approx(mean, rel=0.1)
+    lowest, highest = sorted((one, two))
+    if not 1.1 < highest / lowest < 1.3:  # the words are rounded
+        assert ("may be as wrong as these differ" in text) == (highest > 1.2 * lowest)
+
+
 def test_its_gains_are_those_of_the_results() -> None:
     """The rows "pre-trained minus from scratch" of docs/results.md, in the order of its tables."""
     from torchmae.tasks.pretrain.ahead.gain import GAINS, band, known_gains

@@ -1,6 +1,6 @@
 """`mae detect`: boxes and masks of objects, from a run and images with annotations."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from torchmae.data.loader import Batches
 from torchmae.data.scan import scan
 from torchmae.data.sources.source import BadFile
 from torchmae.errors import UserError, library, printable
-from torchmae.eval.detection import DetectionScores, all_scores, measure
+from torchmae.eval.detection import DetectionScores, all_scores, detail, measure
 from torchmae.models.detection.detector import Detector
 from torchmae.models.encoders import Backbone
 from torchmae.settings.defaults import Rule
@@ -64,6 +64,9 @@ class DetectScores:
     def summary(self) -> dict[str, Any]:
         count = {"count": self.found["boxes"].images}
         return count | {kind: scores.summary() for kind, scores in self.found.items()}
+
+    def detail(self, of: str, classes: Sequence[str]) -> dict[str, Any]:
+        return detail(self.found, of)
 
 
 class Detection:

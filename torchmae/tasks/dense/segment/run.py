@@ -1,6 +1,6 @@
 """`mae segment`: a class for each pixel, from a run and images with masks."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -53,6 +53,9 @@ class SegmentScores:
 
     def summary(self) -> dict[str, Any]:
         return self.found.summary()
+
+    def detail(self, of: str, classes: Sequence[str]) -> dict[str, Any]:
+        return self.found.detail(of, classes)
 
 
 class Segmentation:
@@ -122,7 +125,7 @@ class Segmentation:
         self, model: Segmenter, sets: SegmentationSets, config: ResolvedSegment, world: World, /
     ) -> SegmentScores:
         examples = Examples(sets.val.source, sets.val.labels)
-        predict = partial(model.predict, **test_as_run(config.test, {}))
+        predict = partial(model.predict_sure, **test_as_run(config.test, {}))
         found = measure(predict, examples, len(model.classes), world.device)
         return SegmentScores(found.tally.scores(model.classes))
 

@@ -19,10 +19,12 @@ from torchmae.tasks.pretrain.ahead.gain import band, known_gains
 from torchmae.tasks.pretrain.ahead.measure import (
     Around,
     Candidate,
+    Measured,
     Minutes,
     around,
     epochs_in,
     measure,
+    measure_again,
     seconds_of,
 )
 from torchmae.tasks.pretrain.config import Pretrain, suited
@@ -34,6 +36,7 @@ from torchmae.version import command
 
 logger = logging.getLogger(__name__)
 
+CHANGING = 1.2  # times, between two measurements: more than what the time is to be known by
 LONG = 1.0  # hours, from which on the start and the end of a process do not count
 
 
@@ -99,6 +102,10 @@ def planned(config: Plan, world: World) -> dict[str, Any]:
                 break
     if not measured:
         raise RunError("no size fits into memory: use a smaller --image-size")
+    first, *_ = chosen(measured, hours)
+    again, after = measure_again(first, found.images, world, config.plan.seconds)
+    fit = epochs_in(again.measured, 3600 * hours, found.images, every)
+    measured = [(again, fit) if one is first else (one, fits) for one, fits in measured]
     best, epochs, why = chosen(measured, hours)
     seconds = seconds_of(best.measured, epochs, found.images, every)
     line = typed(config, best.measured.model, epochs)
@@ -107,6 +114,7 @@ def planned(config: Plan, world: World) -> dict[str, Any]:
         "\n".join(
             [
                 f"takes: {best.measured.model}, since {why}",
+                twice(first.measured, after),
                 f"time (computed): about {duration(seconds)} for {epochs:g} epochs",
                 f"gain (our own results): {band(gains)}",
                 f"type: {line}",
@@ -126,6 +134,18 @@ def planned(config: Plan, world: World) -> dict[str, Any]:
         "command": line,
         "gain": {"words": band(gains), "results": [gain._asdict() for gain in gains]},
     }
+
+
+def twice(first: Measured, after: float) -> str:
+    """What a step took when it was measured first, and at the end; whether these agree."""
+    before, times = first.step, "measured before and after all else"
+    words = f"a step of {first.model} ({times}): {milliseconds(before)} and {milliseconds(after)}"
+    if max(before, after) < CHANGING * min(before, after):
+        return words
+    return (
+        f"{words}: something else on this machine begins or ends, so the time below, of the mean "
+        "of both, may be as wrong as these differ"
+    )
 
 
 def temporary_folder() -> tempfile.TemporaryDirectory[str]:
