@@ -78,7 +78,9 @@ def open_sources(specs: Sequence[str], decode: DecodeOptions, listing: Listing) 
 
 def as_images(source: Source, decode: DecodeOptions, listing: Listing) -> Source:
     """Files as the images that they hold: slices, tiles."""
-    images = with_tiles(with_slices(redecoded(source, decode)), listing)
+    # To count the pages of a TIFF is to read it: not of images that are too large for that.
+    slices = with_slices(redecoded(source, decode), stacks=not listing.tile)
+    images = with_tiles(slices, listing)
     refuse_other_kind(images)
     return images
 

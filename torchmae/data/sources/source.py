@@ -384,14 +384,15 @@ class Slices(Subset):
 TIFFS = (".tif", ".tiff")
 
 
-def with_slices(source: Source) -> Source:
-    """The source itself, or its slices where some files have several.
+def with_slices(source: Source, stacks: bool = True) -> Source:
+    """The source itself, or its slices where some files have several; without `stacks` only the
+    first image of a TIFF.
 
     Of TIFFs `PEEKED` are looked at first: all are read only where one of these is a stack.
     """
     names = getattr(source, "names", None)
     blob = names.blob.lower() if isinstance(names, StringArray) else b""
-    if not any(ending.encode() in blob for ending in (*SLICED, *TIFFS)):
+    if not any(ending.encode() in blob for ending in (*SLICED, *(TIFFS if stacks else ()))):
         return source
     suffixes = [suffix_of(source.name(i)) for i in range(len(source))]
     with ThreadPoolExecutor(8) as pool:
@@ -399,10 +400,10 @@ def with_slices(source: Source) -> Source:
         def counts_of(which: Sequence[int]) -> list[int]:
             return list(pool.map(lambda i: count_slices(source, i), which))
 
-        tiffs = [i for i, suffix in enumerate(suffixes) if suffix in TIFFS]
+        tiffs = [i for i, suffix in enumerate(suffixes) if suffix in TIFFS and stacks]
         spread = np.unique(np.linspace(0, len(tiffs) - 1, min(PEEKED, len(tiffs))).astype(int))
-        stacks = max(counts_of([tiffs[k] for k in spread]), default=1) > 1
-        wanted = {*SLICED, *TIFFS} if stacks else SLICED
+        found = max(counts_of([tiffs[k] for k in spread]), default=1) > 1
+        wanted = {*SLICED, *TIFFS} if found else SLICED
         several = [i for i, suffix in enumerate(suffixes) if suffix in wanted]
         if not several:
             return source
