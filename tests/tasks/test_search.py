@@ -56,7 +56,7 @@ def test_bands_are_said(tmp_path: Path, written: list[str]) -> None:
     array = tmp_path / "x.npy"
     torchmae.search(run, array, query=[array], k=2, out=tmp_path / "near.csv", device="cpu")
     assert "Bands 1, 2 and 3 of 5 are shown" in " ".join(written)
-    page = torchmae.map(run, array, out=tmp_path / "m.html", device="cpu")
+    page = torchmae.map_(run, array, out=tmp_path / "m.html", device="cpu")
     assert "Bands 1, 2 and 3 of 5 are shown" in page.read_text()
 
 

@@ -19,7 +19,6 @@ from torchmae.tasks.pretrain.ahead.gain import band, known_gains
 from torchmae.tasks.pretrain.ahead.measure import (
     Around,
     Candidate,
-    Measured,
     Minutes,
     around,
     epochs_in,
@@ -102,10 +101,7 @@ def planned(config: Plan, world: World) -> dict[str, Any]:
                 break
     if not measured:
         raise RunError("no size fits into memory: use a smaller --image-size")
-    first, *_ = chosen(measured, hours)
-    again, after = measure_again(first, found.images, world, config.plan.seconds)
-    fit = epochs_in(again.measured, 3600 * hours, found.images, every)
-    measured = [(again, fit) if one is first else (one, fits) for one, fits in measured]
+    measured, said = twice(measured, found.images, world, every, config)
     best, epochs, why = chosen(measured, hours)
     seconds = seconds_of(best.measured, epochs, found.images, every)
     line = typed(config, best.measured.model, epochs)
@@ -114,7 +110,7 @@ def planned(config: Plan, world: World) -> dict[str, Any]:
         "\n".join(
             [
                 f"takes: {best.measured.model}, since {why}",
-                twice(first.measured, after),
+                said,
                 f"time (computed): about {duration(seconds)} for {epochs:g} epochs",
                 f"gain (our own results): {band(gains)}",
                 f"type: {line}",
@@ -136,16 +132,32 @@ def planned(config: Plan, world: World) -> dict[str, Any]:
     }
 
 
-def twice(first: Measured, after: float) -> str:
-    """What a step took when it was measured first, and at the end; whether these agree."""
-    before, times = first.step, "measured before and after all else"
-    words = f"a step of {first.model} ({times}): {milliseconds(before)} and {milliseconds(after)}"
-    if max(before, after) < CHANGING * min(before, after):
-        return words
-    return (
-        f"{words}: something else on this machine begins or ends, so the time below, of the mean "
-        "of both, may be as wrong as these differ"
-    )
+def twice(
+    measured: Sequence[tuple[Candidate, float]],
+    images: int,
+    world: World,
+    every: Minutes,
+    config: Plan,
+) -> tuple[list[tuple[Candidate, float]], str]:
+    """Measures the size that would be taken once more, after all else.
+
+    Returns:
+        The candidates with both measurements of it together; what a step took each time, and
+        whether these agree, in words.
+    """
+    first, *_ = chosen(measured, config.plan.hours)
+    again, after = measure_again(first, images, world, config.plan.seconds)
+    fit = epochs_in(again.measured, 3600 * config.plan.hours, images, every)
+    both = [(again, fit) if one is first else (one, fits) for one, fits in measured]
+    before, times = first.measured.step, "measured before and after all else"
+    words = f"a step of {first.measured.model} ({times}): "
+    words += f"{milliseconds(before)} and {milliseconds(after)}"
+    if max(before, after) >= CHANGING * min(before, after):
+        words += (
+            ": something else on this machine begins or ends, so the time below, of the mean of "
+            "both, may be as wrong as these differ"
+        )
+    return both, words
 
 
 def temporary_folder() -> tempfile.TemporaryDirectory[str]:
