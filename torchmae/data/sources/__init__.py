@@ -9,6 +9,7 @@ every forked worker, because reading a string writes its reference count.
 import os
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torchmae.data.config import DecodeOptions, Listing
 from torchmae.data.sources.arrays import open_array, open_digits
@@ -63,7 +64,7 @@ def open_sources(specs: Sequence[str], decode: DecodeOptions, listing: Listing) 
             f"{flag} is for tables (.csv, .tsv, .jsonl, .parquet), and {specs[0]} is none: leave "
             "it out"
         )
-    named = {
+    named: dict[str, dict[str, Any]] = {
         **dict.fromkeys(TABLES, columns),
         "cloud": {"cloud_cache": listing.cloud_cache},
     }

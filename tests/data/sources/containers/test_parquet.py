@@ -31,7 +31,7 @@ def written(path, columns, rows=2, names=None):
 
 def test_as_hugging_face_writes_them(tmp_path):
     plant(tmp_path / "more", "z.png")
-    rows = [{"bytes": png(i), "path": f"{i}.png"} for i in range(5)]
+    rows: list[dict[str, object] | None] = [{"bytes": png(i), "path": f"{i}.png"} for i in range(5)]
     rows += [{"bytes": None, "path": "more/z.png"}, None]
     classes = [0, 1, 0, 1, 1, -1, None]
     columns = {"image": pyarrow.array(rows, PICTURE), "label": pyarrow.array(classes, "int64")}
