@@ -20,7 +20,7 @@ from torchmae.data.sources.containers.parquet import only_parquet, open_parquet
 from torchmae.data.sources.files import is_glob, open_folder, open_glob
 from torchmae.data.sources.hubs import open_hf, open_torchvision
 from torchmae.data.sources.lists import open_list
-from torchmae.data.sources.packed import open_packed
+from torchmae.data.sources.packed import is_packed, open_packed
 from torchmae.data.sources.select import select_all
 from torchmae.data.sources.source import BadFile as BadFile
 from torchmae.data.sources.source import Source as Source
@@ -84,8 +84,10 @@ def find_kind(spec: str) -> tuple[str, str]:
         return "digits", spec.removeprefix("digits")
     path = os.path.expanduser(spec)
     if os.path.isdir(path):
-        kind = "zarr" if is_zarr(path) else "parquet" if only_parquet(path) else "folder"
-        return kind, path
+        if is_zarr(path):
+            return "zarr", path
+        tables = not is_packed(path) and only_parquet(path)
+        return ("parquet" if tables else "folder"), path
     whole = os.path.exists(path) or path.lower().endswith(
         ".tar"
     )  # "?" may also be a wildcard of a tar's name
