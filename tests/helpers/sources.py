@@ -94,7 +94,7 @@ def saved_dataset(path: Path, count: int) -> Path:
 
 
 # One for each kind of `SOURCES`: (folder, number of images) to what `open_source` takes.
-BUILDERS = {
+BUILDERS: dict[str, Callable[[Path, int], Path | str]] = {
     "folder": lambda at, n: plant(at, *(f"c{i % 2}/{i}.png" for i in range(n))),
     "glob": lambda at, n: f"{plant(at, *(f'c{i % 2}/{i}.png' for i in range(n)))}/**/*.png",
     "list": lambda at, n: write_list(plant(at, *(f"c/{i}.png" for i in range(n))), n),

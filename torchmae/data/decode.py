@@ -9,7 +9,8 @@
 | 16-bit integers, 16-bit floats   | themselves                                                   |
 | 32-bit floats                    | themselves; infinite values are none, as NaN                 |
 | other integers, 64-bit floats    | 32-bit floats; refused where these cannot hold an integer    |
-| animated or with several pages   | the first frame                                              |
+| with several slices or pages     | DICOM, NIfTI: each slice; TIFF: each page like the first one |
+| animated                         | the first frame                                              |
 | EXIF orientation 1 to 8          | applied; damaged EXIF counts as none                         |
 | empty, truncated, damaged, large | refused; too large is known from the header, before decoding |
 | a file of many bytes             | refused before it is read: see `max_bytes`                   |

@@ -129,7 +129,7 @@ def test_columns_that_there_are_not(tmp_path):
         with pytest.raises(UserError, match="has no column '.*'; its first line is: id, shot, dx"):
             open_list(path, *columns)
     (tmp_path / "x.txt").write_text("im/a.png\n")
-    with pytest.raises(UserError, match="a table is a .csv, .tsv or .jsonl"):
+    with pytest.raises(UserError, match="a table is a .csv, .tsv, .jsonl or .parquet"):
         open_list(str(tmp_path / "x.txt"), "file")
     (tmp_path / "y.csv").write_text("id,name\n1,a.png\n")
     with pytest.raises(UserError, match="--path-column names another column: id, name"):

@@ -60,7 +60,8 @@ def read_array(file: Any, max_megapixels: float) -> np.ndarray:
         raise BadImage(f"an array {list(shape)} is no image [H, W], [H, W, C], [C, H, W]")
     if dtype.hasobject:
         raise BadImage(f"{dtype} values are no pixels")
-    in_megapixels(*(shape[1:] if is_first(shape) else shape[:2]), max_megapixels)
+    height, width = shape[1:] if is_first(shape) else shape[:2]
+    in_megapixels(height, width, max_megapixels)
     size = math.prod(shape) * dtype.itemsize
     data = file.read(size)  # of a .npz no more is unpacked than that
     if len(data) < size:

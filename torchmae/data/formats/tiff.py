@@ -63,7 +63,7 @@ CHANNELS = re.compile(r'^ImageJ=[^\0]*\bchannels=(\d+)|<OME[^\0]* SizeC="(\d+)"'
 def has_channel_pages(description: str) -> bool:
     """Whether a TIFF says that its channels are in a page each (ImageJ, OME)."""
     found = CHANNELS.search(description)
-    return bool(found) and int(found[1] or found[2]) > 1
+    return found is not None and int(found[1] or found[2]) > 1
 
 
 def count_pages(data: bytes) -> int:

@@ -9,6 +9,7 @@ every forked worker, because reading a string writes its reference count.
 import os
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torchmae.data.config import DecodeOptions, Listing
 from torchmae.data.sources.arrays import open_array, open_digits
@@ -19,7 +20,7 @@ from torchmae.data.sources.containers.parquet import only_parquet, open_parquet
 from torchmae.data.sources.files import is_glob, open_folder, open_glob
 from torchmae.data.sources.hubs import open_hf, open_torchvision
 from torchmae.data.sources.lists import open_list
-from torchmae.data.sources.packed import open_packed
+from torchmae.data.sources.packed import is_packed, open_packed
 from torchmae.data.sources.python import open_python
 from torchmae.data.sources.select import select_all
 from torchmae.data.sources.source import BadFile as BadFile
@@ -67,7 +68,7 @@ def open_sources(specs: Sequence[str], decode: DecodeOptions, listing: Listing) 
             f"{flag} is for tables (.csv, .tsv, .jsonl, .parquet), and {specs[0]} is none: leave "
             "it out"
         )
-    named = {
+    named: dict[str, dict[str, Any]] = {
         **dict.fromkeys(TABLES, columns),
         "cloud": {"cloud_cache": listing.cloud_cache},
     }
@@ -98,8 +99,10 @@ def find_kind(spec: str) -> tuple[str, str]:
         return "digits", spec.removeprefix("digits")
     path = os.path.expanduser(spec)
     if os.path.isdir(path):
-        kind = "zarr" if is_zarr(path) else "parquet" if only_parquet(path) else "folder"
-        return kind, path
+        if is_zarr(path):
+            return "zarr", path
+        tables = not is_packed(path) and only_parquet(path)
+        return ("parquet" if tables else "folder"), path
     whole = os.path.exists(path) or path.lower().endswith(
         ".tar"
     )  # "?" may also be a wildcard of a tar's name

@@ -85,7 +85,8 @@ class Arrays(Source):
         return self.labels[i] if self.labels else None
 
     def read(self, i: int) -> Pixels:
-        in_megapixels(*self.pixels.shape[1:3], self.decode.max_megapixels)
+        height, width = self.pixels.shape[1:3]
+        in_megapixels(height, width, self.decode.max_megapixels)
         return np.array(self.pixels[i])
 
     def fingerprint(self) -> str:

@@ -8,7 +8,8 @@ from array import array
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import IO, Any, Protocol, runtime_checkable
+from io import BufferedReader
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -47,7 +48,7 @@ class Ranged(Protocol):
     """Bytes of files that are elsewhere."""
 
     def at(self, number: int, offset: int, size: int) -> bytes: ...
-    def file(self, number: int) -> IO[bytes]: ...
+    def file(self, number: int) -> BufferedReader: ...
 
 
 class Tars(Encoded):
@@ -83,8 +84,7 @@ class Tars(Encoded):
                 with suppress(OSError):  # `_members` raises a better error
                     about = os.stat(path)
                     self.facts.append((path, about.st_size, time_of(about)))
-            opener = partial(open, path, "rb") if remote is None else partial(remote.file, shard)
-            images, classes = _members(path, opener, wanted)
+            images, classes = _members(path, partial(self.stream, shard), wanted)
             for member, offset, size in images:
                 folder, _, base = member.rpartition("/")
                 names.append(f"{self.shard_names[shard]}/{member}")
@@ -99,6 +99,10 @@ class Tars(Encoded):
         self.names = StringArray(names)
         self.labels = StringArray(labels)
         self.places = np.array(places, dtype=np.int64).reshape(-1, 3)
+
+    def stream(self, shard: int) -> BufferedReader:
+        """A tar file to read through."""
+        return open(self.paths[shard], "rb") if self.remote is None else self.remote.file(shard)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "handles": {}}
@@ -159,7 +163,7 @@ class Tars(Encoded):
 
 
 def _members(
-    path: str, opener: Callable[[], IO[bytes]], wanted: frozenset[str]
+    path: str, opener: Callable[[], BufferedReader], wanted: frozenset[str]
 ) -> tuple[list[tuple[str, int, int]], dict[str, str]]:
     """The images of one tar file as (member, offset, bytes), and its .cls texts by "folder/key"."""
     images = []

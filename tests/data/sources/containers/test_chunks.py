@@ -79,7 +79,7 @@ def test_an_array_without_a_group_and_shards(tmp_path):
     whole = {"chunks": (2, 20, 24), "shards": (4, 20, 24)}
     zarr.create_array(tmp_path / "plain", data=values, **whole)
     source = open_source(tmp_path / "plain")  # known by its zarr.json
-    assert all(np.array_equal(source.read(i)[..., 0], values[i]) for i in range(10))
+    assert all(np.array_equal(read_pixels(source, i)[..., 0], values[i]) for i in range(10))
     text = np.array([b"cat", b"dog"] * 5)
     with h5py.File(tmp_path / "x.hdf5", "w") as file:
         file["x"], file["y"] = values, text

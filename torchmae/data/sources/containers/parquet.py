@@ -140,10 +140,14 @@ def holds_images(kind: Any) -> bool:
 
 def only_parquet(folder: str) -> bool:
     """Whether a folder holds Parquet files, and neither folders nor images beside them."""
+    found, others = False, {".tar", *image_extensions()}
     with suppress(OSError), os.scandir(folder) as entries:
-        seen = {"" if entry.is_dir() else suffix_of(entry.name) or "." for entry in entries}
-        return ".parquet" in seen and not seen & {"", ".tar", *image_extensions()}
-    return False
+        for entry in entries:
+            suffix = suffix_of(entry.name)
+            if suffix in others or entry.is_dir():
+                return False
+            found |= suffix == ".parquet"
+    return found
 
 
 def open_parquet(
