@@ -41,17 +41,17 @@ ROOT = {path.stem for path in PACKAGE.glob("*.py")} - set(ROOMS)
 BASE = {"settings", *ROOT}
 # Each file or folder of models/ may import those before it.
 MODELS = (
-    "sizes patches masking mixing pooling vit encoders targets decoders mae heads pyramid "
+    "sizes patches masking mixing vit encoders targets decoders mae heads pyramid "
     "segmentation detection weights"
 )
 
 # Lines of code: without comments, docstrings and blank lines. "root" is the files beside the rooms.
-FILE_LINES, FUNCTION_LINES, FILES_PER_FOLDER = 600, 60, 11
+FILE_LINES, FUNCTION_LINES, FILES_PER_FOLDER = 600, 60, 12
 ROOM_LINES = {
-    "root": 1150,
-    "settings": 1000,
+    "root": 1300,
+    "settings": 1100,
     "models": 3400,
-    "data": 9200,
+    "data": 9600,
     "train": 1850,
     "eval": 2200,
     "report": 3100,

@@ -1,15 +1,24 @@
-"""What of its images a model does not get to see, in words for plans: further pages, the sides of
+"""What a model gets to see of images, and what not, in words for plans: further pages, the sides of
 wide images, details that shrinking removes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int32
+import torch
+from jaxtyping import Int32, Shaped
+from PIL import Image
+from torch import Tensor
 
+from torchmae.data.config import DecodeOptions
 from torchmae.data.decode import BadImage, has_more_pages, inspect
-from torchmae.data.sources.source import Source
+from torchmae.data.loader import read_pixels
+from torchmae.data.sources import Source, open_source
+from torchmae.data.transforms import CenterCropResize
+from torchmae.errors import UserError
+from torchmae.settings.python_data import as_images
 
 LOOKED_AT = 64  # images of a source: headers alone are read of files
 
@@ -95,3 +104,47 @@ def middle(values: np.ndarray, which: np.ndarray) -> int:
 def count(which: np.ndarray, all_of: np.ndarray) -> str:
     """ "3 of 64 images"."""
     return f"{len(which)} of {len(all_of)} image{'s' * (len(all_of) != 1)}"
+
+
+@dataclass(frozen=True)
+class AsSeen:
+    """How images become batches for an encoder.
+
+    Args:
+        decode: as those of its run.
+        share: of the sides that the center crop shows (`crop_pct`).
+    """
+
+    decode: DecodeOptions
+    share: float = 1.0
+
+    def __call__(
+        self, images: Any, channels: int, size: tuple[int, int], batch_size: int
+    ) -> Iterator[Shaped[Tensor, "B C h w"]]:
+        """Batches of all images, in order.
+
+        Args:
+            images: whatever a verb takes as DATA, or one PIL image.
+            channels: that the encoder takes.
+            size: (height, width) that the encoder takes.
+            batch_size: images at a time.
+
+        Raises:
+            UserError: an image cannot be read; it names which.
+        """
+        several = [images] if isinstance(images, Image.Image) else images
+        source = open_source(
+            as_images(several, several=False, data_id=None), replace(self.decode, channels=channels)
+        )
+        crop = CenterCropResize(size, self.share)
+        for first in range(0, len(source), batch_size):
+            some = range(first, min(len(source), first + batch_size))
+            yield torch.stack([crop(readable(source, i))[0] for i in some])
+
+
+def readable(source: Source, i: int) -> Shaped[Any, "H W C"]:
+    """The pixels of an image; `UserError` with its name where it cannot be read."""
+    try:
+        return read_pixels(source, i)
+    except BadImage as error:
+        raise UserError(f"{source.name(i)} cannot be read: {error}") from error

@@ -21,8 +21,8 @@ from torchmae.data.workers import Loading
 from torchmae.errors import UserError
 from torchmae.models.encoders import Backbone
 from torchmae.models.heads import Classifier
-from torchmae.models.pooling import POOLS as POOLS
-from torchmae.models.pooling import choose_pool as choose_pool
+from torchmae.models.patches import POOLS as POOLS
+from torchmae.models.patches import choose_pool as choose_pool
 from torchmae.runfolder import read_config
 from torchmae.settings.defaults import workers_for
 from torchmae.train.distributed import available_cores

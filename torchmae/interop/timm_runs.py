@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from torchmae import manifest
 from torchmae.data.config import DecodeOptions, decode_as_run
-from torchmae.data.seen import AsSeen
+from torchmae.data.view import AsSeen
 from torchmae.disk import sha256, whole_folder
 from torchmae.errors import UserError, library, nearest, printable
 from torchmae.interop.foreign import read_file

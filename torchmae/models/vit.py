@@ -20,6 +20,7 @@ from torchmae.models.patches import (
     RESIZINGS,
     Size,
     as_size,
+    choose_pool,
     denormalize,
     gather_tokens,
     grid_of,
@@ -29,7 +30,6 @@ from torchmae.models.patches import (
     resize_positions,
     sincos_positions,
 )
-from torchmae.models.pooling import choose_pool
 from torchmae.scaling import Scaling, scaling_of
 
 

@@ -279,7 +279,7 @@ class Stopping(Items):
         self.stopped = False
 
     def __getitem__(self, i):
-        if self.log.exists() and not self.stopped:
+        if not self.stopped and self.log.exists() and self.log.stat().st_size:
             self.stopped = True
             os.kill(os.getpid(), signal.SIGINT)
         return super().__getitem__(i)
