@@ -89,7 +89,7 @@ def test_tiles_are_those_of_a_run_of_the_same_data(tmp_path):
 
     assert listed() == (None, 0, 0.05)
     stored = {"data": "slides", "tile": 512, "overlap": 64, "empty": 0.0}
-    (tmp_path / "config.json").write_text(json.dumps({"config": stored}))
+    (tmp_path / "config.json").write_text(json.dumps({"model": {"encoder": {}}, "config": stored}))
     assert listed() == (512, 64, 0.0)
     assert listed(data="photos") == (None, 0, 0.05)
     assert listed(tile=0)[0] == 0 and listed(overlap=0, empty=0.1) == (512, 0, 0.1)
