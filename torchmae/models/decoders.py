@@ -73,7 +73,8 @@ class Decoder(nn.Module):
         self, latent: Float[Tensor, "B T D"], mask: Mask, grid: Size | None = None
     ) -> Float[Tensor, "B M E"]:
         """Features of the hidden patches: `forward(latent, mask)[:, K:]`, perhaps for less."""
-        return self(latent, mask, grid)[:, mask.keep.shape[1] :]
+        other = {} if grid is None else {"grid": grid}  # which a plugin's need not know
+        return self(latent, mask, **other)[:, mask.keep.shape[1] :]
 
     def positions(self, grid: Size | None) -> Float[Tensor, "1 T E"]:
         """The position table `pos_embed`, for a grid."""
