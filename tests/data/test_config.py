@@ -80,3 +80,19 @@ def test_columns_belong_to_the_same_data_too(tmp_path):
         found = listing_as_run(LabelledListingOptions(), data, tmp_path)
         assert found.label_column == want
         assert found.columns == ({"label_column": "dx"} if want else {})
+
+
+def test_tiles_are_those_of_a_run_of_the_same_data(tmp_path):
+    def listed(data: str = "slides", **asked: float) -> tuple[int | None, int, float]:
+        found = listing_as_run(ListingOptions(**asked), data, tmp_path)
+        return found.tile, found.overlap, found.empty
+
+    assert listed() == (None, 0, 0.05)
+    stored = {"data": "slides", "tile": 512, "overlap": 64, "empty": 0.0}
+    (tmp_path / "config.json").write_text(json.dumps({"model": {"encoder": {}}, "config": stored}))
+    assert listed() == (512, 64, 0.0)
+    assert listed(data="photos") == (None, 0, 0.05)
+    assert listed(tile=0)[0] == 0 and listed(overlap=0, empty=0.1) == (512, 0, 0.1)
+    for wrong in (dict(tile=64), dict(overlap=512), dict(tile=0, overlap=8)):
+        with pytest.raises(UserError, match="--overlap .*less than it"):
+            listed(**wrong)

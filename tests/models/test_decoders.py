@@ -396,7 +396,7 @@ class ClassTokenOnly(Decoder):
         self.blocks = nn.ModuleList()
         self.pred = nn.Linear(encoder.embed_dim, width)
 
-    def forward(self, latent, mask):
+    def forward(self, latent, mask):  # type: ignore[override]  # of one shape only
         return latent[:, :1].expand(-1, mask.keep.shape[1] + mask.hide.shape[1], -1)
 
 

@@ -207,7 +207,8 @@ def listing_as_run(
             raise UserError(f"--{name} {' '.join(values[name])}: none is no pattern, alone")
     values["overlap"] = values["overlap"] or 0
     values["empty"] = Listing.empty if values["empty"] is None else values["empty"]
-    if requested.overlap and values["overlap"] >= (values["tile"] or 0):
+    tile = values["tile"] or 0
+    if (tile or requested.overlap) and values["overlap"] >= max(1, tile):
         raise UserError(f"--overlap {values['overlap']}: with --tile, and less than it")
     own = requested.include is not None or requested.exclude is not None
     return Listing(**{**values, "inherited": requested.inherited or not own})

@@ -388,10 +388,13 @@ def parse_patch(text: str | int) -> int | tuple[int, int]:
         UserError: it is neither, or a side is 0 or more than any image has.
     """
     match = re.fullmatch(r"(\d+)(?:x(\d+))?", str(text).lower())
-    sides = [int(side) for side in match.groups(match[1])] if match else []
-    if not sides or any(WIDTH.problem(side) for side in sides):
+    if match is None:
         raise UserError(f"--patch-size {text}: a side such as 16, or HEIGHTxWIDTH such as 8x32")
-    return sides[0] if len(set(sides)) == 1 else (sides[0], sides[1])
+    height, width = int(match[1]), int(match[2] or match[1])
+    problem = WIDTH.problem(height) or WIDTH.problem(width)
+    if problem is not None:
+        raise UserError(f"--patch-size {text}: {problem}")
+    return height if height == width else (height, width)
 
 
 def patch_text(patch: int | tuple[int, ...]) -> int | str:

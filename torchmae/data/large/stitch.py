@@ -145,9 +145,9 @@ def write_feature_maps(
         features: of these.
     """
     stems, numbers = stems_of(tiles.source), tiles.ids[np.asarray(ids)]
-    for number in np.unique(numbers):
-        rows = np.flatnonzero(numbers == number)
-        tops, lefts = tiles.grid_of(int(number))
+    for number in np.unique(numbers).tolist():
+        rows = np.flatnonzero(numbers == number).tolist()
+        tops, lefts = tiles.grid_of(number)
         grid = np.full((len(tops), len(lefts), features.shape[1]), np.nan, dtype=np.float32)
         for row in rows:
             top, left = tiles.corners[ids[row]].tolist()

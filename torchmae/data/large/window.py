@@ -214,7 +214,7 @@ def subsampled(page: Any, step: int, max_megapixels: float) -> Shaped[np.ndarray
     bands = []
     for top in range(0, height, rows):
         band = cut(page, Box(top, 0, min(rows, height - top), width), max_megapixels)
-        bands.append(band[-top % step :: step, ::step])
+        bands.append(band[-top % step :: step, ::step].copy())  # a view would keep the whole band
     return np.concatenate(bands)
 
 

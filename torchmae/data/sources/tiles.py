@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from torchmae.data.config import Listing
-from torchmae.data.decode import BadImage, Pixels, read_encoded
+from torchmae.data.decode import BadImage, Pixels, inspect, read_encoded
 from torchmae.data.formats.raster import Raster
 from torchmae.data.large.window import (
     Box,
@@ -34,7 +34,7 @@ class Places(NamedTuple):
     size, and whether windows of it are read."""
 
     corners: Int64[np.ndarray, "T 2"]
-    count: int
+    total: int
     size: tuple[int, int]
     windows: bool
 
@@ -59,7 +59,7 @@ class Tiles(Encoded, Subset):
         self.side = side
         self.overlap = overlap
         self.corners = np.concatenate([one.corners for one in places])
-        self.counts = np.array([one.count for one in places])
+        self.counts = np.array([one.total for one in places])
         self.sizes = np.array([one.size for one in places]).reshape(-1, 2)
         self.windows = np.array([one.windows for one in places])
 
@@ -139,7 +139,7 @@ def with_tiles(source: Source, listing: Listing) -> Source:
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         found = list(pool.map(places, range(len(source))))
     tiles = Tiles(source, found, listing.tile, listing.overlap)
-    total, kept = sum(one.count for one in found), len(tiles)
+    total, kept = sum(one.total for one in found), len(tiles)
     if not kept:
         raise UserError(
             f"all {total:,} tiles of {listing.tile} px are empty: flat within {listing.empty:.0%} "
@@ -161,6 +161,10 @@ def places_of(source: Source, i: int, listing: Listing) -> Places:
         assert path is not None
         seen = tiff_overview(path, coarsest, limit)
     else:
+        data = source.read(i)
+        size = inspect(data, source.decode) if isinstance(data, bytes) else data.shape[:2]
+        if max(size) <= side:
+            return WHOLE._replace(size=size)
         raster = raster_of(source, i)
         values = with_nan(raster.pixels[::coarsest, ::coarsest], raster.nodata)
         height, width, _ = raster.pixels.shape
