@@ -27,7 +27,7 @@ class PythonData(str):
     data_id: str | None
 
     @classmethod
-    def of(cls, data: Any, data_id: str | None = None) -> "PythonData":
+    def of(cls, data: Any, data_id: Any = None) -> "PythonData":
         """The value of a setting.
 
         Args:
@@ -74,7 +74,7 @@ def is_place(value: Any) -> bool:
     return isinstance(value, str | os.PathLike)
 
 
-def as_images(value: Any, several: bool, data_id: str | None) -> Any:
+def as_images(value: Any, several: bool, data_id: Any) -> Any:
     """The value of a setting that names images: places as they are, all else as `PythonData`.
 
     Args:

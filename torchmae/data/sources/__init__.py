@@ -99,10 +99,7 @@ def find_kind(spec: str) -> tuple[str, str]:
         return "digits", spec.removeprefix("digits")
     path = os.path.expanduser(spec)
     if os.path.isdir(path):
-        if is_zarr(path):
-            return "zarr", path
-        tables = not is_packed(path) and only_parquet(path)
-        return ("parquet" if tables else "folder"), path
+        return kind_of_folder(path), path
     whole = os.path.exists(path) or path.lower().endswith(
         ".tar"
     )  # "?" may also be a wildcard of a tar's name
@@ -124,6 +121,13 @@ def find_kind(spec: str) -> tuple[str, str]:
     near = nearest(os.path.basename(path.rstrip("/")), beside)
     hint = f". Did you mean {os.path.join(folder, near)}?" if near else ""
     raise UserError(f"no such folder or file: '{spec}' (or one of {_kinds()}){hint}")
+
+
+def kind_of_folder(path: str) -> str:
+    """What opens a folder, a name in `SOURCES`."""
+    if is_zarr(path):
+        return "zarr"
+    return "parquet" if not is_packed(path) and only_parquet(path) else "folder"
 
 
 # What to do with files that hold images in a way that is not read.
