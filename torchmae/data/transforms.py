@@ -68,6 +68,9 @@ class WindowCrop:
         return resized_crop(image, crop, self.size), target
 
 
+ASPECTS = (3 / 4, 4 / 3)  # of windows, as in the reference
+
+
 @dataclass(frozen=True)
 class RandomResizedCropFlip(WindowCrop):
     """The paper's pre-training augmentation: random resized crop and horizontal flip (Table 1e).
@@ -88,7 +91,7 @@ class RandomResizedCropFlip(WindowCrop):
     scale: tuple[float, float] = (0.2, 1.0)
     flip: bool = True
     clamp: bool = False
-    aspects: tuple[float, float] = (3 / 4, 4 / 3)
+    aspects: tuple[float, float] = ASPECTS
 
     def crop(self, height: int, width: int, epoch: int, sample: int) -> Crop:
         """The window of one sample."""

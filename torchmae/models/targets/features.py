@@ -69,7 +69,7 @@ class Features(Target):
     def train(self, mode: bool = True) -> "Features":
         """The encoder stays in eval mode: its stochastic depth is not part of the truth."""
         super().train(mode)
-        self.network.eval()  # type: ignore[attr-defined]
+        self.network.eval()
         return self
 
     def forward(

@@ -17,6 +17,7 @@ from torchmae.data.scan import Scan, scan_and_report
 from torchmae.data.sources import open_source, with_decode
 from torchmae.data.sources.source import Source
 from torchmae.data.transforms import (
+    ASPECTS,
     CenterCropResize,
     FixedCropFlip,
     RandomResizedCropFlip,
@@ -210,8 +211,8 @@ def augmentation(config: ResolvedPretrain) -> Transform:
     size, seed, asked = parse_size(config.model.image_size), config.optim.seed, config.crop
     crop: WindowCrop = CenterCropResize(size)
     if asked.crop_scale is not None:
-        aspects = {"aspects": (1.0, 1.0)} if asked.aspect == "keep" else {}
-        crop = RandomResizedCropFlip(size, seed, asked.crop_scale, asked.flip, **aspects)
+        aspects = (1.0, 1.0) if asked.aspect == "keep" else ASPECTS
+        crop = RandomResizedCropFlip(size, seed, asked.crop_scale, asked.flip, aspects=aspects)
     elif asked.crop == "fixed":
         crop = FixedCropFlip(size, seed, asked.flip)
     return ColorJitter(crop, asked.color_jitter, seed) if asked.color_jitter else crop
