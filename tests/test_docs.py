@@ -250,7 +250,7 @@ def test_the_loops_of_other_libraries_train(
         if f"pip install {library}" in block.text.partition("\n")[0]
     )
     pictures = torch.linspace(0, 255, 32).to(torch.uint8).expand(16, 3, 32, 32)
-    loader = torch.utils.data.DataLoader(pictures, batch_size=8)  # type: ignore[arg-type]
+    loader = torch.utils.data.DataLoader(pictures, batch_size=8)
     names: dict[str, Any] = {"torch": torch, "torchmae": torchmae, "loader": loader}
     torch.manual_seed(0)
     sizes = dict(patch_size=4, embed_dim=128, depth=4, num_heads=4)

@@ -2,13 +2,14 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from torchmae.data.dense.masks import GRAY
 from torchmae.data.dense.segmentation import Examples, stored_classes
@@ -51,7 +52,7 @@ def predict_labels(config: Predict) -> Path:
     table = np.array(values, dtype=np.uint8)
     colors = dict(zip(values, model.colors))
     clear = [i for i, name in enumerate(model.classes) if name == "background"]
-    predict = partial(model.to(device).predict, **how)
+    predict: Callable[[Tensor], Tensor] = partial(model.to(device).predict, **how)
     stems = stems_of(source)
     count = 0
     with whole_folder(out) as folder:
