@@ -1,8 +1,9 @@
 """Draws the pictures of docs/: `PYTHONPATH=tests python bench/pictures.py NUCLEI [NAME ...]`.
 
 NUCLEI is a folder with `images/` and `annotations/` of the Data Science Bowl 2018 (BBBC038, CC0).
-Runs and what they are asked lie in build/pictures; a training that is there is not repeated. They
-take about two hours on two cores; screens of pages need Chromium.
+Runs and what they are asked lie in build/pictures; a training that is there is not repeated (all
+take about an hour on two cores). Screens of pages need Chromium. Those of segment, detect, compare
+and the demo are of the runs of docs/results.md; speed.png is drawn by chart.py.
 """
 
 import json
