@@ -1,8 +1,9 @@
 """Draws the pictures of docs/: `PYTHONPATH=tests python bench/pictures.py NUCLEI [NAME ...]`.
 
 NUCLEI is a folder with `images/` and `annotations/` of the Data Science Bowl 2018 (BBBC038, CC0).
-Runs and what they are asked lie in build/pictures; a training that is there is not repeated. They
-take about two hours on two cores; screens of pages need Chromium.
+Runs and what they are asked lie in build/pictures; a training that is there is not repeated (all
+take about an hour on two cores). Screens of pages need Chromium. Those of segment, detect, compare
+and the demo are of the runs of docs/results.md; speed.png is drawn by chart.py.
 """
 
 import json
@@ -56,6 +57,15 @@ def nuclei(count: int) -> str:
     facts = json.loads((WORK / "nuclei" / "annotations" / "instances_val.json").read_text())
     names = sorted(image["file_name"] for image in facts["images"])
     return " ".join(f"nuclei/images/{Path(name).name}" for name in names[:count])
+
+
+def in_color() -> str:
+    """The first image of validation whose channels differ."""
+    for name in nuclei(1000).split():
+        pixels = np.array(Image.open(WORK / name).convert("RGB"))
+        if (pixels != pixels[..., :1]).any():
+            return name
+    raise AssertionError("all are gray")
 
 
 def drawn(command: str, file: str) -> Image.Image:
@@ -134,12 +144,11 @@ def serve() -> Image.Image:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         tab = browser.tab(server.url)
         tab.wait("document.getElementById('status').textContent.startsWith('Choose')")
-        tab.choose_file("#file", WORK / nuclei(1))
+        tab.choose_file("#file", WORK / in_color())
         tab.wait("document.getElementById('status').textContent.startsWith('Reconstructed')")
-        wide = taken(tab, 900, 1000)
-        whole = beside(wide, taken(tab, 360, 1000, dark=True))
+        tab.screenshot(WORK / "screen.png")
         server.shutdown()
-    return whole
+    return Image.open(WORK / "screen.png").convert("RGB")
 
 
 def reconstruct() -> Image.Image:
