@@ -99,6 +99,21 @@ def test_what_a_geotiff_says_of_no_data_and_bands():
     assert np.isnan(other[7, 0, 0]) and not np.isnan(other[:5]).any()
 
 
+def test_what_rasterio_writes(tmp_path):
+    rasterio = pytest.importorskip("rasterio", reason="for tests")
+    pixels = np.random.default_rng(0).integers(-3000, 3000, (4, 40, 48)).astype(np.int16)
+    about = {"height": 40, "width": 48, "count": 4, "dtype": "int16", "nodata": -9999}
+    about |= {"transform": rasterio.Affine(10, 0, 5e5, 0, -10, 5e6), "crs": "EPSG:32633"}
+    tiles = {"tiled": True, "blockxsize": 16, "blockysize": 16, "compress": "deflate"}
+    for name, options in (("a", {}), ("b", {**tiles, "interleave": "band", "predictor": 2})):
+        with rasterio.open(tmp_path / name, "w", driver="GTiff", **about, **options) as file:
+            file.write(pixels)
+            file.descriptions = ["B02", "B03", "B04", "B08"]
+        data = (tmp_path / name).read_bytes()
+        assert np.array_equal(decode(data, DecodeOptions(bands=("B08",)))[..., 0], pixels[3])
+        assert decode(data, DecodeOptions(bands=("B02",))).dtype == np.float32  # it declares none
+
+
 def test_bad_ones():
     whole = tiff(values("float32", 5), planarconfig="contig", compression="zlib")
     for data, message in (

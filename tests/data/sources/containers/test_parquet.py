@@ -79,9 +79,11 @@ def test_damaged_files_are_named(tmp_path):
     path = written(tmp_path / "x.parquet", {"image": images})
     whole = path.read_bytes()
     source = open_source(path)
-    at = whole.rfind(images[0][1000:1040])  # the least and largest values are in headers too
+    piece = images[0][1000:1040]
+    at = whole.find(piece, whole.find(piece) + 1)  # the first is in a header, as the largest value
     path.write_bytes(whole[:at] + bytes(40) + whole[at + 40 :])
     assert source.is_changed(0)
+    source = open_source(path)  # the first one may have the group in memory
     with pytest.raises(BadImage, match="its row group is damaged"):
         source.read(1)
     assert source.read(2) == images[2]
