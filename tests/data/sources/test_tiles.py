@@ -108,8 +108,7 @@ def test_a_slide_of_nothing_but_glass_says_so(tmp_path):
 def test_tiles_are_packed(slide, tmp_path):
     torchmae.pack(slide, out=tmp_path / "packed", tile=128)
     packed, tiles = open_source(tmp_path / "packed"), open_source(slide, listing=Listing(tile=128))
-    assert [packed.name(i) for i in range(len(packed))] == [
-        tiles.name(i) for i in range(len(tiles))
-    ]
+    assert len(packed) == len(tiles)
     for i in range(len(tiles)):
+        assert packed.name(i).startswith(tiles.name(i))  # then ".tif"
         assert np.array_equal(read_pixels(packed, i), read_pixels(tiles, i))
