@@ -42,7 +42,7 @@ def bands_of(images: Tensor, count: int, seed: int) -> Tensor:
     mix = torch.tensor(draw.dirichlet((0.5, 0.5, 0.5), count), dtype=torch.float32)
     power = torch.tensor(draw.uniform(0.5, 2, count), dtype=torch.float32).view(-1, 1, 1)
     bands = torch.einsum("nchw,kc->nkhw", images, mix) ** power
-    bands = bands + torch.tensor(draw.normal(0, 0.03, bands.shape), dtype=torch.float32)
+    bands += 0.03 * torch.randn(bands.shape, generator=torch.Generator().manual_seed(seed))
     mean, std = bands.mean((0, 2, 3), keepdim=True), bands.std((0, 2, 3), keepdim=True)
     return (bands - mean) / std
 

@@ -11,6 +11,9 @@ from helpers.small import SMALL, make_photos
 import torchmae
 from torchmae.cli import main
 from torchmae.errors import UserError
+from torchmae.models.detection.detector import square
+from torchmae.models.segmentation.segmenter import Segmenter
+from torchmae.models.vit import ViT
 from torchmae.models.weights import load_mae
 from torchmae.settings.groups import SourceOptions
 from torchmae.settings.options import parse_patch, patch_text, requested
@@ -93,3 +96,11 @@ def test_later_verbs_take_them(place, tmp_path):
 def test_what_needs_squares_says_so(place, tmp_path):
     with pytest.raises(UserError, match="square patches"):
         torchmae.export(place / "run", out=tmp_path / "hf", to="transformers")
+
+
+def test_segmenters_take_them_and_detectors_say_no():
+    encoder = ViT((32, 64), (8, 16), embed_dim=32, depth=4, num_heads=2)
+    segmenter = Segmenter(encoder, ["sky", "ground"], head="fpn", width=16)
+    assert segmenter.predict(torch.zeros(1, 3, 45, 90, dtype=torch.uint8)).shape == (1, 45, 90)
+    with pytest.raises(UserError, match="square patches, not patches of 8x16 px"):
+        square(encoder)

@@ -8,6 +8,7 @@ from PIL import Image
 
 tifffile = pytest.importorskip("tifffile")
 
+import torchmae  # noqa: E402
 from torchmae.data.config import DecodeOptions, Listing  # noqa: E402
 from torchmae.data.loader import read_pixels  # noqa: E402
 from torchmae.data.sources import open_source, with_decode  # noqa: E402
@@ -102,3 +103,12 @@ def test_a_slide_of_nothing_but_glass_says_so(tmp_path):
     Image.fromarray(np.full((300, 300, 3), 240, np.uint8)).save(tmp_path / "glass.png")
     with pytest.raises(UserError, match=r"all 9 tiles of 128 px are empty.*--empty 0"):
         open_source(tmp_path, listing=Listing(tile=128))
+
+
+def test_tiles_are_packed(slide, tmp_path):
+    torchmae.pack(slide, out=tmp_path / "packed", tile=128)
+    packed, tiles = open_source(tmp_path / "packed"), open_source(slide, listing=Listing(tile=128))
+    assert len(packed) == len(tiles)
+    for i in range(len(tiles)):
+        assert packed.name(i).startswith(tiles.name(i))  # then ".tif"
+        assert np.array_equal(read_pixels(packed, i), read_pixels(tiles, i))

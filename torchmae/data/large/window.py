@@ -26,6 +26,7 @@ from torchmae.errors import library
 # and YCbCr, which is RGB once a tile is decoded.
 PLAIN = (0, 1, 2, 6)
 YCBCR, RGB = 6, 2
+STEP, LARGE = 8, 4096  # of an overview, pixels
 ORIENTATION = 274
 
 
@@ -168,16 +169,24 @@ def paste(values: np.ndarray, piece: np.ndarray, top: int, left: int) -> None:
 
 
 def tiff_overview(path: str, coarsest: int, max_megapixels: float) -> Overview:
-    """A TIFF at a smaller scale: of its smallest level that is no coarser than `coarsest` times,
-    else of the image itself, a row of tiles at a time."""
+    """A TIFF at a smaller scale: about every `STEP`-th pixel, of large images fewer, so that about
+    `LARGE` px are left of a side, but at least each `coarsest`-th.
+
+    They are of its smallest level that is fine enough, read a row of tiles at a time.
+
+    Raises:
+        BadImage: it is damaged, or even so more than `max_megapixels` at once.
+    """
     with opened(path) as file:
         pages = channel_pages(file)
         size = pages[0].keyframe.imagelength, pages[0].keyframe.imagewidth
         in_megapixels(*size, np.inf)
+        wanted = max(1, min(coarsest, max(STEP, -(-max(size) // LARGE))))
+        in_megapixels(size[0] // wanted + 1, size[1] // wanted + 1, max_megapixels)
         page, scale = pages[0], 1.0
         if len(pages) == 1:
-            page, scale = smallest_level(file, coarsest)
-        step = max(1, int(coarsest / scale))
+            page, scale = smallest_level(file, wanted)
+        step = max(1, int(wanted / scale))
         planes = [subsampled(one, step, max_megapixels) for one in ([page, *pages[1:]])]
         values = np.concatenate(planes, axis=2)
         return Overview(
@@ -211,6 +220,7 @@ def subsampled(page: Any, step: int, max_megapixels: float) -> Shaped[np.ndarray
     height, width = frame.imagelength, frame.imagewidth
     rows = min(frame.tilelength if frame.is_tiled else frame.rowsperstrip, height)
     rows = max(rows, 64 // rows * rows)
+    in_megapixels(rows, width, max_megapixels)
     bands = []
     for top in range(0, height, rows):
         band = cut(page, Box(top, 0, min(rows, height - top), width), max_megapixels)

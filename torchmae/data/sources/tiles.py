@@ -13,6 +13,7 @@ from torchmae.data.config import Listing
 from torchmae.data.decode import BadImage, Pixels, inspect, read_encoded
 from torchmae.data.formats.raster import Raster
 from torchmae.data.large.window import (
+    STEP,
     Box,
     Overview,
     as_tiff,
@@ -26,7 +27,6 @@ from torchmae.errors import UserError, library
 from torchmae.windows import starts
 
 FINE = 16  # of the sides of a tile so many pixels at least are looked at
-STEP = 8  # and of an image not more than each so many
 
 
 class Places(NamedTuple):
@@ -156,7 +156,7 @@ def places_of(source: Source, i: int, listing: Listing) -> Places:
     larger than a tile, the image itself."""
     side, path = listing.tile or 0, source.path(i)
     windows = path is not None and has_windows(path)
-    limit, coarsest = source.decode.max_megapixels, max(1, min(STEP, side // FINE))
+    limit, coarsest = source.decode.max_megapixels, max(1, side // FINE)
     if windows:
         assert path is not None
         seen = tiff_overview(path, coarsest, limit)
@@ -166,6 +166,7 @@ def places_of(source: Source, i: int, listing: Listing) -> Places:
         if max(size) <= side:
             return WHOLE._replace(size=size)
         raster = raster_of(source, i)
+        coarsest = min(STEP, coarsest)
         values = with_nan(raster.pixels[::coarsest, ::coarsest], raster.nodata)
         height, width, _ = raster.pixels.shape
         seen = Overview(values, float(coarsest), (height, width), raster.pixels.dtype.name)
