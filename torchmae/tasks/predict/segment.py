@@ -17,7 +17,7 @@ from torchmae.data.dense.segmentation import Examples, stored_classes
 from torchmae.data.sources.source import BadFile, Source, with_decode
 from torchmae.disk import refuse_full, whole_folder, write_text
 from torchmae.errors import UserError
-from torchmae.eval.segmentation import Predictor, each
+from torchmae.eval.segmentation import each
 from torchmae.models.weights import load_segmenter
 from torchmae.report.segmentation import overlay, palette_png
 from torchmae.runfolder import read_config
@@ -49,7 +49,7 @@ def predict_labels(config: Predict) -> Path:
     table = np.array(values, dtype=np.uint8)
     colors = dict(zip(values, model.colors))
     clear = [i for i, name in enumerate(model.classes) if name == "background"]
-    predict: Predictor = partial(model.to(device).predict, **how)
+    predict = partial(model.to(device).predict, **how)
     stems = stems_of(source)
     count = 0
     with whole_folder(out) as folder:
