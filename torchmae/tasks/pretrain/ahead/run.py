@@ -76,11 +76,10 @@ def planned(config: Plan, world: World) -> dict[str, Any]:
         asked, source, _ = open_data(config.pretrain(), folder)
         found = scan_and_report(source, folder, config.scan.max_bad_percent)
         facts = facts_of(found, source, world)
-        short = config.plan.hours < LONG
         every = Minutes(
             asked.output.picture_minutes,
             asked.output.save_minutes,
-            around(folder) if short else Around(),
+            around(folder) if config.plan.hours < LONG else Around(),
         )
         hours = config.plan.hours
         measured: list[tuple[Candidate, float]] = []
