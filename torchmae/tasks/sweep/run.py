@@ -172,8 +172,8 @@ def train_row(grid: Grid, row: str, chosen: Mapping[str, Changes]) -> dict[str, 
         training = grid.training(row, arm, seed, chosen.get(arm, NOTHING))
         runs[arm].append(grid.trained.train(training, quiet=number > 1))
         if is_main() and seed == grid.seeds[0] and arm != next(iter(grid.arms)):
-            first = runs[next(iter(grid.arms))][0]
-            logger.info(f"  unlike {first.name}: {differing(first, runs[arm][0])}")
+            one = runs[next(iter(grid.arms))][0]
+            logger.info(f"  unlike {one.name}: {differing(one, runs[arm][0])}")
     return runs
 
 
