@@ -68,7 +68,7 @@ def test_what_the_plan_of_the_run_has_said_is_not_repeated(
 ) -> None:
     (tmp_path / "large").mkdir()
     for i in range(3):
-        Image.new("RGB", (400, 160), (80 * i, 0, 0)).save(tmp_path / "large" / f"{i}.png")
+        Image.new("RGB", (500, 160), (80 * i, 0, 0)).save(tmp_path / "large" / f"{i}.png")
     source = open_source(str(tmp_path / "large"))
     say_view(source, run)
     said = capsys.readouterr().out
