@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -249,7 +250,7 @@ def test_the_loops_of_other_libraries_train(
         if f"pip install {library}" in block.text.partition("\n")[0]
     )
     pictures = torch.linspace(0, 255, 32).to(torch.uint8).expand(16, 3, 32, 32)
-    names = {"torch": torch, "torchmae": torchmae}
+    names: dict[str, Any] = {"torch": torch, "torchmae": torchmae}
     names["loader"] = torch.utils.data.DataLoader(pictures, batch_size=8)
     torch.manual_seed(0)
     sizes = dict(patch_size=4, embed_dim=128, depth=4, num_heads=4)

@@ -46,8 +46,8 @@ def test_a_verb_of_the_library_takes_it_by_place_and_by_name(tmp_path):
     assert config.source.data.data is IMAGES and config.source.data.data_id == "mine"
     assert "data_id" not in flatten(config)
     assert json.loads(json.dumps(flatten(config)["data"])).endswith("-uint8?data_id=mine")
-    config = from_python(Embed, "torchmae.embed", ("run",), {"data": list(IMAGES)})
-    assert isinstance(config.data, PythonData) and len(config.data.data) == 4
+    embed = from_python(Embed, "torchmae.embed", ("run",), {"data": list(IMAGES)})
+    assert isinstance(embed.data, PythonData) and len(embed.data.data) == 4
     assert from_python(Pretrain, "torchmae.pretrain", (tmp_path,), {}).source.data == str(tmp_path)
 
 

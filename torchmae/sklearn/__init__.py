@@ -67,7 +67,7 @@ class Features(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             UserError: an image cannot be read: each row of the result belongs to an image.
         """
         check_is_fitted(self)
-        encoder = self.encoder_.to(find_device(self.device))
+        encoder: Any = self.encoder_.to(find_device(self.device))
         return encoder.features(X, self.pool, self.layer, self.batch_size).numpy()
 
     @property
