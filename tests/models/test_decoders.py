@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchmae.errors import UserError
 from torchmae.models.decoders import DECODERS, Decoder, DecoderConfig, decoder_config
 from torchmae.models.mae import LOSSES, MAE
-from torchmae.models.masking import MaskGenerator
+from torchmae.models.masking import MaskGenerator, PartMask
 from torchmae.models.patches import gather_tokens, patchify, scatter_tokens, unpatchify
 from torchmae.models.vit import ViT
 
@@ -469,7 +469,7 @@ def test_a_cross_prediction_does_not_depend_on_what_else_is_predicted():
     for decoder, same in ((CROSS, True), (DECODER, False)):
         mae = tiny((16, 16), decoder=decoder)
         images, mask = some(mae)
-        some_of = mask._replace(hide=mask.hide[:, 2:7])
+        some_of = PartMask(mask.keep, mask.hide[:, 2:7])
         part, whole = mae(images, some_of).prediction, mae(images, mask).prediction[:, 2:7]
         assert torch.allclose(part, whole, atol=1e-5) == same
 
@@ -477,14 +477,14 @@ def test_a_cross_prediction_does_not_depend_on_what_else_is_predicted():
 def test_the_loss_on_a_part_is_that_of_its_patches():
     mae = tiny((16, 16), decoder=CROSS)
     images, mask = some(mae)
-    parts = [mask._replace(hide=mask.hide[:, i : i + 3]) for i in range(0, 12, 3)]
+    parts = [PartMask(mask.keep, mask.hide[:, i : i + 3]) for i in range(0, 12, 3)]
     losses = torch.stack([mae(images, part).loss for part in parts])
     torch.testing.assert_close(losses.mean(), mae(images, mask).loss)
     on_all = tiny((16, 16), decoder=CROSS, loss_on="all")
     with pytest.raises(UserError, match="encoder, decoder and mask disagree"):
         on_all(images, parts[0])
     with pytest.raises(UserError, match="encoder, decoder and mask disagree"):
-        mae(images, mask._replace(hide=mask.hide.repeat(1, 2)))
+        mae(images, mask._replace(hide=mask.hide[:, 1:]))  # no partition, and not said to be none
 
 
 @pytest.mark.parametrize("predicted", [1.0, 0.25])

@@ -83,7 +83,8 @@ def sums_by_confidence(
     Those of several sets are added."""
     place = (confidence * BINS).long().clamp(max=BINS - 1)
     weights = (torch.ones_like(confidence), confidence, right)
-    sums = [torch.bincount(place, weight.double(), BINS) for weight in weights]
+    # Of nothing, bincount makes integers.
+    sums = [torch.bincount(place, weight.double(), BINS).double() for weight in weights]
     return torch.stack(sums)
 
 

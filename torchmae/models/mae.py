@@ -18,7 +18,7 @@ from torchmae.models.decoders import (
     statistics_head,
 )
 from torchmae.models.encoders import Backbone, build_encoder
-from torchmae.models.masking import THREE_QUARTERS, Mask, MaskGenerator
+from torchmae.models.masking import THREE_QUARTERS, Mask, MaskGenerator, PartMask
 from torchmae.models.patches import gather_tokens, grid_of, patch_statistics, patchify
 from torchmae.models.targets import build_target
 from torchmae.models.vit import ViT, product_flops
@@ -131,7 +131,8 @@ class MAE(nn.Module):
         count = visible + mask.hide.shape[1]
         grid = grid_of(tuple(images.shape[2:]), self.encoder.patch)
         patches = math.prod(grid)
-        fits = count == patches or (count < patches and self.loss_on == "hidden")
+        part = isinstance(mask, PartMask) and self.loss_on == "hidden"
+        fits = count <= patches if part else count == patches
         if self.decoder.grid != self.encoder.grid or not fits:
             raise UserError(
                 f"encoder, decoder and mask disagree: grids {self.encoder.grid} and "

@@ -22,11 +22,7 @@ from torchmae.models.patches import Size
 
 
 class Mask(NamedTuple):
-    """The patches of an image that the encoder sees, and those that are to be predicted.
-
-    A partition, unless the decoder predicts only a part of the hidden patches: the others are in
-    neither.
-    """
+    """A partition of an image's patches into those the encoder sees and those to be predicted."""
 
     keep: Int64[Tensor, "B K"]
     hide: Int64[Tensor, "B M"]
@@ -36,6 +32,11 @@ class Mask(NamedTuple):
         """The patches whose predictions are shown and judged: the hidden ones, or all where none
         are hidden."""
         return self.hide if self.hide.shape[1] else self.keep
+
+
+class PartMask(Mask):
+    """A mask of which only a part of the hidden patches is to be predicted: the others are in
+    neither half, and are not decoded."""
 
 
 Masking = Callable[[Int64[Tensor, "B N"], Size, float], Mask]
@@ -297,7 +298,7 @@ class MaskGenerator:
             return mask
         order = hash32(PREDICT, noise, turn).gather(1, mask.hide).argsort(dim=1, stable=True)
         some = order[:, : share_of(mask.hide.shape[1], self.predicted)]
-        return Mask(mask.keep, mask.hide.gather(1, some))
+        return PartMask(mask.keep, mask.hide.gather(1, some))
 
     def words(self) -> str:
         """Such as "random, in units of 2x2 patches"."""

@@ -53,7 +53,10 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda run: log(run, *(record(100 * k, 1.2) for k in range(1, 9))),
         "not better than a trivial baseline after 800 steps",
     ),
-    "not finite": (lambda run: log(run, record(20, None, skipped=20)), "(loss not finite)"),
+    "not finite": (
+        lambda run: log(run, record(20, None, skipped=20)),
+        "(loss not finite; mean of the last 20",
+    ),
     "skipped": (lambda run: log(run, record(20, 0.5, skipped=3)), "3 steps were skipped"),
     "collapse": (
         lambda run: log(run, {"step": 0, "RankMe": 40.0}, record(9, 0.5), {"step": 9, "RankMe": 3}),

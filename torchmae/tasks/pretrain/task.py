@@ -50,7 +50,7 @@ class PretrainTask(nn.Module):
     def mask(self, batch: Batch) -> Mask:
         """The masks of all images for the first view, then for the next."""
         found = [self.mask_of_view(batch, view) for view in range(self.views)]
-        return found[0] if len(found) == 1 else Mask(*map(torch.cat, zip(*found)))
+        return found[0] if len(found) == 1 else type(found[0])(*map(torch.cat, zip(*found)))
 
     def mask_of_view(self, batch: Batch, view: int) -> Mask:
         grid = grid_of(tuple(batch.images.shape[2:]), self.model.encoder.patch)
