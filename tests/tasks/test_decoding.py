@@ -139,8 +139,9 @@ def test_what_a_model_does_not_see_is_said_before_it_computes(run, classifier, t
     for name in "ab":
         (tmp_path / "wide" / name).mkdir(parents=True)
         for i in range(6):
-            pages = [Image.fromarray(x) for x in draw.integers(0, 255, (2, 96, 400), np.uint8)]
-            pages[0].save(tmp_path / f"wide/{name}/{i}.tif", save_all=i == 0, append_images=pages)
+            page = Image.fromarray(draw.integers(0, 255, (96, 400), np.uint8))
+            small = [page.resize((100, 24))]  # of another shape, so the pages are no stack
+            page.save(tmp_path / f"wide/{name}/{i}.tif", save_all=i == 0, append_images=small)
     wide = tmp_path / "wide"
     val = shutil.copytree(wide, tmp_path / "val")
     places = dict(device="cpu")
