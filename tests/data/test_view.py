@@ -44,8 +44,10 @@ def test_usual_images_get_no_word(crop_pct):
 
 
 def test_stacks_are_counted(tmp_path):
-    """Of a stack of several pages the first was taken without a word."""
+    """Of files of several pages the first was taken without a word. Pages of one shape are images
+    each, where TIFFs have them; these differ."""
     pages = [Image.fromarray(page) for page in noise(3, 20, 20)]
+    pages[1:] = [page.resize((10, 10)) for page in pages[1:]]
     for i in range(4):
         pages[0].save(tmp_path / f"{i}.tif", save_all=i < 2, append_images=pages[1:])
     pages[0].save(tmp_path / "5.gif", save_all=True, append_images=pages[1:])
