@@ -88,4 +88,13 @@ def quick(words: list[str]) -> list[str]:
             words = [*words, flag, value]
         elif flag in words and flag in SHORTER:
             words[words.index(flag) + 1] = value
-    return words
+    return two_seeds(words) if "--seeds" in known else words
+
+
+def two_seeds(words: list[str]) -> list[str]:
+    """With the seeds 0 and 1, whichever were named."""
+    if "--seeds" in words:
+        at = words.index("--seeds")
+        after = next((i for i in range(at + 1, len(words)) if not words[i].isdigit()), len(words))
+        words = words[:at] + words[after:]
+    return [*words, "--seeds", "0", "1"]
