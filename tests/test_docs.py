@@ -60,6 +60,7 @@ NOT_RUN = {  # block by block: a new one is added here on purpose
     "probe.md": ["needs ImageNet and days of 8 GPUs; tests/presets builds every recipe"],
     "detect.md": ["needs COCO and days of 8 GPUs; tests/presets builds every recipe"],
     "segment.md": ["needs ADE20K and days of 8 GPUs; tests/presets builds every recipe"],
+    "speed.md": ["tests/benchmarks/test_dense.py runs it"],
     "serve.md": ["it serves until Ctrl-C; tests/tasks/test_serve.py clicks through it"],
     "quickstart.md": ["creates .venv and takes minutes"],
 }
