@@ -10,6 +10,7 @@ import pytest
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SHOWN = {  # what the last lines of each script must contain
     "first_look": ["of the visible mean", "untrained encoder", "tokens of two images: (2, 65, "],
+    "arrays_and_pipelines": ["images: (1797, 32, 32) uint8", "features: ", "raw pixels: "],
     "pretrain_and_search": ["nearest to ", ".png"],
     "finetune_few_labels": ["pre-trained: ", "from scratch: ", "95 % interval"],
     "custom_masking": ["random: k-NN ", "stripes: k-NN "],
