@@ -263,7 +263,7 @@ class MaskGenerator:
         name: a name in `MASKINGS`.
         ratio: share of hidden patches (units).
         unit: masks are made of squares of so many patches a side.
-        predicted: share of the hidden patches that the decoder predicts, sampled anew with each mask
+        predicted: share of the hidden patches that the decoder predicts, sampled with each mask
             (CrossMAE, Fu et al. 2024; VideoMAE V2, Wang et al. 2023).
     """
 

@@ -131,7 +131,7 @@ class MaskingOptions:
     )
     predict_share: float = option(
         1.0,
-        "Share of the hidden patches that the decoder predicts, sampled anew each time: less work.",
+        "Share of the hidden patches that the decoder predicts, sampled each time: less work.",
         within=Range(above=0, at_most=1),
     )
     views: int = option(
