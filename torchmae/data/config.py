@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from torchmae.errors import UserError, choose
 from torchmae.runfolder import CONFIG, read_any_config
-from torchmae.settings.groups import ListingOptions
+from torchmae.settings.groups import PatternOptions
 from torchmae.settings.options import (
     CHANNELS,
     MEGAPIXELS,
@@ -163,12 +163,18 @@ class Listing:
     inherited: bool = False
 
     @property
+    def patterns(self) -> list[tuple[str, str]]:
+        """Flag and text of each pattern."""
+        flags = {"--include": self.include, "--exclude": self.exclude}
+        return [(flag, text) for flag, texts in flags.items() for text in texts]
+
+    @property
     def columns(self) -> dict[str, str]:
         """The columns that are named, by the arguments of `open_list`."""
         named = {name: getattr(self, name) for name in COLUMNS}
         return {name: column for name, column in named.items() if column is not None}
 
-    def settings(self, requested: ListingOptions) -> dict[str, object]:
+    def settings(self, requested: PatternOptions) -> dict[str, object]:
         """Its values for the settings of a group."""
         return {name: getattr(self, name) for name in flatten(requested)}
 
@@ -177,7 +183,7 @@ COLUMNS = ("path_column", "label_column", "group_column")
 
 
 def listing_as_run(
-    requested: ListingOptions, data: str, run: str | Path, resuming: bool = False
+    requested: PatternOptions, data: str, run: str | Path, resuming: bool = False
 ) -> Listing:
     """What a verb takes of DATA: what the run took of the same data, unless told otherwise.
 
@@ -205,10 +211,10 @@ def listing_as_run(
         values[name] = () if values[name] == ("none",) else tuple(values[name] or ())
         if not all(values[name]) or "none" in values[name]:
             raise UserError(f"--{name} {' '.join(values[name])}: none is no pattern, alone")
-    values["overlap"] = values["overlap"] or 0
-    values["empty"] = Listing.empty if values["empty"] is None else values["empty"]
-    tile = values["tile"] or 0
-    if (tile or requested.overlap) and values["overlap"] >= max(1, tile):
+    asked, tile = flatten(requested).get("overlap"), values.get("tile") or 0
+    values["overlap"] = values.get("overlap") or 0
+    values["empty"] = Listing.empty if values.get("empty") is None else values["empty"]
+    if (tile or asked) and values["overlap"] >= max(1, tile):
         raise UserError(f"--overlap {values['overlap']}: with --tile, and less than it")
     own = requested.include is not None or requested.exclude is not None
     return Listing(**{**values, "inherited": requested.inherited or not own})

@@ -61,7 +61,7 @@ class SourceOptions(ChangeableOptions):
 
 
 @dataclass(frozen=True)
-class ListingOptions(ChangeableOptions):
+class PatternOptions(ChangeableOptions):
     """Which images of DATA are taken. A run recognises its data by the images that are."""
 
     GROUP: ClassVar[str] = "data"
@@ -82,6 +82,14 @@ class ListingOptions(ChangeableOptions):
         otherwise="none; what a run left out of the same DATA",
         several=True,
     )
+    # Of a training of mae compare: the patterns are those of a run, and need not match anything.
+    inherited: bool = hidden(False)
+
+
+@dataclass(frozen=True)
+class ListingOptions(PatternOptions):
+    """Likewise, of images that a table may name, or that are taken in tiles."""
+
     path_column: str | None = option(
         None,
         "Column of a table that has the paths, or the bytes of the images (.parquet): its name, "
@@ -117,8 +125,6 @@ class ListingOptions(ChangeableOptions):
         metavar="GB",
         otherwise="10",
     )
-    # Of a training of mae compare: the patterns are those of a run, and need not match anything.
-    inherited: bool = hidden(False)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Crops of images with objects: boxes and masks follow them, and never fill memory."""
 
+import json
 import time
 import tracemalloc
 
@@ -9,7 +10,7 @@ import torch
 from helpers.objects import coco_set, draw, write_coco, yolo_set
 from PIL import Image
 
-from torchmae.data.config import DecodeOptions
+from torchmae.data.config import DecodeOptions, Listing
 from torchmae.data.dense.detection import (
     SIDE,
     DetectionCrop,
@@ -24,6 +25,7 @@ from torchmae.data.dense.detection import (
 from torchmae.data.dense.find import Split
 from torchmae.data.dense.objects import Objects, decode_rle, encode_rle
 from torchmae.data.dense.placement import Placement, ScaleJitterCrop, place_image, place_labels
+from torchmae.data.dense.segmentation import repr_of
 from torchmae.errors import UserError
 
 
@@ -196,6 +198,35 @@ def test_sets_with_and_without_a_split(tmp_path):
     yolo = open_sets(str(yolo_set(tmp_path / "b", {"train": 3, "val": 2})), None, decode)
     assert not yolo.train.has_masks and yolo.layout == "YOLO's data.yaml"
     assert sets.fingerprint() != held.fingerprint() and len(object_sides(sets.train.objects)) > 3
+
+
+def test_patterns_choose_images_with_their_objects_and_findings(tmp_path):
+    coco_set(tmp_path / "a", {"train": 6, "val": 2}, least=1)
+    path = tmp_path / "a/annotations/instances_train.json"
+    known = json.loads(path.read_text())
+    image = known["images"][1]
+    bad = known["annotations"][0] | {"image_id": image["id"], "bbox": [500, 500, 9, 9], "id": 99}
+    unknown = bad | {"id": 98, "image_id": 12345}
+    known["annotations"] += [bad | {"segmentation": []}, unknown]
+    path.write_text(json.dumps(known))
+    every = open_sets(str(tmp_path / "a"), None, DecodeOptions())
+    listing = Listing(exclude=(image["file_name"],))
+    some = open_sets(str(tmp_path / "a"), None, DecodeOptions(), listing=listing)
+    assert [one.name(0) for one in (every.train_source, some.train_source)] == ["001.png"] * 2
+    assert (len(every.train.objects), len(some.train.objects)) == (6, 5)
+    assert repr_of(every.train.objects[2]) == repr_of(some.train.objects[1])
+    assert any("boxes outside" in line for line in every.lines())
+    assert not any("boxes outside" in line for line in some.lines())
+    only = Listing(include=("00[1-3].png", "00[78].png"))
+    few = open_sets(str(tmp_path / "a"), None, DecodeOptions(), listing=only)
+    assert len(few.train.objects) == 3 and any("12345" in str(file) for file in few.findings)
+    one = Listing(exclude=("007.png",))
+    measured, _ = open_annotated(str(tmp_path / "a"), DecodeOptions(), ("disk", "box"), one)
+    assert len(measured.objects) == 1
+    with pytest.raises(UserError, match="leaves nothing of the 2 images"):
+        open_sets(
+            str(tmp_path / "a"), None, DecodeOptions(), listing=Listing(exclude=("007*", "008*"))
+        )
 
 
 def test_what_is_odd_about_a_set_is_said(tmp_path):

@@ -1,6 +1,7 @@
 """Sets of images with label maps, the crops of them, and what is said of them before training."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from helpers.label_maps import make_shapes
 from helpers.objects import coco_set, yolo_set
 from PIL import Image
 
-from torchmae.data.config import DecodeOptions
+from torchmae.data.config import DecodeOptions, Listing
 from torchmae.data.decode import BadImage
 from torchmae.data.dense.find import Split
 from torchmae.data.dense.placement import ScaleJitterCrop, place_labels
@@ -55,6 +56,32 @@ def test_a_share_is_held_out_by_the_seed(shapes):
     assert {few.train.source.name(i) for i in range(3)} < parts[0]
     with pytest.raises(UserError, match="--train-images 99"):
         sets_of(shapes, train_images=99)
+
+
+def test_patterns_choose_among_the_images_and_what_is_wrong_with_others_is_not_said(tmp_path):
+    data = make_shapes(tmp_path / "shapes")  # 12 to train on, 6 to validate on
+    for name in ("2", "3"):
+        (data / "train/masks" / f"{name}.png").unlink()
+
+    def opened(**patterns):
+        return open_sets(str(data), None, DecodeOptions(), listing=Listing(**patterns))
+
+    sets = opened(exclude=("3.jpg", "train/images/1*"))
+    assert {sets.train.source.name(i) for i in range(len(sets.train))} == {
+        f"train/images/{i}.jpg" for i in (0, 4, 5, 6, 7, 8, 9)
+    }
+    masks = [Path(sets.train.labels[i].paths[0]).name for i in range(7)]
+    assert masks == [f"{i}.png" for i in (0, 4, 5, 6, 7, 8, 9)]
+    assert len(sets.val) == 5, "3.jpg is in both parts"
+    assert [file.name for file in sets.left_out] == ["train/images/2.jpg"]
+    assert sets.train_source.left_out.startswith("3 of 10 images left out by --exclude '3.jpg'")
+    held = open_sets(
+        str(data / "train"), None, DecodeOptions(), listing=Listing(include=("[4-9].jpg",))
+    )
+    assert (len(held.train), len(held.val)) == (5, 1)
+    with pytest.raises(UserError, match="--exclude '\\*_mask\\*' matches none of the 10 images"):
+        opened(exclude=("*_mask*",))
+    assert len(opened(exclude=("*_mask*",), inherited=True).train) == 10
 
 
 def test_classes_only_in_one_part_and_images_without_labels_are_named(tmp_path):

@@ -186,15 +186,18 @@ def test_evaluate_and_predict(learned, shapes, tmp_path):
 
 def test_classes_and_ignored_values_are_kept_for_later_verbs(shapes, tmp_path):
     (tmp_path / "names.json").write_text(json.dumps(dict(zip(CLASSES, range(3)))))
-    options = SMALL | dict(epochs=1, head="linear", ignore=["255", "ground"])
+    options = SMALL | dict(epochs=1, head="linear", ignore=["255", "ground"], exclude="5.jpg")
     options.pop("head_width")
     run = torchmae.segment(
         "none", shapes, out=tmp_path / "run", classes=[str(tmp_path / "names.json")], **options
     )
     assert torchmae.load_segmenter(run).classes == ("disk", "box")
     (tmp_path / "names.json").unlink()
+    stored = json.loads((run.path / "config.json").read_text())
+    assert stored["config"]["exclude"] == ["5.jpg"] and stored["data"]["count"] == 11
     found = torchmae.evaluate(run, shapes, device="cpu")
-    assert set(found["iou"]) == {"disk", "box"}
+    assert set(found["iou"]) == {"disk", "box"} and found["count"] == 5, "without val/images/5.jpg"
+    assert torchmae.evaluate(run, shapes, device="cpu", exclude="none")["count"] == 6
     out = torchmae.predict(run, [str(shapes / "val/images")], out=tmp_path / "said", device="cpu")
     values = set(np.unique(np.array(Image.open(Path(out) / "labels/0.png"))).tolist())
     assert values <= {1, 2}, "the values of the masks that it was trained on"

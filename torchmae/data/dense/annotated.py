@@ -5,7 +5,7 @@ What is wrong is counted and named, and what can be used of it is used.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -79,6 +79,14 @@ class Findings:
         """Every finding with its file and place, for bad-files.jsonl."""
         return [one for found in self.kinds.values() for one in found]
 
+    def select(self, relevant: Callable[[BadFile], bool]) -> "Findings":
+        """Some of them."""
+        chosen = Findings()
+        for kind, found in self.kinds.items():
+            if some := list(filter(relevant, found)):
+                chosen.kinds[kind] = some
+        return chosen
+
 
 @dataclass(frozen=True)
 class Annotated:
@@ -104,6 +112,10 @@ class Annotated:
         """Some of the images."""
         objects = tuple(self.objects[i] for i in ids)
         return replace(self, source=self.source.select(ids), objects=objects)
+
+    def keep_findings(self, relevant: Callable[[BadFile], bool]) -> "Annotated":
+        """The same images with only some of what is wrong with their objects."""
+        return replace(self, findings=self.findings.select(relevant))
 
     def of_other_size(self, sizes: Sequence[tuple[int, int]]) -> list[int]:
         """The images that are not of the size their annotations say; each is noted.

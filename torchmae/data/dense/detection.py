@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float32, Int64, Shaped
 from torch import Tensor
 
-from torchmae.data.config import DecodeOptions
+from torchmae.data.config import DecodeOptions, Listing
 from torchmae.data.dense.annotated import Annotated
 from torchmae.data.dense.find import WITH_BOXES, Layout, Split, find_layout, hold_out_some
 from torchmae.data.dense.objects import Mask, Objects, Polygons, Rle, rasterize
@@ -21,6 +21,7 @@ from torchmae.data.dense.placement import (
     place_points,
 )
 from torchmae.data.dense.segmentation import repr_of
+from torchmae.data.dense.select import select_parts
 from torchmae.data.scan import scan
 from torchmae.data.sources.source import BadFile, Source, digest_of, with_decode
 from torchmae.data.transforms import Pixels
@@ -122,6 +123,7 @@ def open_sets(
     val: str | None,
     decode: DecodeOptions,
     split: Split = Split(),
+    listing: Listing = Listing(),
 ) -> DetectionSets:
     """The images to train on and to validate on, with their objects.
 
@@ -130,6 +132,7 @@ def open_sets(
         val: the images to validate on; None takes the val/ or test/ part of `data`, else a share.
         decode: how images are decoded.
         split: that share, and how many are trained on.
+        listing: which images are taken, before any are held out.
 
     Raises:
         UserError: there are no images with annotations.
@@ -142,13 +145,15 @@ def open_sets(
         held = other.read(other.val or other.train, train.classes)
     elif layout.val is not None:
         held = layout.read(layout.val, train.classes)
+    train, *others = select_parts([train, *filter(None, [held])], listing, data)
+    held = others[0] if others else None
     train_ids, val_ids = hold_out_some(len(train.objects), split, held is not None, data)
     held = train.select(val_ids) if held is None or split.avoid else held
     return DetectionSets(train.select(train_ids), held, layout.words).with_decode(decode)
 
 
 def open_annotated(
-    data: str, decode: DecodeOptions, classes: tuple[str, ...]
+    data: str, decode: DecodeOptions, classes: tuple[str, ...], listing: Listing = Listing()
 ) -> tuple[Annotated, str | None]:
     """Images to measure on: of a set with a split its validation part, and a word of that.
 
@@ -156,12 +161,14 @@ def open_annotated(
         data: see `find_layout`.
         decode: how images are decoded.
         classes: those of a run.
+        listing: which images are taken.
     """
     layout: Layout = find_layout(data, WITH_BOXES)
     found = layout.read(layout.train if layout.val is None else layout.val, classes)
     note = None
     if layout.val is not None:
         note = f"{data} brings its own split: measured on its validation part"
+    (found,) = select_parts([found], listing, data)
     return replace(found, source=with_decode(found.source, decode)), note
 
 

@@ -1,6 +1,6 @@
 """Images with label maps: what a segmenter is trained and validated on, and the crops of it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -11,7 +11,7 @@ from jaxtyping import Int64, Shaped, UInt8
 from torch import Tensor
 
 from torchmae.data.augment import JITTERS, jittered
-from torchmae.data.config import DecodeOptions
+from torchmae.data.config import DecodeOptions, Listing
 from torchmae.data.decode import BadImage
 from torchmae.data.dense.classes import Classes, decide, find_table, palette_color, read_table
 from torchmae.data.dense.find import WITH_MASKS, Layout, Split, find_layout, hold_out_some
@@ -21,6 +21,7 @@ from torchmae.data.dense.placement import (
     place_image,
     place_labels,
 )
+from torchmae.data.dense.select import select_parts
 from torchmae.data.loader import read_pixels
 from torchmae.data.sources.source import BadFile, Source, digest_of, with_decode
 from torchmae.data.transforms import Pixels, as_tensor
@@ -58,6 +59,10 @@ class LabelledImages:
         labels = self.labels
         chosen = labels.select(ids) if isinstance(labels, Masks) else [labels[i] for i in ids]
         return replace(self, source=self.source.select(ids), labels=chosen)
+
+    def keep_findings(self, relevant: Callable[[BadFile], bool]) -> "LabelledImages":
+        """The same images with only some of what is wrong with their labels."""
+        return replace(self, left_out=list(filter(relevant, self.left_out)))
 
     def with_channels(self, channels: int) -> "LabelledImages":
         """The same images, gray or in color."""
@@ -146,6 +151,7 @@ def open_sets(
     val: str | None,
     decode: DecodeOptions,
     split: Split = Split(),
+    listing: Listing = Listing(),
 ) -> SegmentationSets:
     """The images to train on and to validate on; what their masks hold is not looked at yet.
 
@@ -154,6 +160,7 @@ def open_sets(
         val: the images to validate on; None takes the val/ or test/ part of `data`, else a share.
         decode: how images are decoded.
         split: that share, and how many are trained on.
+        listing: which images are taken, before any are held out.
 
     Raises:
         UserError: there are no images with labels.
@@ -166,6 +173,8 @@ def open_sets(
         held, _ = labelled_images(other, other.val or other.train, names)
     elif layout.val is not None:
         held, _ = labelled_images(layout, layout.val, names)
+    train, *others = select_parts([train, *filter(None, [held])], listing, data)
+    held = others[0] if others else None
     train_ids, val_ids = hold_out_some(len(train), split, held is not None, data)
     held = train.select(val_ids) if held is None or split.avoid else held
     train = train.select(train_ids)
@@ -177,7 +186,7 @@ def open_sets(
 
 
 def open_labelled(
-    data: str, decode: DecodeOptions, classes: Classes
+    data: str, decode: DecodeOptions, classes: Classes, listing: Listing = Listing()
 ) -> tuple[LabelledImages, str | None]:
     """Images to measure on: of a set with a split its validation part, and a word of that.
 
@@ -185,6 +194,7 @@ def open_labelled(
         data: see `find_layout`.
         decode: how images are decoded.
         classes: those of a run.
+        listing: which images are taken.
     """
     layout = find_layout(data, WITH_MASKS)
     part = layout.train if layout.val is None else layout.val
@@ -192,7 +202,7 @@ def open_labelled(
     note = None
     if layout.val is not None:
         note = f"{data} brings its own split: measured on its validation part"
-    images = images.coded(classes.coding)
+    (images,) = select_parts([images.coded(classes.coding)], listing, data)
     return replace(images, source=with_decode(images.source, decode)), note
 
 

@@ -23,21 +23,42 @@ class Pattern(NamedTuple):
     hits: int = 0
 
 
+class Kept(NamedTuple):
+    """Which images of a set some patterns take."""
+
+    keep: np.ndarray  # bool [N]
+    patterns: Sequence[Pattern]
+    words: str  # how many are left out, and by which patterns
+
+    @property
+    def ids(self) -> list[int]:
+        """The numbers of those that are taken."""
+        return [int(i) for i in np.flatnonzero(self.keep)]
+
+    def takes(self, path: str) -> bool:
+        """Whether an image of this path, which need not be one of the set, would be taken."""
+        return bool(taken(self.patterns, [matches(one.text, [path]) for one in self.patterns])[0])
+
+
 def select_all(sources: Sequence[Source], listing: Listing, spec: str) -> list[Source]:
-    """The images of some sets that a listing takes.
+    """The images of some sets that a listing takes; arguments and errors as of `kept`."""
+    if not listing.patterns:
+        return list(sources)
+    return [subset(source, one) for source, one in zip(sources, kept(sources, listing, spec))]
+
+
+def kept(sources: Sequence[Source], listing: Listing, spec: str) -> list[Kept]:
+    """Which images of some sets a listing takes.
 
     Args:
         sources: opened together, such as training and validation images.
-        listing: its patterns.
+        listing: its patterns, at least one.
         spec: what the user named, for messages.
 
     Raises:
         UserError: a pattern matches nothing in any of the sets, or nothing is left of one.
     """
-    flags = [("--include", text) for text in listing.include]
-    patterns = [Pattern(*pair) for pair in [*flags, *(("--exclude", x) for x in listing.exclude)]]
-    if not patterns:
-        return list(sources)
+    patterns = [Pattern(*pair) for pair in listing.patterns]
     for source in sources:
         if not source.named:
             raise UserError(
@@ -50,11 +71,17 @@ def select_all(sources: Sequence[Source], listing: Listing, spec: str) -> list[S
     patterns = [pattern._replace(hits=count) for pattern, count in zip(patterns, counts)]
     if not listing.inherited:
         refuse_idle(patterns, paths[0], spec)
-    chosen = [taken(patterns, found) for found in hits]
-    return [
-        subset(source, keep, patterns, listing.inherited, spec)
-        for source, keep in zip(sources, chosen)
-    ]
+    given = " ".join(f"{pattern.flag} '{pattern.text}'" for pattern in patterns)
+    inherited = " (as in the run: none takes all)" * listing.inherited
+    chosen = []
+    for found in hits:
+        keep = taken(patterns, found)
+        if not keep.any():
+            raise UserError(f"{given} leaves nothing of the {len(keep)} images of {spec}")
+        out = int((~keep).sum())
+        words = f"{out} of {len(keep)} images left out by {given}{inherited}"
+        chosen.append(Kept(keep, patterns, words))
+    return chosen
 
 
 def paths_of(source: Source) -> list[str]:
@@ -92,27 +119,11 @@ def taken(patterns: Sequence[Pattern], hits: Sequence[np.ndarray]) -> np.ndarray
     return keep
 
 
-def subset(
-    source: Source,
-    keep: np.ndarray,
-    patterns: Sequence[Pattern],
-    inherited: bool,
-    spec: str,
-) -> Source:
+def subset(source: Source, kept: Kept) -> Source:
     """The images that are kept, with words for the others."""
-    given = " ".join(f"{pattern.flag} '{pattern.text}'" for pattern in patterns)
-    if not keep.any():
-        raise UserError(f"{given} leaves nothing of the {len(keep)} images of {spec}")
-    out = int((~keep).sum())
-    bad = [
-        file
-        for file in source.unusable
-        if taken(patterns, [matches(pattern.text, [file.name]) for pattern in patterns])[0]
-    ]
-    chosen = source.select(np.flatnonzero(keep)) if out else source
-    words = f"{out} of {len(keep)} images left out by {given}"
-    words += " (as in the run: none takes all)" * inherited
-    return copied(chosen, unusable=bad, left_out=words)
+    bad = [file for file in source.unusable if kept.takes(file.name)]
+    chosen = source if kept.keep.all() else source.select(kept.ids)
+    return copied(chosen, unusable=bad, left_out=kept.words)
 
 
 def refuse_idle(patterns: Sequence[Pattern], paths: Sequence[str], spec: str) -> None:

@@ -13,6 +13,7 @@ from torchmae.settings.groups import (
     OF_TIMM,
     OptimOptions,
     OutputOptions,
+    PatternOptions,
     ResolvedRuntimeOptions,
     RunDecodeOptions,
     RuntimeOptions,
@@ -215,6 +216,7 @@ class Dense:
         encoder=True,
     )
     source: DenseSourceOptions
+    listing: PatternOptions = PatternOptions()
     scan: ScanOptions = ScanOptions()
     split: DenseSplitOptions = DenseSplitOptions()
     model: DenseModelOptions = DenseModelOptions()

@@ -8,7 +8,7 @@ from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 from torch import nn
 
 from torchmae.data.cache.choose import CacheChoice
-from torchmae.data.config import DecodeOptions
+from torchmae.data.config import DecodeOptions, Listing
 from torchmae.data.dense.find import Split
 from torchmae.data.loader import Batch, Batches
 from torchmae.data.scan import Scan
@@ -119,7 +119,7 @@ class Verb(Protocol[S, M]):
     def check(self, config: Any, /) -> None:
         """Raises UserError for what is known to be wrong before any file is read."""
 
-    def open(self, config: Any, decode: DecodeOptions, /) -> S:
+    def open(self, config: Any, decode: DecodeOptions, listing: Listing, /) -> S:
         """The sets; their annotations are listed, and not looked at yet."""
 
     def look(self, sets: S, config: Any, /) -> Looked[S]:

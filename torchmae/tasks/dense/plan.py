@@ -42,9 +42,11 @@ def describe(
     was chosen."""
     config, sets, encoder = job.config, job.sets, job.model.encoder
     trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
+    left_out = dict.fromkeys([sets.train_source.left_out, sets.val_source.left_out])
+    words = "; ".join(filter(None, left_out))
     rows = {
         "data": f"{config.source.data} ({sets.layout}): {len(sets.train_source)} training images "
-        f"and {len(sets.val_source)} validation images",
+        f"and {len(sets.val_source)} validation images{f' ({words})' if words else ''}",
         "encoder": f"{encoder.embed_dim} wide, {len(encoder.layers())} blocks, crops of "
         f"{size_text(encoder.image_size)} px, {encoder.channels} "
         f"channel{'s' * (encoder.channels > 1)}; "

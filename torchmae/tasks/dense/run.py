@@ -11,7 +11,7 @@ from torch import nn
 
 from torchmae import manifest, runfolder
 from torchmae.data.cache.choose import with_cache
-from torchmae.data.config import decode_as_run
+from torchmae.data.config import decode_as_run, listing_as_run
 from torchmae.data.scan import max_bad_files, scan_and_report
 from torchmae.errors import UserError
 from torchmae.models.heads import blocks_of
@@ -62,8 +62,10 @@ def run(config: Dense, verb: Verb[Any, Any], quiet: bool = False) -> Path:
             blocks_of(config.model.train, depth)
     with start(config.runtime.device) as world:
         known = str(out) if resuming else config.run
+        listing = listing_as_run(config.listing, config.source.data, known, resuming)
+        config = changed(config, **listing.settings(config.listing))
         decode = decode_as_run(known, config.decode)
-        sets = verb.open(config, decode)
+        sets = verb.open(config, decode, listing)
         with run_folder(out, config.source.data, world) as resuming:
             job = (resumed if resuming else begun)(config, verb, sets, out, world)
             return train(job, verb, out, world, quiet)

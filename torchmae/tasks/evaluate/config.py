@@ -8,6 +8,7 @@ from torchmae.errors import UserError, choose
 from torchmae.settings.groups import (
     DeviceOptions,
     LabelledListingOptions,
+    PatternOptions,
     RunDecodeOptions,
     SegmentTestOptions,
 )
@@ -107,7 +108,8 @@ class Evaluate:
 
     def refuse_flags_of_classifiers(self) -> None:
         """Raises UserError for what is named and has no meaning for pixels and objects."""
-        own = ("class_map", "among", "corrupt", "benchmark", *flatten(self.listing))
+        listed = set(flatten(self.listing)) - set(flatten(PatternOptions()))
+        own = ("class_map", "among", "corrupt", "benchmark", *sorted(listed))
         self.refuse(own, "classifiers")
 
     def refuse_flags_of_segmenters(self) -> None:

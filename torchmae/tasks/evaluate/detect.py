@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from torchmae.data.config import decode_as_run
+from torchmae.data.config import decode_as_run, listing_as_run
 from torchmae.data.dense.annotated import Annotated
 from torchmae.data.dense.detection import open_annotated, other_sizes
 from torchmae.data.loader import read_pixels
@@ -46,11 +46,12 @@ def measure_detector(config: Evaluate) -> dict[str, Any]:
     model = load_detector(config.run, config.best)
     device = find_device(config.runtime.device)
     decode = decode_as_run(config.run, config.decode)
-    images, note = open_annotated(config.data, decode, model.classes)
+    listing = listing_as_run(config.listing, config.data, config.run)
+    images, note = open_annotated(config.data, decode, model.classes, listing)
     decode = replace(images.source.decode, channels=model.encoder.channels)
     images = replace(images, source=with_decode(images.source, decode))
-    if note:
-        logger.info(note)
+    for line in filter(None, (note, images.source.left_out)):
+        logger.info(line)
     unfit = set(other_sizes(images))
     fit = [i for i in range(len(images.objects)) if i not in unfit]
     if not fit:

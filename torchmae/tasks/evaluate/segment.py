@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from torchmae.data.config import decode_as_run
+from torchmae.data.config import decode_as_run, listing_as_run
 from torchmae.data.dense.masks import IGNORE
 from torchmae.data.dense.segmentation import (
     Example,
@@ -43,10 +43,11 @@ def measure_segmenter(config: Evaluate) -> dict[str, Any]:
     model = load_segmenter(config.run, config.best)
     device = find_device(config.runtime.device)
     decode = decode_as_run(config.run, config.decode)
-    images, note = open_labelled(config.data, decode, stored_classes(stored))
+    listing = listing_as_run(config.listing, config.data, config.run)
+    images, note = open_labelled(config.data, decode, stored_classes(stored), listing)
     images = images.with_channels(model.encoder.channels)
-    if note:
-        logger.info(note)
+    for line in filter(None, (note, images.source.left_out)):
+        logger.info(line)
     if len(images) < FEW:
         logger.info(
             f"note: only {len(images)} images to measure on: an interval from so few is too narrow"

@@ -118,7 +118,8 @@ def plan_dense_search(
     trials = LR_SWEEP[: config.optim.lr_sweep]
     which = (source.data, source.val, DecodeOptions())
     splits = [Split(own.val_fraction, few, seed, grid.seeds) for few in own.train_images or (None,)]
-    sets = [open_sets(*which, split) for split in splits]
+    listing = listing_as_run(config.listing, source.data, first_run(config))
+    sets = [open_sets(*which, split, listing) for split in splits]
     counts = [len(one.train_source) for one in sets]
     refuse_small(counts, config.optim.batch_size, "leave --lr-sweep out")
     has_own_split = source.val is not None or find_layout(source.data, kinds).val is not None

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from torchmae.data.config import DecodeOptions
+from torchmae.data.config import DecodeOptions, Listing
 from torchmae.data.dense.detection import (
     DetectionCrop,
     DetectionSets,
@@ -79,8 +79,9 @@ class Detection:
     def check(self, config: Detect, /) -> None:
         check(config)
 
-    def open(self, config: Detect, decode: DecodeOptions, /) -> DetectionSets:
-        return open_sets(config.source.data, config.source.val, decode, split_of(config))
+    def open(self, config: Detect, decode: DecodeOptions, listing: Listing, /) -> DetectionSets:
+        source = config.source
+        return open_sets(source.data, source.val, decode, split_of(config), listing)
 
     def look(self, sets: DetectionSets, config: Detect, /) -> Looked[DetectionSets]:
         unfit = [other_sizes(part) for part in sets.parts]

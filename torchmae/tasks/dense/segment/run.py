@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torchmae.data.config import DecodeOptions
+from torchmae.data.config import DecodeOptions, Listing
 from torchmae.data.dense.placement import ScaleJitterCrop
 from torchmae.data.dense.segmentation import (
     Examples,
@@ -68,8 +68,9 @@ class Segmentation:
     def check(self, config: Segment, /) -> None:
         check(config)
 
-    def open(self, config: Segment, decode: DecodeOptions, /) -> SegmentationSets:
-        return open_sets(config.source.data, config.source.val, decode, split_of(config))
+    def open(self, config: Segment, decode: DecodeOptions, listing: Listing, /) -> SegmentationSets:
+        source = config.source
+        return open_sets(source.data, source.val, decode, split_of(config), listing)
 
     def look(self, sets: SegmentationSets, config: Segment, /) -> Looked[SegmentationSets]:
         table, names = named_classes(config.segment.classes)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torchmae.data.config import listing_as_run
 from torchmae.data.dense import detection, segmentation
 from torchmae.data.dense.find import WITH_BOXES, WITH_MASKS
 from torchmae.eval.intervals import LEAST_SEEDS, mean_interval, paired_difference
@@ -50,13 +51,16 @@ def dense_grid(config: Any, trained: Trained) -> Grid:
     check_encoders(config)
     first = first_run(config)
     verb = f"compare {trained.verb}"
+    # All take the images of the first run, also where they would take others by themselves.
+    listing = listing_as_run(config.listing, config.source.data, first).settings(config.listing)
+    scratch = {**from_scratch(first, config.decode), **listing}
     return Grid(
         verb=verb,
         config=config,
         out=Path(config.output.out or f"{first.rstrip('/')}-{verb.replace(' ', '-')}"),
         rows={str(n or "all"): {"train_images": n} for n in config.split.train_images or (None,)},
         arms={
-            arm: from_scratch(first, config.decode) if place == "none" else {"run": place}
+            arm: scratch if place == "none" else {"run": place, **listing}
             for arm, place in named(config.run).items()
         },
         seeds=config.optim.seeds,
