@@ -123,10 +123,12 @@ def test_a_sheet_of_one_ratio_and_a_masking_without_randomness(
     run: Path, photos: Path, tmp_path: Path, written: list[str]
 ) -> None:
     options: dict[str, Any] = dict(sheet=True, mask_ratio=0.5, true_statistics=True, count=2)
+    options |= dict(include="blob")
     torchmae.reconstruct(run, photos, out=tmp_path / "a.png", masking="grid", **options)
     assert not any("masks of" in word for word in written)
     assert sum(word.endswith("reconstruction") for word in written) == 1
     assert any("TRUE" in word for word in written)
+    assert "seed 0, of 8 · " in " ".join(written), "of the folder blob alone"
 
 
 def test_images_of_a_sheet_that_cannot_be_read_are_replaced_and_those_left_out_stay_out(
@@ -171,6 +173,7 @@ def test_mistakes(run: Path, photos: Path, tmp_path: Path) -> None:
         (run, (good,), {"mask_ratio": 0.0}, "--mask-ratio 0: must be more than 0"),
         (run, (good,), {"masking": "blocks"}, "Did you mean block"),
         (run, (good,), {"count": 3}, "--count 3 belongs to --sheet"),
+        (run, (good,), {"exclude": "*"}, "choose among the images of a set: with --sheet"),
         (run, (good, good), {"sheet": True}, "--sheet takes one set of images, not 2"),
         (run, (photos,), {"sheet": True, "mask": "m.png"}, "--mask is a single mask"),
         (run, (photos,), {"sheet": True, "count": 17}, "--count 17: must be at most 16"),

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from torchmae.errors import UserError
-from torchmae.settings.groups import DeviceOptions, RunDecodeOptions
+from torchmae.settings.groups import DeviceOptions, PatternOptions, RunDecodeOptions
 from torchmae.settings.options import Range, argument, check_ranges, option
 
 SHOWN = 8  # images of --sheet
@@ -70,6 +70,7 @@ class Reconstruct:
         several=True,
         otherwise="the first three",
     )
+    listing: PatternOptions = PatternOptions()
     decode: RunDecodeOptions = RunDecodeOptions()
     runtime: DeviceOptions = DeviceOptions()
 
@@ -81,6 +82,8 @@ def check(config: Reconstruct) -> None:
         raise UserError("name at least one image file: mae reconstruct RUN IMAGE...")
     if not config.sheet and config.count != SHOWN:
         raise UserError(f"--count {config.count} belongs to --sheet: add it, or leave --count out")
+    if not config.sheet and config.listing != PatternOptions():
+        raise UserError("--include and --exclude choose among the images of a set: with --sheet")
     if config.sheet and config.mask is not None:
         raise UserError("--mask is a single mask, and --sheet draws several: leave one of them out")
     if config.sheet and len(config.images) > 1:

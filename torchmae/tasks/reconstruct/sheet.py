@@ -31,7 +31,6 @@ from torchmae.report.pictures import (
 )
 from torchmae.report.sheet import sheet, stack
 from torchmae.runfolder import last_step, read_config
-from torchmae.settings.groups import ListingOptions
 from torchmae.tasks.reconstruct.config import Reconstruct
 from torchmae.train.distributed import find_device
 
@@ -50,7 +49,7 @@ def draw_sheet(
     source = open_source(
         data,
         replace(decoding, channels=model.encoder.channels),
-        listing_as_run(ListingOptions(), data, config.run),
+        listing_as_run(config.listing, data, config.run),
     )
     ids, pixels = chosen(source, config.count, config.seed, model.encoder.image_size)
     files = [PurePath(source.name(i)).name for i in ids]
