@@ -182,7 +182,8 @@ def resize_positions(
             f"the position table has {positions.shape[1]} rows, a {'x'.join(map(str, old))} "
             f"grid needs {1 + math.prod(old)}"
         )
-    if old == new:
+    # A graph for images of any size must not depend on whether the traced one has the table's grid.
+    if not torch.compiler.is_exporting() and old == new:
         return positions
     table = positions[:, 1:].float().reshape(1, *old, -1).permute(0, 3, 1, 2)
     antialias = choose(RESIZINGS, rule, "position resizing")

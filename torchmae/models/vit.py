@@ -687,9 +687,10 @@ class ViT(PixelInput):
     ) -> Float[Tensor, "B T D"]:
         """As `tokens`, with the positions that fit the images, one for the class token first."""
         positions = table[:, 1:] if keep is None else gather_tokens(table[:, 1:], keep)
-        prefix = [(self.cls_token + table[:, :1]).expand(len(images), -1, -1)]
+        # A length of a list would be a constant of the graph that is exported; the shape is not.
+        prefix = [(self.cls_token + table[:, :1]).expand(images.shape[0], -1, -1)]
         if self.reg_token is not None:
-            prefix.append(self.reg_token.expand(len(images), -1, -1))
+            prefix.append(self.reg_token.expand(images.shape[0], -1, -1))
         patches = self.patch_embed(patchify(images, self.patch, keep)) + positions
         return torch.cat([*prefix, patches], dim=1)
 

@@ -241,6 +241,9 @@ def test_masks_that_say_nothing_are_refused(tmp_path):
         torchmae.segment("none", data, out=tmp_path / "run", **options | {"head": "unet"})
 
 
+SIZES = ((1, 32, 32), (3, 56, 40))  # the run's own size, which was refused once, and another
+
+
 def test_graphs_take_images_of_any_size(learned, tmp_path):
     """Traced in a process of its own, without the shape checks of the tests."""
     ort = pytest.importorskip("onnxruntime")
@@ -258,6 +261,15 @@ def test_graphs_take_images_of_any_size(learned, tmp_path):
         expected = model(model.encoder.normalize(images))
     (found,) = session.run(None, {"images": images.numpy()})
     assert np.abs(found - expected.numpy()).max() < 1e-3
+    command[-3:] = ["--out", str(tmp_path / "program"), "--with-preprocessing"]
+    command[command.index("onnx")] = "torch-export"
+    done = subprocess.run(command, env=ENV, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    program = torch.export.load(tmp_path / "program/model.pt2").module()
+    for images in (torch.randint(0, 256, (n, 3, h, w), dtype=torch.uint8) for n, h, w in SIZES):
+        with torch.no_grad():
+            expected = model(model.encoder.normalize(images))
+        assert torch.equal(program(images), expected)
     card = (tmp_path / "onnx/README.md").read_text()
     assert "Every pixel gets one of the 3 classes" in card and "images with masks" in card
     with pytest.raises(UserError, match="a segmenter has no place there: use --to onnx"):

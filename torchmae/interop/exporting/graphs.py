@@ -79,7 +79,10 @@ def program(subject: ExportInput, form: str) -> Any:
             module = WithPreprocessing(module, None) if subject.serving else module
     shape = (2, subject.encoder.channels, height, width)
     images = torch.zeros(shape, dtype=torch.uint8 if subject.serving else torch.float32)
-    return torch.export.export(module, (images,), dynamic_shapes={"images": dims}, strict=True)
+    any_size = isinstance(subject.model, Segmenter)  # is_exporting() is true without strict only
+    return torch.export.export(
+        module, (images,), dynamic_shapes={"images": dims}, strict=not any_size
+    )
 
 
 def sizes_of(subject: ExportInput, any_size: bool) -> tuple[tuple[int, int], ...]:

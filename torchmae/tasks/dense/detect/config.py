@@ -118,11 +118,9 @@ def weight_decay(facts: Facts, values: Mapping[str, Any]) -> Choice:
 
 def layer_decay(facts: Facts, values: Mapping[str, Any]) -> Choice:
     """detectron2's for ViT-B, L and H."""
-    if values["run"] == "none" or values["train"] == "head":
+    width = facts.embed_dim or 0
+    if values["run"] == "none" or values["train"] == "head" or width < 768:
         return dense.layer_decay(facts, values)
-    width = facts.embed_dim or 768
-    if width < 768:
-        return Choice(0.75, "the paper's for images")
     return Choice(0.7 if width < 1024 else 0.8 if width < 1280 else 0.9, "detectron2's")
 
 
