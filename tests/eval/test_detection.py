@@ -228,3 +228,18 @@ def test_masks_of_windows_are_those_of_the_whole_image():
         rle = window_rle(window, top, left, height, width)
         np.testing.assert_array_equal(decode_rle(rle), whole)
         assert sum(rle.counts) == height * width
+
+
+def test_objects_without_a_mask_are_neither_found_nor_missed_where_masks_are_measured():
+    """Such as boxes among polygons; their boxes were taken for their masks."""
+    boxes = np.array([[10, 10, 50, 50], [100, 100, 180, 180]], dtype=np.float32)
+    thin = np.zeros((240, 240), dtype=bool)
+    thin[100:180, 100:110] = True  # of the second object, an eighth of its box
+    runs = (encode_rle(mask_of(boxes[0], 240, 240)), encode_rle(thin))
+    classes, crowd = np.zeros(2, dtype=np.int64), np.zeros(2, dtype=bool)
+    truth = [Truth(240, 240, Objects(boxes, classes, crowd, (runs[0], None)))]
+    found = [Detections(boxes, np.array([0.8, 0.9], dtype=np.float32), classes, runs)]
+    assert detection_scores(found, truth, CLASSES, "masks", 100).ap == pytest.approx(1)
+    missed = [Detections(*(part[:1] for part in found[0]))]
+    assert detection_scores(missed, truth, CLASSES, "masks", 100).ap == pytest.approx(1)
+    assert detection_scores(missed, truth, CLASSES, "boxes", 100).ap < 0.6

@@ -262,11 +262,13 @@ def evaluated(
     """faster-coco-eval's evaluation of the kind, with its matches."""
     core = library("faster_coco_eval", "detection")
     faster = library("faster_coco_eval.core.faster_eval_api", "detection")
-    known = core.COCO(to_coco(truth, classes))
+    known = core.COCO(to_coco(truth, classes, kind))
     results = [one for i, some in enumerate(found) for one in to_results(some, i + 1, kind)]
     evaluation = faster.COCOeval_faster(
         known,
-        known.loadRes(results) if results else core.COCO(to_coco(truth, classes, objects=False)),
+        known.loadRes(results)
+        if results
+        else core.COCO(to_coco(truth, classes, kind, objects=False)),
         KINDS[kind],
         ranges={name: list(limits) for name, limits in SIZES.items()},
         print_function=lambda *words: None,
@@ -278,8 +280,17 @@ def evaluated(
     return evaluation
 
 
-def to_coco(truth: Sequence[Truth], classes: int, objects: bool = True) -> dict[str, Any]:
-    """The json of some images; their ids are 1, 2, ..., and so are those of classes."""
+def to_coco(
+    truth: Sequence[Truth], classes: int, kind: str = "boxes", objects: bool = True
+) -> dict[str, Any]:
+    """The json of some images; their ids are 1, 2, ..., and so are those of classes.
+
+    Args:
+        truth: the images and their objects.
+        classes: how many there are.
+        kind: what is measured: "boxes" or "masks".
+        objects: False leaves them out.
+    """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for i, (height, width, known) in enumerate(truth, start=1):
@@ -287,14 +298,15 @@ def to_coco(truth: Sequence[Truth], classes: int, objects: bool = True) -> dict[
         for k in range(len(known) if objects else 0):
             mask = known.masks[k] if known.masks else None
             difficult = len(known.difficult) > 0 and bool(known.difficult[k])
-            # An object without a mask is neither found nor missed where masks are measured.
+            # Where masks are measured, an object without one is neither found nor missed.
+            unknown = kind == "masks" and mask is None
             one = {
                 "id": len(annotations) + 1,
                 "image_id": i,
                 "category_id": int(known.classes[k]) + 1,
                 "bbox": as_coco(known.boxes[k]),
                 "area": area_of(mask, known.boxes[k], height, width),
-                "iscrowd": int(known.crowd[k] or difficult),
+                "iscrowd": int(known.crowd[k] or difficult or unknown),
                 "segmentation": segmentation_of(mask, known.boxes[k]),
             }
             annotations.append(one)

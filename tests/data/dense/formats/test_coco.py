@@ -149,19 +149,42 @@ def test_images_beside_the_folder_of_the_json_are_another_set_s(tmp_path):
 
 def test_images_that_are_missing_or_listed_twice(tmp_path):
     Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    Image.new("RGB", (40, 30)).save(tmp_path / "c.png")
     images = [
         dict(id=1, file_name="a.png", width=40, height=30),
         dict(id=2, file_name="b.png", width=40, height=30),
         dict(id=3, file_name="a.png", width=40, height=30),
-        dict(id=1, file_name="c.png", width=40, height=30),
+        dict(id=4, file_name="c.png", width=40, height=30),
+        dict(id=4, file_name="d.png", width=40, height=30),
+        dict(id=1, file_name="a.png", width=40, height=30),
     ]
-    found = coco.read(coco.part_of(write_coco(tmp_path / "x.json", images, [box(1, 1, 4, 4)])))
+    objects = [box(1, 1, 4, 4), box(1, 1, 4, 4, image_id=4)]
+    found = coco.read(coco.part_of(write_coco(tmp_path / "x.json", images, objects)))
     assert [found.source.name(i) for i in range(len(found.source))] == ["a.png"]
-    assert [bad.name for bad in found.source.unusable] == ["b.png", "c.png"]
+    assert [bad.name for bad in found.source.unusable] == ["b.png"]
+    assert len(found.objects[0]) == 1 and "left out: 2, such as c.png" in found.findings.lines()[0]
     assert [line.partition(":")[0] for line in found.findings.lines()] == [
-        "images with the id of another one, without its objects",
+        "images with the id of another one, left out",
+        "annotations of images that are not listed, left out",
         "images that are listed twice, the first one is used",
     ]
+
+
+@pytest.mark.parametrize("top", ["", "images/"])
+def test_equal_file_names_in_train_and_val_are_not_mixed_up(tmp_path, top):
+    """The sets of a split often number their images alike; the first folder was taken for both."""
+    image = dict(id=1, file_name="000.png", width=8, height=8)
+    (tmp_path / "annotations").mkdir()
+    for part in ("train2017", "val2017"):
+        (tmp_path / top / part).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / top / part / "000.png")
+        write_coco(tmp_path / f"annotations/instances_{part}.json", [image], [box(1, 1, 4, 4)])
+    roots = {name: coco.read(part).source.root for name, part in coco.find(tmp_path).items()}
+    places = {name: str(tmp_path / top / f"{name}2017") for name in ("train", "val")}
+    assert roots == places
+    path = write_coco(tmp_path / "annotations/mine.json", [image], [box(1, 1, 4, 4)])
+    with pytest.raises(UserError, match="mine.json names .* are in several folders: .*train2017"):
+        coco.read(coco.part_of(path))
 
 
 def test_a_class_that_only_validation_has(tmp_path):

@@ -20,7 +20,7 @@ from torchmae.data.dense.objects import Mask, Rle, counts_of_text
 from torchmae.disk import parse_json
 from torchmae.errors import UserError
 
-NAMES = {"train": "train", "valid": "val", "val": "val"}  # as files and folders are called
+PART_NAMES = {"train": "train", "valid": "val", "val": "val", "test": "test"}  # of files, folders
 LOOK = 50  # images that show where all are
 PEEK = 1 << 16  # bytes at each end of a file that show what it is
 
@@ -40,9 +40,9 @@ def find(data: Path) -> dict[str, Part]:
         if files:
             named: dict[str, Path] = {}
             for path in files:
-                found = re.search("train|valid|val", path.relative_to(data).as_posix())
-                if found:
-                    named.setdefault(NAMES[found[0]], path)
+                part = part_in(path.relative_to(data).as_posix())
+                if part in ("train", "val"):
+                    named.setdefault(part, path)
             if "train" not in named:
                 others = [path for path in files if path not in named.values()]
                 named |= {"train": others[0]} if len(others) == 1 else {}
@@ -96,7 +96,11 @@ def read(part: Part, classes: Sequence[str] | None = None) -> Annotated:
     except (OSError, ValueError, TypeError, AttributeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path} is no COCO json: {reason}") from error
-    images = [one for one in images if isinstance(one.get("file_name"), str)]
+    findings = Findings()
+    named = [one for one in images if isinstance(one.get("file_name"), str)]
+    images = known_images(named, findings)
+    if named and not images:
+        raise UserError(f"{path}: every image has the id of another one")
     if not images or not categories:
         what = "images with a file_name" if not images else "categories"
         raise UserError(
@@ -104,27 +108,36 @@ def read(part: Part, classes: Sequence[str] | None = None) -> Annotated:
         )
     categories.sort(key=lambda one: (not isinstance(one.get("id"), int), one.get("id", 0)))
     names = {one.get("id"): str(one.get("name")) for one in categories}
-    findings = Findings()
     of_image = by_image(images, annotations, findings)
     for one in images:
         one["file_name"] = one["file_name"].replace("\\", "/")
     listed = describe(images, of_image, names, findings)
     own = tuple(dict.fromkeys(names.values()))
-    folder = images_of(part.images, [one["file_name"] for one in images])
+    folder = images_of(path, [one["file_name"] for one in images])
     return gather(folder, listed, own if classes is None else classes, findings)
+
+
+def known_images(images: list[dict[str, Any]], findings: Findings) -> list[dict[str, Any]]:
+    """The images without those that have the id of another one: whose the objects of that id are
+    cannot be known, and an image without its objects teaches that they are background."""
+    files: dict[Any, set[str]] = {}
+    for image in images:
+        files.setdefault(image.get("id"), set()).add(image["file_name"])
+    known = []
+    for image in images:
+        if len(files[image.get("id")]) == 1:
+            known.append(image)
+            continue
+        kind = "images with the id of another one, left out"
+        findings.add(kind, image["file_name"], f"id {image.get('id')}")
+    return known
 
 
 def by_image(
     images: list[dict[str, Any]], annotations: list[dict[str, Any]], findings: Findings
 ) -> dict[Any, list[dict[str, Any]]]:
     """The annotations of each image, by its id."""
-    of_image: dict[Any, list[dict[str, Any]]] = {}
-    for image in images:
-        if image.get("id") in of_image:
-            kind = "images with the id of another one, without its objects"
-            findings.add(kind, image["file_name"], f"id {image.get('id')}")
-            image["id"] = object()  # of nobody's
-        of_image[image.get("id")] = []
+    of_image: dict[Any, list[dict[str, Any]]] = {image.get("id"): [] for image in images}
     ids: dict[Any, dict[str, Any]] = {}
     for one in annotations:
         own, where = one.get("id"), f"annotation {one.get('id')}"
@@ -153,7 +166,7 @@ def describe(
         height, width = image.get("height"), image.get("width")
         size = (height, width) if isinstance(height, int) and isinstance(width, int) else None
         found = []
-        for one in of_image[image["id"]]:
+        for one in of_image[image.get("id")]:
             where = f"annotation {one.get('id')}"
             crowd = bool(one.get("iscrowd"))
             try:
@@ -189,12 +202,16 @@ def mask_of(segmentation: Any) -> Mask:
     return tuple(one[: len(one) // 2 * 2].reshape(-1, 2) for one in flat)
 
 
-def images_of(near: Path, names: list[str]) -> Path:
+def images_of(path: Path, names: list[str]) -> Path:
     """The folder, near a json, that most of a sample of image names are relative to.
 
+    Where several have them, as train/ and val/ with equal file names: the one that is called as the
+    json is, else the folder of the json or its images/.
+
     Raises:
-        UserError: none of them is anywhere.
+        UserError: none of them is anywhere, or nothing says which of several folders is meant.
     """
+    near = path.parent
     sample = names[:: max(1, len(names) // LOOK)][:LOOK]
     folders: list[Path] = []
     counts = [0]
@@ -211,4 +228,23 @@ def images_of(near: Path, names: list[str]) -> Path:
             f"the images that the annotations in {near} name ({names[0]}, ...) are not there, nor "
             f"in {near.parent}, nor in a folder of these"
         )
-    return folders[counts.index(max(counts))]
+    tied = [folder for folder, count in zip(folders, counts) if count == max(counts)]
+    part = part_in(path.name)
+    alike = [
+        folder for folder in tied if part and part_in(folder.relative_to(top).as_posix()) == part
+    ]
+    plain = [folder for folder in tied if folder in (top, top / "images")]
+    for some in (tied, alike, plain):
+        if len(some) == 1:
+            return some[0]
+    raise UserError(
+        f"the images that {path.name} names ({names[0]}, ...) are in several folders: "
+        f"{', '.join(str(folder) for folder in tied[:3])}. Give the json and the folders of train "
+        "and val the same words (train, val), or name the images by their paths"
+    )
+
+
+def part_in(name: str) -> str | None:
+    """ "train", "val" or "test", where the name of a file or folder says so."""
+    found = re.search("train|valid|val|test", name)
+    return PART_NAMES[found[0]] if found else None
