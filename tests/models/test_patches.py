@@ -3,6 +3,7 @@ resizing."""
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from timm.layers import resample_abs_pos_embed
 
 from torchmae.errors import UserError
 from torchmae.models.patches import (
+    check_pixels,
     denormalize,
     gather_tokens,
     grid_of,
@@ -219,3 +221,14 @@ def test_denormalize_rounds_and_clamps():
         255,
         255,
     ]
+
+
+def test_what_is_no_batch_of_pixels_is_refused():
+    image = np.zeros((5, 7, 3), dtype=np.uint8)
+    check_pixels(torch.zeros(2, 3, 5, 7, dtype=torch.uint8), 3, True)
+    check_pixels(torch.zeros(2, 3, 5, 7), 3, False)
+    for wrong in (image, image[None], torch.from_numpy(image), [image], None):
+        with pytest.raises(UserError, match=r"a tensor \[B, 3, H, W\] is needed"):
+            check_pixels(wrong, 3, True)
+    with pytest.raises(UserError, match="images of float32: .* give uint8"):
+        check_pixels(torch.zeros(2, 3, 5, 7), 3, True)

@@ -75,6 +75,15 @@ def wilson_interval(right: int, count: int) -> tuple[float, float]:
 
 
 FEW = 100  # images, below which accuracies say little
+FEW_DRAWN = 20  # images, below which the bootstrap is too sure of itself
+
+
+def few_to_draw_from(count: int) -> str | None:
+    """What to say where a bootstrap has so few images that it is too sure of itself; else None."""
+    if count >= FEW_DRAWN:
+        return None
+    images = f"{count} image{'s' * (count != 1)}"
+    return f"note: only {images} to measure on: an interval from so few is too narrow"
 
 
 def few_images(count: int) -> str | None:

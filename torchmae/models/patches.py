@@ -193,6 +193,27 @@ def resize_positions(
     )
 
 
+def check_pixels(images: object, channels: int, eight_bits: bool) -> None:
+    """Raises `UserError` for what is no batch of images of a model.
+
+    Args:
+        images: a tensor [B, C, H, W] of pixels.
+        channels: of the model.
+        eight_bits: whether the model was trained on pixels of 8 bits.
+    """
+    if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != channels:
+        shape = list(getattr(images, "shape", [])) or type(images).__name__
+        raise UserError(
+            f"images {shape}: a tensor [B, {channels}, H, W] is needed. Of an array [H, W, C]: "
+            "torch.from_numpy(array).permute(2, 0, 1)[None]"
+        )
+    if eight_bits and images.dtype != torch.uint8:
+        raise UserError(
+            f"images of {str(images.dtype).removeprefix('torch.')}: the model was trained on "
+            "pixels of 8 bits; give uint8 in 0..255"
+        )
+
+
 def normalize(
     images: Shaped[Tensor, "B C H W"],
     statistics: Float[Tensor, "2 C 1 1"],

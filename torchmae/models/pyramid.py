@@ -41,17 +41,10 @@ def pyramid_taps(depth: int, kind: str) -> tuple[int, ...]:
     return tuple(round((i + 1) * depth / 4) - 1 for i in range(4))
 
 
-def pyramid_strides(patch: Size) -> tuple[Size, ...]:
-    """Height and width in pixels of a cell of each level.
-
-    Raises:
-        UserError: the patch is not a multiple of 4 pixels.
-    """
-    if any(side % 4 for side in patch):
-        raise UserError(
-            f"patches of {'x'.join(map(str, patch))} px: a pyramid needs multiples of 4, such as 16"
-        )
-    return tuple(tuple(round(side / scale) for side in patch) for scale in SCALES)
+def pyramid_strides(patch: Size) -> tuple[tuple[float, float], ...]:
+    """Height and width in pixels of a cell of each level, from p / 4 to 2 p; of patches of 14 px
+    those of the finest level are 3.5."""
+    return tuple((patch[0] / scale, patch[1] / scale) for scale in SCALES)
 
 
 class ChannelNorm(nn.LayerNorm):

@@ -12,9 +12,17 @@ from PIL import Image
 
 from torchmae.data.config import DecodeOptions, Listing
 from torchmae.data.decode import BadImage
+from torchmae.data.dense.classes import Classes
 from torchmae.data.dense.find import Split
+from torchmae.data.dense.masks import Coding
 from torchmae.data.dense.placement import ScaleJitterCrop, place_labels
-from torchmae.data.dense.segmentation import Examples, SegmentationCrop, look, open_sets
+from torchmae.data.dense.segmentation import (
+    Examples,
+    SegmentationCrop,
+    look,
+    open_labelled,
+    open_sets,
+)
 from torchmae.data.loader import Batches
 from torchmae.data.sources.source import BadFile
 from torchmae.errors import UserError
@@ -100,6 +108,40 @@ def test_classes_only_in_one_part_and_images_without_labels_are_named(tmp_path):
     ]
     with pytest.raises(UserError, match="no pixel of the training images"):
         looked(data, names=("a", "b"), ignore=("0", "1", "255"))
+
+
+def test_masks_that_cannot_be_used_are_no_images_without_labels(tmp_path):
+    data = make_shapes(tmp_path / "shapes")
+    (data / "train/masks/0.png").write_bytes(b"no image")
+    _, found = looked(data)
+    assert len(found.bad) == 1 and found.notes == []
+
+
+def test_sets_without_objects_say_what_is_wrong(tmp_path):
+    coco_set(tmp_path / "a", {"train": 3}, least=1)
+    path = tmp_path / "a/annotations/instances_train.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"annotations": []}))
+    with pytest.raises(UserError, match="has no objects that can be used$"):
+        sets_of(tmp_path / "a")
+    path.write_text(json.dumps(content))
+    classes = Classes(("background", "zebra"), ((0, 0, 0), (9, 9, 9)), Coding("values"))
+    with pytest.raises(UserError, match=r"\(objects of the class .*, not among the training set's"):
+        open_labelled(str(tmp_path / "a"), DecodeOptions(), classes)
+
+
+def test_lists_of_voc_are_found_below_the_folder(tmp_path):
+    voc = make_shapes(tmp_path / "VOCdevkit/VOC2012", 5, 0) / "train"
+    (voc / "images").rename(voc.parent / "JPEGImages")
+    (voc / "masks").rename(voc.parent / "SegmentationClass")
+    lists = voc.parent / "ImageSets/Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("0\n3\n")
+    (lists / "val.txt").write_text("1\n2\n4\n")
+    for place in (tmp_path, voc.parent):
+        sets = sets_of(place)
+        assert (len(sets.train), len(sets.val)) == (2, 3)
+        assert sets.train.source.name(1).endswith("JPEGImages/3.jpg")
 
 
 def test_unknown_values_are_bad_files(shapes):

@@ -5,6 +5,8 @@ import torch
 
 pytest.importorskip("torchvision")
 
+from torchvision.models.detection.image_list import ImageList
+
 from torchmae.errors import UserError
 from torchmae.models.detection.detector import Detector, Found, image_keys, paste
 from torchmae.models.encoders import build_encoder
@@ -175,6 +177,25 @@ def test_masks_are_pasted_at_the_middle_of_pixels():
     assert outside.numel() == 0
     some = Found(box[None], torch.ones(1), torch.zeros(1, dtype=torch.int64), mask[None])
     assert some.mask(0, 30, 60)[10:, :20].equal(found) and some.mask(0, 30, 60).sum() == found.sum()
+
+
+def test_patches_that_four_does_not_divide():
+    """Of 14 px, as of the MAE's ViT-H/14: anchors and pooled boxes lie on cells of 3.5 px."""
+    torch.manual_seed(0)
+    encoder = build_encoder({**ENCODER, "patch_size": 14, "image_size": (56, 56)})
+    model = Detector(encoder, ["a", "b"], width=16, samples=32).train()
+    assert model.heads.box_roi_pool.strides == (3.5, 7, 14, 28)
+    anchors = model.proposals.anchor_generator
+    maps = [torch.zeros(1, 16, side, side) for side in (16, 8, 4, 2, 1)]
+    boxes = anchors(ImageList(torch.zeros(1, 3, 56, 56), [(56, 56)]), maps)[0]
+    centers = ((boxes[:, :2] + boxes[:, 2:]) / 2).unique(dim=0)
+    steps = [stride * torch.arange(56 // stride) for stride in (3.5, 7.0, 14.0, 28.0, 56.0)]
+    expected = torch.cat([torch.cartesian_prod(step, step) for step in steps]).unique(dim=0)
+    torch.testing.assert_close(centers, expected, atol=0.51, rtol=0)  # torchvision rounds sizes
+    found = losses(model, targets(), seen=images(56, 56))
+    sum(one.mean() for one in found.values()).backward()
+    assert all(torch.isfinite(one).all() for one in found.values())
+    assert len(model.predict(images(50, 61))) == 3
 
 
 def test_what_cannot_be_built():

@@ -19,6 +19,8 @@ from safetensors.torch import load_file
 import torchmae
 from torchmae.errors import UserError
 from torchmae.runfolder import read_bad_files
+from torchmae.settings.defaults import Facts
+from torchmae.tasks.dense.detect.config import RULES
 
 pytest.importorskip("torchvision")
 pytest.importorskip("faster_coco_eval")
@@ -275,6 +277,13 @@ def test_what_is_wrong_is_named_before_training(tmp_path, capfd):
     assert reasons["001.png"] == "No such file or directory, but annotated"
     assert any(name.startswith("003.png, annotation 999") for name in reasons)
     assert torchmae.detect("none", data, out=tmp_path / "run", **options).path == run.path
+
+
+@pytest.mark.parametrize("width,decay", [(128, 1.0), (384, 0.75), (768, 0.7), (1024, 0.8)])
+def test_layer_decay_by_width(width, decay):
+    """Small encoders learned more without (docs/lab-notes.md)."""
+    facts = Facts(50, 64, 64, 3, embed_dim=width)
+    assert RULES["layer_decay"].choose(facts, {"run": "x", "train": "all"}).value == decay
 
 
 def test_mistakes(shapes, tmp_path):

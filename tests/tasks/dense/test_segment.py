@@ -178,6 +178,13 @@ def test_evaluate_and_predict(learned, shapes, tmp_path):
     said = torchmae.load_segmenter(whole).predict(image[None])[0]
     assert np.array_equal(np.array(label), said.numpy())
     assert Image.open(Path(out) / "overlays" / "0.jpg").size == (56, 40)
+    model = torchmae.load_segmenter(whole)
+    for wrong, words in (
+        (image[None, :1], r"images \[1, 1, 40, 56\]: a tensor \[B, 3, H, W\] is needed"),
+        (image[None] / 255, "images of float32: the model was trained on pixels of 8 bits"),
+    ):
+        with pytest.raises(UserError, match=words):
+            model.predict(wrong)
     with pytest.raises(UserError, match="--among is for classifiers"):
         torchmae.evaluate(whole, shapes, among=True)
     with pytest.raises(UserError, match="holds no classifier"):

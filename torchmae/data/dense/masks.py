@@ -106,12 +106,15 @@ def owners(
 
 
 def listed_parts(data: Path) -> dict[str, str]:
-    """The part of each image as PASCAL VOC lists them; empty where there are no such lists."""
-    lists = data / "ImageSets" / "Segmentation"
+    """The part of each image as PASCAL VOC lists them, here or in a folder below (VOCdevkit's
+    VOC2012); empty where there are no such lists."""
     found: dict[str, str] = {}
-    for part in ("train", "val"):
-        with suppress(OSError):
-            found |= dict.fromkeys((lists / f"{part}.txt").read_text().split(), part)
+    for lists in sorted(data.glob("**/ImageSets/Segmentation"))[:1]:
+        place = lists.parent.parent.relative_to(data)
+        for part in ("train", "val"):
+            with suppress(OSError):
+                names = (lists / f"{part}.txt").read_text().split()
+                found |= {(place / name).as_posix(): part for name in names}
     return found
 
 

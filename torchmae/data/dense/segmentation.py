@@ -219,6 +219,11 @@ def labelled_images(
     if isinstance(part, Pairs):
         return LabelledImages(part.source, part.masks, part.unpaired), None
     found = layout.read(part, names)
+    if not any(len(one) for one in found.objects):
+        wrong = "; ".join(found.findings.lines()[:2])
+        raise UserError(
+            f"{layout.data} has no objects that can be used{f' ({wrong})' if wrong else ''}"
+        )
     if not found.has_masks:
         raise UserError(
             f"the objects of {layout.data} have boxes but no masks: a segmenter needs masks or "
@@ -278,7 +283,9 @@ def look(
     entries = None if place is None else read_table(place)
     classes = decide(both, entries, names, ignore, data)
     counts = [class_pixels(part, classes.coding) for part in found]
-    notes = notes_of(classes.names, *counts)
+    # Masks that cannot be used are named as such: they are no images without labels.
+    readable = [np.array([bool(one) for one in part.pixels], dtype=bool) for part in found]
+    notes = notes_of(classes.names, *(rows[some] for rows, some in zip(counts, readable)))
     if place is not None:
         notes.insert(0, f"classes of {place}")
     unknown = [

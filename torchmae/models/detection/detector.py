@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchmae.errors import UserError, choose, library
 from torchmae.hashing import PROPOSAL, hash32
 from torchmae.models.encoders import Backbone, build_encoder
-from torchmae.models.patches import size_name
+from torchmae.models.patches import check_pixels, size_name
 from torchmae.models.pyramid import Pyramid, pyramid_strides, pyramid_taps
 
 KINDS = {"faster_rcnn": False, "mask_rcnn": True}  # whether there are masks
@@ -131,7 +131,7 @@ class Detector(nn.Module):
         self.fit = fit
         self.max_detections = max_detections
         self.pyramid = Pyramid(encoder.embed_dim, pyramid, width)
-        strides = [side for side, _ in square(encoder)]
+        strides = square(encoder)
         strides.append(2 * strides[-1])
         sizes = [anchor * stride for stride in strides]
         # detectron2's 1,000 for its 512 samples; fewer where a CPU learns from fewer.
@@ -229,7 +229,8 @@ class Detector(nn.Module):
 
     @torch.no_grad()
     def predict(self, images: Shaped[Tensor, "B C H W"]) -> list[Found]:
-        """The objects in uint8 images of any size."""
+        """The objects in uint8 images of any size; `UserError` for anything else."""
+        check_pixels(images, self.encoder.channels, self.encoder.scaling is None)
         self.eval()
         device = next(self.parameters()).device
         seen = self.as_seen(images.to(device))
@@ -254,11 +255,11 @@ def image_keys(
     return hash32(seed, PROPOSAL, epoch, sample)
 
 
-def square(encoder: Backbone) -> list[tuple[int, int]]:
+def square(encoder: Backbone) -> list[float]:
     """The strides of the pyramid; `UserError` for patches that are no squares."""
-    strides = [(side[0], side[1]) for side in pyramid_strides(encoder.patch)]
+    strides = pyramid_strides(encoder.patch)
     if any(down != across for down, across in strides):
         raise UserError(
             f"a detector needs square patches, not patches of {size_name(encoder.patch)} px"
         )
-    return strides
+    return [side for side, _ in strides]

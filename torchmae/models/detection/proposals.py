@@ -28,7 +28,7 @@ class Anchors(AnchorGenerator):
             which is wrong where a side was rounded up.
     """
 
-    def __init__(self, sizes: Sequence[float], strides: Sequence[int]):
+    def __init__(self, sizes: Sequence[float], strides: Sequence[float]):
         super().__init__(tuple((size,) for size in sizes), (ASPECTS,) * len(sizes))
         self.strides = tuple(strides)
 
@@ -69,7 +69,7 @@ class Proposals(RegionProposalNetwork):
     """
 
     def __init__(
-        self, width: int, sizes: Sequence[float], strides: Sequence[int], count: int = 1000
+        self, width: int, sizes: Sequence[float], strides: Sequence[float], count: int = 1000
     ):
         super().__init__(
             Anchors(sizes, strides),

@@ -96,7 +96,7 @@ class Heads(RoIHeads):
         self,
         width: int,
         classes: int,
-        strides: Sequence[int],
+        strides: Sequence[float],
         samples: int,
         max_detections: int,
         masks: bool,

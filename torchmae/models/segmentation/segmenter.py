@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from torchmae.errors import UserError, choose
 from torchmae.models.encoders import Backbone, build_encoder
+from torchmae.models.patches import check_pixels
 from torchmae.models.segmentation.heads import AUXILIARY_WIDTH, HEADS, AuxiliaryHead, resized
 from torchmae.windows import starts
 
@@ -194,6 +195,7 @@ class Segmenter(nn.Module):
     ) -> tuple[UInt8[Tensor, "B H W"], Float[Tensor, "B H W"]]:
         """The number of the most probable class of each pixel, and its probability; arguments as
         for `probabilities`."""
+        check_pixels(images, self.encoder.channels, self.encoder.scaling is None)
         self.eval()
         device = next(self.parameters()).device
         found = self.probabilities(images.to(device), slide, stride, flip)

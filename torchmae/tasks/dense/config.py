@@ -201,7 +201,7 @@ class DenseOutputOptions(OutputOptions):
         None,
         "Run folder. If it holds this run already, the run is resumed.",
         metavar="FOLDER",
-        otherwise="RUN and the verb, as in RUN-segment; runs/NAME-OF-DATA-segment from scratch",
+        otherwise="RUN-segment or RUN-detect; from scratch runs/NAME-OF-DATA-segment, -detect",
     )
 
 

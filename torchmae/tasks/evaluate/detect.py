@@ -23,7 +23,7 @@ from torchmae.eval.detection import (
     image_scores,
     measure,
 )
-from torchmae.eval.intervals import few_images
+from torchmae.eval.intervals import few_to_draw_from
 from torchmae.models.detection.detector import Detector
 from torchmae.models.weights import load_detector
 from torchmae.report.detection import draw_found, draw_objects
@@ -57,7 +57,7 @@ def measure_detector(config: Evaluate) -> dict[str, Any]:
     if not fit:
         raise UserError(f"no image of {config.data} is of the size that its annotations say")
     images = images.select(fit) if unfit else images
-    if few := few_images(len(fit)):
+    if few := few_to_draw_from(len(fit)):
         logger.info(few)
     found = measure(model.to(device).predict, images, device)
     for line in images.findings.lines():

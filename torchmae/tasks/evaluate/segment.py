@@ -18,6 +18,7 @@ from torchmae.data.dense.segmentation import (
     stored_classes,
 )
 from torchmae.errors import printable
+from torchmae.eval.intervals import few_to_draw_from
 from torchmae.eval.segmentation import Measured, Predictor, SegmentationScores, measure, overlaps
 from torchmae.models.segmentation.segmenter import Segmenter
 from torchmae.models.weights import load_segmenter
@@ -32,7 +33,6 @@ from torchmae.train.distributed import find_device
 logger = logging.getLogger(__name__)
 
 SHOWN = 8  # of the worst images
-FEW = 20  # images, below which the bootstrap is too sure of itself
 
 
 def measure_segmenter(config: Evaluate) -> dict[str, Any]:
@@ -48,10 +48,8 @@ def measure_segmenter(config: Evaluate) -> dict[str, Any]:
     images = images.with_channels(model.encoder.channels)
     for line in filter(None, (note, images.source.left_out)):
         logger.info(line)
-    if len(images) < FEW:
-        logger.info(
-            f"note: only {len(images)} images to measure on: an interval from so few is too narrow"
-        )
+    if few := few_to_draw_from(len(images)):
+        logger.info(few)
     predict: Predictor = partial(model.to(device).predict_sure, **how)
     examples = Examples(images.source, images.labels)
     found = measure(predict, examples, len(model.classes), device, config.boundary)

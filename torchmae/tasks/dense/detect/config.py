@@ -11,6 +11,7 @@ from torchmae.settings.options import (
     POSITIVE,
     WIDTH,
     Range,
+    argument,
     hidden,
     option,
     parse_patch,
@@ -19,6 +20,7 @@ from torchmae.settings.options import (
 from torchmae.tasks.dense import config as dense
 from torchmae.tasks.dense.config import (
     Dense,
+    DenseSourceOptions,
     ResolvedDense,
     ResolvedDenseCrop,
     ResolvedDenseDecode,
@@ -136,13 +138,27 @@ RULES: dict[str, Rule] = {
     **dense.RULES,
     "pyramid": Rule("simple", pyramid),
     "weight_decay": Rule("0.1", weight_decay),
-    "layer_decay": Rule("0.7, 0.8, 0.9 for a ViT-B, L, H; 1 from scratch", layer_decay),
-    "drop_path": Rule("0.1, 0.4, 0.5 for a ViT-B, L, H; 0 for --train head", drop_path),
+    "layer_decay": Rule(
+        "0.7, 0.8, 0.9 for a ViT-B, L, H, 0.75 for ViT-S; 1 for smaller ones and from scratch",
+        layer_decay,
+    ),
+    "drop_path": Rule("0.1, from ViT-L on 0.4, from ViT-H on 0.5; 0 for --train head", drop_path),
     "jitter": Rule(f"0.5 1.5; 0.1 2 from {MANY:,} images on", jitter),
     "head_width": Rule("256, or less for a small encoder and on a CPU", head_width),
     "roi_samples": Rule("512; 64 on a CPU", roi_samples),
     "anchor": Rule("8, or less where objects are small", anchor),
 }
+
+
+@dataclass(frozen=True)
+class DetectSourceOptions(DenseSourceOptions):
+    """Where the images with objects are, and those to validate on."""
+
+    data: str = argument(
+        "images with objects: COCO json or a folder with one or more, YOLO's data.yaml or its "
+        "folder, VOC (Annotations/, or .xml beside the images)",
+        "DATA",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +170,7 @@ class Detect(Dense):
 
     RULES: ClassVar[Mapping[str, Rule]] = RULES
 
+    source: DetectSourceOptions
     detect: DetectOptions = DetectOptions()
 
 
