@@ -88,11 +88,15 @@ def test_tiles_are_those_of_a_run_of_the_same_data(tmp_path):
         return found.tile, found.overlap, found.empty
 
     assert listed() == (None, 0, 0.05)
-    stored = {"data": "slides", "tile": 512, "overlap": 64, "empty": 0.0}
+    stored = {"data": "slides", "tile": 512, "overlap": 64, "level": 2, "empty": 0.0}
     (tmp_path / "config.json").write_text(json.dumps({"model": {"encoder": {}}, "config": stored}))
     assert listed() == (512, 64, 0.0)
     assert listed(data="photos") == (None, 0, 0.05)
     assert listed(tile=0)[0] == 0 and listed(overlap=0, empty=0.1) == (512, 0, 0.1)
+    assert listing_as_run(ListingOptions(), "slides", tmp_path).level == 2
+    assert listing_as_run(ListingOptions(level=0), "slides", tmp_path).level == 0
+    with pytest.raises(UserError, match="--level 1: with --tile"):
+        listing_as_run(ListingOptions(level=1), "photos", tmp_path)
     for wrong in (dict(tile=64), dict(overlap=512), dict(tile=0, overlap=8)):
         with pytest.raises(UserError, match="--overlap .*less than it"):
             listed(**wrong)

@@ -146,6 +146,7 @@ class Listing:
         group_column: of a table: what no split divides, such as patients.
         tile: side in pixels of the tiles that large images are taken in; None or 0: whole images.
         overlap: pixels that neighbors share.
+        level: of the pyramids of large images, in whose pixels tiles are; 0: the full size.
         empty: a tile of which less than this share of the range differs is left out; 0: none.
         cloud_cache: GB that are kept of sets at an address; None for the default.
         inherited: the patterns are those of a run, which need not match anything here.
@@ -158,6 +159,7 @@ class Listing:
     group_column: str | None = None
     tile: int | None = None
     overlap: int = 0
+    level: int = 0
     empty: float = 0.05
     cloud_cache: float | None = None
     inherited: bool = False
@@ -211,11 +213,13 @@ def listing_as_run(
         values[name] = () if values[name] == ("none",) else tuple(values[name] or ())
         if not all(values[name]) or "none" in values[name]:
             raise UserError(f"--{name} {' '.join(values[name])}: none is no pattern, alone")
-    asked, tile = flatten(requested).get("overlap"), values.get("tile") or 0
-    values["overlap"] = values.get("overlap") or 0
+    asked, tile = flatten(requested), values.get("tile") or 0
+    values["overlap"], values["level"] = values.get("overlap") or 0, values.get("level") or 0
     values["empty"] = Listing.empty if values.get("empty") is None else values["empty"]
-    if (tile or asked) and values["overlap"] >= max(1, tile):
+    if (tile or asked.get("overlap")) and values["overlap"] >= max(1, tile):
         raise UserError(f"--overlap {values['overlap']}: with --tile, and less than it")
+    if asked.get("level") and not tile:
+        raise UserError(f"--level {asked['level']}: with --tile, which says how large tiles are")
     own = requested.include is not None or requested.exclude is not None
     return Listing(**{**values, "inherited": requested.inherited or not own})
 

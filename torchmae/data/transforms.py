@@ -177,14 +177,32 @@ class CenterCropResize(WindowCrop):
     Args:
         size: (H, W) of the result.
         share: of the window's sides: 0.875 is "resize to 256, crop the centre 224".
+        shapes: of which the result has the one whose aspect is nearest to the image's; () for
+            `size`.
     """
 
     share: float = 1.0
+    shapes: tuple[tuple[int, int], ...] = ()
+
+    def fitted(self, height: int, width: int) -> "CenterCropResize":
+        """The same for images of these sides: with the one size that their result has."""
+        if not self.shapes:
+            return self
+        aspect = math.log(height / width)
+        near = min(self.shapes, key=lambda size: abs(math.log(size[0] / size[1]) - aspect))
+        return CenterCropResize(near, self.share)
 
     def crop(self, height: int, width: int, epoch: int = 0, sample: int = 0) -> Crop:
         """The window in an image of these sides, the same in every epoch."""
-        h, w = largest_window(height, width, self.size, self.share)
+        h, w = largest_window(height, width, self.fitted(height, width).size, self.share)
         return Crop((height - h) // 2, (width - w) // 2, h, w, False)
+
+    def __call__(
+        self, image: Pixels, target: Any = None, epoch: int = 0, sample: int = 0
+    ) -> tuple[Shaped[Tensor, "C h w"], Any]:
+        """The crop of one sample; a label stays as it is."""
+        size = self.fitted(*image.shape[:2]).size
+        return resized_crop(image, self.crop(*image.shape[:2]), size), target
 
 
 def largest_window(

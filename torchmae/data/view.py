@@ -1,9 +1,11 @@
 """What a model gets to see of images, and what not, in words for plans: further pages, the sides of
 wide images, details that shrinking removes."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +20,8 @@ from torchmae.data.loader import read_pixels
 from torchmae.data.sources import Source, open_source
 from torchmae.data.transforms import CenterCropResize
 from torchmae.errors import UserError
+from torchmae.runfolder import read_config
+from torchmae.settings.options import parse_size
 from torchmae.settings.python_data import as_images
 
 LOOKED_AT = 64  # images of a source: headers alone are read of files
@@ -106,22 +110,40 @@ def count(which: np.ndarray, all_of: np.ndarray) -> str:
     return f"{len(which)} of {len(all_of)} image{'s' * (len(all_of) != 1)}"
 
 
+def center_crop(
+    run: str | os.PathLike[str], size: tuple[int, int], own_shapes: bool = True
+) -> CenterCropResize:
+    """What a run's encoder sees of images: the share of its `crop_pct`, and of a run with `--aspect
+    keep` that of its shapes which is nearest to the image's.
+
+    Args:
+        run: the run folder.
+        size: (height, width) that the encoder takes; another than the run's has no shapes.
+        own_shapes: False where all images need one shape.
+    """
+    config = read_config(run)["config"]
+    names = (config.get("shapes") or ()) if own_shapes else ()
+    same = bool(names) and parse_size(config["image_size"]) == tuple(size)
+    shapes = tuple(sorted({parse_size(name) for name in names})) if same else ()
+    return CenterCropResize((size[0], size[1]), config.get("crop_pct", 1.0), shapes)
+
+
 @dataclass(frozen=True)
 class AsSeen:
     """How images become batches for an encoder.
 
     Args:
         decode: as those of its run.
-        share: of the sides that the center crop shows (`crop_pct`).
+        crop: what it sees of each.
     """
 
     decode: DecodeOptions
-    share: float = 1.0
+    crop: CenterCropResize
 
     def __call__(
         self, images: Any, channels: int, size: tuple[int, int], batch_size: int
     ) -> Iterator[Shaped[Tensor, "B C h w"]]:
-        """Batches of all images, in order.
+        """Batches of all images, in order, each of one shape.
 
         Args:
             images: whatever a verb takes as DATA, or one PIL image.
@@ -136,10 +158,13 @@ class AsSeen:
         source = open_source(
             as_images(several, several=False, data_id=None), replace(self.decode, channels=channels)
         )
-        crop = CenterCropResize(size, self.share)
+        same = size == self.crop.size
+        crop = self.crop if same else CenterCropResize(size, self.crop.share)
         for first in range(0, len(source), batch_size):
             some = range(first, min(len(source), first + batch_size))
-            yield torch.stack([crop(readable(source, i))[0] for i in some])
+            seen = (crop(readable(source, i))[0] for i in some)
+            for _, alike in groupby(seen, key=lambda one: one.shape):
+                yield torch.stack(list(alike))
 
 
 def readable(source: Source, i: int) -> Shaped[Any, "H W C"]:

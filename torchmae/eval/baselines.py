@@ -13,7 +13,15 @@ from torch import Tensor
 from torchmae.data.config import decode_as_run
 from torchmae.data.labels import LabelledSets, groups_of
 from torchmae.data.sources.source import BadFile, Source
-from torchmae.eval.extract import Function, collect, features_of, layers_of, patch_tokens_of
+from torchmae.eval.extract import (
+    Function,
+    collect,
+    collect_batches,
+    features_of,
+    image_batches,
+    layers_of,
+    patch_tokens_of,
+)
 from torchmae.eval.probes.logistic import linear_probe
 from torchmae.models.encoders import Backbone, build_encoder
 from torchmae.models.heads import check_queries
@@ -65,9 +73,9 @@ def baseline_features(
             encoder, pool=pool, device=device
         ),
         UNTRAINED: features_of(untrained(run, seed), one, pool, device),
-        PIXELS: lambda images: raw_pixels(images, side),
+        PIXELS: lambda images: raw_pixels(images, side, encoder.image_size),
     }
-    return extractor(encoder, run, functions, device)
+    return extractor(encoder, run, functions, device, own_shapes=True)
 
 
 def baseline_tokens(
@@ -85,14 +93,19 @@ def baseline_tokens(
 
 
 def extractor(
-    encoder: Backbone, run: str, functions: Mapping[str, Function], device: torch.device
+    encoder: Backbone,
+    run: str,
+    functions: Mapping[str, Function],
+    device: torch.device,
+    own_shapes: bool = False,
 ) -> FeatureExtractor:
     """The function from a source to what several functions make of its images, by name."""
 
     def extract(
         images: Source,
     ) -> tuple[list[int], dict[str, Shaped[Tensor, "N ..."]], list[BadFile]]:
-        ids, rows, bad = collect(images, encoder, run, list(functions.values()), device)
+        batches = image_batches(images, encoder, run, own_shapes=own_shapes)
+        ids, rows, bad = collect_batches(batches, list(functions.values()), device)
         return ids, dict(zip(functions, rows)), bad
 
     return extract
@@ -174,9 +187,12 @@ def not_above_commonest(low: float, truth: Int64[Tensor, " N"]) -> str:
     return f".\nNot clearly better than always saying the commonest class ({share:.1%})"
 
 
-def raw_pixels(images: Shaped[Tensor, "B C H W"], side: int) -> Float[Tensor, "B F"]:
-    """The pixels (0 where there is none) of images reduced to at most `side` px (memory)."""
-    size = [min(side, length) for length in images.shape[2:]]
+def raw_pixels(
+    images: Shaped[Tensor, "B C H W"], side: int, like: tuple[int, ...] | None = None
+) -> Float[Tensor, "B F"]:
+    """The pixels (0 where there is none) of images reduced to at most `side` px (memory), as if
+    they were of the size `like`: that of all where they have several."""
+    size = [min(side, length) for length in like or images.shape[2:]]
     return F.interpolate(images.float().nan_to_num(0.0), size, mode="area").flatten(1)
 
 

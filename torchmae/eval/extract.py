@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int64, Shaped
@@ -15,14 +15,14 @@ from tqdm import tqdm
 from torchmae.data.decode import BadImage
 from torchmae.data.loader import Transform, read_pixels
 from torchmae.data.sources.source import BadFile, Source, whole, with_decode
-from torchmae.data.transforms import CenterCropResize
-from torchmae.data.view import glance, view_notes
+from torchmae.data.view import center_crop, glance, view_notes
 from torchmae.data.workers import Loading
 from torchmae.errors import UserError
 from torchmae.models.encoders import Backbone
 from torchmae.models.heads import Classifier
 from torchmae.models.patches import POOLS as POOLS
 from torchmae.models.patches import choose_pool as choose_pool
+from torchmae.models.vit import ViT
 from torchmae.runfolder import read_config
 from torchmae.settings.defaults import workers_for
 from torchmae.train.distributed import available_cores
@@ -37,12 +37,20 @@ Function = Callable[[Shaped[Tensor, "B C H W"]], Shaped[Tensor, "B ..."]]
 SAY_SECONDS = 30.0  # between two lines on how far a pass is, where no bar is shown
 
 
+class Part(NamedTuple):
+    """Images of one shape, with their numbers in the source, and files that cannot be read."""
+
+    ids: list[int]
+    images: Shaped[Tensor, "B ..."]
+    bad: list[BadFile]
+
+
 @dataclass(frozen=True)
 class ImageBatches:
-    """Batches of a source's readable images, transformed, in order; unreadable ones are named.
+    """Batches of a source's readable images, transformed; unreadable ones are named.
 
-    An item is the numbers of its images in the source, the images (uint8, [B, C, H, W] for a center
-    crop), and the unreadable files.
+    An item is a list with a part for each shape of its images: their numbers in the source, the
+    images (uint8, [B, C, H, W] for a center crop), and (in the first) the unreadable files.
     """
 
     source: Source
@@ -52,10 +60,9 @@ class ImageBatches:
     def __len__(self) -> int:
         return -(-len(self.source) // self.batch_size)
 
-    def __getitem__(self, batch: int) -> tuple[list[int], Shaped[Tensor, "B ..."], list[BadFile]]:
-        ids: list[int] = []
+    def __getitem__(self, batch: int) -> list[Part]:
+        parts: dict[torch.Size, tuple[list[int], list[Tensor]]] = {}
         bad: list[BadFile] = []
-        images = []
         first = batch * self.batch_size
         for i in range(first, min(len(self.source), first + self.batch_size)):
             try:
@@ -63,9 +70,13 @@ class ImageBatches:
             except BadImage as error:
                 bad.append(BadFile(self.source.name(i), str(error)))
                 continue
+            image = self.transform(pixels, None, 0, i)[0]
+            ids, images = parts.setdefault(image.shape, ([], []))
             ids.append(i)
-            images.append(self.transform(pixels, None, 0, i)[0])
-        return ids, torch.stack(images) if images else torch.empty(0, dtype=torch.uint8), bad
+            images.append(image)
+        found = [Part(ids, torch.stack(images), []) for ids, images in parts.values()]
+        first_part = found[0] if found else Part([], torch.empty(0, dtype=torch.uint8), [])
+        return [first_part._replace(bad=bad), *found[1:]]
 
 
 def collect(
@@ -97,12 +108,19 @@ def collect(
 
 
 def image_batches(
-    source: Source, encoder: Backbone, run: str | os.PathLike[str], batch_size: int = 64
+    source: Source,
+    encoder: Backbone,
+    run: str | os.PathLike[str],
+    batch_size: int = 64,
+    own_shapes: bool = False,
 ) -> ImageBatches:
-    """The images of a source as a run's encoder takes them; arguments as for `collect`."""
-    crop_pct = read_config(run)["config"].get("crop_pct", 1.0)
+    """The images of a source as a run's encoder takes them; arguments as for `collect`.
+
+    With `own_shapes` those of a run with `--aspect keep` have its shapes, each part one: for
+    functions whose rows do not depend on it.
+    """
     source = with_decode(source, replace(source.decode, channels=encoder.channels))
-    return ImageBatches(source, CenterCropResize(encoder.image_size, crop_pct), batch_size)
+    return ImageBatches(source, center_crop(run, encoder.image_size, own_shapes), batch_size)
 
 
 @torch.no_grad()
@@ -121,19 +139,19 @@ def collect_batches(
                 made.append(function(batch))
     if not ids:
         raise UserError(f"none of the {len(images.source)} images can be read; the first: {bad[0]}")
-    return ids, [torch.cat(made) for made in rows], bad
+    order = sorted(range(len(ids)), key=ids.__getitem__)  # shapes of a batch come one by one
+    return [ids[k] for k in order], [torch.cat(made)[order] for made in rows], bad
 
 
-def read_batches(
-    images: ImageBatches, device: torch.device, title: str
-) -> Iterator[tuple[list[int], Shaped[Tensor, "B ..."], list[BadFile]]]:
-    """The batches in order, decoded by as many processes as the device is worth."""
+def read_batches(images: ImageBatches, device: torch.device, title: str) -> Iterator[Part]:
+    """The parts of the batches in order, decoded by as many processes as the device is worth."""
     # A few batches are decoded sooner than processes start.
     workers = 0
     if len(images) > 4:
         cores = available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         workers = workers_for(cores, device.type == "cuda")
-    return shown(Loading(images, range(len(images)), workers), title, len(images))
+    for parts in shown(Loading(images, range(len(images)), workers), title, len(images)):
+        yield from parts
 
 
 def shown(items: Iterator[T], title: str, total: int) -> Iterator[T]:
@@ -155,6 +173,8 @@ def say_view(source: Source, run: str | os.PathLike[str]) -> None:
     stored = read_config(run)
     size = tuple(stored["model"]["encoder"]["image_size"])
     seen, crop_pct = glance(source), stored["config"].get("crop_pct", 1.0)
+    if stored["config"].get("shapes"):  # nearly all of every image is seen
+        crop_pct = None
     notes = view_notes(seen, size, crop_pct)
     if notes and (stored.get("data") or {}).get("fingerprint") == whole(source).fingerprint():
         # `mae finetune` had the same crop in its plan, `mae pretrain` random ones.
@@ -217,7 +237,14 @@ def tokens_after(
     if layer is not None and not 1 <= layer <= depth:
         raise UserError(f"--layer {layer}: 1 to {depth}")
     encoder = encoder.eval().to(device)
-    return lambda images: encoder(encoder.normalize(images.to(device)), layer=layer)
+
+    def tokens(images: Shaped[Tensor, "B C H W"]) -> Float[Tensor, "B T D"]:
+        seen = encoder.normalize(images.to(device))
+        if isinstance(encoder, ViT) and tuple(seen.shape[2:]) != tuple(encoder.image_size):
+            return encoder.encode(encoder.entering(seen), layer)
+        return encoder(seen, layer=layer)
+
+    return tokens
 
 
 def logits_of(model: Classifier, device: torch.device) -> Function:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from torchmae import manifest
 from torchmae.data.config import DecodeOptions, decode_as_run
-from torchmae.data.view import AsSeen
+from torchmae.data.transforms import CenterCropResize
+from torchmae.data.view import AsSeen, center_crop
 from torchmae.disk import sha256, whole_folder
 from torchmae.errors import UserError, library, nearest, printable
 from torchmae.interop.foreign import read_file
@@ -121,7 +122,8 @@ def read(named: Named) -> TimmEncoder:
     with seeded(named.random or 0):
         encoder = TimmEncoder(named.name, named.image_size)
     share = encoder.model.pretrained_cfg.get("crop_pct") or 1.0
-    encoder.seen = AsSeen(DecodeOptions(dtype="uint8"), share)
+    crop = CenterCropResize(encoder.image_size, share)
+    encoder.seen = AsSeen(DecodeOptions(dtype="uint8"), crop)
     if named.random is not None:
         return encoder.eval()
     found = read_file(Path(named.checkpoint))[0] if named.checkpoint else download(named.name)
@@ -231,8 +233,8 @@ def load_encoder(run: str | os.PathLike[str], verify: bool = True) -> Backbone:
 def seeing(encoder: Backbone, run: str | os.PathLike[str]) -> Backbone:
     """The encoder, whose `features` take images of any size as its run's verbs do."""
     if isinstance(encoder, PixelInput):
-        share = read_config(run)["config"].get("crop_pct", 1.0)
-        encoder.seen = AsSeen(decode_as_run(os.fspath(run)), share)
+        crop = center_crop(run, encoder.image_size)
+        encoder.seen = AsSeen(decode_as_run(os.fspath(run)), crop)
     return encoder
 
 

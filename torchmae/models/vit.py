@@ -449,7 +449,10 @@ class PixelInput(nn.Module):
         self.eval()
         rows = []
         for batch in self.seen(images, self.channels, encoder.image_size, batch_size):
-            tokens = self(self.normalize(batch.to(device)), layer=layer)
+            seen = self.normalize(batch.to(device))
+            other = tuple(seen.shape[2:]) != tuple(encoder.image_size)  # of a run with shapes
+            whole = encoder.encode(encoder.entering(seen), layer) if other else None
+            tokens = self(seen, layer=layer) if whole is None else whole
             rows.append(pooled(tokens, encoder.num_prefix_tokens).float().cpu())
         self.train(training)
         return torch.cat(rows)
@@ -708,11 +711,12 @@ class ViT(PixelInput):
         return self.norm(tokens)
 
     def forward_layers(self, images: Float[Tensor, "B C H W"]) -> Iterator[Float[Tensor, "B T D"]]:
-        """What `forward` returns for `layer` = 1, 2, ... depth, in one pass.
+        """What `forward` returns for `layer` = 1, 2, ... depth, in one pass; of images of any whole
+        number of patches.
 
         Each is after the final norm, which is that of the last block.
         """
-        tokens = self.tokens(images)
+        tokens = self.entering(images)
         for block in self.blocks:
             tokens = block(tokens)
             yield self.norm(tokens)
@@ -766,6 +770,12 @@ class ViT(PixelInput):
         grid = grid_of((images.shape[2], images.shape[3]), self.patch)
         table = resize_positions(self.pos_embed, self.grid, grid, self.position_resizing)
         return self.embed(images, table, keep), table
+
+    def entering(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B T D"]:
+        """As `tokens`, of images of any whole number of patches."""
+        if tuple(images.shape[2:]) == tuple(self.image_size) or self.on_grid:
+            return self.tokens(images)
+        return self.tokens_of_any_size(images)[0]
 
     def class_attention(
         self, images: Float[Tensor, "B C H W"], block: int

@@ -15,7 +15,9 @@ from torchmae.models.masking import Mask, MaskGenerator, gaussian, noise
 from torchmae.models.patches import (
     SHOWN,
     WHITE,
+    Size,
     gather_tokens,
+    grid_of,
     patch_statistics,
     patchify,
     scatter_tokens,
@@ -30,16 +32,19 @@ ERROR_NOTE = (
 )
 
 
-def draw_mask(model: MAE, masks: MaskGenerator, seed: int, sample: Tensor) -> Mask:
+def draw_mask(
+    model: MAE, masks: MaskGenerator, seed: int, sample: Tensor, grid: Size | None = None
+) -> Mask:
     """The masks of some samples in epoch 0 of a seed; all hidden patches are to be predicted.
 
     Args:
-        model: its grid is masked.
+        model: its grid is masked, if no other is given.
         masks: what is hidden.
         seed: of the masks.
         sample: int64 [B], the numbers of the samples.
+        grid: patches down and across.
     """
-    grid = model.encoder.grid
+    grid = grid or model.encoder.grid
     scores = noise(seed, torch.zeros_like(sample), sample, math.prod(grid))
     return replace(masks, predicted=1.0)(scores, grid)
 
@@ -93,7 +98,8 @@ def predict_pixels(
         scatter_tokens(patches, ids, predicted),
         scatter_tokens(white, ids, predicted),
     ]
-    return torch.stack([encoder.denormalize(unpatchify(row, size, encoder.grid)) for row in rows])
+    grid = grid_of(tuple(images.shape[2:]), size)
+    return torch.stack([encoder.denormalize(unpatchify(row, size, grid)) for row in rows])
 
 
 def as_shown(encoder: Normalizes, images: Shaped[Tensor, "B C H W"]) -> UInt8[Tensor, "B C H W"]:

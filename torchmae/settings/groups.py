@@ -110,6 +110,13 @@ class ListingOptions(PatternOptions):
         within=Range(at_least=0, at_most=65_535),
         otherwise="0; that of a run of the same DATA",
     )
+    level: int | None = option(
+        None,
+        "With --tile: the level of pyramids (TIFF, JPEG 2000) that tiles are of, counted from the "
+        "full size, 0.",
+        within=Range(at_least=0, at_most=63),
+        otherwise="0; that of a run of the same DATA",
+    )
     empty: float | None = option(
         None,
         "With --tile: leave out tiles that are flat: 99 % of their pixels are within this share of "

@@ -15,6 +15,7 @@ from torchmae.data.large.window import (  # noqa: E402
     opened,
     read_window,
     smallest_level,
+    tiff_levels,
     tiff_overview,
 )
 
@@ -96,6 +97,24 @@ def test_the_smallest_level_that_is_fine_enough(inside, tmp_path):
         assert [smallest_level(file, most)[1] for most in (8, 3, 1)] == [4, 2, 1]
     seen = tiff_overview(path, 8, 100)
     assert seen.step == 8 and np.array_equal(seen.values, values[::8, ::8])
+    assert tiff_levels(path) == [(512, 512), (256, 256), (128, 128)]
+    for level, step in enumerate((1, 2, 4)):
+        known, box = values[::step, ::step], Box(30, 50, 70, 60)
+        window = tifffile.imread(io.BytesIO(read_window(path, box, 100, level)))
+        assert np.array_equal(window, known[30:100, 50:110])
+        seen = tiff_overview(path, 4, 100, level)
+        assert seen.step == 4 and np.array_equal(seen.values, known[::4, ::4])
+
+
+def test_levels_of_channels_in_pages(tmp_path):
+    path, values = str(tmp_path / "slide.ome.tif"), waves(4, "uint16").transpose(2, 0, 1)
+    options = dict(photometric="minisblack", tile=(64, 64))
+    with tifffile.TiffWriter(path, ome=True) as file:
+        file.write(values, subifds=1, metadata={"axes": "CYX"}, **options)
+        file.write(values[:, ::2, ::2], subfiletype=1, metadata=None, **options)
+    assert tiff_levels(path) == [(300, 500), (150, 250)]
+    window = tifffile.imread(io.BytesIO(read_window(path, Box(9, 20, 40, 50), 100, 1)))
+    assert np.array_equal(window, values[:, ::2, ::2].transpose(1, 2, 0)[9:49, 20:70])
 
 
 def test_what_has_no_windows(tmp_path):

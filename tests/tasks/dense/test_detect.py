@@ -198,6 +198,42 @@ def test_evaluate_and_predict(whole, shapes, tmp_path, caplog):
     assert detector.classes == ("box", "disk") and said.boxes.shape[1] == 4
 
 
+def test_large_images_are_predicted_by_tiles(whole, shapes, tmp_path, caplog):
+    """Every object is what the model finds in one tile, in the image's pixels."""
+    pytest.importorskip("tifffile")
+    wide = np.concatenate(
+        [np.array(Image.open(shapes / "images" / f"{i:03d}.png")) for i in (1, 2, 3)], axis=1
+    )
+    (tmp_path / "wide").mkdir()
+    Image.fromarray(wide).save(tmp_path / "wide" / "a.png")
+    Image.fromarray(wide[:, :64]).save(tmp_path / "wide" / "b.png")
+    said = dict(tile=64, overlap=32, empty=0, device="cpu")
+    out = Path(torchmae.predict(whole, [str(tmp_path / "wide")], out=tmp_path / "said", **said))
+    images = json.loads((out / "images.json").read_text())["images"]
+    assert [(one["file_name"], one["height"], one["width"]) for one in images] == [
+        ("a.png", 48, 192),
+        ("b.png", 48, 64),
+    ]
+    results = json.loads((out / "detections.json").read_text())
+    model, known = torchmae.load_detector(whole), []
+    for left in range(0, 129, 32):
+        pixels = torch.from_numpy(wide[:, left : left + 64].copy()).permute(2, 0, 1)
+        (found,) = model.predict(pixels[None])
+        known += (found.boxes + torch.tensor([left, 0, left, 0])).tolist()
+    of_a = [one for one in results if one["image_id"] == 1]
+    assert 0 < len(of_a) < len(known)
+    for one in of_a:
+        x, y, w, h = one["bbox"]
+        assert min(np.abs(np.array([x, y, x + w, y + h]) - box).max() for box in known) < 1e-3
+        assert one["segmentation"]["size"] == [48, 192]
+    # An image that is one tile is predicted as without tiles.
+    (seen,) = model.predict(torch.from_numpy(wide[:, :64].copy()).permute(2, 0, 1)[None])
+    assert sorted(one["score"] for one in results if one["image_id"] == 2) == pytest.approx(
+        sorted(seen.scores.tolist())
+    )
+    assert sorted(path.name for path in (out / "labels").iterdir()) == ["a.txt", "b.txt"]
+
+
 def test_results_are_read_by_coco(whole, shapes, tmp_path):
     """What mae predict writes, scored by pycocotools on the set's own json."""
     coco = pytest.importorskip("pycocotools.coco")

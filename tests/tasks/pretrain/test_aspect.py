@@ -10,7 +10,7 @@ from helpers.small import SMALL, make_photos
 from PIL import Image
 
 import torchmae
-from torchmae.data.loader import Batches
+from torchmae.data.loader import Batches, read_pixels
 from torchmae.data.sources import open_source
 from torchmae.data.transforms import RandomResizedCropFlip
 from torchmae.errors import UserError
@@ -109,3 +109,48 @@ def test_what_does_not_go_together(photos, tmp_path):
         torchmae.pretrain(photos, out=tmp_path / "a", **{**KEEP, "cache": "device"})
     with pytest.raises(UserError, match="--aspect"):
         torchmae.pretrain(photos, out=tmp_path / "a", **{**KEEP, "aspect": "kept"})
+
+
+@pytest.fixture(scope="module")
+def kept(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("kept") / "run"
+    return Path(torchmae.pretrain(photos, out=out, epochs=1, **KEEP))
+
+
+def test_later_verbs_see_the_shape_of_each_image(kept, photos, tmp_path):
+    """Features of an image among others of any shape are those of it alone, by plain arithmetic."""
+    file = torchmae.embed(kept, photos, out=tmp_path / "all.npz", batch_size=5, device="cpu")
+    with np.load(file) as arrays:
+        found = dict(zip(arrays["paths"].tolist(), arrays["features"]))
+    encoder, source = torchmae.load(kept), open_source(photos)
+    assert [source.name(i) for i in range(len(source))] == list(found)
+    config, seen = json.loads((kept / "config.json").read_text())["config"], set()
+    shapes = [parse_size(text) for text in config["shapes"]]
+    for i in range(len(source)):
+        image = torch.from_numpy(read_pixels(source, i).copy()).permute(2, 0, 1)[None]
+        height, width = image.shape[2:]
+        size = min(shapes, key=lambda one: abs(np.log(one[0] / one[1] / height * width)))
+        seen.add(size)
+        side = min(height / size[0], width / size[1])
+        h, w = round(side * size[0]), round(side * size[1])
+        top, left = (height - h) // 2, (width - w) // 2
+        crop = image[:, :, top : top + h, left : left + w]
+        small = torch.nn.functional.interpolate(crop, size=size, mode="bicubic", antialias=True)
+        with torch.no_grad():
+            (map_,) = encoder.forward_intermediates(encoder.normalize(small), [-1], norm=True)
+        assert np.allclose(map_[0].mean((1, 2)), found[source.name(i)], atol=1e-5)
+    assert len(seen) == 2
+    again = encoder.features([Image.open(source.path(i)) for i in range(6)])
+    assert np.allclose(again, [found[source.name(i)] for i in range(6)], atol=1e-5)
+
+
+def test_verbs_take_images_of_several_shapes(kept, photos, tmp_path, caplog):
+    score = torchmae.knn(kept, photos, device="cpu")
+    assert score["k"] == 20, score
+    upright = next(path for path in photos.rglob("*.jpg") if Image.open(path).height == 48)
+    torchmae.search(kept, photos, query=(str(upright),), out=tmp_path / "s.csv", device="cpu")
+    first = (tmp_path / "s.csv").read_text().splitlines()[1]
+    assert upright.name in first and float(first.rpartition(",")[2]) < 1e-4  # itself
+    torchmae.reconstruct(kept, (str(upright),), out=tmp_path / "r.png", scale=1, device="cpu")
+    torchmae.embed(kept, photos, pool="tokens", out=tmp_path / "t.safetensors", device="cpu")
+    assert "center crop shows little" not in caplog.text

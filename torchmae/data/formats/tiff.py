@@ -86,17 +86,17 @@ def count_pages(data: bytes) -> int:
 def slices_of(file: Any, data: bytes) -> list[list[Any]]:
     """The images of a TIFF, each as the pages that hold its channels: one, or one for each where
     the file says so (ImageJ, OME)."""
-    return channel_stack(file) or [[file.pages[i]] for i in stack_pages(data)]
+    return channel_stack(file.series[0]) or [[file.pages[i]] for i in stack_pages(data)]
 
 
 def channel_pages(file: Any) -> list[Any]:
     """The pages of the first image."""
-    return (channel_stack(file) or [[file.pages[0]]])[0]
+    return (channel_stack(file.series[0]) or [[file.pages[0]]])[0]
 
 
-def channel_stack(file: Any) -> list[list[Any]]:
-    """The images of a file whose channels are in a page each; [] of any other."""
-    series = file.series[0]
+def channel_stack(series: Any) -> list[list[Any]]:
+    """The images of a file, or of a level of it, whose channels are in a page each; [] of any
+    other."""
     if "C" not in series.axes or series.pages[0].samplesperpixel > 1:
         return []
     place = series.axes.index("C")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from torchmae.data.large.window import opened
+from torchmae.data.large.pyramid import NODATA, geo_tags
 from torchmae.data.sources.source import Source
 from torchmae.data.sources.tiles import Tiles
 from torchmae.errors import library
@@ -17,9 +17,6 @@ from torchmae.errors import library
 Color = tuple[int, int, int]
 
 BLOCK = 512  # side of the tiles that maps are stored in, px
-NODATA = 42113
-# What places a GeoTIFF on the earth, with TIFF's types: scale, tie points, transform, keys.
-GEO = {33550: "d", 33922: "d", 34264: "d", 34735: "H", 34736: "d", 34737: "s"}
 
 
 class LabelMaps:
@@ -87,7 +84,8 @@ class LabelMaps:
         for number, raw in self.found.items():
             out = self.folder / "labels" / f"{self.stems[number]}.tif"
             out.parent.mkdir(parents=True, exist_ok=True)
-            path = self.tiles.source.path(number) if self.tiles.windows[number] else None
+            path = self.tiles.source.path(number)
+            place = geo_tags(path, self.tiles.level) if path else []
             height, width = self.tiles.sizes[number].tolist()
             library("tifffile", "tiff").imwrite(
                 out,
@@ -99,7 +97,7 @@ class LabelMaps:
                 photometric="palette",
                 colormap=palette,
                 metadata=None,
-                extratags=[(NODATA, "s", 0, str(nothing), True), *geo_tags(path)],
+                extratags=[(NODATA, "s", 0, str(nothing), True), *place],
             )
             raw.unlink()
         return len(self.found), nothing
@@ -115,18 +113,6 @@ class LabelMaps:
                 part = table[rows[:, left : left + BLOCK]]
                 down, across = part.shape
                 yield np.pad(part, ((0, BLOCK - down), (0, BLOCK - across)))
-
-
-def geo_tags(path: str | None) -> list[tuple[int, str, int, Any, bool]]:
-    """The tags of a TIFF that place it on the earth, as tifffile writes them."""
-    if path is None:
-        return []
-    with opened(path) as file:
-        tags = file.pages[0].tags
-        found = [(code, kind, tags[code].value) for code, kind in GEO.items() if code in tags]
-    return [
-        (code, kind, 0 if kind == "s" else len(value), value, True) for code, kind, value in found
-    ]
 
 
 def write_feature_maps(

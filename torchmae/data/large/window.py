@@ -1,4 +1,4 @@
-"""Windows of large TIFFs, read without decoding the rest, as TIFFs of their own.
+"""Windows of large TIFFs and their levels, read without decoding the rest, as TIFFs of their own.
 
 A window has the values, bands and no-data of its file, so that decoding it gives what decoding the
 file and cutting gives.
@@ -17,6 +17,7 @@ from torchmae.data.formats.tiff import (
     GDAL_METADATA,
     GDAL_NODATA,
     channel_pages,
+    channel_stack,
     is_tiff,
     nodata_of,
 )
@@ -50,7 +51,7 @@ class Overview(NamedTuple):
 
 
 @contextmanager
-def opened(path: str) -> Iterator[Any]:
+def opened(path: str | io.BytesIO) -> Iterator[Any]:
     """A TIFF; whatever is wrong with it is a `BadImage`."""
     tifffile = library("tifffile", "tiff")
     try:
@@ -74,18 +75,18 @@ def has_windows(path: str) -> bool:
         return bool(plain and (turn is None or turn.value == 1))
 
 
-def read_window(path: str, box: Box, max_megapixels: float) -> bytes:
-    """A window of the first image of a TIFF, as a TIFF: only what it touches is decoded.
+def read_window(path: str, box: Box, max_megapixels: float, level: int = 0) -> bytes:
+    """A window of a level of the first image of a TIFF, as a TIFF: only what it touches is decoded.
 
     Raises:
         BadImage: the file is damaged, or stored in pieces of more than `max_megapixels`.
         OSError: it cannot be read.
     """
     with opened(path) as file:
-        pages = channel_pages(file)
+        pages = level_pages(file)[level]
         planes = [cut(page, box, max_megapixels) for page in pages]
         values = planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)
-        tags = pages[0].keyframe.tags
+        tags = channel_pages(file)[0].keyframe.tags
         texts = [(code, tags[code].value) for code in (GDAL_METADATA, GDAL_NODATA) if code in tags]
         photometric, extra = pages[0].keyframe.photometric, pages[0].keyframe.extrasamples
         return encoded(values, RGB if photometric == YCBCR else photometric, extra, texts)
@@ -168,9 +169,9 @@ def paste(values: np.ndarray, piece: np.ndarray, top: int, left: int) -> None:
     values[first:last, start:stop] = piece[first - top : last - top, start - left : stop - left]
 
 
-def tiff_overview(path: str, coarsest: int, max_megapixels: float) -> Overview:
-    """A TIFF at a smaller scale: about every `STEP`-th pixel, of large images fewer, so that about
-    `LARGE` px are left of a side, but at least each `coarsest`-th.
+def tiff_overview(path: str, coarsest: int, max_megapixels: float, level: int = 0) -> Overview:
+    """A level of a TIFF at a smaller scale: about every `STEP`-th pixel, of large images fewer, so
+    that about `LARGE` px are left of a side, but at least each `coarsest`-th.
 
     They are of its smallest level that is fine enough, read a row of tiles at a time.
 
@@ -178,39 +179,57 @@ def tiff_overview(path: str, coarsest: int, max_megapixels: float) -> Overview:
         BadImage: it is damaged, or even so more than `max_megapixels` at once.
     """
     with opened(path) as file:
-        pages = channel_pages(file)
-        size = pages[0].keyframe.imagelength, pages[0].keyframe.imagewidth
+        full = level_pages(file)[level][0].keyframe
+        size = full.imagelength, full.imagewidth
         in_megapixels(*size, np.inf)
         wanted = max(1, min(coarsest, max(STEP, -(-max(size) // LARGE))))
         in_megapixels(size[0] // wanted + 1, size[1] // wanted + 1, max_megapixels)
-        page, scale = pages[0], 1.0
-        if len(pages) == 1:
-            page, scale = smallest_level(file, wanted)
+        pages, scale = smallest_level(file, wanted, level)
         step = max(1, int(wanted / scale))
-        planes = [subsampled(one, step, max_megapixels) for one in ([page, *pages[1:]])]
+        planes = [subsampled(one, step, max_megapixels) for one in pages]
         values = np.concatenate(planes, axis=2)
         return Overview(
-            with_nan(values, nodata_of(pages[0].keyframe.tags)),
+            with_nan(values, nodata_of(channel_pages(file)[0].keyframe.tags)),
             step * scale,
             size,
             values.dtype.name,
         )
 
 
-def smallest_level(file: Any, coarsest: int) -> tuple[Any, float]:
-    """The page of a pyramid that is the smallest of those that are at most `coarsest` times smaller
-    than the first, and how many times it is."""
-    first = file.pages[0]
+def level_pages(file: Any) -> list[list[Any]]:
+    """The pages that hold the channels of each level of a pyramid, the full one first: those of its
+    own list, and pages that are marked as reduced, as GDAL writes them."""
+    first = channel_pages(file)
+    if len(first) > 1:
+        others = [channel_stack(level) for level in file.series[0].levels[1:]]
+        return [first, *(stack[0] for stack in others if stack)]
+    whole = first[0].keyframe
     found = [level.pages[0].keyframe for level in file.series[0].levels[1:]]
-    found += [page.keyframe for page in file.pages[1:64] if page.is_reduced]  # as GDAL writes them
-    best, best_scale = first, 1.0
+    found += [page.keyframe for page in file.pages[1:64] if page.is_reduced]
+    by_height = {}
     for page in found:
-        scale = first.imagelength / page.imagelength
-        alike = abs(first.imagewidth / scale - page.imagewidth) <= 2
-        same = page.samplesperpixel == first.samplesperpixel and page.dtype == first.dtype
-        if alike and same and best_scale < scale <= coarsest:
-            best, best_scale = page, scale
-    return best, best_scale
+        scale = whole.imagelength / page.imagelength
+        alike = scale > 1 and abs(whole.imagewidth / scale - page.imagewidth) <= 2
+        if alike and page.samplesperpixel == whole.samplesperpixel and page.dtype == whole.dtype:
+            by_height[page.imagelength] = page
+    return [first, *([by_height[height]] for height in sorted(by_height, reverse=True))]
+
+
+def tiff_levels(path: str) -> list[tuple[int, int]]:
+    """Height and width of each level, the full one first."""
+    with opened(path) as file:
+        frames = [pages[0].keyframe for pages in level_pages(file)]
+        return [(frame.imagelength, frame.imagewidth) for frame in frames]
+
+
+def smallest_level(file: Any, coarsest: int, level: int = 0) -> tuple[list[Any], float]:
+    """The pages of the smallest level that is at most `coarsest` times smaller than another, and
+    how many times it is."""
+    levels = level_pages(file)[level:]
+    full = levels[0][0].keyframe.imagelength
+    scales = [full / pages[0].keyframe.imagelength for pages in levels]
+    number = max(k for k, scale in enumerate(scales) if scale <= coarsest)
+    return levels[number], scales[number]
 
 
 def subsampled(page: Any, step: int, max_megapixels: float) -> Shaped[np.ndarray, "h w K"]:

@@ -1,4 +1,5 @@
-"""Large images as tiles, each an image of its own (--tile). Of a TIFF only a tile is decoded."""
+"""Large images as tiles, each an image of its own (--tile). Of TIFFs and JPEG 2000 only a tile is
+decoded."""
 
 import hashlib
 import os
@@ -12,18 +13,10 @@ from jaxtyping import Int64
 from torchmae.data.config import Listing
 from torchmae.data.decode import BadImage, Pixels, inspect, read_encoded
 from torchmae.data.formats.raster import Raster
-from torchmae.data.large.window import (
-    STEP,
-    Box,
-    Overview,
-    as_tiff,
-    has_windows,
-    read_window,
-    tiff_overview,
-    with_nan,
-)
+from torchmae.data.large.pyramid import PYRAMIDS, kind_of
+from torchmae.data.large.window import STEP, Box, Overview, as_tiff, with_nan
 from torchmae.data.sources.source import Encoded, Source, Subset
-from torchmae.errors import UserError, library
+from torchmae.errors import UserError, library, printable
 from torchmae.windows import starts
 
 FINE = 16  # of the sides of a tile so many pixels at least are looked at
@@ -31,15 +24,15 @@ FINE = 16  # of the sides of a tile so many pixels at least are looked at
 
 class Places(NamedTuple):
     """The tiles of one image that are taken: their corners, how many there are in all, the image's
-    size, and whether windows of it are read."""
+    size, and the name in `PYRAMIDS` of how windows of it are read; "" where it is decoded whole."""
 
     corners: Int64[np.ndarray, "T 2"]
     total: int
     size: tuple[int, int]
-    windows: bool
+    kind: str = ""
 
 
-WHOLE = Places(np.zeros((1, 2), dtype=np.int64), 1, (0, 0), False)
+WHOLE = Places(np.zeros((1, 2), dtype=np.int64), 1, (0, 0))
 
 
 class Tiles(Encoded, Subset):
@@ -50,18 +43,22 @@ class Tiles(Encoded, Subset):
         places: of each image.
         side: of a tile in pixels, at least of an image's that is smaller.
         overlap: pixels that neighbors share.
+        level: of the images' pyramids, in whose pixels all this is.
     """
 
-    def __init__(self, source: Source, places: Sequence[Places], side: int, overlap: int = 0):
+    def __init__(
+        self, source: Source, places: Sequence[Places], side: int, overlap: int = 0, level: int = 0
+    ):
         Subset.__init__(
             self, source, np.repeat(np.arange(len(places)), [len(one.corners) for one in places])
         )
         self.side = side
         self.overlap = overlap
+        self.level = level
         self.corners = np.concatenate([one.corners for one in places])
         self.counts = np.array([one.total for one in places])
         self.sizes = np.array([one.size for one in places]).reshape(-1, 2)
-        self.windows = np.array([one.windows for one in places])
+        self.ways = np.array([one.kind for one in places])
 
     def box(self, i: int) -> Box:
         """Where a tile is in its image."""
@@ -91,12 +88,12 @@ class Tiles(Encoded, Subset):
 
     def read(self, i: int) -> bytes | Pixels:
         number = int(self.ids[i])
+        box, limit, path = self.box(i), self.decode.max_megapixels, self.source.path(number)
+        if self.ways[number]:
+            assert path is not None
+            return PYRAMIDS[str(self.ways[number])].window(path, box, limit, self.level)
         if self.counts[number] == 1:
             return self.source.read(number)
-        box, limit, path = self.box(i), self.decode.max_megapixels, self.source.path(number)
-        if self.windows[number]:
-            assert path is not None
-            return read_window(path, box, limit)
         raster = raster_of(self.source, number)
         cut = raster.pixels[box.top : box.top + box.height, box.left : box.left + box.width]
         return as_tiff(raster._replace(pixels=cut))
@@ -111,6 +108,7 @@ class Tiles(Encoded, Subset):
     def digest(self, whole: str) -> str:
         """That of the images, with the tiles."""
         own = np.array(self.side).tobytes() + self.corners.astype(np.int64).tobytes()
+        own += np.array(self.level).tobytes() * bool(self.level)
         return hashlib.sha256(whole.encode() + own).hexdigest()
 
 
@@ -124,7 +122,7 @@ def with_tiles(source: Source, listing: Listing) -> Source:
     """The source itself, or with --tile its tiles without the empty ones.
 
     Raises:
-        UserError: all are empty, or tifffile is missing.
+        UserError: all are empty, an image has no such --level, or tifffile is missing.
     """
     if not listing.tile:
         return source
@@ -138,7 +136,7 @@ def with_tiles(source: Source, listing: Listing) -> Source:
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         found = list(pool.map(places, range(len(source))))
-    tiles = Tiles(source, found, listing.tile, listing.overlap)
+    tiles = Tiles(source, found, listing.tile, listing.overlap, listing.level)
     total, kept = sum(one.total for one in found), len(tiles)
     if not kept:
         raise UserError(
@@ -155,11 +153,12 @@ def places_of(source: Source, i: int, listing: Listing) -> Places:
     """The tiles of one image that are not empty; of an image without values, or of one that is not
     larger than a tile, the image itself."""
     side, path = listing.tile or 0, source.path(i)
-    windows = path is not None and has_windows(path)
+    kind = "" if path is None else kind_of(path)
     limit, coarsest = source.decode.max_megapixels, max(1, side // FINE)
-    if windows:
-        assert path is not None
-        seen = tiff_overview(path, coarsest, limit)
+    if listing.level:
+        check_level(source.name(i), listing.level, PYRAMIDS[kind].levels(str(path)) if kind else [])
+    if kind:
+        seen = PYRAMIDS[kind].overview(str(path), coarsest, limit, listing.level)
     else:
         data = source.read(i)
         size = inspect(data, source.decode) if isinstance(data, bytes) else data.shape[:2]
@@ -173,13 +172,24 @@ def places_of(source: Source, i: int, listing: Listing) -> Places:
     step = side - listing.overlap
     rows, columns = (starts(length, side, step) for length in seen.size)
     corners = np.array([(top, left) for top in rows for left in columns], dtype=np.int64)
-    if len(corners) == 1:
-        return WHOLE._replace(size=seen.size)
+    if len(corners) == 1:  # of the full size the file itself
+        return WHOLE._replace(size=seen.size, kind=kind if listing.level else "")
     requested = source.decode.nodata
     if requested is not None:
         seen = replace_value(seen, requested)
     kept = ~are_empty(seen, corners, side, listing.empty)
-    return Places(corners[kept], len(corners), seen.size, windows)
+    return Places(corners[kept], len(corners), seen.size, kind)
+
+
+def check_level(name: str, level: int, sizes: Sequence[tuple[int, int]]) -> None:
+    """Raises UserError where an image has no such level."""
+    if level < len(sizes):
+        return
+    known = ", ".join(f"{k}: {width} x {height}" for k, (height, width) in enumerate(sizes))
+    raise UserError(
+        f"--level {level}: {printable(name)} has "
+        + (f"the levels {known} px" if known else "no levels: only TIFFs and JPEG 2000 have some")
+    )
 
 
 def replace_value(seen: Overview, nodata: float) -> Overview:

@@ -15,7 +15,7 @@ from torchmae.data.sources import open_source
 from torchmae.data.sources.arrays import ARRAY_ERRORS
 from torchmae.data.sources.source import Source
 from torchmae.errors import UserError
-from torchmae.eval.extract import collect, features_of, say_view
+from torchmae.eval.extract import collect_batches, features_of, image_batches, say_view
 from torchmae.manifest import content_of
 from torchmae.models.encoders import Backbone
 from torchmae.runfolder import MODEL, identity
@@ -77,7 +77,8 @@ def features_of_set(
     pool = options.pool or "mean"
     function = features_of(encoder, options.layer, pool, device)
     say_view(source, run)
-    ids, (rows,), bad = collect(source, encoder, run, [function], device, options.batch_size)
+    images = image_batches(source, encoder, run, options.batch_size, own_shapes=True)
+    ids, (rows,), bad = collect_batches(images, [function], device)
     for file in [*source.unusable, *bad]:
         logger.info(f"skipped: {file}")
     return Features(ids, rows, options.layer or depth, pool)

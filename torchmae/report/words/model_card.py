@@ -50,7 +50,10 @@ def card(
     results = results.replace("<", r"\u003c").replace(">", r"\u003e")
     shown = "None were measured." if results == "[]" else f"```json\n{results}\n```"
     lead = "".join(f"* {line}\n" for line in measured(Path(run), what))
-    seen = "of any size; crops to train on: " if what in ("segmenter", "detector") else ""
+    seen = {
+        "segmenter": "of any size; crops to train on: ",
+        "detector": "in training, and in a graph (onnx, torch-export), one at a time: ",
+    }.get(what, "")
     height, width = encoder.image_size
     version = markdown(described.get("torchmae", ""))
     newline = "\n"

@@ -13,7 +13,7 @@ from torchmae.data.sources.tiles import Tiles
 from torchmae.disk import refuse_full, whole_folder
 from torchmae.errors import RunError, UserError
 from torchmae.eval.extract import (
-    collect,
+    collect_batches,
     features_of,
     image_batches,
     patch_tokens_of,
@@ -65,9 +65,8 @@ def write_features(
     device = find_device(config.runtime.device)
     function = features_of(encoder, config.layer, config.pool, device)
     say_view(source, config.run)
-    ids, (features,), bad = collect(
-        source, encoder, config.run, [function], device, config.batch_size
-    )
+    images = image_batches(source, encoder, config.run, config.batch_size, own_shapes=True)
+    ids, (features,), bad = collect_batches(images, [function], device)
     said = f"{len(features)} images, {features.shape[1]} features each"
     if isinstance(source, Tiles) and not out.suffix:
         with whole_folder(out) as folder:

@@ -79,6 +79,6 @@ def corrupted_batches(images: ImageBatches, seed: int) -> ImageBatches:
 
 def first_variants(images: ImageBatches, sample: int) -> torch.Tensor:
     """The variants of one image, by its number, [V, C, H, W]."""
-    ids, made, _ = replace(images, batch_size=1)[sample]
+    ((ids, made, _),) = replace(images, batch_size=1)[sample]
     assert ids == [sample]
     return made[0]

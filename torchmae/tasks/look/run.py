@@ -15,7 +15,8 @@ from torch import Tensor
 from torchmae.data.config import decode_as_run
 from torchmae.data.formats.raster import viewable
 from torchmae.data.sources.single import Named, read_named
-from torchmae.data.transforms import CenterCropResize, Crop, resized_crop
+from torchmae.data.transforms import Crop, resized_crop
+from torchmae.data.view import center_crop
 from torchmae.disk import whole_file
 from torchmae.errors import RunError, UserError, printable
 from torchmae.eval.tokens.maps import (
@@ -128,8 +129,7 @@ def seen(image: Named, encoder: Backbone, config: Look) -> Seen:
     height, width = image.pixels.shape[:2]
     visible = viewable(image.pixels)
     if config.crop:
-        share = read_config(config.run)["config"].get("crop_pct", 1.0)
-        center = CenterCropResize(encoder.image_size, share)
+        center = center_crop(config.run, encoder.image_size)
         pixels, shown = center(image.pixels)[0], center(visible)[0]
         return Seen(image.name, pixels, shown, center.crop(height, width))
     ratio = (config.short_side or min(encoder.image_size)) / min(height, width)

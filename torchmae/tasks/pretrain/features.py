@@ -105,7 +105,8 @@ def drawn(names: Sequence[str], most: int, seed: int) -> list[int]:
 class Features:
     """Evaluator: k-NN accuracy and effective rank of the encoder as it is now, on the same images.
 
-    These are decoded once and kept as uint8. What is measured is that of `mae knn`.
+    These are decoded once and kept as uint8. What is measured is that of `mae knn`, with `--aspect
+    keep` on center crops of one shape.
 
     Args:
         model: it is read, and its mode (train or eval) left as it was.

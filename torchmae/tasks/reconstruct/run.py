@@ -12,11 +12,11 @@ from torchmae.data.config import DecodeOptions, decode_as_run, split_bands
 from torchmae.data.decode import BadImage, decode
 from torchmae.data.sources.single import read_named
 from torchmae.data.sources.source import read_file
-from torchmae.data.transforms import CenterCropResize
+from torchmae.data.view import center_crop
 from torchmae.errors import RunError, UserError
 from torchmae.models.mae import MAE
 from torchmae.models.masking import Mask, MaskGenerator, mask_from_bool
-from torchmae.models.patches import Size
+from torchmae.models.patches import Size, grid_of
 from torchmae.models.weights import load_mae
 from torchmae.report.pictures import About, caption, draw, draw_mask
 from torchmae.report.sheet import bands_shown
@@ -63,22 +63,23 @@ def draw_named(
     settings = read_config(config.run)["config"]
     options = replace(decoding, channels=model.encoder.channels)
     images, cut = read_named(config.images, options, MOST_DRAWN)
-    crop = CenterCropResize(model.encoder.image_size)
+    crop = center_crop(config.run, model.encoder.image_size).fitted(*images[0].pixels.shape[:2])
     pixels = torch.stack([crop(image.pixels)[0] for image in images])
     if cut:
         logger.info(
             f"{cut}: more make a picture that nobody can look at; --sheet draws some of a whole "
             "set, chosen by hash"
         )
+    grid = grid_of(crop.size, model.encoder.patch)
     own = MaskGenerator.of(settings)
     ratio = own.ratio if config.mask_ratio is None else config.mask_ratio
     masks = replace(own, name=config.masking or own.name, ratio=ratio)
     name = masks.words()
     if config.mask is not None:
         name = "own mask"
-        mask = mask_from_image(config.mask, model.encoder.grid, len(pixels))
+        mask = mask_from_image(config.mask, grid, len(pixels))
     else:
-        mask = draw_mask(model, masks, config.seed, torch.arange(len(pixels)))
+        mask = draw_mask(model, masks, config.seed, torch.arange(len(pixels)), grid)
     model = model.to(find_device(config.runtime.device))
     step, noise = last_step(Path(config.run)), settings.get("noise", 0.0)
     names = [image.name for image in images]

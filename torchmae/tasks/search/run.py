@@ -17,6 +17,7 @@ from torchmae.data.loader import read_pixels
 from torchmae.data.sources.single import Named, read_named
 from torchmae.data.sources.source import Source, with_decode
 from torchmae.data.transforms import CenterCropResize
+from torchmae.data.view import center_crop
 from torchmae.disk import whole_file
 from torchmae.errors import RunError, UserError, choose, library, printable
 from torchmae.eval.extract import features_of, image_batches, shown
@@ -107,7 +108,8 @@ def nearest(
 ) -> tuple[dict[str, Column], Sheet, str]:
     """The nearest images to each query: the table, the rows of the sheet, and what it is."""
     device = find_device(config.runtime.device)
-    pixels = [images.crop(image.pixels)[0] for image in named]
+    crop = center_crop(config.run, encoder.image_size)
+    pixels = [crop(image.pixels)[0] for image in named]
     function = features_of(encoder, found.layer, found.pool, device)
     with torch.no_grad():
         queries = torch.cat([function(one[None]) for one in pixels])
