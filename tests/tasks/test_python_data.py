@@ -1,11 +1,15 @@
 """Every verb with images that are in Python: what it says is what it says of files."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers import objects
+from helpers.label_maps import draw as draw_shapes
 from PIL import Image
 from torch.utils.data import Dataset
 
@@ -161,10 +165,83 @@ def test_a_classifier_is_resumed_by_the_name_of_its_data(run, tmp_path):
 def test_a_grid_of_trainings(run, tmp_path):
     options = dict(seeds=[0, 1], measure=["knn"], trials=0, **SMALL)
     compared = torchmae.compare(run, (PIXELS, LABELS), out=tmp_path / "compared", **options)
-    assert "python:ndarray-16x32x32x3-uint8" in json.dumps(torchmae.Run(compared).results)
+    assert "python:ndarray-16x32x32x3-uint8" in json.dumps(compared.results)
 
 
 def test_a_value_of_another_type_is_said_in_a_line(run):
     with pytest.raises(UserError) as error:
         torchmae.embed(run, PIXELS, out=PIXELS)
     assert len(str(error.value)) < 100 and "\n" not in str(error.value)
+
+
+# Segmenters and detectors.
+
+
+def drawn(count=12):
+    return [draw_shapes(np.random.default_rng(i)) for i in range(count)]
+
+
+class Labelled(Dataset):
+    """(image, label map); Ctrl-C once a training has begun to log."""
+
+    def __init__(self, log=None):
+        self.pairs = drawn()
+        self.log = log
+
+    def __len__(self):
+        return len(self.pairs)
+
+    def __getitem__(self, i):
+        if self.log is not None and self.log.exists() and self.log.stat().st_size:
+            self.log = None
+            os.kill(os.getpid(), signal.SIGINT)
+        return self.pairs[i]
+
+
+DENSE = dict(**SMALL, **SIZES, cache="none", log_every=1) | dict(epochs=2, batch_size=4)
+
+
+def weights(run):
+    return (Path(run) / "model.safetensors").read_bytes()
+
+
+def test_a_segmenter_learns_as_from_files_and_resumes_by_the_name_of_its_data(tmp_path):
+    for name, part in (("images", 0), ("masks", 1)):
+        (tmp_path / "files" / name).mkdir(parents=True)
+        for i, pair in enumerate(drawn()):
+            Image.fromarray(pair[part]).save(tmp_path / "files" / name / f"{i:02}.png")
+    options = dict(head="linear", **DENSE)
+    whole = torchmae.segment("none", tmp_path / "files", out=tmp_path / "whole", **options)
+    out = tmp_path / "run"
+    with pytest.raises(torchmae.RunError, match="stopped at step [1-4] of 5 and saved"):
+        torchmae.segment("none", Labelled(out / "log.jsonl"), out=out, **options)
+    with pytest.raises(UserError, match="has no fingerprint.*data_id='a name of your own'"):
+        torchmae.segment("none", Labelled(), out=out, **options)
+    again = torchmae.segment("none", Labelled(), out=out, data_id="shapes", **options)
+    assert weights(again) == weights(whole)
+    with pytest.raises(UserError, match="data_id was 'shapes', is 'others'"):
+        torchmae.segment("none", Labelled(), out=out, data_id="others", **options)
+    files, held = (
+        torchmae.evaluate(again, data, device="cpu") for data in (tmp_path / "files", drawn())
+    )
+    assert files["miou"] == held["miou"] and "python:list-12" in json.dumps(held)
+    torchmae.predict(again, [image for image, _ in drawn(2)], out=tmp_path / "said", device="cpu")
+    assert len(list((tmp_path / "said/labels").iterdir())) == 2
+
+
+def test_a_detector_learns_as_from_files(tmp_path):
+    pytest.importorskip("faster_coco_eval")
+    folder = objects.coco_set(tmp_path / "coco", {"train": 8}, least=1)
+    held = []
+    for seed in range(1, 9):
+        image, found = objects.draw(seed, least=1)
+        target = {"boxes": [box for _, box, _ in found], "labels": [one for one, _, _ in found]}
+        held.append((image, target | {"masks": np.array([mask for _, _, mask in found])}))
+    options = dict(head_width=16, roi_samples=8, **DENSE) | dict(epochs=1)
+    runs = [
+        torchmae.detect("none", data, out=tmp_path / name, **options)
+        for name, data in (("files", folder), ("held", held))
+    ]
+    assert weights(runs[0]) == weights(runs[1])
+    found = torchmae.evaluate(runs[1], held, device="cpu")
+    assert found["boxes"]["ap"] == torchmae.evaluate(runs[0], folder, device="cpu")["boxes"]["ap"]

@@ -298,7 +298,7 @@ def as_array(values: Any, what: str) -> np.ndarray:
 def names_of(data: Any) -> tuple[str, ...]:
     """The names of classes by number: those of a set, or of a Hugging Face column of objects."""
     columns = getattr(data, "features", None)
-    kinds = columns.get("objects") if isinstance(columns, Mapping) else None
+    kinds: Any = columns.get("objects") if isinstance(columns, Mapping) else None
     kinds = getattr(kinds, "feature", kinds)  # of a sequence
     for name in CLASSES if isinstance(kinds, Mapping) else ():
         kind = kinds.get(name)
