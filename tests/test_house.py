@@ -74,6 +74,7 @@ WHOLE_PROGRAM = {
     "test_listing",
     "test_mistakes",
     "test_processes",
+    "test_python_data",
     "test_rectangles",
     "test_readme",
     "test_reference",

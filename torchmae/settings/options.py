@@ -9,13 +9,14 @@ so a name is unique within a verb.
 import math
 import os
 import re
+import reprlib
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, field, fields, is_dataclass
 from numbers import Number
 from types import NoneType, UnionType
 from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
-from torchmae.errors import UserError, choose
+from torchmae.errors import UserError, choose, printable
 from torchmae.settings.python_data import PythonData, as_images
 
 C = TypeVar("C")
@@ -309,7 +310,8 @@ def as_typed(setting: Option, value: Any) -> Any:
     if isinstance(value, list | tuple):
         value = tuple(os.fspath(item) if isinstance(item, os.PathLike) else item for item in value)
     if not fits(value, setting.type):
-        raise UserError(f"{setting.name}={value!r}: must be {words(setting.type)}")
+        shown = printable(reprlib.repr(value))
+        raise UserError(f"{setting.name}={shown}: must be {words(setting.type)}")
     return value
 
 

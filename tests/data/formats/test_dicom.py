@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import torchmae
 from torchmae.data.config import DecodeOptions
 from torchmae.data.decode import BadImage, decode
 from torchmae.data.loader import read_pixels
@@ -105,3 +106,32 @@ def test_bad_ones_are_named_without_any_tag(tmp_path: Path):
     assert len(found.bad) == 4 and np.allclose(found.mean, SCAN.mean())
     for file in out.rglob("*"):
         assert SECRET.encode() not in file.read_bytes() and b"4711" not in file.read_bytes()
+
+
+def test_no_tag_of_a_patient_is_in_a_run_folder_or_in_features(tmp_path: Path):
+    """Of all files of a whole pre-training, and of what later verbs write."""
+    tags = dict(
+        PatientName=SECRET,
+        PatientID="ID-4711-X",
+        PatientBirthDate="19070203",
+        InstitutionName="SECRET CLINIC",
+        AccessionNumber="ACC-0815-Y",
+        StudyDescription="SECRET STUDY",
+        StudyInstanceUID="1.2.826.0.1.3680043.8.498.4711",
+    )
+    (tmp_path / "set").mkdir()
+    for i in range(4):
+        (tmp_path / "set" / f"{i}.dcm").write_bytes(dicom(np.roll(SCAN, i, 0), **tags))
+    (tmp_path / "set" / "cut.dcm").write_bytes(dicom(SCAN, **tags)[:800])
+    run = torchmae.pretrain(
+        tmp_path / "set",
+        out=tmp_path / "made" / "run",
+        **dict(model="vit_micro", image_size=16, patch_size=8, epochs=1, batch_size=2),
+        **dict(device="cpu", workers=0, compile=False, cache="disk", max_bad_percent=50),
+    )
+    torchmae.embed(run, tmp_path / "set", out=tmp_path / "made" / "features.csv", device="cpu")
+    files = [path for path in (tmp_path / "made").rglob("*") if path.is_file()]
+    assert {"config.json", "log.jsonl", "report.html", "features.csv"} <= {p.name for p in files}
+    for path in files:
+        content = path.read_bytes()
+        assert not [value for value in tags.values() if value.encode() in content], path

@@ -198,6 +198,7 @@ def test_what_a_data_set_is_recognized_by():
     unknown = opened(items)
     assert unknown.fingerprint().startswith(UNKNOWN)
     assert opened(items).fingerprint() == unknown.fingerprint() != opened(Items()).fingerprint()
+    assert len({opened(Items()).fingerprint() for _ in range(5)}) == 5  # also at the same address
     half = sources.Subset(unknown, range(6))
     assert half.fingerprint().startswith(UNKNOWN) and half.fingerprint() != unknown.fingerprint()
     named = opened(items, "mine")

@@ -7,12 +7,13 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from torchmae.data.dense import masks
-from torchmae.data.dense.formats import coco, voc, yolo
+from torchmae.data.dense.formats import coco, python, voc, yolo
 from torchmae.data.labels import MOST_CHOSEN_ON, hold_out
 from torchmae.data.sources.source import options_of
 from torchmae.errors import UserError, nearest
 from torchmae.hashing import SPLIT, hash32
 from torchmae.runfolder import is_run
+from torchmae.settings.python_data import PythonData
 
 # How each of them looks, for messages.
 LOOKS = {
@@ -74,12 +75,17 @@ def find_layout(data: str, kinds: Sequence[str]) -> Layout:
     """What a set is.
 
     Args:
-        data: a folder, COCO's .json, YOLO's data.yaml, torchvision:VOCSegmentation?root=...
+        data: a folder, COCO's .json, YOLO's data.yaml, torchvision:VOCSegmentation?root=..., or a
+            `PythonData` of what is in Python.
         kinds: names in `KINDS`, in the order in which to look.
 
     Raises:
         UserError: there is no such set, or nothing that can be read.
     """
+    if isinstance(data, PythonData):
+        found = python.find(data, maps="images and mask files" in kinds)
+        words = "label maps in Python" if isinstance(found, masks.Pairs) else "objects in Python"
+        return Layout(data, words, python.read, found, None)
     path = Path(voc_folder(data) if data.startswith("torchvision:") else data).expanduser()
     if is_run(path):
         raise UserError(f"{data} is a run folder, not images: RUN comes first, then DATA")

@@ -2,11 +2,13 @@
 
 import os
 import re
+from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple, overload
@@ -33,9 +35,9 @@ PARTS = {"train": "train", "training": "train", "test": "test", "testing": "test
 
 
 class Pairs(NamedTuple):
-    """The images of one part of a set, with the mask files of each."""
+    """The images of one part of a set, with the masks of each."""
 
-    source: Files
+    source: Source
     masks: "Masks"
     unpaired: list[BadFile]
     """Images without a mask and masks without an image; they are left out."""
@@ -150,7 +152,7 @@ def pairs_of(
     names = tuple(tuple(source.name(i) for i in sorted(files)) for _, files in with_masks)
     of_files = tuple(tuple(int(sizes[i]) for i in sorted(files)) for _, files in with_masks)
     images = source.select([image for image, _ in with_masks])
-    return Pairs(images, Masks(source.root, names, of_files), [*without, *unpaired])
+    return Pairs(images, MaskFiles(source.root, names, of_files), [*without, *unpaired])
 
 
 @dataclass(frozen=True)
@@ -209,12 +211,16 @@ class Coding:
 
 
 @dataclass(frozen=True)
-class MaskFiles:
-    """The mask files of one image, not read yet."""
+class MasksOfImage:
+    """The masks of one image, not read yet.
 
-    paths: tuple[str, ...]
+    Args:
+        readers: each reads one.
+        coding: what their values mean.
+    """
+
+    readers: tuple[Callable[[], Stored], ...]
     coding: Coding
-    decode: DecodeOptions = DecodeOptions()
 
     def label_map(self, height: int, width: int) -> UInt8[np.ndarray, "H W"]:
         """The class of each pixel of the image, or `IGNORE`.
@@ -230,7 +236,7 @@ class MaskFiles:
 
     def read(self, height: int, width: int) -> list[Stored]:
         """The values of each mask; arguments and errors as for `label_map`."""
-        found = [read_mask(path, self.decode) for path in self.paths]
+        found = [read() for read in self.readers]
         for one in found:
             if one.values.shape != (height, width):
                 had = f"{one.values.shape[1]} x {one.values.shape[0]}"
@@ -248,50 +254,76 @@ def read_mask(path: str, decode: DecodeOptions = DecodeOptions()) -> Stored:
         stored = stored_values(data, decode)
     except BadImage as error:
         raise BadImage(f"its mask: {error}") from error
-    lossy = stored.format in ("JPEG", "MPO") or (
-        stored.format == "WEBP" and b"VP8L" not in data[:64]
-    )
-    if lossy:
-        raise BadImage(
-            f"its mask is a {stored.format}, whose compression changes the values at every edge: "
-            "save masks as PNG"
-        )
+    if stored.format != "WEBP" or b"VP8L" not in data[:64]:
+        refuse_lossy(stored.format)
     return stored
 
 
-@dataclass(frozen=True)
-class Masks(Sequence[MaskFiles]):
+def refuse_lossy(format: str) -> None:
+    """Raises BadImage for masks in a format of photographs."""
+    if format in ("JPEG", "MPO", "WEBP"):
+        raise BadImage(
+            f"its mask is a {format}, whose compression changes the values at every edge: save "
+            "masks as PNG"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Masks(Sequence[MasksOfImage]):
     """The masks of a set, image by image.
+
+    Args:
+        coding: what their values mean, once that is known.
+    """
+
+    coding: Coding = Coding("values")
+
+    @abstractmethod
+    def readers(self, i: int) -> tuple[Callable[[], Stored], ...]:
+        """What reads each mask of an image."""
+
+    @abstractmethod
+    def select(self, ids: Sequence[int] | np.ndarray) -> "Masks":
+        """Those of some of the images."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A hex digest of what tells these masks from others, and of the coding."""
+
+    @overload
+    def __getitem__(self, i: int) -> MasksOfImage: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[MasksOfImage]: ...
+    def __getitem__(self, i: int | slice) -> MasksOfImage | list[MasksOfImage]:
+        if isinstance(i, slice):
+            return [self[k] for k in range(*i.indices(len(self)))]
+        return MasksOfImage(self.readers(i), self.coding)
+
+
+@dataclass(frozen=True)
+class MaskFiles(Masks):
+    """Masks in files.
 
     Args:
         root: the folder.
         names: the mask files of each image, below it.
         sizes: their bytes.
-        coding: what their values mean, once that is known.
         decode: how large a file may be.
     """
 
     root: str
     names: tuple[tuple[str, ...], ...]
     sizes: tuple[tuple[int, ...], ...]
-    coding: Coding = Coding("values")
     decode: DecodeOptions = DecodeOptions()
 
     def __len__(self) -> int:
         return len(self.names)
 
-    @overload
-    def __getitem__(self, i: int) -> MaskFiles: ...
-    @overload
-    def __getitem__(self, i: slice) -> list[MaskFiles]: ...
-    def __getitem__(self, i: int | slice) -> MaskFiles | list[MaskFiles]:
-        if isinstance(i, slice):
-            return [self[k] for k in range(*i.indices(len(self)))]
-        paths = tuple(os.path.join(self.root, name) for name in self.names[i])
-        return MaskFiles(paths, self.coding, self.decode)
+    def readers(self, i: int) -> tuple[Callable[[], Stored], ...]:
+        paths = [os.path.join(self.root, name) for name in self.names[i]]
+        return tuple(partial(read_mask, path, self.decode) for path in paths)
 
-    def select(self, ids: Sequence[int] | np.ndarray) -> "Masks":
-        """Those of some of the images."""
+    def select(self, ids: Sequence[int] | np.ndarray) -> "MaskFiles":
         chosen = np.asarray(ids).tolist()
         names, sizes = (tuple(some[i] for i in chosen) for some in (self.names, self.sizes))
         return replace(self, names=names, sizes=sizes)
@@ -334,7 +366,7 @@ def survey(source: Source, masks: Masks) -> Survey:
             values = np.any([one.values != 0 for one in stored], axis=0).astype(np.int32)
         found, counts = np.unique(values, return_counts=True)
         of_value = dict(zip(found.tolist(), counts.tolist()))
-        return Looked(of_value, stored[0].colored, stored[0].palette)
+        return Looked(of_value, stored[0].colored, stored[0].palette, len(stored) > 1)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         looked = list(pool.map(look, range(len(masks))))
@@ -348,7 +380,7 @@ def survey(source: Source, masks: Masks) -> Survey:
         ],
         [one.bad for one in looked if one.bad is not None],
         colored,
-        any(len(names) > 1 for names in masks.names),
+        any(one.several for one in looked),
         next((one.palette for one in looked if one.palette), ()),
     )
 
@@ -359,6 +391,7 @@ class Looked(NamedTuple):
     pixels: Mapping[int, int] = MappingProxyType({})
     colored: bool = False
     palette: tuple[tuple[int, int, int], ...] = ()
+    several: bool = False
     bad: BadFile | None = None
 
 

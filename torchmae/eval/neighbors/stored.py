@@ -18,7 +18,7 @@ from torchmae.errors import UserError
 from torchmae.eval.extract import collect_batches, features_of, image_batches, say_view
 from torchmae.manifest import content_of
 from torchmae.models.encoders import Backbone
-from torchmae.runfolder import MODEL, identity
+from torchmae.runfolder import MODEL, identity, is_unknown, same_data
 from torchmae.settings.groups import FeatureOptions, ListingOptions, RunDecodeOptions
 from torchmae.version import __version__
 
@@ -111,10 +111,14 @@ def read_features(path: Path, run: str, source: Source, options: FeatureOptions)
         raise UserError(
             f"--features {path} are of other weights ({facts['run']}), not of {run}'s: {again}"
         )
-    if facts["images"] != identity(source):
+    images = identity(source)
+    if not same_data(facts["images"], images):
+        both = (facts["images"], images)
+        unknown = any(is_unknown(one) or one.get("data_id") for one in both)
+        named = "of a Dataset in Python its data_id" if unknown else "names or sizes"
         raise UserError(
-            f"--features {path} are of other images (names or sizes differ): name the DATA, "
-            f"--include and --exclude that they were made with; or {again}"
+            f"--features {path} are of other images ({named} differ{'s' * unknown}): name the "
+            f"DATA, --include and --exclude that they were made with; or {again}"
         )
     for name in ("layer", "pool"):
         wanted = getattr(options, name)

@@ -52,12 +52,14 @@ class DenseSourceOptions(ChangeableOptions):
         "name_mask.png beside name.jpg, COCO json, YOLO's data.yaml, VOC, "
         "torchvision:VOCSegmentation?root=DIR",
         "DATA",
+        images=True,
     )
     val: str | None = option(
         None,
         "Annotated images to validate on.",
         metavar="DATA",
         otherwise="val/ or test/ beside train/, else a share of DATA",
+        images=True,
     )
 
 

@@ -5,7 +5,9 @@ import math
 import os
 import threading
 import uuid
+import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import Any, Literal
 
@@ -28,7 +30,9 @@ PEEKED = 8  # items of which one should have a label, if any has
 # What items that are dictionaries call their parts.
 IMAGES = ("image", "img", "pixel_values", "x")
 LABELS = ("label", "labels", "target", "class", "y")
-HERE = uuid.uuid4().hex  # objects are known by their addresses, in this process alone
+# By its address, an object that was opened in this process, and a name for it: another object may
+# have the address later.
+SEEN: dict[int, tuple["weakref.ref[Any]", str]] = {}
 
 
 class Items(Encoded):
@@ -137,7 +141,7 @@ class Items(Encoded):
             return sampled(self, self.prefix)
         if self.data_id is not None:
             return digest_of("data_id", self.data_id)
-        return UNKNOWN + digest_of(HERE, id(self.data))
+        return UNKNOWN + digest_of(name_here(self.data))
 
     def stamp(self) -> str | None:
         return None
@@ -153,6 +157,16 @@ class Items(Encoded):
                 f"{self.prefix}: an item is another image each time it is read, so that no "
                 "training can be repeated or resumed exactly: leave random changes to the training"
             )
+
+
+def name_here(data: Any) -> str:
+    """A name of an object in this process; a new one each time where nothing can refer to it."""
+    reference, name = SEEN.get(id(data), (None, ""))
+    if reference is None or reference() is not data:
+        name = uuid.uuid4().hex
+        with suppress(TypeError):  # of a class that forbids it
+            SEEN[id(data)] = (weakref.ref(data), name)
+    return name
 
 
 def reason_of(error: Exception) -> str:

@@ -14,6 +14,7 @@ from torchmae.errors import RunError, UserError
 from torchmae.models.sizes import SIZES
 from torchmae.runfolder import is_run
 from torchmae.settings.options import changed, options_of
+from torchmae.settings.python_data import typed as typed_data
 from torchmae.tasks.pretrain.ahead.config import Plan
 from torchmae.tasks.pretrain.ahead.gain import band, known_gains
 from torchmae.tasks.pretrain.ahead.measure import (
@@ -258,14 +259,14 @@ def record(one: Candidate, epochs: float, images: int, every: Minutes) -> dict[s
 
 def typed(config: Plan, model: str, epochs: float) -> str:
     """The command line of the training, with what was asked for."""
-    words = [config.source.data, "--model", model, "--epochs", f"{epochs:g}"]
+    words = ["--model", model, "--epochs", f"{epochs:g}"]
     asked, settings = config.shared(), options_of(Pretrain)
     for name, value in asked.items():
         option = settings[name]
         if option.positional or option.metadata["hidden"] or value == option.default:
             continue
         words += flagged(option.flag, value, bool(option.metadata["several"]))
-    return f"{command()} pretrain {shlex.join(words)}"
+    return f"{command()} pretrain {typed_data(config.source.data)} {shlex.join(words)}"
 
 
 def flagged(flag: str, value: Any, several: bool) -> list[str]:
