@@ -233,11 +233,14 @@ def training_flops(model: MAE, masks: MaskGenerator = THREE_QUARTERS) -> int | N
 
     Args:
         model: its sizes count, not its weights.
-        masks: how many patches are visible and predicted.
+        masks: how many patches are visible and predicted; of several ratios the mean counts.
     """
     encoder, decoder = model.encoder, model.decoder
     if not isinstance(encoder, ViT):
         return None
+    if masks.ratios:
+        counts = [n for one in masks.each() if (n := training_flops(model, one)) is not None]
+        return round(sum(counts) / len(counts)) if counts else None
     patches, dim = math.prod(encoder.grid), encoder.embed_dim
     visible, predicted = masks.counts(encoder.grid)
     seen = (patches, 0) if model.encode_all else (visible, predicted)

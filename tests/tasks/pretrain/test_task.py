@@ -61,6 +61,12 @@ def test_views_are_a_loop_over_masks(complementary: bool, share: float) -> None:
 WAYS = {
     "views": dict(views=4, decoder="cross", predict_share=0.5),
     "complementary": dict(views=2, complementary=True, masking="green", mask_unit=2),
+    "ratios": dict(mask_ratio="0.5..0.8", views=2),
+}
+SAID = {
+    "views": "4 masks of each crop",
+    "complementary": "2 complementary masks of each crop",
+    "ratios": "50 to 80 % of patches hidden (random), 2 masks of each crop",
 }
 
 
@@ -73,8 +79,7 @@ def test_it_trains_and_a_resumed_run_ends_with_the_same_bits(tmp_path, way, caps
     )  # fmt: skip
     run = torchmae.pretrain(str(photos), **asked).path
     words = capsys.readouterr().out
-    said = "4 masks of each crop" if way == "views" else "2 complementary masks of each crop"
-    assert said in words
+    assert SAID[way] in words
     records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert records[-1]["images_seen"] == 8 * records[-1]["step"], "each mask is counted"
     whole = (run / "model.safetensors").read_bytes()
@@ -96,6 +101,10 @@ def test_it_trains_and_a_resumed_run_ends_with_the_same_bits(tmp_path, way, caps
         (dict(mask_unit=3), "units of 3x3 patches do not fill a grid of 4x4"),
         (dict(decoder="cross", encode_all=True), "use the transformer decoder"),
         (dict(masking="greem"), "green"),
+        (dict(mask_ratio="0.9..0.6"), "a share above 0 to a larger one"),
+        (dict(mask_ratio="0.9..1"), "must be below 1"),
+        (dict(mask_ratio="much"), "a range such as 0.6..0.9"),
+        (dict(mask_ratio="0.5..0.95"), "leaves 0 of 16 patches visible"),
     ],
 )
 def test_what_does_not_go_together_is_said_before_training(tmp_path, options, words) -> None:

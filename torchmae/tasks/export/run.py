@@ -23,6 +23,7 @@ from torchmae.interop.exporting.check import (
 from torchmae.interop.names import Weights, to_plain
 from torchmae.models.detection.detector import Detector
 from torchmae.models.mae import MAE
+from torchmae.models.masking import MaskGenerator
 from torchmae.models.weights import (
     load,
     load_classifier,
@@ -182,7 +183,7 @@ def open_run(config: Export) -> ExportInput:
     else:
         module = loaders[kind](config.run)
     settings = described["config"]
-    ratio, crop = settings.get("mask_ratio", 0.75), settings.get("crop_pct", 1.0)
+    ratio, crop = MaskGenerator.of(settings).ratio, settings.get("crop_pct", 1.0)
     subject = ExportInput(module, weights, model, ratio, Path(config.out), crop)
     origin = {
         "run": Path(config.run).resolve().name,

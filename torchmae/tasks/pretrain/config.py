@@ -37,6 +37,7 @@ from torchmae.settings.options import (
     hidden,
     option,
     parse_patch,
+    parse_ratio,
     parse_size,
     size_text,
 )
@@ -118,9 +119,10 @@ class MaskingOptions:
 
     GROUP: ClassVar[str] = "masking"
 
-    mask_ratio: float = option(
+    mask_ratio: float | str = option(
         0.75,
-        "Share of hidden patches; 0 (with --noise and --loss-on all): a denoising autoencoder.",
+        "Share of hidden patches, or a range such as 0.6..0.9, of which every 4 steps have 4 "
+        "values; 0 (with --noise and --loss-on all): a denoising autoencoder.",
         within=BELOW_ONE,
     )
     masking: str = option("random", "random, block, grid or green (regions of middling size).")
@@ -166,7 +168,8 @@ class MaskingOptions:
 
     def check(self) -> None:
         """Raises UserError for what does not go together."""
-        if not self.mask_ratio and (self.loss_on != "all" or not self.noise):
+        low, _ = parse_ratio(self.mask_ratio)
+        if not low and (self.loss_on != "all" or not self.noise):
             raise UserError(
                 "--mask-ratio 0 hides nothing, so that there is nothing to predict: for a "
                 "denoising autoencoder add --noise 0.5 --loss-on all, else hide some patches"

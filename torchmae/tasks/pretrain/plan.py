@@ -103,7 +103,7 @@ def describe(
 def hidden_of(masking: MaskingOptions) -> str:
     """What is hidden, and how often, in words."""
     masks = MaskGenerator.of(vars(masking))
-    words = [hidden_words(masks.ratio, masks.words(), masking.noise)]
+    words = [hidden_words(masks.share(), masks.words(), masking.noise)]
     if masks.predicted < 1:
         words.append(f"{100 * masks.predicted:.0f} % of them predicted")
     if masking.views > 1:

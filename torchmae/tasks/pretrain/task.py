@@ -1,6 +1,7 @@
 """The task of `mae pretrain`: a batch of images to the MAE's loss."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,14 @@ class PretrainTask(nn.Module):
             n for n, _ in model.named_parameters() if n.startswith("decoder.statistics.")
         )
 
+    def compile(self, *arguments: Any, **options: Any) -> None:
+        """As for every module. Masks of several ratios are drawn outside of what is compiled, which
+        is then one program for each number of tokens: the step's number would be part of it."""
+        if self.masks.ratios:
+            self.mask = torch.compiler.disable(self.mask)  # type: ignore[method-assign]
+            options["dynamic"] = False
+        super().compile(*arguments, **options)
+
     def layers(self) -> list[nn.Module]:
         return [*self.model.encoder.layers(), *self.model.decoder.blocks]
 
@@ -54,12 +63,13 @@ class PretrainTask(nn.Module):
 
     def mask_of_view(self, batch: Batch, view: int) -> Mask:
         grid = grid_of(tuple(batch.images.shape[2:]), self.model.encoder.patch)
+        masks = self.masks.at(self.seed, batch.step)
         if self.complementary:
             scores = noise(self.seed, batch.epoch, batch.sample, math.prod(grid))
-            return self.masks(scores, grid, view)
+            return masks(scores, grid, view)
         # As if the image were shown once in each of so many epochs.
         epoch = batch.epoch * self.views + view
-        return self.masks(noise(self.seed, epoch, batch.sample, math.prod(grid)), grid)
+        return masks(noise(self.seed, epoch, batch.sample, math.prod(grid)), grid)
 
     def inputs(self, batch: Batch) -> tuple[Tensor, Mask, Tensor, Tensor | None]:
         """Normalised images, once for each view, their masks, the images as the encoder gets them,
