@@ -20,7 +20,7 @@ from torchmae.models.decoders import (
 from torchmae.models.encoders import Backbone, build_encoder
 from torchmae.models.masking import THREE_QUARTERS, Mask, MaskGenerator, PartMask
 from torchmae.models.patches import gather_tokens, grid_of, patch_statistics, patchify
-from torchmae.models.targets import build_target
+from torchmae.models.targets import build_target, described_target
 from torchmae.models.vit import ViT, product_flops
 
 LOSSES = {
@@ -76,11 +76,14 @@ class MAE(nn.Module):
         decoder = decoder or decoder_config(encoder.embed_dim)
         self.encoder = encoder
         self.target_name = target if isinstance(target, str) else target["name"]
+        target = described_target(target, encoder)
         self.described_target = target
         self.loss_on = loss_on
         self.encode_all = encode_all
         statistics = (encoder.mean, encoder.std)
         self.target = build_target(target, encoder.patch, encoder.channels, *statistics)
+        if self.target.follows_encoder:
+            self.target.follow(encoder, decay=0.0)
         build_decoder = choose(DECODERS, decoder.kind, "decoder")
         self.decoder = build_decoder(decoder, encoder, self.target.width, not encode_all)
         if self.target.needs_statistics:  # last, so that no other weight depends on it

@@ -148,8 +148,9 @@ class MaskingOptions:
     target: str = option(
         "norm-pixels",
         "What is predicted: norm-pixels (each patch normalized: better features), pixels, pca "
-        "(the largest components of normalized patches), hog (directions of edges), tokens:RUN (of "
-        "a run of mae tokenizer) or run:RUN (features of the encoder of another run).",
+        "(the largest components of normalized patches), hog (directions of edges), ema (features "
+        "of the encoder's own average over the steps), tokens:RUN (of a run of mae tokenizer) or "
+        "run:RUN (features of the encoder of another run).",
     )
     noise: float = option(
         0.0,
@@ -442,6 +443,8 @@ class Pretrain:
         if self.crop.aspect == "keep" and self.runtime.cache == "device":
             raise UserError("--cache device makes crops of one shape: use --cache memory")
         self.masking.check()
+        if self.masking.target == "ema" and self.runtime.fsdp:
+            raise UserError("--target ema needs the whole encoder in each process: without --fsdp")
         model = self.model
         if model.normalize not in (None, "data", "imagenet", "run"):
             raise UserError(f"--normalize {model.normalize}: data or imagenet, or run with --from")
