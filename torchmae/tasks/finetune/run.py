@@ -18,9 +18,10 @@ from torchmae.data.loader import Batches
 from torchmae.data.scan import scan_and_report
 from torchmae.data.sources import with_decode
 from torchmae.data.transforms import RandomResizedCropFlip
+from torchmae.models.beside import described_beside
 from torchmae.models.heads import Classifier, blocks_of
 from torchmae.models.sizes import architecture
-from torchmae.models.weights import load, seeded
+from torchmae.models.weights import load, load_mae, seeded
 from torchmae.report.curves import draw_curves
 from torchmae.report.html.run import Page, write_report
 from torchmae.scaling import scale_again
@@ -139,6 +140,7 @@ def decode_options(config: ResolvedFinetune) -> DecodeOptions:
 def begun(config: Finetune, data: LabelledSets, out: Path, world: World) -> Job:
     """A new job: the data scanned, everything chosen, the classifier built, config.json written."""
     world.on_main(lambda: forget(out))
+    mae = load_mae(config.run) if config.regularization.mae_weight else None
     pretrained = None if config.run == "none" else load(config.run)
     channels = channels_of(config, data, pretrained)
     decode = replace(data.train.decode, channels=channels, dtype=data.train.dtype)
@@ -170,6 +172,9 @@ def begun(config: Finetune, data: LabelledSets, out: Path, world: World) -> Job:
         if pretrained is None or (channels, floats) != (encoder.channels, bool(encoder.scaling)):
             encoder.adapt(channels, found.mean, found.std, *([found.scaling] if floats else []))
         model = build_classifier(resolved, encoder, data.classes)
+        if mae is not None:
+            masked = runfolder.read_config(config.run)["config"]
+            model.add_beside(described_beside(mae, encoder, masked)).take(mae)
     batches = make_batches(resolved, data, model, world)
     job = Job(resolved, data, model, chosen, batches, batches, found)
     plan, task = train_config(resolved, len(data.train)), ClassifyTask(model, resolved)
