@@ -6,6 +6,7 @@ from helpers.mae import some, tiny
 
 from torchmae.errors import UserError
 from torchmae.models.beside import MAEBeside, described_beside
+from torchmae.models.decoders import DecoderConfig
 from torchmae.models.heads import Classifier, trainable
 from torchmae.models.mae import MAE
 from torchmae.models.vit import ViT
@@ -72,3 +73,6 @@ def test_what_it_cannot_be_made_of():
         described_beside(tiny(), encoder, {"mask_ratio": 0.0})
     with pytest.raises(UserError, match="saw every patch"):
         described_beside(tiny(encode_all=True), encoder, {})
+    weighted = tiny(decoder=DecoderConfig("cross-weighted", 16, 1, 2))
+    with pytest.raises(UserError, match="last block's features, not cross-weighted"):
+        described_beside(weighted, encoder, {})

@@ -85,9 +85,13 @@ def described_beside(mae: MAE, encoder: Backbone, settings: dict[str, Any]) -> d
         settings: of the run, which say how it masked.
 
     Raises:
-        UserError: the run hid nothing, had mask tokens in its encoder, or saw other channels.
+        UserError: the run hid nothing, had mask tokens in its encoder, or saw other channels, or
+            its decoder needs the features of every block.
     """
     masks = {name: settings[name] for name in MASKED if name in settings}
+    if mae.decoder.every_block:
+        kind = mae.decoder.config.kind
+        raise UserError(f"--mae-weight: a decoder of the last block's features, not {kind}")
     if mae.encode_all or not MaskGenerator.of(masks).ratio:
         raise UserError(
             "--mae-weight: the encoder of that run saw every patch; a run that hides some from it "

@@ -85,6 +85,9 @@ class MAE(nn.Module):
         if self.target.follows_encoder:
             self.target.follow(encoder, decay=0.0)
         build_decoder = choose(DECODERS, decoder.kind, "decoder")
+        if build_decoder.every_block and not isinstance(encoder, ViT):
+            kind = type(encoder).__name__
+            raise UserError(f"--decoder {decoder.kind} sees every block of a ViT, not of a {kind}")
         self.decoder = build_decoder(decoder, encoder, self.target.width, not encode_all)
         if self.target.needs_statistics:  # last, so that no other weight depends on it
             self.decoder.statistics = statistics_head(decoder.dim)
@@ -186,9 +189,10 @@ class MAE(nn.Module):
 
     def encode(self, images: Float[Tensor, "B C H W"], mask: Mask) -> Float[Tensor, "B T D"]:
         """What the decoder gets: the class token and the visible patches, or with `encode_all`
-        those of all places."""
+        those of all places; after the last block, or after each one (`Decoder.every_block`)."""
         encoder = self.encoder
-        if self.mask_token is None and tuple(images.shape[2:]) == tuple(encoder.image_size):
+        plain = self.mask_token is None and not self.decoder.every_block
+        if plain and tuple(images.shape[2:]) == tuple(encoder.image_size):
             latent = encoder(images, mask.keep)
         elif not isinstance(encoder, ViT):
             raise UserError(f"a {type(encoder).__name__} takes images of one size")
@@ -197,7 +201,10 @@ class MAE(nn.Module):
             if self.mask_token is not None:
                 masked = self.mask_token + gather_tokens(table[:, 1:], mask.hide)
                 tokens = torch.cat([tokens, masked], dim=1)
-            latent = encoder.encode(tokens)
+            if self.decoder.every_block:
+                latent = torch.cat(list(encoder.encode_layers(tokens)), dim=2)
+            else:
+                latent = encoder.encode(tokens)
         if encoder.num_prefix_tokens > 1:  # registers are the encoder's own (Darcet et al. 2023)
             latent = torch.cat([latent[:, :1], latent[:, encoder.num_prefix_tokens :]], dim=1)
         return latent

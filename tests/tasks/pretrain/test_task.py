@@ -63,7 +63,7 @@ def test_views_are_a_loop_over_masks(complementary: bool, share: float) -> None:
 WAYS = {
     "views": dict(views=4, decoder="cross", predict_share=0.5),
     "complementary": dict(views=2, complementary=True, masking="green", mask_unit=2),
-    "ratios": dict(mask_ratio="0.5..0.8", views=2),
+    "ratios": dict(mask_ratio="0.5..0.8", views=2, decoder="cross-weighted"),
     "ema": dict(target="ema", views=2),
 }
 SAID = {

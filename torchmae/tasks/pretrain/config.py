@@ -71,8 +71,8 @@ class ModelOptions:
     )
     decoder: str = option(
         "transformer",
-        "transformer, cross (mask tokens look at visible patches only: less work), or linear (no "
-        "block: a lower bound).",
+        "transformer, cross (mask tokens look at visible patches only: less work), cross-weighted "
+        "(at a learned mix of all encoder blocks), or linear (no block: a lower bound).",
         metavar="KIND",
     )
     decoder_dim: int | None = option(
