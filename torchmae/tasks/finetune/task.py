@@ -57,12 +57,17 @@ class ClassifyTask(nn.Module):
         return {"loss": loss}
 
     def mae_loss(self, images: Float[Tensor, "B C H W"], batch: Batch) -> Float[Tensor, ""]:
-        """The loss of the run's decoder on the same crops, not mixed; masks are a function of
-        (seed, epoch, sample)."""
+        """The loss of the run's decoder on the same crops, not mixed, and on those without labels;
+        masks are a function of (seed, epoch, sample)."""
         encoder, beside = self.model.encoder, self.model.beside
         assert beside is not None
+        epoch, sample = batch.epoch, batch.sample
+        if batch.beside is not None:
+            others = batch.beside
+            images = torch.cat([images, encoder.normalize(others.images)])
+            epoch, sample = torch.cat([epoch, others.epoch]), torch.cat([sample, others.sample])
         grid = encoder.grid
-        scores = noise(self.seed, batch.epoch, batch.sample, math.prod(grid))
+        scores = noise(self.seed, epoch, sample, math.prod(grid))
         return beside(encoder, images, beside.masks(scores, grid))
 
     def draws(self, batch: Batch) -> Float[Tensor, "B depth 2"]:

@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.small import QUICK
+from helpers.small import QUICK, make_photos
 
 import torchmae
 from torchmae import cli
-from torchmae.data.loader import Batch
+from torchmae.data.loader import Batch, Batches, Paired
+from torchmae.data.sources import open_source
+from torchmae.data.transforms import RandomResizedCropFlip
 from torchmae.errors import UserError
 from torchmae.models.masking import noise
 from torchmae.models.weights import load_classifier, load_mae
@@ -68,6 +70,44 @@ def test_it_trains_both_and_a_resumed_run_ends_with_the_same_bits(
     assert (again / "model.safetensors").read_bytes() == whole
 
 
+def test_images_without_labels(run: Path, photos: Path, tmp_path: Path, capsys) -> None:
+    """Their loss against a written-out one; two processes see what one does; resumed the same."""
+    others = make_photos(tmp_path / "others", each=2)
+    asked = {**ASKED, "unlabelled": str(others), "save_minutes": 1e-6, "out": tmp_path / "run"}
+    made = Path(torchmae.finetune(run, photos, **asked))
+    assert "6 images, 6 beside the labelled ones of each step" in capsys.readouterr().out
+    model = load_classifier(made)
+    task = ClassifyTask(model, build(ResolvedFinetune, stored_settings(made)))
+    crop = RandomResizedCropFlip((32, 32))
+
+    def step(rank: int, size: int) -> Batch:
+        both = (
+            Batches(open_source(str(data)), crop, 6, 3, rank, size) for data in (photos, others)
+        )
+        return Paired(*both)[5]
+
+    whole, one, two = step(0, 1), step(0, 2), step(1, 2)
+    assert one.beside and two.beside and whole.beside and model.beside
+    for a, b, both in ((one, two, whole), (one.beside, two.beside, whole.beside)):
+        assert torch.equal(torch.cat([a.images, b.images]), both.images)
+        assert torch.equal(torch.cat([a.sample, b.sample]), both.sample)
+    with torch.no_grad():
+        floats = model.encoder.normalize(torch.cat([whole.images, whole.beside.images]))
+        scores = [noise(task.seed, x.epoch, x.sample, 16) for x in (whole, whole.beside)]
+        mask = model.beside.masks(torch.cat(scores), (4, 4))
+        wanted = model.beside(model.encoder, floats, mask)
+        found = task.mae_loss(model.encoder.normalize(whole.images), whole)
+        torch.testing.assert_close(found, wanted)
+        parts = whole.chunks(3)
+        losses = [task.mae_loss(model.encoder.normalize(x.images), x) for x in parts]
+        torch.testing.assert_close(torch.stack(losses).mean(), wanted)
+    before = (made / "model.safetensors").read_bytes()
+    shutil.rmtree(max((made / "state").iterdir()))
+    (made / "model.safetensors").unlink()
+    torchmae.finetune(run, photos, **{**asked, "micro_batch_size": 6})
+    assert (made / "model.safetensors").read_bytes() == before
+
+
 def test_later_verbs_take_it(tuned: Path, photos: Path, tmp_path: Path) -> None:
     assert cli.main(["evaluate", str(tuned), str(photos)]) == 0
     exported = ["export", str(tuned), "--to", "safetensors", "--out", str(tmp_path / "exported")]
@@ -78,8 +118,16 @@ def test_later_verbs_take_it(tuned: Path, photos: Path, tmp_path: Path) -> None:
     assert "head.weight" in names and not any("beside" in name for name in names)
 
 
-@pytest.mark.parametrize("asked", [dict(run="none"), dict(train="head")])
-def test_what_it_needs_is_said_before_training(run: Path, photos: Path, asked, tmp_path) -> None:
-    start = asked.pop("run", run)
-    with pytest.raises(UserError, match="--mae-weight trains the encoder by the decoder"):
-        torchmae.finetune(start, photos, out=tmp_path / "x", **{**QUICK, **asked}, mae_weight=0.5)
+@pytest.mark.parametrize(
+    "asked, words",
+    [
+        (dict(run="none"), "--mae-weight trains the encoder by the decoder"),
+        (dict(train="head"), "--mae-weight trains the encoder by the decoder"),
+        (dict(mae_weight=0.0, unlabelled="x"), "add --mae-weight 0.9"),
+        (dict(unlabelled="x", cache="device"), "--cache device holds one set"),
+    ],
+)
+def test_what_it_needs_is_said_before_training(run, photos, asked, words, tmp_path) -> None:
+    asked = {"run": run, "mae_weight": 0.5, **QUICK, **asked}
+    with pytest.raises(UserError, match=words):
+        torchmae.finetune(asked.pop("run"), photos, out=tmp_path / "x", **asked)
