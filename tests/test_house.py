@@ -41,7 +41,7 @@ ROOT = {path.stem for path in PACKAGE.glob("*.py")} - set(ROOMS)
 BASE = {"settings", *ROOT}
 # Each file or folder of models/ may import those before it.
 MODELS = (
-    "sizes patches masking mixing vit encoders targets decoders mae beside heads pyramid "
+    "sizes patches masking mixing vit encoders targets decoders mae beside heads refine pyramid "
     "segmentation detection weights"
 )
 

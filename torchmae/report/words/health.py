@@ -46,7 +46,7 @@ def words_of(run: Path, config: Mapping[str, Any]) -> list[Word]:
 def progress(config: Mapping[str, Any], losses: Sequence[Mapping[str, Any]]) -> Iterator[Word]:
     """How far the training is."""
     if not losses:
-        if config.get("verb") in ("pretrain", "finetune", "tokenizer"):
+        if config.get("verb") in ("pretrain", "finetune", "tokenizer", "refine"):
             yield Word("", "no step has been logged yet")
         return
     settings, step, of = config["config"], losses[-1]["step"], steps_of(config)

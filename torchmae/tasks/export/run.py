@@ -154,7 +154,8 @@ def open_run(config: Export) -> ExportInput:
     refuse_scaling(config, model["encoder"].get("scaling"))
     weights = read_weights(config.run, "best.safetensors" if config.best else "model.safetensors")
     model.pop("beside", None)
-    unneeded = ["beside."]  # of --mae-weight, which no prediction needs
+    model.pop("contrast", None)
+    unneeded = ["beside.", "contrast."]  # of --mae-weight and mae refine: no prediction needs them
     if model.get("pool") == "attentive":  # its encoder has a norm of its own
         unneeded += ["query_pool.", "fc_norm."]
     weights = {name: w for name, w in weights.items() if not name.startswith(tuple(unneeded))}
