@@ -90,6 +90,10 @@ def run(config: Refine) -> Path:
             job = prepare(config, source, out, world)
             train(job, out, world)
         world.on_main(lambda: measure(job.config, out))
+        if world.is_main:
+            name = shlex.quote(str(out))
+            logger.info(f"Made:\n  {out / runfolder.MODEL}  the refined encoder")
+            logger.info(f"Next:\n  {command()} knn {name} LABELLED, or any verb that takes a run")
     return out
 
 
@@ -195,9 +199,6 @@ def train(job: Job, out: Path, world: World) -> None:
         write_report(out)
         if outcome.last is None:
             logger.info(finished_line(plan, out, ""))
-        name = shlex.quote(str(out))
-        logger.info(f"Made:\n  {out / runfolder.MODEL}  the refined encoder")
-        logger.info(f"Next:\n  {command()} knn {name} LABELLED, or any verb that takes a run")
 
 
 def measure(config: ResolvedRefine, out: Path) -> None:
