@@ -43,7 +43,17 @@ PLACES = {
     "Run": "torchmae.verbs",
 }
 FUNCTIONS = (
-    *("pretrain", "tokenizer", "finetune", "segment", "detect", "probe", "knn", "partial"),
+    *(
+        "pretrain",
+        "tokenizer",
+        "refine",
+        "finetune",
+        "segment",
+        "detect",
+        "probe",
+        "knn",
+        "partial",
+    ),
     *("ablate", "compare", "evaluate", "predict", "reconstruct", "look", "search", "map_"),
     *("embed", "verify", "pack", "import_", "export", "bench", "check", "plan", "watch"),
     *("serve", "report_", "doctor"),

@@ -14,7 +14,7 @@ WORD = 0xFFFFFFFF
 # Never renumber: the numbers are part of every run that was made.
 ORDER, CROP, MASK, BLOCK, REPLACE, SPLIT, AUGMENT, MIX, DROP, JITTER = range(10)
 GUMBEL, NOISE, CORRUPT, PLACE, PHOTOMETRIC, PROPOSAL, SHAPE = range(10, 17)
-PREDICT, GREEN = range(17, 19)
+PREDICT, GREEN, RATIO = range(17, 20)
 
 
 def mix(x: Any) -> Any:

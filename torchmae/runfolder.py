@@ -37,6 +37,7 @@ from typing import Any, Protocol, runtime_checkable
 from torchmae import manifest
 from torchmae.disk import parse_json, write_text
 from torchmae.errors import UserError
+from torchmae.settings.options import parse_ratio
 from torchmae.version import __version__, commit, versions
 
 CONFIG = "config.json"
@@ -300,10 +301,11 @@ def check_settings(config: dict[str, Any]) -> None:
     settings = config.setdefault("config", {})
     if not isinstance(settings, dict):
         raise ValueError("its settings are none")
-    for name in ("max_megapixels", "crop_pct", "mask_ratio", "noise"):
+    for name in ("max_megapixels", "crop_pct", "noise"):
         value = settings.get(name, 1)
         if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
             raise ValueError(f"{name} {value!r} is no number")
+    parse_ratio(settings.get("mask_ratio", 0))
     for name, texts in (
         ("plugin", settings.get("plugin")),
         ("classes", config["model"].get("classes")),

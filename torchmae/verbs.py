@@ -57,6 +57,7 @@ VERBS: dict[str, Verb] = {
     ),
     "pretrain": task("pretrain", "Pretrain", "pre-train an encoder on unlabelled images"),
     "finetune": task("finetune", "Finetune", "make a classifier from a run and labelled images"),
+    "refine": task("refine", "Refine", "train a run's last blocks to find images alike that are"),
     "segment": task(
         "dense.segment", "Segment", "make a segmenter from a run and images with masks"
     ),

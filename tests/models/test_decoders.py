@@ -488,7 +488,7 @@ def test_the_loss_on_a_part_is_that_of_its_patches():
 
 
 @pytest.mark.parametrize("predicted", [1.0, 0.25])
-@pytest.mark.parametrize("kind", ["transformer", "cross", "linear"])
+@pytest.mark.parametrize("kind", ["transformer", "cross", "cross-weighted", "linear"])
 def test_operations_of_a_decoder(kind, predicted):
     """As torch counts them; the reference predicts the class token too."""
     config = DecoderConfig("linear", 16, 0, 0) if kind == "linear" else replace(CROSS, kind=kind)
@@ -497,7 +497,7 @@ def test_operations_of_a_decoder(kind, predicted):
     mask = masks(noise(mae, 2), mae.encoder.grid)
     images, _ = some(mae, batch=2)
     latent = mae.encode(images, mask).detach().requires_grad_()
-    features = mae.decoder.hidden if kind == "cross" else mae.decoder
+    features = mae.decoder.hidden if kind.startswith("cross") else mae.decoder
     with torch.autocast("cpu", torch.bfloat16), FlopCounterMode(display=False) as counter:
         mae.decoder.pred(features(latent, mask)).sum().backward()
     ours = mae.decoder.flops(*masks.counts(mae.encoder.grid))
@@ -515,3 +515,39 @@ def test_the_cross_decoder_needs_mask_tokens_of_its_own():
         tiny(decoder=CROSS, encode_all=True)
     with pytest.raises(UserError, match="decoder depth 0"):
         tiny(decoder=replace(CROSS, depth=0))
+
+
+WEIGHTED = replace(CROSS, kind="cross-weighted")
+
+
+def test_weights_of_encoder_blocks_are_a_loop():
+    torch.manual_seed(0)
+    mae = tiny((8, 24), decoder=WEIGHTED, encoder=dict(depth=3, registers=2)).double()
+    images, mask = some(mae, batch=5, ratio=0.6)
+    encoder, decoder, tokens = mae.encoder, mae.decoder, []
+    x = encoder.tokens(images, mask.keep)
+    for block in encoder.blocks:
+        x = block(x)
+        tokens.append(torch.cat([encoder.norm(x)[:, :1], encoder.norm(x)[:, 3:]], dim=1))
+    places = decoder.pos_embed[0]
+    x = torch.stack([decoder.mask_token[0, 0] + places[1 + ids] for ids in mask.hide])
+    at = torch.stack([torch.cat([places[:1], places[1 + ids]]) for ids in mask.keep])
+    assert decoder.weights.shape == (2, 3)
+    for weights, block in zip(decoder.weights, decoder.blocks):
+        mixed = sum(weight * found for weight, found in zip(weights, tokens))
+        x = attended(block, x, decoder.embed(mixed) + at)
+    output = mae(images, mask)
+    torch.testing.assert_close(output.prediction, decoder.pred(decoder.norm(x)))
+    output.loss.backward()
+    assert (decoder.weights.grad != 0).all()
+    wide = torch.randn(2, 3, 8, 32, dtype=torch.float64)  # another shape of as many patches a side
+    assert mae(wide, some(tiny((8, 32)), batch=2)[1]).loss.isfinite()
+
+
+def test_a_weighted_decoder_starts_as_one_of_the_last_block():
+    mae = tiny(decoder=CROSS)
+    other = MAE(mae.encoder, WEIGHTED)
+    missing, extra = other.load_state_dict(mae.state_dict(), strict=False)
+    assert missing == ["decoder.weights"] and not extra
+    images, mask = some(mae)
+    torch.testing.assert_close(other(images, mask).loss, mae(images, mask).loss)

@@ -12,7 +12,9 @@ import torch
 from torchmae.errors import UserError
 from torchmae.hashing import BLOCK, GREEN, MASK, hash32
 from torchmae.models import masking
+from torchmae.models.mae import MAE, training_flops
 from torchmae.models.masking import MASKINGS, MaskGenerator, gaussian, noise, num_visible
+from torchmae.models.vit import ViT
 
 GRIDS = [(2, 2), (4, 4), (3, 5), (7, 7), (14, 14), (8, 32), (32, 8), (1, 16), (12, 9)]
 RATIOS = [0.1, 0.5, 0.75, 0.9]
@@ -448,3 +450,27 @@ def test_a_generator_of_a_run_s_settings():
     assert MaskGenerator.of({**settings, "seed": 1}) == MaskGenerator("block", 0.6, 2, 0.5)
     assert MaskGenerator.of({}) == MaskGenerator("random", 0.75, 1, 1.0)
     assert MaskGenerator("green", unit=2).words() == "green, in units of 2x2 patches"
+
+
+def test_a_range_of_ratios_has_few_values_each_once_in_four_steps():
+    masks = MaskGenerator.of({"mask_ratio": "0.6..0.9", "masking": "green"})
+    assert masks.ratio == 0.75 and masks.ratios == (0.6, 0.7, 0.8, 0.9)
+    assert masks.share() == "60 to 90" and MaskGenerator().share() == "75"
+    drawn = [masks.at(5, step).ratio for step in range(400)]
+    assert drawn[:4] == [0.6, 0.7, 0.8, 0.9], "the most tokens come first"
+    orders = {tuple(drawn[i : i + 4]) for i in range(0, 400, 4)}
+    assert len(orders) > 20 and all(sorted(order) == drawn[:4] for order in orders)
+    assert drawn != [masks.at(6, step).ratio for step in range(400)]
+    assert masks.at(5, 9).counts((14, 14)) == MaskGenerator(ratio=drawn[9]).counts((14, 14))
+    assert masks.at(5, 9).name == "green" and MaskGenerator().at(5, 9) == MaskGenerator()
+    values = scores((14, 14), samples=3)
+    mask = masks.at(5, 9)(values, (14, 14))
+    assert torch.equal(mask.keep, MaskGenerator("green", drawn[9])(values, (14, 14)).keep)
+
+
+def test_operations_of_a_range_are_the_mean_over_its_ratios():
+    model = MAE(ViT((32, 32), patch_size=4, embed_dim=32, depth=2, num_heads=4))
+    counts = [training_flops(model, MaskGenerator(ratio=ratio)) for ratio in (0.5, 0.6, 0.7, 0.8)]
+    assert training_flops(model, MaskGenerator.of({"mask_ratio": "0.5..0.8"})) == round(
+        sum(counts) / 4
+    )

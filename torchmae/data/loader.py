@@ -48,6 +48,8 @@ class Batch(NamedTuple):
     """Files that could not be read; another image, with its number and target, replaces each."""
     changed: Sequence[str] = ()
     """Files that were written to after the source was opened; they are used as they are now."""
+    beside: "Batch | None" = None
+    """Images of another source that belong to this step, in the same number (`Paired`)."""
 
     def chunks(self, parts: int) -> "list[Batch]":
         """Splits into micro-batches of nearly equal size, without repeating the bad files."""
@@ -58,13 +60,18 @@ class Batch(NamedTuple):
         if self.targets is not None:
             ends = np.cumsum([0, *map(len, images)]).tolist()
             targets = [self.targets[first:last] for first, last in pairwise(ends)]
-        parts_of_all = zip(images, targets, epoch, sample)
-        return [Batch(x, target, e, s, self.step) for x, target, e, s in parts_of_all]
+        beside = [None] * parts if self.beside is None else self.beside.chunks(parts)
+        parts_of_all = zip(images, targets, epoch, sample, beside)
+        return [
+            Batch(x, target, e, s, self.step, beside=other)
+            for x, target, e, s, other in parts_of_all
+        ]
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device; the copy overlaps with work there."""
         images, targets, epoch, sample = (moved(x, device) for x in self[:4])
-        return Batch(images, targets, epoch, sample, self.step, self.bad, self.changed)
+        beside = None if self.beside is None else self.beside.to(device)
+        return Batch(images, targets, epoch, sample, self.step, self.bad, self.changed, beside)
 
 
 def moved(value: Any, device: torch.device) -> Any:
@@ -210,6 +217,42 @@ class Batches:
         self, start: int, stop: int, workers: int, pin_memory: bool = False
     ) -> Loading[Batch]:
         """The batches of the steps `start..stop-1`, made by `workers` processes (0: a thread)."""
+        return Loading(self, range(start, stop), workers, pin_memory)
+
+
+@dataclass(frozen=True)
+class Paired:
+    """The batches of one source, each with one of another beside it.
+
+    Args:
+        first: its images are those of the batch.
+        second: with as many images a step, for the same process.
+    """
+
+    first: Batches
+    second: Batches
+
+    @property
+    def batch_size(self) -> int:
+        """Images of the first source in a step, of all processes together."""
+        return self.first.batch_size
+
+    @property
+    def source(self) -> Source:
+        return self.first.source
+
+    def places(self, step: int) -> tuple[Int64[np.ndarray, " B"], Int64[np.ndarray, " B"]]:
+        return self.first.places(step)
+
+    def __getitem__(self, step: int) -> Batch:
+        one, other = self.first[step], self.second[step]
+        bad, changed = [*one.bad, *other.bad], [*one.changed, *other.changed]
+        return one._replace(bad=bad, changed=changed, beside=other)
+
+    def loader(
+        self, start: int, stop: int, workers: int, pin_memory: bool = False
+    ) -> Loading[Batch]:
+        """As `Batches.loader`."""
         return Loading(self, range(start, stop), workers, pin_memory)
 
 

@@ -1,6 +1,8 @@
 """Decoders: encoded visible tokens to features of patches. `DECODERS["mine"] = cls` adds one."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import repeat
 
 import torch
 from jaxtyping import Float, Int64
@@ -38,6 +40,8 @@ class Decoder(nn.Module):
 
     Attributes:
         has_blocks: a class attribute; False if depth and heads mean nothing.
+        every_block: a class attribute; True if the latents are the tokens after every block of the
+            encoder, one block's values after the other's: `[B, T, blocks * D]`.
         class_tokens: 1 if the first of the latents belongs to the class token, else 0.
         blocks: its layers, for FSDP and checkpointing.
         pred: features to the values that are predicted.
@@ -45,6 +49,7 @@ class Decoder(nn.Module):
     """
 
     has_blocks = True
+    every_block = False
     pred: nn.Linear
     blocks: nn.ModuleList
     pos_embed: nn.Parameter
@@ -203,14 +208,25 @@ class CrossDecoder(Decoder):
         grid: Size | None = None,
     ) -> Float[Tensor, "B P E"]:
         """Features of the patches `ids`."""
+        x = self.mask_token + gather_tokens(self.positions(grid)[:, 1:], ids)
+        for block, seen in zip(self.blocks, self.seen(latent, mask, grid)):
+            x = block(x, seen)
+        return self.norm(x)
+
+    def seen(
+        self, latent: Float[Tensor, "B T D"], mask: Mask, grid: Size | None
+    ) -> Iterable[Float[Tensor, "B T E"]]:
+        """What each block attends to."""
+        return repeat(self.placed(latent, mask, grid))
+
+    def placed(
+        self, latent: Float[Tensor, "B T D"], mask: Mask, grid: Size | None
+    ) -> Float[Tensor, "B T E"]:
+        """The class token and the visible patches, embedded, with their positions."""
         seen, positions = self.embed(latent), self.positions(grid)[:, 1:]
         first = seen[:, : self.class_tokens] + self.pos_embed[:, : self.class_tokens]
         patches = seen[:, self.class_tokens :] + gather_tokens(positions, mask.keep)
-        seen = torch.cat([first, patches], dim=1)
-        x = self.mask_token + gather_tokens(positions, ids)
-        for block in self.blocks:
-            x = block(x, seen)
-        return self.norm(x)
+        return torch.cat([first, patches], dim=1)
 
     def flops(self, visible: int, predicted: int) -> int:
         dim, seen = self.config.dim, 1 + visible
@@ -219,6 +235,37 @@ class CrossDecoder(Decoder):
         ends = product_flops(seen, self.embed.in_features, dim)
         ends += product_flops(predicted, dim, self.pred.out_features)
         return ends + self.config.depth * block
+
+
+class WeightedCrossDecoder(CrossDecoder):
+    """A cross decoder, each block of which attends to its own learned weighting of the features of
+    all encoder blocks (CrossMAE, Fu et al. 2024, "inter-block attention").
+
+    `weights[i, j]` is the weight of encoder block j for decoder block i. At first all weight is on
+    the last block, so that a training starts as with `CrossDecoder`.
+    """
+
+    every_block = True
+
+    def __init__(self, config: DecoderConfig, encoder: Backbone, width: int, mask_token: bool):
+        super().__init__(config, encoder, width, mask_token)
+        weights = torch.zeros(config.depth, len(encoder.layers()))
+        weights[:, -1] = 1
+        self.weights = nn.Parameter(weights)
+
+    def seen(
+        self, latent: Float[Tensor, "B T D"], mask: Mask, grid: Size | None
+    ) -> Iterable[Float[Tensor, "B T E"]]:
+        blocks = latent.unflatten(2, (self.weights.shape[1], -1))
+        for weights in self.weights:
+            yield self.placed(torch.einsum("btld,l->btd", blocks, weights), mask, grid)
+
+    def flops(self, visible: int, predicted: int) -> int:
+        seen, dim = 1 + visible, self.embed.in_features
+        # Each block mixes and embeds what it sees, which `CrossDecoder` embeds once.
+        mix = product_flops(seen, self.weights.shape[1], dim)
+        again = (self.config.depth - 1) * product_flops(seen, dim, self.config.dim)
+        return super().flops(visible, predicted) + self.config.depth * mix + again
 
 
 class LinearDecoder(Decoder):
@@ -263,6 +310,7 @@ class LinearDecoder(Decoder):
 DECODERS: dict[str, type[Decoder]] = {
     "transformer": TransformerDecoder,
     "cross": CrossDecoder,
+    "cross-weighted": WeightedCrossDecoder,
     "linear": LinearDecoder,
 }
 

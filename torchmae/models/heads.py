@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from torchmae.errors import UserError
+from torchmae.models.beside import MAEBeside
 from torchmae.models.encoders import Backbone, build_encoder
 from torchmae.models.vit import Block
 
@@ -106,6 +107,12 @@ class Classifier(nn.Module):
         self.head = nn.Linear(dim, len(classes))
         nn.init.trunc_normal_(self.head.weight, std=0.01 if batch_norm else 2e-5)
         nn.init.zeros_(self.head.bias)
+        self.beside: MAEBeside | None = None  # see `add_beside`
+
+    def add_beside(self, described: dict[str, Any]) -> MAEBeside:
+        """Adds a decoder for the MAE's loss on the same images, which predictions do not need."""
+        self.beside = MAEBeside(self.encoder, described, norm=self.pool == "mean")
+        return self.beside
 
     def config(self) -> dict[str, Any]:
         """JSON-able arguments for `build`."""
@@ -115,13 +122,17 @@ class Classifier(nn.Module):
             "pool": self.pool,
             "batch_norm": isinstance(self.bn, nn.BatchNorm1d),
             **({"queries": len(self.query_pool.query)} if self.query_pool is not None else {}),
+            **({"beside": self.beside.described} if self.beside is not None else {}),
         }
 
     @classmethod
     def build(cls, config: dict[str, Any]) -> "Classifier":
         """The classifier that `config()` describes, with new weights."""
-        rest = {name: v for name, v in config.items() if name != "encoder"}
-        return cls(build_encoder(config["encoder"]), **rest)
+        rest = {name: v for name, v in config.items() if name not in ("encoder", "beside")}
+        classifier = cls(build_encoder(config["encoder"]), **rest)
+        if "beside" in config:
+            classifier.add_beside(config["beside"])
+        return classifier
 
     def forward(
         self, images: Float[Tensor, "B C H W"], draws: Float[Tensor, "B depth 2"] | None = None
@@ -167,7 +178,8 @@ def trainable(classifier: Classifier, train: str) -> list[str]:
     after = [n for n in names if n.startswith(("query_pool.", "fc_norm.", "bn.", "head."))]
     if train == "head":
         return [n for n in after if n.startswith(("query_pool.", "head."))]
-    return with_last_blocks(classifier, classifier.encoder, train)
+    found = with_last_blocks(classifier, classifier.encoder, train)
+    return [name for name in found if name != "beside.decoder.pos_embed"]  # fixed, as in the MAE
 
 
 def without_encoder(model: nn.Module) -> list[str]:

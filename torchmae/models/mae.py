@@ -20,7 +20,7 @@ from torchmae.models.decoders import (
 from torchmae.models.encoders import Backbone, build_encoder
 from torchmae.models.masking import THREE_QUARTERS, Mask, MaskGenerator, PartMask
 from torchmae.models.patches import gather_tokens, grid_of, patch_statistics, patchify
-from torchmae.models.targets import build_target
+from torchmae.models.targets import build_target, described_target
 from torchmae.models.vit import ViT, product_flops
 
 LOSSES = {
@@ -76,12 +76,18 @@ class MAE(nn.Module):
         decoder = decoder or decoder_config(encoder.embed_dim)
         self.encoder = encoder
         self.target_name = target if isinstance(target, str) else target["name"]
+        target = described_target(target, encoder)
         self.described_target = target
         self.loss_on = loss_on
         self.encode_all = encode_all
         statistics = (encoder.mean, encoder.std)
         self.target = build_target(target, encoder.patch, encoder.channels, *statistics)
+        if self.target.follows_encoder:
+            self.target.follow(encoder, decay=0.0)
         build_decoder = choose(DECODERS, decoder.kind, "decoder")
+        if build_decoder.every_block and not isinstance(encoder, ViT):
+            kind = type(encoder).__name__
+            raise UserError(f"--decoder {decoder.kind} sees every block of a ViT, not of a {kind}")
         self.decoder = build_decoder(decoder, encoder, self.target.width, not encode_all)
         if self.target.needs_statistics:  # last, so that no other weight depends on it
             self.decoder.statistics = statistics_head(decoder.dim)
@@ -183,9 +189,10 @@ class MAE(nn.Module):
 
     def encode(self, images: Float[Tensor, "B C H W"], mask: Mask) -> Float[Tensor, "B T D"]:
         """What the decoder gets: the class token and the visible patches, or with `encode_all`
-        those of all places."""
+        those of all places; after the last block, or after each one (`Decoder.every_block`)."""
         encoder = self.encoder
-        if self.mask_token is None and tuple(images.shape[2:]) == tuple(encoder.image_size):
+        plain = self.mask_token is None and not self.decoder.every_block
+        if plain and tuple(images.shape[2:]) == tuple(encoder.image_size):
             latent = encoder(images, mask.keep)
         elif not isinstance(encoder, ViT):
             raise UserError(f"a {type(encoder).__name__} takes images of one size")
@@ -194,7 +201,10 @@ class MAE(nn.Module):
             if self.mask_token is not None:
                 masked = self.mask_token + gather_tokens(table[:, 1:], mask.hide)
                 tokens = torch.cat([tokens, masked], dim=1)
-            latent = encoder.encode(tokens)
+            if self.decoder.every_block:
+                latent = torch.cat(list(encoder.encode_layers(tokens)), dim=2)
+            else:
+                latent = encoder.encode(tokens)
         if encoder.num_prefix_tokens > 1:  # registers are the encoder's own (Darcet et al. 2023)
             latent = torch.cat([latent[:, :1], latent[:, encoder.num_prefix_tokens :]], dim=1)
         return latent
@@ -233,11 +243,14 @@ def training_flops(model: MAE, masks: MaskGenerator = THREE_QUARTERS) -> int | N
 
     Args:
         model: its sizes count, not its weights.
-        masks: how many patches are visible and predicted.
+        masks: how many patches are visible and predicted; of several ratios the mean counts.
     """
     encoder, decoder = model.encoder, model.decoder
     if not isinstance(encoder, ViT):
         return None
+    if masks.ratios:
+        counts = [n for one in masks.each() if (n := training_flops(model, one)) is not None]
+        return round(sum(counts) / len(counts)) if counts else None
     patches, dim = math.prod(encoder.grid), encoder.embed_dim
     visible, predicted = masks.counts(encoder.grid)
     seen = (patches, 0) if model.encode_all else (visible, predicted)

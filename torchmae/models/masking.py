@@ -8,7 +8,7 @@ and is deterministic in it. The noise is integers from a counter-based hash, so 
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -17,8 +17,9 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from torchmae.errors import UserError, choose
-from torchmae.hashing import BLOCK, GREEN, MASK, NOISE, PREDICT, hash32, uniform
+from torchmae.hashing import BLOCK, GREEN, MASK, NOISE, PREDICT, RATIO, hash32, uniform
 from torchmae.models.patches import Size
+from torchmae.settings.options import parse_ratio
 
 
 class Mask(NamedTuple):
@@ -265,19 +266,47 @@ class MaskGenerator:
         unit: masks are made of squares of so many patches a side.
         predicted: share of the hidden patches that the decoder predicts, sampled with each mask
             (CrossMAE, Fu et al. 2024; VideoMAE V2, Wang et al. 2023).
+        ratios: those that training steps have, one each (`at`); (): all have `ratio`, which is
+            their mean.
     """
 
     name: str = "random"
     ratio: float = 0.75
     unit: int = 1
     predicted: float = 1.0
+    ratios: tuple[float, ...] = ()
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> "MaskGenerator":
         """That of a run with these settings; what older runs do not name is the default."""
-        names = {"name": "masking", "ratio": "mask_ratio", "unit": "mask_unit"}
-        names["predicted"] = "predict_share"
-        return cls(**{mine: settings[name] for mine, name in names.items() if name in settings})
+        names = {"name": "masking", "unit": "mask_unit", "predicted": "predict_share"}
+        known = {mine: settings[name] for mine, name in names.items() if name in settings}
+        low, high = parse_ratio(settings.get("mask_ratio", cls.ratio))
+        if low == high:
+            return cls(**known, ratio=low)
+        steps = [low + (high - low) * i / (RATIOS - 1) for i in range(RATIOS)]
+        # Decimals as people write them: 0.7, not 0.7000000000000001, so that counts are theirs.
+        ratios = tuple(round(ratio, 6) for ratio in steps)
+        return cls(**known, ratio=round((low + high) / 2, 6), ratios=ratios)
+
+    def at(self, seed: int, step: int) -> "MaskGenerator":
+        """That of a training step (0-based), the same in every process.
+
+        Of `RATIOS` steps in a row each has another ratio, in an order that is drawn by the hash:
+        the mean over few steps, of loss, time and operations, is that of the range. The first
+        steps begin with the most visible patches, so that what fits into memory then always does.
+        """
+        if not self.ratios:
+            return self
+        block, turn = divmod(step, len(self.ratios))
+        order = sorted(
+            range(len(self.ratios)), key=lambda i: hash32(seed, RATIO, block, i) if block else i
+        )
+        return replace(self, ratio=self.ratios[order[turn]], ratios=())
+
+    def each(self) -> list["MaskGenerator"]:
+        """Those that training steps have, each as often as the others."""
+        return [replace(self, ratio=ratio, ratios=()) for ratio in self.ratios or (self.ratio,)]
 
     def __call__(self, noise: Int64[Tensor, "B N"], grid: Size, turn: int = 0) -> Mask:
         """The masks of some images.
@@ -300,6 +329,11 @@ class MaskGenerator:
         some = order[:, : share_of(mask.hide.shape[1], self.predicted)]
         return PartMask(mask.keep, mask.hide.gather(1, some))
 
+    def share(self) -> str:
+        """The share of hidden patches in percent: "75" or "60 to 90"."""
+        ends = self.ratios[:: RATIOS - 1] or (self.ratio,)
+        return " to ".join(f"{100 * ratio:.0f}" for ratio in ends)
+
     def words(self) -> str:
         """Such as "random, in units of 2x2 patches"."""
         unit = f", in units of {self.unit}x{self.unit} patches" if self.unit > 1 else ""
@@ -317,6 +351,7 @@ class MaskGenerator:
         return visible, share_of(math.prod(grid) - visible, self.predicted)
 
 
+RATIOS = 4  # of a range: few numbers of tokens, each of which is compiled once
 THREE_QUARTERS = MaskGenerator()  # the paper's
 
 

@@ -716,7 +716,10 @@ class ViT(PixelInput):
 
         Each is after the final norm, which is that of the last block.
         """
-        tokens = self.entering(images)
+        return self.encode_layers(self.entering(images))
+
+    def encode_layers(self, tokens: Float[Tensor, "B T D"]) -> Iterator[Float[Tensor, "B T D"]]:
+        """What `encode` returns for `layer` = 1, 2, ... depth, in one pass."""
         for block in self.blocks:
             tokens = block(tokens)
             yield self.norm(tokens)

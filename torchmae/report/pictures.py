@@ -151,7 +151,9 @@ class About(NamedTuple):
 
     def title(self, mask: Mask) -> str:
         """Such as "photos, step 1,200, 75 % of patches hidden (random)"."""
-        return self.begin(hidden_words(hidden_share(mask), self.masking, self.noise_std))
+        return self.begin(
+            hidden_words(f"{100 * hidden_share(mask):.0f}", self.masking, self.noise_std)
+        )
 
     def begin(self, *words: str) -> str:
         """A title of these words, after those of the run."""
@@ -164,10 +166,16 @@ def hidden_share(mask: Mask) -> float:
     return mask.hide.shape[1] / (mask.hide.shape[1] + mask.keep.shape[1])
 
 
-def hidden_words(ratio: float, masking: str, noise_std: float) -> str:
-    """What the encoder does not see, such as "75 % of patches hidden (random)"."""
+def hidden_words(share: str, masking: str, noise_std: float) -> str:
+    """What the encoder does not see, such as "75 % of patches hidden (random)".
+
+    Args:
+        share: of hidden patches in percent, such as "75", "0" or "60 to 90".
+        masking: how they are chosen, in words.
+        noise_std: of noise on the normalised images.
+    """
     noise = [f"noise of std {noise_std:g}"] if noise_std else []
-    hidden = [f"{100 * ratio:.0f} % of patches hidden ({masking})"] if ratio else []
+    hidden = [f"{share} % of patches hidden ({masking})"] if share != "0" else []
     return ", ".join([*hidden, *noise])
 
 

@@ -406,6 +406,27 @@ def patch_text(patch: int | tuple[int, ...]) -> int | str:
     return patch[0] if len(set(patch)) == 1 else "x".join(map(str, patch))
 
 
+def parse_ratio(value: str | float) -> tuple[float, float]:
+    """`0.75` to (0.75, 0.75), `0.6..0.9` to (0.6, 0.9): the ends of a range of mask ratios.
+
+    Raises:
+        UserError: it is neither, or its ends are no shares or in no order.
+    """
+    first, dots, last = str(value).partition("..")
+    try:
+        low, high = float(first), float(last if dots else first)
+    except ValueError:
+        raise UserError(
+            f"--mask-ratio {value}: a share such as 0.75, or a range such as 0.6..0.9"
+        ) from None
+    problem = BELOW_ONE.problem(low) or BELOW_ONE.problem(high)
+    if problem is not None:
+        raise UserError(f"--mask-ratio {value}: {problem}")
+    if dots and not 0 < low < high:
+        raise UserError(f"--mask-ratio {value}: a range goes from a share above 0 to a larger one")
+    return low, high
+
+
 ALL = "all"  # of --layer
 
 

@@ -204,10 +204,12 @@ def is_given(flag: str, arguments: Sequence[str]) -> bool:
     return any(word == flag or word.startswith(f"{flag}=") for word in arguments)
 
 
-def value_type(kind: Any) -> tuple[type, str | int | None]:
+def value_type(kind: Any) -> tuple[Callable[[str], Any], str | int | None]:
     """The type of one value, and how many there are: None (one), "+" or a number."""
     if get_origin(kind) is UnionType:
         kinds = [one for one in get_args(kind) if one is not NoneType]
+        if float in kinds and str in kinds:
+            return number_or_text, None
         return value_type(str if str in kinds else kinds[0])
     if get_origin(kind) is tuple:
         items = get_args(kind)
@@ -215,7 +217,15 @@ def value_type(kind: Any) -> tuple[type, str | int | None]:
     return kind, None
 
 
-def converter(kind: type) -> Callable[[str], Any]:
+def number_or_text(text: str) -> float | str:
+    """A number where the text is one."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def converter(kind: Callable[[str], Any]) -> Callable[[str], Any]:
     """Text to a value, with an error in words."""
 
     def convert(text: str) -> Any:
@@ -228,9 +238,10 @@ def converter(kind: type) -> Callable[[str], Any]:
     return convert
 
 
-def placeholder(setting: Option, kind: type) -> str:
+def placeholder(setting: Option, kind: Callable[[str], Any]) -> str:
     """What stands for the value in `--help`."""
-    return {int: "N", float: "X"}.get(kind, setting.name.rpartition("_")[2].upper())
+    numbers: dict[Any, str] = {int: "N", float: "X", number_or_text: "X"}
+    return numbers.get(kind, setting.name.rpartition("_")[2].upper())
 
 
 def help_text(setting: Option, rule: str | None) -> str:

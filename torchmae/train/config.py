@@ -24,6 +24,15 @@ BatchT = TypeVar("BatchT", bound="TrainBatch")  # Self, which beartype knows in 
 
 
 @dataclass(frozen=True)
+class Floor:
+    """A value that `Task.diagnose` gives, and below which a training is stopped."""
+
+    name: str
+    least: float
+    words: str  # what has gone wrong then, and what to do
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """How to train, with nothing left open."""
 
@@ -48,6 +57,7 @@ class TrainConfig:
     image_flops: int | None = None  # operations of a step for an image, which the log adds up
     evaluate_steps: float | None = None  # between two evaluations, in place of evaluate_minutes
     views: int = 1  # how often a step shows each image of its batch; counted as so many images
+    floor: Floor | None = None
     timeout_minutes: float = 10.0  # of the processes for each other, once the first step is done
 
     # These decide the weights too; the defaults are those of pre-training.

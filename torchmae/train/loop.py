@@ -232,7 +232,7 @@ def log_progress(
     Raises:
         RunError: the loss was not finite for `MAX_BAD_STEPS` steps in a row, or at the end of the
             training in the last two, in no step since the last record or, in one of at most
-            `MAX_BAD_STEPS`, in the last.
+            `MAX_BAD_STEPS`, in the last; a value is below the floor of the plan.
     """
     world = trainer.world
     with torch.no_grad():
@@ -243,6 +243,12 @@ def log_progress(
         record["flops"] = log.plan.image_flops * record["images_seen"]
     record |= {**extra, "lr": lr, "peak_memory_mb": peak_memory_mb(world.device)}
     log.write(record)
+    floor = log.plan.floor  # the mean over processes, so that all of them stop
+    if floor is not None and extra.get(floor.name, floor.least) < floor.least:
+        raise RunError(
+            f"step {meter.step}: {floor.name} is {extra[floor.name]:.2g}, below {floor.least:g}: "
+            f"{floor.words}"
+        )
     if meter.is_slow():
         log.say(
             f"{record['wait']:.0%} of the time is spent waiting for data; try more --workers "

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ from torch import Tensor
 import torchmae
 from torchmae import cli
 from torchmae.data.loader import Batch
-from torchmae.errors import UserError
+from torchmae.errors import RunError, UserError
 from torchmae.models.masking import MaskGenerator, noise
+from torchmae.tasks.pretrain.plan import COLLAPSE
 from torchmae.tasks.pretrain.task import PretrainTask
 
 
@@ -61,6 +63,14 @@ def test_views_are_a_loop_over_masks(complementary: bool, share: float) -> None:
 WAYS = {
     "views": dict(views=4, decoder="cross", predict_share=0.5),
     "complementary": dict(views=2, complementary=True, masking="green", mask_unit=2),
+    "ratios": dict(mask_ratio="0.5..0.8", views=2, decoder="cross-weighted"),
+    "ema": dict(target="ema", views=2),
+}
+SAID = {
+    "views": "4 masks of each crop",
+    "complementary": "2 complementary masks of each crop",
+    "ratios": "50 to 80 % of patches hidden (random), 2 masks of each crop",
+    "ema": "target ema",
 }
 
 
@@ -73,8 +83,7 @@ def test_it_trains_and_a_resumed_run_ends_with_the_same_bits(tmp_path, way, caps
     )  # fmt: skip
     run = torchmae.pretrain(str(photos), **asked).path
     words = capsys.readouterr().out
-    said = "4 masks of each crop" if way == "views" else "2 complementary masks of each crop"
-    assert said in words
+    assert SAID[way] in words
     records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert records[-1]["images_seen"] == 8 * records[-1]["step"], "each mask is counted"
     whole = (run / "model.safetensors").read_bytes()
@@ -82,6 +91,9 @@ def test_it_trains_and_a_resumed_run_ends_with_the_same_bits(tmp_path, way, caps
     (run / "model.safetensors").unlink()
     torchmae.pretrain(str(photos), **{**asked, "micro_batch_size": 8 // WAYS[way]["views"]})
     assert (run / "model.safetensors").read_bytes() == whole
+    if way == "ema":  # its predictions are no pixels
+        assert all(r["target deviation"] > 0.1 and r["target rank"] > 1 for r in records)
+        return
     cli.main(["reconstruct", str(run), str(photos), "--sheet", "--count", "2", "--out",
               str(tmp_path / "sheet.png")])  # fmt: skip
     assert (tmp_path / "sheet.png").is_file()
@@ -96,9 +108,22 @@ def test_it_trains_and_a_resumed_run_ends_with_the_same_bits(tmp_path, way, caps
         (dict(mask_unit=3), "units of 3x3 patches do not fill a grid of 4x4"),
         (dict(decoder="cross", encode_all=True), "use the transformer decoder"),
         (dict(masking="greem"), "green"),
+        (dict(mask_ratio="0.9..0.6"), "a share above 0 to a larger one"),
+        (dict(mask_ratio="0.9..1"), "must be below 1"),
+        (dict(target="ema", fsdp=True), "needs the whole encoder in each process"),
+        (dict(mask_ratio="much"), "a range such as 0.6..0.9"),
+        (dict(mask_ratio="0.5..0.95"), "leaves 0 of 16 patches visible"),
     ],
 )
 def test_what_does_not_go_together_is_said_before_training(tmp_path, options, words) -> None:
     photos = make_photos(tmp_path / "photos")
     with pytest.raises(UserError, match=words):
         torchmae.pretrain(str(photos), out=str(tmp_path / "run"), **{**SMALL, **options})
+
+
+def test_a_collapsed_target_stops_the_training_with_words(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("torchmae.tasks.pretrain.plan.COLLAPSE", replace(COLLAPSE, least=2.0))
+    photos = make_photos(tmp_path / "photos")
+    asked = dict(out=str(tmp_path / "run"), epochs=1, log_every=1, target="ema", **SMALL)
+    with pytest.raises(RunError, match=r"^step 1: target deviation is 0\..* below 2: all images"):
+        torchmae.pretrain(str(photos), **asked)

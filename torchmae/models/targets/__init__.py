@@ -4,7 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 from torchmae.errors import UserError, choose
+from torchmae.models.encoders import Backbone
 from torchmae.models.patches import Size
+from torchmae.models.targets.ema import EMA
 from torchmae.models.targets.features import Features
 from torchmae.models.targets.hog import HOG
 from torchmae.models.targets.pca import PCA
@@ -19,6 +21,7 @@ TARGETS: dict[str, type[Target]] = {
     "hog": HOG,
     "tokens": Tokens,
     "run": Features,
+    "ema": EMA,
 }
 
 
@@ -37,6 +40,13 @@ def split_target(text: str) -> tuple[str, str | None]:
     return name, run or None
 
 
+def described_target(target: str | dict[str, Any], encoder: Backbone) -> str | dict[str, Any]:
+    """A target as `build_target` takes it: one that follows an encoder with its description."""
+    if isinstance(target, str) and choose(TARGETS, target, "target").follows_encoder:
+        return {"name": target, "model": {"encoder": encoder.config()}}
+    return target
+
+
 def build_target(
     described: str | dict[str, Any],
     patch: Size,
@@ -47,8 +57,8 @@ def build_target(
     """A target for images that are normalised by `mean` and `std`.
 
     Args:
-        described: a name in `TARGETS`; for one that is made of a run its "name", and the "model" of
-            that run's config.json.
+        described: a name in `TARGETS`; for one that is made of a run or of the encoder itself its
+            "name", and the "model" of that run's config.json or of this one's.
         patch: height and width of a patch in pixels.
         channels: of the images.
         mean: that the images are normalised by, by channel.
@@ -56,6 +66,6 @@ def build_target(
     """
     if isinstance(described, str):
         return choose(TARGETS, split_target(described)[0], "target")(patch, channels)
-    # Classes of targets that are made of a run take more than the contract's.
+    # Classes of targets that are made of a model take more than the contract's.
     cls: Callable[..., Target] = choose(TARGETS, described["name"], "target")
     return cls(patch, channels, described["model"], mean, std)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchmae.errors import UserError
 from torchmae.models.encoders import Backbone, build_encoder
 from torchmae.models.patches import Size, gather_tokens, size_name
-from torchmae.models.targets.target import Target, conversion, frozen
+from torchmae.models.targets.target import Target, conversion, encoder_flops, frozen
 
 
 class Features(Target):
@@ -81,3 +81,7 @@ class Features(Target):
             (found,) = self.network.forward_intermediates(images * scale + shift, [-1], norm=True)
         tokens = found.flatten(2).transpose(1, 2).float()
         return F.layer_norm(gather_tokens(tokens, ids), (self.width,))
+
+    def flops(self, grid: Size) -> int:
+        """Those of the encoder."""
+        return encoder_flops(self.network, grid)

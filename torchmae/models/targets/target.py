@@ -1,5 +1,6 @@
 """The contract of a target."""
 
+import math
 from typing import ClassVar
 
 import torch
@@ -7,8 +8,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor, nn
 
+from torchmae.models.encoders import Backbone
 from torchmae.models.masking import Mask
 from torchmae.models.patches import Size, patch_statistics, patchify
+from torchmae.models.vit import ViT, product_flops
 
 
 class Target(nn.Module):
@@ -32,12 +35,16 @@ class Target(nn.Module):
         needs_statistics: True if a prediction has no brightness and contrast of its own; the
             decoder then has a head that predicts mean and std of each hidden patch, which
             `to_pixels` gets.
+        follows_encoder: a class attribute; True for one that is made of the encoder itself, as
+            `model` of its arguments says, and is told of its weights by `follow` at the start and
+            after each step. Such a truth may collapse, which is watched.
         run_kinds: the kinds of run (`runfolder.kind_of`) that it can be made of; (): of none.
         run_words: what such a run is, in words.
         network: with `run_kinds` the module that gets the weights of that run, before the first
             step of a new run. They are part of the target's state, as buffers: nothing trains them.
     """
 
+    follows_encoder: ClassVar[bool] = False
     run_kinds: ClassVar[tuple[str, ...]] = ()
     run_words: ClassVar[str] = ""
     network: nn.Module
@@ -58,6 +65,14 @@ class Target(nn.Module):
     def fit(self, patches: Float[Tensor, "n P"]) -> None:
         """Fits the state to a sample of patches of normalised images, float32; nothing unless a
         target needs it."""
+
+    def follow(self, encoder: Backbone, decay: float) -> None:
+        """Takes over the encoder's weights, for a target that follows it.
+
+        Args:
+            encoder: as it is now.
+            decay: how much of its own weights the target retains, in [0, 1].
+        """
 
     def forward(
         self, images: Float[Tensor, "B C H W"], ids: Int64[Tensor, "B M"]
@@ -146,6 +161,19 @@ def frozen(network: nn.Module) -> nn.Module:
             delattr(module, name)
             module.register_buffer(name, torch.full_like(parameter.detach(), torch.nan))
     return network
+
+
+def encoder_flops(encoder: Backbone, grid: Size) -> int:
+    """Operations of an encoder's forward pass over one whole image of so many patches, matrix
+    products only; 0 for encoders that do not count theirs."""
+    if not isinstance(encoder, ViT):
+        return 0
+    patches, dim, hidden = math.prod(grid), encoder.embed_dim, encoder.embed_dim * encoder.mlp_ratio
+    tokens = encoder.num_prefix_tokens + patches
+    block = product_flops(tokens, dim, 4 * dim + 2 * int(hidden))
+    block += 2 * product_flops(tokens, dim, tokens)
+    pixels = math.prod(encoder.patch) * encoder.channels
+    return encoder.depth * block + product_flops(patches, pixels, dim)
 
 
 def conversion(

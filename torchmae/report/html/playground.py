@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from torchmae.models.mae import MAE
-from torchmae.models.masking import MASKINGS
+from torchmae.models.masking import MASKINGS, MaskGenerator
 from torchmae.runfolder import kind_of, last_step, read_config
 from torchmae.version import __version__
 
@@ -73,7 +73,7 @@ def about(run: str, model: Any, best: bool = False) -> dict[str, Any]:
         "pictures": pictures,
         "statistics": pictures and model.target.needs_statistics,
         "noise": settings.get("noise", 0.0),
-        "mask_ratio": settings.get("mask_ratio", 0.75),
+        "mask_ratio": MaskGenerator.of(settings).ratio,
         "masking": settings.get("masking", "random"),
         "maskings": list(MASKINGS),
     }

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from torchmae import runfolder
 from torchmae.report.words.learning import BASELINE, Look, cause, end_of
 from torchmae.settings.defaults import pretraining_lr
+from torchmae.settings.options import parse_ratio
 
 WAITING = 0.2  # share of the time from which loading is too slow
 FAR = 5  # times the recipe's learning rate, or a part of it
@@ -45,7 +46,7 @@ def words_of(run: Path, config: Mapping[str, Any]) -> list[Word]:
 def progress(config: Mapping[str, Any], losses: Sequence[Mapping[str, Any]]) -> Iterator[Word]:
     """How far the training is."""
     if not losses:
-        if config.get("verb") in ("pretrain", "finetune", "tokenizer"):
+        if config.get("verb") in ("pretrain", "finetune", "tokenizer", "refine"):
             yield Word("", "no step has been logged yet")
         return
     settings, step, of = config["config"], losses[-1]["step"], steps_of(config)
@@ -169,7 +170,7 @@ def recipe(config: Mapping[str, Any]) -> Iterator[Word]:
     if config.get("verb") != "pretrain":
         return
     settings, width = config["config"], config["model"]["encoder"].get("embed_dim")
-    batch, lr, ratio = (settings.get(name) for name in ("batch_size", "base_lr", "mask_ratio"))
+    batch, lr = settings.get("batch_size"), settings.get("base_lr")
     if batch and lr is not None and width:
         usual = pretraining_lr(width, batch)
         if not usual / FAR <= lr <= usual * FAR:
@@ -179,10 +180,12 @@ def recipe(config: Mapping[str, Any]) -> Iterator[Word]:
             )
     if batch and batch < LEAST_BATCH:
         yield Word("bad", f"--batch-size {batch} is small: gradients of few images are noisy")
-    if ratio and not settings.get("noise") and not RATIOS[0] <= ratio <= RATIOS[1]:
+    ratio = settings.get("mask_ratio", 0)
+    low, high = parse_ratio(ratio)
+    if high and not settings.get("noise") and not RATIOS[0] <= low <= high <= RATIOS[1]:
         yield Word(
             "bad",
-            f"--mask-ratio {ratio:g} is far from the recipe's 0.75: below {RATIOS[0]} patches are "
+            f"--mask-ratio {ratio} is far from the recipe's 0.75: below {RATIOS[0]} patches are "
             f"copied from their neighbors, above {RATIOS[1]} too little is left to see",
         )
 

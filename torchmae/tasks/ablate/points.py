@@ -242,7 +242,8 @@ class Ablation:
         choose(MASKINGS, masked.masking, "masking")
         split_target(masked.target)
         patches = grid_of(parse_size(model.image_size), as_size(parse_patch(model.patch_size)))
-        MaskGenerator.of(vars(masked)).counts(patches)
+        for masks in MaskGenerator.of(vars(masked)).each():
+            masks.counts(patches)
         width = self.facts.embed_dim or size_of(model.model or "")["embed_dim"]
         sizes = (model.decoder_dim, model.decoder_depth, model.decoder_heads)
         decoder = decoder_config(width, model.decoder, *sizes)

@@ -22,7 +22,9 @@ from torchmae.interop.exporting.check import (
 )
 from torchmae.interop.names import Weights, to_plain
 from torchmae.models.detection.detector import Detector
+from torchmae.models.heads import Classifier
 from torchmae.models.mae import MAE
+from torchmae.models.masking import MaskGenerator
 from torchmae.models.weights import (
     load,
     load_classifier,
@@ -151,9 +153,12 @@ def open_run(config: Export) -> ExportInput:
     refuse_dense(config, kind)
     refuse_scaling(config, model["encoder"].get("scaling"))
     weights = read_weights(config.run, "best.safetensors" if config.best else "model.safetensors")
+    model.pop("beside", None)
+    model.pop("contrast", None)
+    unneeded = ["beside.", "contrast."]  # of --mae-weight and mae refine: no prediction needs them
     if model.get("pool") == "attentive":  # its encoder has a norm of its own
-        pooling = ("query_pool.", "fc_norm.")
-        weights = {name: w for name, w in weights.items() if not name.startswith(pooling)}
+        unneeded += ["query_pool.", "fc_norm."]
+    weights = {name: w for name, w in weights.items() if not name.startswith(tuple(unneeded))}
     if isinstance(model.get("target"), dict):
         if not config.only:
             raise UserError(
@@ -174,15 +179,9 @@ def open_run(config: Export) -> ExportInput:
     if config.only:
         kind, model = "encoder", {n: v for n, v in model.items() if n in ("encoder", "pool")}
         weights = {n: w for n, w in weights.items() if not n.startswith(HEADS)}
-    loaders: dict[str, Any] = {"mae": load_mae, "encoder": load, **WITH_BEST}
-    module: Any
-    if config.best:
-        best = WITH_BEST.get(kind_of(described), load_classifier)(config.run, best=True)
-        module = best.encoder if config.only else best
-    else:
-        module = loaders[kind](config.run)
+    module = load_module(config, kind, kind_of(described))
     settings = described["config"]
-    ratio, crop = settings.get("mask_ratio", 0.75), settings.get("crop_pct", 1.0)
+    ratio, crop = MaskGenerator.of(settings).ratio, settings.get("crop_pct", 1.0)
     subject = ExportInput(module, weights, model, ratio, Path(config.out), crop)
     origin = {
         "run": Path(config.run).resolve().name,
@@ -190,6 +189,25 @@ def open_run(config: Export) -> ExportInput:
         "trained_with": f"torchmae {described.get('torchmae')}, commit {described.get('commit')}",
     }
     return subject._replace(origin=origin, serving=serving(config, module, kind))
+
+
+def load_module(config: Export, kind: str, whole: str) -> Any:
+    """The module that is exported.
+
+    Args:
+        config: the settings.
+        kind: of what is exported.
+        whole: of the run.
+    """
+    loaders: dict[str, Any] = {"mae": load_mae, "encoder": load, **WITH_BEST}
+    if config.best:
+        best = WITH_BEST.get(whole, load_classifier)(config.run, best=True)
+        module: Any = best.encoder if config.only else best
+    else:
+        module = loaders[kind](config.run)
+    if isinstance(module, Classifier):
+        module.beside = None
+    return module
 
 
 def of_encoder(weights: Weights) -> Weights:

@@ -180,6 +180,20 @@ class RegularizationOptions:
     mixup: float | None = option(None, "Mixup's alpha; 0: off.", within=ALPHA)
     cutmix: float | None = option(None, "CutMix's alpha; 0: off.", within=ALPHA)
     label_smoothing: float | None = option(None, "Label smoothing.", within=BELOW_ONE)
+    unlabelled: str | None = option(
+        None,
+        "With --mae-weight: images without labels, as many in each step as labelled ones, for the "
+        "MAE's loss.",
+        metavar="DATA",
+        otherwise="the labelled images alone",
+        images=True,
+    )
+    mae_weight: float = option(
+        0.0,
+        "Share of the run's own MAE loss, on the same images with its decoder, in the loss; the "
+        "rest is the labels' (0.9 in SSAT).",
+        within=BELOW_ONE,
+    )
 
 
 def classify_kind(values: Mapping[str, Any]) -> str:
@@ -548,8 +562,24 @@ def check(config: Finetune) -> None:
         choose(rules, model.position_resizing, "--position-resizing")
     check_from_scratch(config.run, model.model, model.patch_size, model.train)
     check_probe(config)
+    check_beside(config)
+    if config.regularization.mae_weight and (config.run == "none" or model.train == "head"):
+        raise UserError(
+            "--mae-weight trains the encoder by the decoder of a run too: name a run of mae "
+            "pretrain, and more than --train head"
+        )
     if model.image_size is not None:
         parse_size(model.image_size)
+
+
+def check_beside(config: Finetune) -> None:
+    """Raises UserError for images without labels that nothing would use."""
+    if config.regularization.unlabelled is None:
+        return
+    if not config.regularization.mae_weight:
+        raise UserError("--unlabelled is for the MAE's loss: add --mae-weight 0.9")
+    if config.runtime.cache == "device":
+        raise UserError("--cache device holds one set of images: with --unlabelled use another")
 
 
 def check_pool(model: ClassifierOptions) -> None:

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from torchmae.data.cache.choose import CacheChoice
 from torchmae.data.cache.device import DeviceLoader
 from torchmae.data.labels import LabelledSets
-from torchmae.data.loader import Batches
+from torchmae.data.loader import Batches, Paired
 from torchmae.data.scan import Scan
+from torchmae.data.sources.source import Source
 from torchmae.models.heads import Classifier
 from torchmae.settings.defaults import Choice
 from torchmae.tasks.finetune.config import ResolvedFinetune
@@ -21,6 +22,8 @@ class Job:
     model: Classifier
     chosen: dict[str, Choice]
     batches: Batches
-    stream: Batches | DeviceLoader  # the batches, with a cache around them where there is one
+    # The batches, with a cache around them where there is one, and images without labels beside.
+    stream: Batches | DeviceLoader | Paired
     found: Scan | None = None  # None when resuming
     cache: CacheChoice = CacheChoice("none", "not needed")
+    unlabelled: Source | None = None

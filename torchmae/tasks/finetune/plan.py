@@ -52,6 +52,7 @@ def describe(job: Job, task: ClassifyTask, plan: TrainConfig, where: str) -> str
         "data": f"{config.source.data}: {len(data.train)} training images"
         f"{f' ({few} a class)' if few else ''} and {len(data.val)} validation images, "
         f"{len(model.classes)} classes{f', {left_out}' if left_out else ''}",
+        **({} if job.unlabelled is None else {"unlabelled": words_of(job)}),
         "model": f"{encoder.embed_dim} wide, {len(encoder.layers())} blocks, "
         f"{size_text(encoder.image_size)} px, {encoder.channels} "
         f"channel{'s' * (encoder.channels > 1)}; "
@@ -71,6 +72,15 @@ def describe(job: Job, task: ClassifyTask, plan: TrainConfig, where: str) -> str
         notes += doubtful(config, encoder.channels)
         lines += [f"{'note':>17}  {note}" for note in notes]
     return "\n".join([*lines, *reasons(job.chosen)])
+
+
+def words_of(job: Job) -> str:
+    """The images without labels, in words."""
+    assert job.unlabelled is not None
+    return (
+        f"{job.config.regularization.unlabelled}: {len(job.unlabelled)} images, "
+        f"{job.config.optim.batch_size} beside the labelled ones of each step, for the MAE's loss"
+    )
 
 
 def doubtful(config: ResolvedFinetune, channels: int) -> list[str]:

@@ -12,15 +12,18 @@ import torch
 from torchmae import manifest, runfolder
 from torchmae.data.augment import StrongAugment
 from torchmae.data.cache.choose import with_cache
+from torchmae.data.cache.device import DeviceLoader
 from torchmae.data.config import DecodeOptions, Listing, decode_as_run, listing_as_run
 from torchmae.data.labels import LabelledSets, labelled_sets, tuning_sets
-from torchmae.data.loader import Batches
+from torchmae.data.loader import Batches, Paired
 from torchmae.data.scan import scan_and_report
-from torchmae.data.sources import with_decode
+from torchmae.data.sources import open_source, with_decode
+from torchmae.data.sources.source import Source
 from torchmae.data.transforms import RandomResizedCropFlip
+from torchmae.models.beside import described_beside
 from torchmae.models.heads import Classifier, blocks_of
 from torchmae.models.sizes import architecture
-from torchmae.models.weights import load, seeded
+from torchmae.models.weights import load, load_mae, seeded
 from torchmae.report.curves import draw_curves
 from torchmae.report.html.run import Page, write_report
 from torchmae.scaling import scale_again
@@ -97,13 +100,20 @@ def open_sets(config: Finetune, out: Path, listing: Listing) -> LabelledSets:
     return sets.with_decode(decode_as_run(run, decode))
 
 
-def identity_of(data: LabelledSets) -> dict[str, Any]:
-    """What the labelled images are recognised by: files and labels."""
+def open_unlabelled(config: Finetune, data: LabelledSets) -> Source | None:
+    """The images of --unlabelled, decoded as the labelled ones."""
+    named = config.regularization.unlabelled
+    return None if named is None else open_source(named, data.train.decode)
+
+
+def identity_of(data: LabelledSets, unlabelled: Source | None = None) -> dict[str, Any]:
+    """What the images are recognised by: files and labels."""
     labels = repr((data.classes, data.train_labels.tolist(), data.val_labels.tolist()))
     return {
         **runfolder.stamped_identity(data.train),
         "val": runfolder.stamped_identity(data.val),
         "labels": hashlib.sha256(labels.encode()).hexdigest(),
+        **({"unlabelled": runfolder.stamped_identity(unlabelled)} if unlabelled else {}),
     }
 
 
@@ -123,12 +133,15 @@ def resumed(config: Finetune, data: LabelledSets, out: Path, world: World) -> Jo
     config = changed(config, avoid_seeds=stored.get("avoid_seeds", ()))
     before = build(ResolvedFinetune, {**requested(config), **stored})
     plan = train_config(before, len(data.train))
-    settings, described = resume(config, "finetune", identity_of(data), plan, out, world)
+    config = changed(config, unlabelled=before.regularization.unlabelled)
+    others = open_unlabelled(config, data.with_decode(decode_options(before)))
+    identity = identity_of(data, others)
+    settings, described = resume(config, "finetune", identity, plan, out, world)
     resolved = build(ResolvedFinetune, settings)
     data = data.with_decode(decode_options(resolved))
     model = Classifier.build(described)
     batches = make_batches(resolved, data, model, world)
-    return Job(resolved, data, model, {}, batches, batches)
+    return Job(resolved, data, model, {}, batches, batches, unlabelled=others)
 
 
 def decode_options(config: ResolvedFinetune) -> DecodeOptions:
@@ -139,11 +152,13 @@ def decode_options(config: ResolvedFinetune) -> DecodeOptions:
 def begun(config: Finetune, data: LabelledSets, out: Path, world: World) -> Job:
     """A new job: the data scanned, everything chosen, the classifier built, config.json written."""
     world.on_main(lambda: forget(out))
+    mae = load_mae(config.run) if config.regularization.mae_weight else None
     pretrained = None if config.run == "none" else load(config.run)
     channels = channels_of(config, data, pretrained)
     decode = replace(data.train.decode, channels=channels, dtype=data.train.dtype)
     config = changed(config, channels=channels, **decode.stored())
     data = data.with_decode(decode)
+    others = open_unlabelled(config, data)
     like = architecture(config.model.model)
     before = like.get("scaling") if pretrained is None else pretrained.scaling
     scale = scale_again(before, channels, data.train.dtype)
@@ -170,8 +185,11 @@ def begun(config: Finetune, data: LabelledSets, out: Path, world: World) -> Job:
         if pretrained is None or (channels, floats) != (encoder.channels, bool(encoder.scaling)):
             encoder.adapt(channels, found.mean, found.std, *([found.scaling] if floats else []))
         model = build_classifier(resolved, encoder, data.classes)
+        if mae is not None:
+            masked = runfolder.read_config(config.run)["config"]
+            model.add_beside(described_beside(mae, encoder, masked)).take(mae)
     batches = make_batches(resolved, data, model, world)
-    job = Job(resolved, data, model, chosen, batches, batches, found)
+    job = Job(resolved, data, model, chosen, batches, batches, found, unlabelled=others)
     plan, task = train_config(resolved, len(data.train)), ClassifyTask(model, resolved)
     asked = (config.optim.minutes, config.runtime.compile)
     if is_timed(plan.steps, *asked):
@@ -181,7 +199,7 @@ def begun(config: Finetune, data: LabelledSets, out: Path, world: World) -> Job:
         known = measured_facts(task, job.stream, plan, world, *asked)
         resolved, chosen = resolve(config, replace(facts, **known))
         job = replace(job, config=resolved, chosen=chosen)
-    settings, identity = flatten(resolved), identity_of(data)
+    settings, identity = flatten(resolved), identity_of(data, others)
     world.on_main(
         lambda: runfolder.write_config(
             out, "finetune", settings, identity, model.config(), why(chosen)
@@ -214,8 +232,20 @@ def with_stream(job: Job, world: World) -> Job:
     """The job as it computes: with its cache, and with gradient checkpointing."""
     runtime, data = job.config.runtime, job.config.source.data
     job.model.encoder.set_grad_checkpointing(runtime.grad_checkpointing)
+    stream: Batches | DeviceLoader | Paired
     cache, stream = with_cache(job.batches, runtime.cache, data, world, runtime.workers)
+    if job.unlabelled is not None:
+        assert isinstance(stream, Batches)  # --cache device is refused
+        stream = Paired(stream, others_of(job, job.unlabelled))
     return replace(job, cache=cache, stream=stream)
+
+
+def others_of(job: Job, source: Source) -> Batches:
+    """The images without labels of this process, cropped as in pre-training."""
+    strong = job.batches.transform
+    assert isinstance(strong, StrongAugment)
+    crop = replace(strong.crop, scale=(0.2, 1.0), clamp=False)
+    return replace(job.batches, source=source, transform=crop, targets=None)
 
 
 def train(job: Job, out: Path, world: World, quiet: bool) -> Path:

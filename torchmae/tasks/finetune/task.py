@@ -1,5 +1,7 @@
 """The task of `mae finetune`: cross-entropy, and what of the encoder may change."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -8,6 +10,7 @@ from torch import Tensor, nn
 from torchmae.data.loader import Batch
 from torchmae.hashing import DROP, uniform
 from torchmae.models.heads import Classifier, trainable
+from torchmae.models.masking import noise
 from torchmae.models.mixing import mix
 from torchmae.tasks.finetune.config import ResolvedFinetune
 
@@ -47,8 +50,25 @@ class ClassifyTask(nn.Module):
         images = self.model.encoder.normalize(batch.images)
         smooth = strong.label_smoothing
         targets = F.one_hot(batch.targets, count).float() * (1 - smooth) + smooth / count
-        images, targets = mix(images, targets, strong.mixup, strong.cutmix, self.seed, batch.step)
-        return {"loss": F.cross_entropy(self.model(images, self.draws(batch)).float(), targets)}
+        mixed, targets = mix(images, targets, strong.mixup, strong.cutmix, self.seed, batch.step)
+        loss = F.cross_entropy(self.model(mixed, self.draws(batch)).float(), targets)
+        if strong.mae_weight:
+            loss = torch.lerp(loss, self.mae_loss(images, batch), strong.mae_weight)
+        return {"loss": loss}
+
+    def mae_loss(self, images: Float[Tensor, "B C H W"], batch: Batch) -> Float[Tensor, ""]:
+        """The loss of the run's decoder on the same crops, not mixed, and on those without labels;
+        masks are a function of (seed, epoch, sample)."""
+        encoder, beside = self.model.encoder, self.model.beside
+        assert beside is not None
+        epoch, sample = batch.epoch, batch.sample
+        if batch.beside is not None:
+            others = batch.beside
+            images = torch.cat([images, encoder.normalize(others.images)])
+            epoch, sample = torch.cat([epoch, others.epoch]), torch.cat([sample, others.sample])
+        grid = encoder.grid
+        scores = noise(self.seed, epoch, sample, math.prod(grid))
+        return beside(encoder, images, beside.masks(scores, grid))
 
     def draws(self, batch: Batch) -> Float[Tensor, "B depth 2"]:
         """For stochastic depth: a function of (seed, epoch, sample), as all that is drawn."""
@@ -57,7 +77,10 @@ class ClassifyTask(nn.Module):
         return uniform(self.seed, DROP, *keys, places).unflatten(1, (-1, 2))
 
     def diagnose(self, batch: Batch) -> dict[str, Tensor]:
-        return {}
+        """With --mae-weight the part of the loss that is the MAE's."""
+        if not self.regularization.mae_weight:
+            return {}
+        return {"mae loss": self.mae_loss(self.model.encoder.normalize(batch.images), batch)}
 
     def after_step(self, step: int) -> None:
         """Nothing follows the weights."""

@@ -37,6 +37,7 @@ from torchmae.settings.options import (
     hidden,
     option,
     parse_patch,
+    parse_ratio,
     parse_size,
     size_text,
 )
@@ -70,8 +71,8 @@ class ModelOptions:
     )
     decoder: str = option(
         "transformer",
-        "transformer, cross (mask tokens look at visible patches only: less work), or linear (no "
-        "block: a lower bound).",
+        "transformer, cross (mask tokens look at visible patches only: less work), cross-weighted "
+        "(at a learned mix of all encoder blocks), or linear (no block: a lower bound).",
         metavar="KIND",
     )
     decoder_dim: int | None = option(
@@ -118,9 +119,10 @@ class MaskingOptions:
 
     GROUP: ClassVar[str] = "masking"
 
-    mask_ratio: float = option(
+    mask_ratio: float | str = option(
         0.75,
-        "Share of hidden patches; 0 (with --noise and --loss-on all): a denoising autoencoder.",
+        "Share of hidden patches, or a range such as 0.6..0.9, of which every 4 steps have 4 "
+        "values; 0 (with --noise and --loss-on all): a denoising autoencoder.",
         within=BELOW_ONE,
     )
     masking: str = option("random", "random, block, grid or green (regions of middling size).")
@@ -146,8 +148,9 @@ class MaskingOptions:
     target: str = option(
         "norm-pixels",
         "What is predicted: norm-pixels (each patch normalized: better features), pixels, pca "
-        "(the largest components of normalized patches), hog (directions of edges), tokens:RUN (of "
-        "a run of mae tokenizer) or run:RUN (features of the encoder of another run).",
+        "(the largest components of normalized patches), hog (directions of edges), ema (features "
+        "of the encoder's own average over the steps), tokens:RUN (of a run of mae tokenizer) or "
+        "run:RUN (features of the encoder of another run).",
     )
     noise: float = option(
         0.0,
@@ -166,7 +169,8 @@ class MaskingOptions:
 
     def check(self) -> None:
         """Raises UserError for what does not go together."""
-        if not self.mask_ratio and (self.loss_on != "all" or not self.noise):
+        low, _ = parse_ratio(self.mask_ratio)
+        if not low and (self.loss_on != "all" or not self.noise):
             raise UserError(
                 "--mask-ratio 0 hides nothing, so that there is nothing to predict: for a "
                 "denoising autoencoder add --noise 0.5 --loss-on all, else hide some patches"
@@ -439,6 +443,8 @@ class Pretrain:
         if self.crop.aspect == "keep" and self.runtime.cache == "device":
             raise UserError("--cache device makes crops of one shape: use --cache memory")
         self.masking.check()
+        if self.masking.target == "ema" and self.runtime.fsdp:
+            raise UserError("--target ema needs the whole encoder in each process: without --fsdp")
         model = self.model
         if model.normalize not in (None, "data", "imagenet", "run"):
             raise UserError(f"--normalize {model.normalize}: data or imagenet, or run with --from")

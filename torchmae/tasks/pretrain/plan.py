@@ -14,6 +14,7 @@ from torchmae.data.view import Glance, view_notes
 from torchmae.errors import printable
 from torchmae.models.mae import MAE
 from torchmae.models.masking import MaskGenerator
+from torchmae.models.targets import TARGETS, split_target
 from torchmae.models.vit import attention
 from torchmae.report.pictures import hidden_words
 from torchmae.report.words.learning import end_of, look_at, verdict
@@ -23,16 +24,25 @@ from torchmae.settings.python_data import typed
 from torchmae.tasks.pretrain.config import MaskingOptions, ResolvedPretrain
 from torchmae.tasks.pretrain.features import progress
 from torchmae.tasks.pretrain.job import Job
-from torchmae.train.config import TrainConfig
+from torchmae.tasks.pretrain.task import DEVIATION
+from torchmae.train.config import Floor, TrainConfig
 from torchmae.train.distributed import World
 from torchmae.train.loop import Outcome, finished_line
 from torchmae.train.optim import train_config_of, trunk
 from torchmae.version import command
 
+COLLAPSE = Floor(
+    DEVIATION,
+    0.01,
+    "all images have the same target, and nothing is left to learn from (collapse). Start again "
+    "with a lower --base-lr or a longer --warmup-epochs, or with --target norm-pixels",
+)
+
 
 def train_config(config: ResolvedPretrain, images: int) -> TrainConfig:
     """What `fit` is told for a training on so many images."""
     optim, output = config.optim, config.output
+    target = TARGETS[split_target(config.masking.target)[0]]
     return train_config_of(
         optim,
         config.runtime,
@@ -43,6 +53,7 @@ def train_config(config: ResolvedPretrain, images: int) -> TrainConfig:
         schedule=optim.schedule,
         evaluate_minutes=output.picture_minutes,
         views=config.masking.views,
+        floor=COLLAPSE if target.follows_encoder else None,
     )
 
 
@@ -103,7 +114,7 @@ def describe(
 def hidden_of(masking: MaskingOptions) -> str:
     """What is hidden, and how often, in words."""
     masks = MaskGenerator.of(vars(masking))
-    words = [hidden_words(masks.ratio, masks.words(), masking.noise)]
+    words = [hidden_words(masks.share(), masks.words(), masking.noise)]
     if masks.predicted < 1:
         words.append(f"{100 * masks.predicted:.0f} % of them predicted")
     if masking.views > 1:

@@ -191,7 +191,8 @@ def new_job(
     resolved, chosen = config.resolve(facts)
     model, origin = build_model(resolved, found, init_run)
     for size in map(parse_size, resolved.crop.shapes or (resolved.model.image_size,)):
-        MaskGenerator.of(vars(resolved.masking)).counts(grid_of(size, model.encoder.patch))
+        for masks in MaskGenerator.of(vars(resolved.masking)).each():
+            masks.counts(grid_of(size, model.encoder.patch))
     batches = make_batches(resolved, source, world)
     fit_target(model, batches, world)
     return Job(resolved, batches, model, origin, found, chosen, batches)

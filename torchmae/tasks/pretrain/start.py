@@ -289,7 +289,9 @@ def carries_target(old: MAE, new: MAE) -> bool:
     same = {n: v.shape for n, v in one.items()} == {n: v.shape for n, v in other.items()}
     if not same or old.target_name != new.target_name:
         return False
-    return new.target.needs_fit or all(torch.equal(one[name], other[name]) for name in one)
+    if new.target.needs_fit or new.target.follows_encoder:
+        return True
+    return all(torch.equal(one[name], other[name]) for name in one)
 
 
 def carry_decoder(old: MAE, new: MAE) -> None:

@@ -1,14 +1,24 @@
 """The task of `mae pretrain`: a batch of images to the MAE's loss."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from torchmae.data.loader import Batch
+from torchmae.eval.rank import rankme
 from torchmae.models.mae import MAE
 from torchmae.models.masking import Mask, MaskGenerator, gaussian, noise
 from torchmae.models.patches import grid_of, patchify
+from torchmae.train.optim import ema_decay_at
+
+DEVIATION = "target deviation"
+WATCHED = 512  # patches
+# Of a target that follows the encoder, at the most: a tenth of the steps so far is its window
+# (`ema_decay_at`), so that it is right for trainings of any length; data2vec 2.0's for ViT-B is
+# 0.9998 to 0.99999 over 500,000 steps (Baevski et al. 2023, appendix).
+TEACHER_DECAY = 0.9998
 
 
 class PretrainTask(nn.Module):
@@ -44,6 +54,14 @@ class PretrainTask(nn.Module):
             n for n, _ in model.named_parameters() if n.startswith("decoder.statistics.")
         )
 
+    def compile(self, *arguments: Any, **options: Any) -> None:
+        """As for every module. Masks of several ratios are drawn outside of what is compiled, which
+        is then one program for each number of tokens: the step's number would be part of it."""
+        if self.masks.ratios:
+            self.mask = torch.compiler.disable(self.mask)  # type: ignore[method-assign]
+            options["dynamic"] = False
+        super().compile(*arguments, **options)
+
     def layers(self) -> list[nn.Module]:
         return [*self.model.encoder.layers(), *self.model.decoder.blocks]
 
@@ -54,12 +72,13 @@ class PretrainTask(nn.Module):
 
     def mask_of_view(self, batch: Batch, view: int) -> Mask:
         grid = grid_of(tuple(batch.images.shape[2:]), self.model.encoder.patch)
+        masks = self.masks.at(self.seed, batch.step)
         if self.complementary:
             scores = noise(self.seed, batch.epoch, batch.sample, math.prod(grid))
-            return self.masks(scores, grid, view)
+            return masks(scores, grid, view)
         # As if the image were shown once in each of so many epochs.
         epoch = batch.epoch * self.views + view
-        return self.masks(noise(self.seed, epoch, batch.sample, math.prod(grid)), grid)
+        return masks(noise(self.seed, epoch, batch.sample, math.prod(grid)), grid)
 
     def inputs(self, batch: Batch) -> tuple[Tensor, Mask, Tensor, Tensor | None]:
         """Normalised images, once for each view, their masks, the images as the encoder gets them,
@@ -96,7 +115,29 @@ class PretrainTask(nn.Module):
         images, mask, seen, counted = self.inputs(batch)
         some = () if counted is None else (counted,)  # targets of plugins need not know of it
         losses = self.model.target.trivial_losses(images, mask, seen, *some)
-        return {f"loss of {name}": loss for name, loss in losses.items()}
+        found = {f"loss of {name}": loss for name, loss in losses.items()}
+        return found | (watched(self.model, images) if self.model.target.follows_encoder else {})
 
     def after_step(self, step: int) -> None:
-        """Nothing follows the weights."""
+        """A target that is made of the encoder follows its weights."""
+        if self.model.target.follows_encoder:
+            self.model.target.follow(self.model.encoder, ema_decay_at(step, TEACHER_DECAY))
+
+
+def watched(model: MAE, images: Tensor) -> dict[str, Tensor]:
+    """Whether the truth about images still says something of them, for targets that could collapse.
+
+    Returns:
+        Under `DEVIATION` the std over the images of each value of the target at a place, mean: near
+        1 where images differ, 0 where all have the same target. "target rank": RankMe of the
+        targets of up to 512 patches.
+    """
+    count = math.prod(grid_of(tuple(images.shape[2:]), model.encoder.patch))
+    images = images[: max(1, WATCHED // count)]
+    ids = torch.arange(count, device=images.device).expand(len(images), -1)
+    truth = model.target(images, ids).float()
+    rows = truth.flatten(0, 1)[:WATCHED]
+    found = {"target rank": torch.tensor(rankme(rows), device=images.device)}
+    if len(images) > 1:
+        found[DEVIATION] = truth.std(dim=0, correction=0).mean()
+    return found
