@@ -21,6 +21,13 @@ def unit(encoder: Backbone) -> str:
     return "values" if encoder.scaling.kind == "none" else f"{encoder.scaling.words()} of values"
 
 
+# What stands before the size of the images.
+SEEN = {
+    "segmenter": "of any size; crops to train on: ",
+    "detector": "in training, and in a graph (onnx, torch-export), one at a time: ",
+}
+
+
 def card(
     run: str, what: str, encoder: Backbone, lines: Sequence[str], note: str, folder: Path
 ) -> str:
@@ -50,10 +57,7 @@ def card(
     results = results.replace("<", r"\u003c").replace(">", r"\u003e")
     shown = "None were measured." if results == "[]" else f"```json\n{results}\n```"
     lead = "".join(f"* {line}\n" for line in measured(Path(run), what))
-    seen = {
-        "segmenter": "of any size; crops to train on: ",
-        "detector": "in training, and in a graph (onnx, torch-export), one at a time: ",
-    }.get(what, "")
+    seen = SEEN.get(what, "")
     height, width = encoder.image_size
     version = markdown(described.get("torchmae", ""))
     newline = "\n"
