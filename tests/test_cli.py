@@ -61,7 +61,7 @@ MISTAKES = {
     # what is typed: words of the message (regular expressions)
     "frobnicate": [
         "unknown verb 'frobnicate'",
-        "check, plan, pretrain, finetune, segment, detect, probe, knn, partial, compare, ",
+        "check, plan, pretrain, finetune, refine, segment, detect, probe, knn, partial, compare, ",
     ],
     "pretran photos": ["Did you mean pretrain\\?"],
     "pretrain": ["DATA"],
