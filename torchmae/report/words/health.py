@@ -94,8 +94,13 @@ def baselines(record: Mapping[str, Any]) -> set[str]:
     return {name for name in record if name.startswith(BASELINE)}
 
 
-# Of what last.json holds: the score of a classifier, a segmenter, a detector, and its name.
-SCORES = {"top1": "top 1", "miou": "mIoU", "ap": "AP"}
+# Of what last.json holds: the score of a classifier, a segmenter, a detector; its name, and the
+# trivial prediction that it is compared with.
+SCORES = {
+    "top1": ("top 1", "always the commonest class"),
+    "miou": ("mIoU", "the commonest class everywhere"),
+    "ap": ("AP", ""),
+}
 
 
 def validation(run: Path) -> Iterator[Word]:
@@ -109,21 +114,20 @@ def validation(run: Path) -> Iterator[Word]:
         if not all(isinstance(one, int | float) for one in needed):
             continue
         of = f" of {kind}" if kind else ""
+        title, always = SCORES[name]
         text = (
-            f"validation: {SCORES[name]}{of} {scores[name]:.1%} of {count:,} images (95 % "
+            f"validation: {title}{of} {scores[name]:.1%} of {count:,} images (95 % "
             f"interval {scores['low']:.1%} to {scores['high']:.1%}) at step {last['step']:,}"
         )
-        error, trivial = scores.get("calibration_error"), commonest(run)
+        error = scores.get("calibration_error")
+        trivial = scores.get("commonest", commonest(run))
         text += f", calibration error {error:.3f}" if error is not None else ""
-        if name != "top1" or trivial is None:
+        if not isinstance(trivial, int | float):
             yield Word("", text)
         elif scores["low"] > trivial:
-            yield Word("good", f"{text}; always the commonest class: {trivial:.1%}")
+            yield Word("good", f"{text}; {always}: {trivial:.1%}")
         else:
-            yield Word(
-                "bad",
-                f"{text}: not clearly better than always the commonest class, {trivial:.1%}",
-            )
+            yield Word("bad", f"{text}: not clearly better than {always}, {trivial:.1%}")
 
 
 def commonest(run: Path) -> float | None:
