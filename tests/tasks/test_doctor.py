@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 import torchmae
 from torchmae import cli
 from torchmae.errors import RunError
+from torchmae.settings.groups import SplitListingOptions
 from torchmae.tasks.doctor import machine, training
 from torchmae.tasks.doctor.line import OK, WRONG, Line
 from torchmae.tasks.doctor.training import overfit, position_line, positions, small_model
@@ -104,13 +105,19 @@ def test_a_resume_that_loses_bits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def lines_of(run: Path, *options: str) -> dict[str, list[tuple[str, str]]]:
-    """(state, about) of the lines by name, and whether the exit code agrees."""
+    """(state, about) of the lines by name, and whether the exit code agrees.
+
+    Args:
+        run: its folder.
+        options: the images, and patterns of those that are left out.
+    """
     said: list[Line] = []
     from torchmae.tasks.doctor.patient import patient
 
-    data = options[0] if options else None
-    said = list(patient(run, data, CPU))
-    code = cli.main(["doctor", str(run), "--device", "cpu", *(["--data", data] if data else [])])
+    data, *exclude = options or (None,)
+    said = list(patient(run, data, SplitListingOptions(exclude=tuple(exclude) or None), CPU))
+    more = [*(["--data", data] if data else []), *(["--exclude", *exclude] if exclude else [])]
+    code = cli.main(["doctor", str(run), "--device", "cpu", *more])
     assert code == (1 if any(line.state == WRONG for line in said) else 0)
     found: dict[str, list[tuple[str, str]]] = {}
     for name, state, about in said:
@@ -242,6 +249,8 @@ def test_other_images(learned: Path, tmp_path: Path) -> None:
         Image.fromarray(dark).save(tmp_path / "dark" / f"{i}.png")
     found = lines_of(learned, str(tmp_path / "dark"))
     assert "statistics" in wrong(found)
+    make_photos(tmp_path / "dark", 4)
+    assert "statistics" not in wrong(lines_of(learned, str(tmp_path / "dark"), "?.png"))
     missing = lines_of(learned, str(tmp_path / "gone"))
     assert missing["data"][0][0] == "note" and wrong(missing) == []
 

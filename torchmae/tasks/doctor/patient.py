@@ -23,7 +23,7 @@ from torchmae.eval.rank import rankme
 from torchmae.models.encoders import Backbone
 from torchmae.models.weights import read_encoder
 from torchmae.report.words.health import words_of
-from torchmae.settings.groups import ListingOptions
+from torchmae.settings.groups import SplitListingOptions
 from torchmae.tasks.doctor.line import NOTE, OK, WRONG, Line, judged
 from torchmae.tasks.doctor.training import position_line, quiet
 from torchmae.tasks.verify import run as verify
@@ -37,12 +37,15 @@ LEAST_RANK = 0.05
 FAR_MEAN, FAR_STD = 0.5, 2.0  # stds between means; times between stds
 
 
-def patient(run: Path, data: str | None, device: torch.device) -> Iterator[Line]:
+def patient(
+    run: Path, data: str | None, listing: SplitListingOptions, device: torch.device
+) -> Iterator[Line]:
     """The lines about a run.
 
     Args:
         run: its folder.
         data: the images, where they are not those of config.json.
+        listing: which of them are taken.
         device: where features are computed.
     """
     yield files(run)
@@ -62,7 +65,7 @@ def patient(run: Path, data: str | None, device: torch.device) -> Iterator[Line]
         if isinstance(rows, torch.Tensor) and rows.ndim == 3:
             yield position_line(rows[0], "restore the weights, or import them again")
         try:
-            yield from of_data(run, config, data, encoder, device)
+            yield from of_data(run, config, (data, listing), encoder, device)
         except (UserError, OSError) as error:
             about = f"{error}; statistics, features and leakage were not looked at (--data DATA)"
             yield Line("data", NOTE, about)
@@ -79,17 +82,21 @@ def files(run: Path) -> Line:
 
 
 def of_data(
-    run: Path, config: dict[str, Any], data: str | None, encoder: Backbone, device: torch.device
+    run: Path,
+    config: dict[str, Any],
+    named: tuple[str | None, SplitListingOptions],
+    encoder: Backbone,
+    device: torch.device,
 ) -> Iterator[Line]:
-    """The lines for which images are needed."""
-    settings = config["config"]
+    """The lines for which images are needed; `named` are the images and which of them are taken."""
+    settings, (data, options) = config["config"], named
     place = data or settings.get("data")
     if not isinstance(place, str):
         raise UserError("config.json names no images")
     if data is None and runfolder.kind_of(config) in ("segmenter", "detector"):
         raise UserError("its images lie beside masks or annotations")
     decode = decode_as_run(str(run))
-    listing = listing_as_run(ListingOptions(), place, run, resuming=data is None)
+    listing = listing_as_run(options, place, run, resuming=data is None)
     if config.get("verb") == "finetune":
         names = ("val_fraction", "labels_per_class", "seed")
         fraction, few, seed = (settings.get(name) for name in names)
