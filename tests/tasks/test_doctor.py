@@ -184,6 +184,11 @@ BREAKS: dict[str, tuple[str, Callable[[Path], object], str]] = {
         ),
         "model.safetensors",
     ),
+    "half a config.json": (
+        "files",
+        lambda run: (run / "config.json").write_bytes((run / "config.json").read_bytes()[:99]),
+        "config.json",
+    ),
     "weights not finite": (
         "weights",
         lambda run: publish(run, **{"encoder.norm.bias": torch.full((128,), torch.nan)}),

@@ -48,9 +48,15 @@ def patient(
         listing: which of them are taken.
         device: where features are computed.
     """
-    yield files(run)
+    written = files(run)
+    yield written
     with manifest.verification(False):  # what is damaged was just said
-        config = runfolder.read_any_config(run)
+        try:
+            config = runfolder.read_any_config(run)
+        except UserError as error:
+            if written.state == OK:
+                yield Line("files", WRONG, str(error))
+            return
         for word in words_of(run, config):
             yield Line("training", {"bad": WRONG, "good": OK}.get(word.kind, NOTE), word.text)
         if runfolder.kind_of(config) == "tokenizer":
