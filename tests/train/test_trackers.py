@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
@@ -207,6 +208,7 @@ def test_one_that_cannot_be_opened_is_a_mistake(tmp_path: Path, monkeypatch) -> 
 def test_an_unknown_one_and_one_that_is_not_installed(monkeypatch) -> None:
     with pytest.raises(errors.UserError, match="Did you mean wandb"):
         OutputOptions(tracker=("wandbb",)).check()
-    monkeypatch.setattr("torchmae.settings.groups.find_spec", lambda name: None)
-    with pytest.raises(errors.UserError, match=r'pip install "torchmae\[mlflow\]"'):
-        OutputOptions(tracker=("mlflow",)).check()
+    for missing in (None, ModuleSpec("mlflow", None)):  # a folder of that name has no origin
+        monkeypatch.setattr("torchmae.settings.groups.find_spec", lambda name, found=missing: found)
+        with pytest.raises(errors.UserError, match=r'pip install "torchmae\[mlflow\]"'):
+            OutputOptions(tracker=("mlflow",)).check()
