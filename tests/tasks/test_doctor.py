@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.label_maps import make_shapes
+from helpers.objects import coco_set
 from helpers.small import make_photos
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -237,14 +238,31 @@ def test_a_run_that_has_not_learned(own: Path) -> None:
     assert str(error.value).count("training") == 1 and "(2 lines)" in str(error.value)
 
 
-def test_masks_are_no_images_of_a_segmenter(learned: Path, tmp_path: Path) -> None:
+def test_leakage_of_a_segmenter_whose_masks_are_no_images(learned: Path, tmp_path: Path) -> None:
     shapes = make_shapes(tmp_path / "shapes", 4, 2)
+    for name, end in (("images", "jpg"), ("masks", "png")):
+        copy = shapes / "train" / name / f"x.{end}"
+        shutil.copy(shapes / "val" / name / f"0.{end}", copy)
     small = {"epochs": 1, "batch_size": 2, "head": "linear", "workers": 0, "device": "cpu"}
     run = torchmae.segment(learned, shapes, out=tmp_path / "run", **small).path
     found = lines_of(run)
-    assert found["data"][0][0] == "note" and "statistics" not in found
+    assert "data" not in found and found["statistics"][0][0] in ("ok", "note")
+    ((state, about),) = found["leakage"]
+    assert state == WRONG and "1 image is a copy of an image of another part" in about
     other = lines_of(run, str(shapes / "train" / "images"))
-    assert other["statistics"][0][0] in ("ok", "note") and wrong(other) == []
+    assert other["statistics"][0][0] in ("ok", "note") and "leakage" not in wrong(other)
+
+
+def test_a_detector_s_own_split_is_looked_at(tmp_path: Path) -> None:
+    from torchmae.data.config import DecodeOptions, Listing
+    from torchmae.tasks.doctor.patient import annotated_or_plain
+
+    boxes = coco_set(tmp_path / "boxes", {"train": 3, "val": 2})
+    config = {"model": {"detector": {}}, "config": {"val_fraction": 0.2, "seed": 0}}
+    config["model"] |= {"encoder": {}}
+    found = annotated_or_plain(config, None, str(boxes), DecodeOptions(), Listing())
+    assert [len(source) for source in found[0]] == [3, 2]
+    assert found[1] == ["train"] * 3 + ["val"] * 2
 
 
 def test_other_images(learned: Path, tmp_path: Path) -> None:
