@@ -36,16 +36,26 @@ def words_of(run: Path, config: Mapping[str, Any]) -> list[Word]:
     """
     records = runfolder.read_log(run)
     losses = [record for record in records if "loss" in record]
-    words = [*progress(config, losses), *learning(run, config, losses)]
+    words = [*progress(config, losses, is_unreadable(run)), *learning(run, config, losses)]
     words += [*steps(losses), *features(records), *recipe(config), *files(run)]
     order = ("verdict", "bad", "", "good")
     return sorted(words, key=lambda word: (word is not words[0], order.index(word.kind)))
 
 
-def progress(config: Mapping[str, Any], losses: Sequence[Mapping[str, Any]]) -> Iterator[Word]:
+def is_unreadable(run: Path) -> bool:
+    """Whether log.jsonl holds something, and no line of it can be read."""
+    path = run / runfolder.LOG
+    return path.is_file() and path.stat().st_size > 0 and not runfolder.read_log(run)
+
+
+def progress(
+    config: Mapping[str, Any], losses: Sequence[Mapping[str, Any]], unreadable: bool = False
+) -> Iterator[Word]:
     """How far the training is."""
+    if unreadable:
+        yield Word("bad", f"no line of {runfolder.LOG} can be read: it is not known how far it is")
     if not losses:
-        if config.get("verb") in ("pretrain", "finetune", "tokenizer"):
+        if not unreadable and config.get("verb") in ("pretrain", "finetune", "tokenizer"):
             yield Word("", "no step has been logged yet")
         return
     settings, step, of = config["config"], losses[-1]["step"], steps_of(config)
