@@ -86,8 +86,8 @@ def of_leaks(checked: Checked) -> Iterator[Finding]:
             )
         else:
             text = (
-                f"{count} {are} very like images of {before}, {such}: frames of one video, slices of "
-                f"one patient? Then scores on {held} flatter; look at the pairs"
+                f"{count} {are} very like images of {before}, {such}: frames of one video, slices "
+                f"of one patient? Then scores on {held} flatter; look at the pairs"
             )
         yield Finding(certain, text)
 
