@@ -17,7 +17,9 @@ from pathlib import Path
 
 import numpy as np
 from helpers.browser import Browser, Tab
+from matplotlib.figure import Figure
 from PIL import Image
+from sklearn.datasets import load_digits
 
 from torchmae import cli
 from torchmae.report.experiments.ablation import draw_ablation
@@ -30,6 +32,7 @@ MOST_BYTES, WIDEST = 60_000, 1000  # of a picture in the repository; pixels
 
 TRAININGS = {  # by the name of their run folder
     "digits": "pretrain 'digits?part=train' --preset demo --epochs 100",
+    "demo": "pretrain --preset demo --epochs 50",
     "nuclei": "pretrain nuclei.txt --model vit_micro --image-size 256 --patch-size 16 "
     "--epochs 300 --batch-size 32",
     "classifier": "finetune runs/digits 'digits?part=train' --val 'digits?part=test' "
@@ -169,6 +172,31 @@ def layers() -> Image.Image:
     return Image.open(run("digits") / "layers.png").convert("RGB")
 
 
+def probed() -> Image.Image:
+    run("demo")
+    return drawn("probe runs/demo digits --fast --layer all", "runs/demo/layers.png")
+
+
+def embedded() -> Image.Image:
+    """The cosine of each pair of 20 images a class, less the mean of all features."""
+    run("demo")
+    mae("embed runs/demo digits --out digits.npz")
+    features = np.load("digits.npz")["features"]
+    features -= features.mean(0)
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    target = load_digits().target
+    ids = np.concatenate([np.flatnonzero(target == k)[:20] for k in range(10)])
+    figure = Figure(figsize=(6, 5), layout="constrained")
+    axes = figure.subplots()
+    shown = axes.imshow(features[ids] @ features[ids].T, vmin=-1, vmax=1, cmap="RdBu_r")
+    axes.set_xticks(range(10, 200, 20), range(10))
+    axes.set_yticks(range(10, 200, 20), range(10))
+    axes.set_title("Cosine of the features of 200 digits, by class")
+    figure.colorbar(shown)
+    figure.savefig("embed.png", dpi=120)
+    return Image.open("embed.png").convert("RGB")
+
+
 def tokenizer() -> Image.Image:
     return Image.open(max((run("tokenizer") / "pictures").iterdir())).convert("RGB")
 
@@ -192,6 +220,8 @@ PICTURES: dict[str, Callable[[], Image.Image]] = {
     "finetune": confusion,
     "evaluate": classifier,
     "knn": layers,
+    "probe": probed,
+    "embed": embedded,
     "tokenizer": tokenizer,
     "ablate": ablate,
 }

@@ -83,7 +83,12 @@ def missing_extra(package: str, extra: str) -> UserError:
 
 def library(name: str, extra: str) -> Any:
     """An optional library, or the one-line hint of how to install it."""
+    package = name.partition(".")[0]
     try:
-        return importlib.import_module(name)
+        module = importlib.import_module(name)
     except ImportError as error:
-        raise missing_extra(name.partition(".")[0], extra) from error
+        raise missing_extra(package, extra) from error
+    # A folder that happens to have this name, such as what pip leaves behind, can be imported too.
+    if hasattr(module, "__path__") and getattr(module, "__file__", None) is None:
+        raise missing_extra(package, extra)
+    return module

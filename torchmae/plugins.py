@@ -106,6 +106,15 @@ def load_run_plugins(run: str | os.PathLike[str]) -> tuple[str, ...]:
     return tuple(loaded)
 
 
+def has_settings(run: str) -> bool:
+    """Whether config.json of a run folder can be read; a verb that needs it says why not."""
+    try:
+        stored_settings(run)
+    except UserError:
+        return False
+    return True
+
+
 def prepare(config: Any) -> Any:
     """Loads the plugins that a config names, and those of the runs that it names.
 
@@ -117,10 +126,6 @@ def prepare(config: Any) -> Any:
     for name in RUN_SETTINGS:
         value = values.get(name)
         for place in value if isinstance(value, tuple) else (value,):
-            if (
-                isinstance(place, str)
-                and is_run(Path(place))
-                and (Path(place) / "config.json").exists()
-            ):
+            if isinstance(place, str) and is_run(Path(place)) and has_settings(place):
                 plugins += load_run_plugins(place)
     return changed(config, plugin=tuple(dict.fromkeys(plugins))) if "plugin" in values else config

@@ -19,7 +19,7 @@
     layers.png             mae knn and mae probe --fast with --layer all: accuracy by block
     corruptions.png        mae evaluate --corrupt: accuracy by corruption and strength
     corrupted.png          the first image with each corruption
-    worst.png              mae evaluate of a segmenter: the images with the lowest mean IoU
+    worst.png              mae segment, mae detect, mae evaluate: the images with the lowest scores
     look/                  mae look: maps of the patches of images
 
 Light: neither torch nor numpy is imported here.

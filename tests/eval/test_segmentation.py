@@ -5,7 +5,14 @@ import pytest
 import torch
 
 from torchmae.errors import UserError
-from torchmae.eval.segmentation import Tally, bootstrap, boundary_scores, confusion_of, overlaps
+from torchmae.eval.segmentation import (
+    Tally,
+    bootstrap,
+    boundary_scores,
+    confusion_of,
+    image_iou,
+    overlaps,
+)
 
 
 def maps(count=5, classes=4, seed=0):
@@ -96,6 +103,8 @@ def test_the_mean_over_images_is_another_number():
     assert found.miou == pytest.approx((0.99 + 100 / 101) / 2)
     images = [tally_of([pair], 2).scores("ab").miou for pair in ((a, b), (c, c))]
     assert np.mean(images) == pytest.approx(((0.99 + 0) / 2 + 1) / 2)
+    areas = tally_of([(a, b), (c, c), (c, torch.full_like(c, 255))], 2).areas
+    assert [image_iou(one) for one in areas] == [pytest.approx(0.99 / 2), 1.0, None]
 
 
 def test_classes_that_are_nowhere_have_no_score_and_invented_ones_have_none_right():

@@ -11,6 +11,7 @@ from PIL import Image
 
 import torchmae
 from torchmae import cli
+from torchmae.errors import UserError
 
 HOSTILE = "x'\"><img src=x onerror=alert(1)>&amp;"
 
@@ -90,7 +91,15 @@ def test_another_set_to_validate_on(tmp_path: Path) -> None:
         save(tmp_path / "other" / f"{i}.png", smooth(3 + i))
     found = torchmae.check(tmp_path / "one", val=tmp_path / "other", out=tmp_path / "p.html")
     assert (found["leaks"], found["exact_duplicates"]) == (2, 2)
-    assert "LEAKAGE: 2 of 5 images of val" in found["findings"][0]
+    assert "LEAKAGE: 2 of 5 images of val are copies of images of" in found["findings"][0]
+    for i in range(4):
+        (tmp_path / "other" / f"{i}.png").rename(tmp_path / "other" / f"{i}_mask.png")
+        (tmp_path / "one" / f"{i}.png").unlink()
+    found = torchmae.check(tmp_path / "one", val=tmp_path / "other", out=tmp_path / "p.html")
+    assert "LEAKAGE: 1 of 5 images of val is a copy of an image of" in found["findings"][0]
+    assert [one[:5] for one in found["findings"] if "_mask" in one and "names" in one] == ["val: "]
+    with pytest.raises(UserError, match="--val .*other lies inside DATA"):
+        torchmae.check(tmp_path, val=tmp_path / "other", out=tmp_path / "p.html")
 
 
 def test_patterns_say_what_they_leave_out(

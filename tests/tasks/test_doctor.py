@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.label_maps import make_shapes
+from helpers.objects import coco_set
 from helpers.small import make_photos
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save_file
 import torchmae
 from torchmae import cli
 from torchmae.errors import RunError
+from torchmae.settings.groups import SplitListingOptions
 from torchmae.tasks.doctor import machine, training
 from torchmae.tasks.doctor.line import OK, WRONG, Line
 from torchmae.tasks.doctor.training import overfit, position_line, positions, small_model
@@ -104,13 +106,19 @@ def test_a_resume_that_loses_bits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def lines_of(run: Path, *options: str) -> dict[str, list[tuple[str, str]]]:
-    """(state, about) of the lines by name, and whether the exit code agrees."""
+    """(state, about) of the lines by name, and whether the exit code agrees.
+
+    Args:
+        run: its folder.
+        options: the images, and patterns of those that are left out.
+    """
     said: list[Line] = []
     from torchmae.tasks.doctor.patient import patient
 
-    data = options[0] if options else None
-    said = list(patient(run, data, CPU))
-    code = cli.main(["doctor", str(run), "--device", "cpu", *(["--data", data] if data else [])])
+    data, *exclude = options or (None,)
+    said = list(patient(run, data, SplitListingOptions(exclude=tuple(exclude) or None), CPU))
+    more = [*(["--data", data] if data else []), *(["--exclude", *exclude] if exclude else [])]
+    code = cli.main(["doctor", str(run), "--device", "cpu", *more])
     assert code == (1 if any(line.state == WRONG for line in said) else 0)
     found: dict[str, list[tuple[str, str]]] = {}
     for name, state, about in said:
@@ -177,6 +185,11 @@ BREAKS: dict[str, tuple[str, Callable[[Path], object], str]] = {
         ),
         "model.safetensors",
     ),
+    "half a config.json": (
+        "files",
+        lambda run: (run / "config.json").write_bytes((run / "config.json").read_bytes()[:99]),
+        "config.json",
+    ),
     "weights not finite": (
         "weights",
         lambda run: publish(run, **{"encoder.norm.bias": torch.full((128,), torch.nan)}),
@@ -225,14 +238,31 @@ def test_a_run_that_has_not_learned(own: Path) -> None:
     assert str(error.value).count("training") == 1 and "(2 lines)" in str(error.value)
 
 
-def test_masks_are_no_images_of_a_segmenter(learned: Path, tmp_path: Path) -> None:
+def test_leakage_of_a_segmenter_whose_masks_are_no_images(learned: Path, tmp_path: Path) -> None:
     shapes = make_shapes(tmp_path / "shapes", 4, 2)
+    for name, end in (("images", "jpg"), ("masks", "png")):
+        copy = shapes / "train" / name / f"x.{end}"
+        shutil.copy(shapes / "val" / name / f"0.{end}", copy)
     small = {"epochs": 1, "batch_size": 2, "head": "linear", "workers": 0, "device": "cpu"}
     run = torchmae.segment(learned, shapes, out=tmp_path / "run", **small).path
     found = lines_of(run)
-    assert found["data"][0][0] == "note" and "statistics" not in found
+    assert "data" not in found and found["statistics"][0][0] in ("ok", "note")
+    ((state, about),) = found["leakage"]
+    assert state == WRONG and "1 image is a copy of an image of another part" in about
     other = lines_of(run, str(shapes / "train" / "images"))
-    assert other["statistics"][0][0] in ("ok", "note") and wrong(other) == []
+    assert other["statistics"][0][0] in ("ok", "note") and "leakage" not in wrong(other)
+
+
+def test_a_detector_s_own_split_is_looked_at(tmp_path: Path) -> None:
+    from torchmae.data.config import DecodeOptions, Listing
+    from torchmae.tasks.doctor.patient import annotated_or_plain
+
+    boxes = coco_set(tmp_path / "boxes", {"train": 3, "val": 2})
+    config = {"model": {"detector": {}}, "config": {"val_fraction": 0.2, "seed": 0}}
+    config["model"] |= {"encoder": {}}
+    found = annotated_or_plain(config, None, str(boxes), DecodeOptions(), Listing())
+    assert [len(source) for source in found[0]] == [3, 2]
+    assert found[1] == ["train"] * 3 + ["val"] * 2
 
 
 def test_other_images(learned: Path, tmp_path: Path) -> None:
@@ -242,6 +272,8 @@ def test_other_images(learned: Path, tmp_path: Path) -> None:
         Image.fromarray(dark).save(tmp_path / "dark" / f"{i}.png")
     found = lines_of(learned, str(tmp_path / "dark"))
     assert "statistics" in wrong(found)
+    make_photos(tmp_path / "dark", 4)
+    assert "statistics" not in wrong(lines_of(learned, str(tmp_path / "dark"), "?.png"))
     missing = lines_of(learned, str(tmp_path / "gone"))
     assert missing["data"][0][0] == "note" and wrong(missing) == []
 

@@ -111,3 +111,8 @@ def test_mistakes(run: Path, photos: Path, tmp_path: Path) -> None:
     ]:
         with pytest.raises(UserError, match=message):
             torchmae.embed(run, photos, **{"out": tmp_path / "f.npz", **options})  # type: ignore[dict-item]
+
+
+def test_an_unknown_pool_names_all(run, photos):
+    with pytest.raises(UserError, match="'foo'; one of: mean, cls, cls\\+mean, tokens"):
+        torchmae.embed(run, photos, pool="foo")

@@ -11,6 +11,7 @@ from helpers.small import SMALL, make_photos
 
 import torchmae
 from torchmae import cli
+from torchmae.report.console import BLOCKS, look, screen
 
 HOSTILE = "<script>alert(1)</script>\"'"
 
@@ -116,6 +117,18 @@ def test_damaged_runs_have_a_page(run: Path, tmp_path: Path) -> None:
     shutil.rmtree(own / "pictures")
     (own / "log.jsonl").unlink()
     assert "no step has been logged yet" in torchmae.report_(own).read_text()
+
+
+def test_one_record_is_no_curve_and_a_damaged_log_is_said(run: Path, tmp_path: Path) -> None:
+    own = shutil.copytree(run, tmp_path / "own")
+    lines = (own / "log.jsonl").read_text().splitlines(keepends=True)
+    (own / "log.jsonl").write_text(next(line for line in lines if '"loss"' in line))
+    text = torchmae.report_(own).read_text()
+    assert "One record so far" in text and "<polyline" not in text
+    assert "one record so far" in "\n".join(screen(look(own, False), 80, BLOCKS))
+    (own / "log.jsonl").write_bytes(b"\xff{]\n" * 3)
+    said = "\n".join(screen(look(own, False), 200, BLOCKS))
+    assert "no line of log.jsonl can be read" in said and "no step has been logged" not in said
 
 
 def test_mistakes_are_a_line(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -470,6 +470,16 @@ def test_a_browser_with_real_clicks(run: Path, photos: Path, tmp_path: Path) -> 
         tab.key("ArrowRight", 39)
         tab.key(" ", 32)
         assert tab.text("#place").startswith("row 3, column 4:")
+        components = tab.value("document.getElementById('tokens').toDataURL()")
+        tab.click("#tokens", 0.6, 0.1)
+        note = "document.getElementById('tokens-note').textContent"
+        assert tab.value(note).startswith("Cosine of each token to that of row 1, column 3:")
+        like = tab.value("document.getElementById('tokens').toDataURL()")
+        tab.key("ArrowDown", 40)
+        assert "of row 2, column 3:" in tab.text("#place")
+        assert tab.value("document.getElementById('tokens').toDataURL()") not in (like, components)
+        tab.key("Escape", 27)
+        assert tab.value("document.getElementById('tokens').toDataURL()") == components
         tab.click("[value=true]")
         tab.wait("document.getElementById('made-note').textContent.startsWith('LEAKS')")
         assert "too small because of the leak" in tab.text("#error-note")

@@ -2,8 +2,12 @@
 is sent."""
 
 import json
+import os
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
@@ -139,6 +143,44 @@ def test_wandb_is_offline_and_one_run(tracked: Path) -> None:
     assert settings["epochs"] == "3"
 
 
+NOSY = """
+import atexit, socket, sys
+from pathlib import Path
+
+asked, true = [], socket.getaddrinfo
+def spy(host, *rest, **more):
+    if host not in (None, "localhost", "127.0.0.1", "::1", b"localhost"):
+        asked.append(str(host))
+        raise socket.gaierror(-3, "no network")
+    return true(host, *rest, **more)
+socket.getaddrinfo = spy
+# Registered first, so it runs last: what they still send as Python ends counts too.
+atexit.register(lambda: print("asked:", sorted(set(asked)), flush=True))
+
+from torchmae.train.trackers import open_trackers
+
+trackers = open_trackers(("wandb", "mlflow"), Path(sys.argv[1]), 0)
+for tracker in trackers.values():
+    tracker.scalars(1, {"loss": 1.0})
+    tracker.close(True)
+"""
+
+
+def test_no_name_of_another_machine_is_looked_up(tmp_path: Path) -> None:
+    """In a process of its own, where the packages cannot see that they are tested."""
+    pytest.importorskip("wandb")
+    pytest.importorskip("mlflow")
+    run = tmp_path / "own"
+    run.mkdir()
+    hide = ("CI", "PYTEST_", "MLFLOW_", "WANDB_", "DO_NOT_TRACK", "GITHUB_ACTIONS")
+    env = {name: value for name, value in os.environ.items() if not name.startswith(hide)}
+    done = subprocess.run(
+        [sys.executable, "-c", NOSY, str(run)], env=env, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert "asked: []" in done.stdout, done.stdout
+
+
 def test_one_that_fails_is_said_once_and_ends_no_training(tmp_path: Path, capfd) -> None:
     pytest.importorskip("tensorboard")
     plan = TrainConfig(
@@ -166,6 +208,7 @@ def test_one_that_cannot_be_opened_is_a_mistake(tmp_path: Path, monkeypatch) -> 
 def test_an_unknown_one_and_one_that_is_not_installed(monkeypatch) -> None:
     with pytest.raises(errors.UserError, match="Did you mean wandb"):
         OutputOptions(tracker=("wandbb",)).check()
-    monkeypatch.setattr("torchmae.settings.groups.find_spec", lambda name: None)
-    with pytest.raises(errors.UserError, match=r'pip install "torchmae\[mlflow\]"'):
-        OutputOptions(tracker=("mlflow",)).check()
+    for missing in (None, ModuleSpec("mlflow", None)):  # a folder of that name has no origin
+        monkeypatch.setattr("torchmae.settings.groups.find_spec", lambda name, found=missing: found)
+        with pytest.raises(errors.UserError, match=r'pip install "torchmae\[mlflow\]"'):
+            OutputOptions(tracker=("mlflow",)).check()

@@ -34,6 +34,8 @@ RESAMPLES = 1000  # of the images, for an interval
 THRESHOLDS = np.linspace(0.5, 0.95, 10)  # of the overlap, over which AP is averaged
 RECALLS = np.linspace(0, 1, 101)  # at which precision is read (COCO)
 SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}  # pixels (COCO)
+WORST = 6  # images that are shown
+SURE = 0.5  # the score from which on an object counts as found, in pictures
 MOST = 1000  # detections of an image, where all of them count
 KINDS = {"boxes": "bbox", "masks": "segm"}  # what overlaps; COCO's words
 
@@ -398,6 +400,31 @@ def image_scores(found: Measured, classes: int, least: float) -> Float64[np.ndar
         there += one.objects
     both = said + there
     return np.where(both > 0, 2 * right / np.maximum(both, 1), 1.0)
+
+
+class Worst(NamedTuple):
+    """An image that is among the worst.
+
+    Attributes:
+        score: its F score.
+        number: in the set.
+        objects: what is there.
+        found: what was found.
+    """
+
+    score: float
+    number: int
+    objects: Objects
+    found: Detections
+
+
+def worst_images(found: Measured, classes: int, least: float) -> list[Worst]:
+    """The images with the lowest F score (`image_scores`), the worst first."""
+    scores = image_scores(found, classes, least)
+    order = np.argsort(scores, kind="stable")[:WORST].tolist()
+    return [
+        Worst(float(scores[i]), found.ids[i], found.truth[i].objects, found.found[i]) for i in order
+    ]
 
 
 def weighted_ap(

@@ -33,6 +33,7 @@ from torchmae.train.distributed import available_cores
 logger = logging.getLogger(__name__)
 
 RESAMPLES = 1000  # of the images, for an interval
+WORST = 8  # images whose predictions are kept
 TOLERANCE = 0.0075  # of the image's diagonal, of boundaries (Csurka et al. 2013)
 
 Predictor = Callable[
@@ -184,6 +185,11 @@ def overlaps(
         return right / union, 2 * right / (said + true)
 
 
+def image_iou(areas: Areas) -> float | None:
+    """The mean IoU of an image over its classes; None where no pixel is labelled."""
+    return float(np.nanmean(overlaps(areas)[0])) if areas[2].any() else None
+
+
 def bootstrap(areas: Int64[np.ndarray, "N 3 classes"], seed: int = 0) -> tuple[float, float]:
     """The 95 % interval of the mean IoU: its 2.5 and 97.5 % quantiles over `RESAMPLES` sets of as
     many images, drawn with replacement (Efron 1979)."""
@@ -233,6 +239,20 @@ def grown(region: Bool[Tensor, "H W"], reach: int) -> Bool[Tensor, "H W"]:
     return F.max_pool2d(across, (side, 1), 1, (reach, 0))[0, 0] > 0
 
 
+class Worst(NamedTuple):
+    """An image that is among the worst.
+
+    Attributes:
+        score: its mean IoU.
+        number: in the set.
+        predicted: its map.
+    """
+
+    score: float
+    number: int
+    predicted: UInt8[Tensor, "H W"]
+
+
 class Measured(NamedTuple):
     """What a pass over labelled images gives.
 
@@ -240,11 +260,13 @@ class Measured(NamedTuple):
         tally: the counts.
         ids: the numbers of the images, in the order of the tally.
         bad: files that cannot be used.
+        worst: the images with the lowest mean IoU, the worst first.
     """
 
     tally: Tally
     ids: list[int]
     bad: list[BadFile]
+    worst: list[Worst]
 
 
 @torch.no_grad()
@@ -270,17 +292,23 @@ def measure(
     tally = Tally(classes, boundaries)
     ids: list[int] = []
     bad: list[BadFile] = []
+    worst: list[Worst] = []
     for found in each(examples, device, "measure"):
         if isinstance(found, BadFile):
             bad.append(found)
             continue
         assert found.labels is not None
         predicted, probability = predict(found.image.unsqueeze(0).to(device))
-        tally.add(predicted[0].cpu(), probability[0].cpu(), found.labels)
+        predicted = predicted[0].cpu()
+        tally.add(predicted, probability[0].cpu(), found.labels)
         ids.append(found.number)
+        score = image_iou(tally.areas[-1])
+        if score is not None:
+            worst = [*worst, Worst(score, found.number, predicted)]
+            worst = sorted(worst, key=lambda one: one.score)[:WORST]
     if not ids:
         raise UserError(f"none of {len(examples)} images can be measured on; the first: {bad[0]}")
-    return Measured(tally, ids, bad)
+    return Measured(tally, ids, bad, worst)
 
 
 def each(examples: Examples, device: torch.device, title: str) -> Iterator[Example | BadFile]:

@@ -155,6 +155,9 @@ def curves(state: State, width: int, blocks: str) -> Iterator[str]:
         values = [r[names[0]] for r in state.records if names and number(r.get(names[0]))]
         if not values:
             continue
+        if len(values) == 1:
+            yield f"{title:{NAME}.{NAME}} {values[0]:.4g}, one record so far"
+            continue
         rows = curve(values, room, TALL if title == "loss" else 1, blocks)
         ends = f"{values[0]:.4g} to {values[-1]:.4g}"
         for k, row in enumerate(rows):

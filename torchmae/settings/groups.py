@@ -504,5 +504,6 @@ class OutputOptions(ChangeableOptions):
         """Raises UserError for a tracker that there is not, or that is not installed."""
         for name in self.tracker:
             choose(TRACKERS, name, "--tracker")
-            if find_spec(name) is None:
+            found = find_spec(name)
+            if found is None or found.origin is None:  # wandb/ in this folder is no package
                 raise missing_extra(name, name)

@@ -278,6 +278,7 @@ MEASURED = (
     runfolder.RESULTS,
     runfolder.CLASSES,
     runfolder.MISTAKES,
+    runfolder.WORST,
 )
 
 

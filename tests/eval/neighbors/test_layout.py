@@ -1,12 +1,13 @@
 """Two dimensions: PCA against numpy's SVD; t-SNE keeps groups apart; extras."""
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from torchmae.errors import UserError
+from torchmae.errors import UserError, library
 from torchmae.eval.neighbors.layout import LAYOUTS, NEEDS, by_pca
 
 
@@ -44,3 +45,14 @@ def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, package, None)
         with pytest.raises(UserError, match=f'pip install "torchmae\\[{extra}\\]"'):
             LAYOUTS[name](two_groups(), 0)
+
+
+def test_a_folder_without_code_is_no_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pip leaves __pycache__ behind, which Python imports as a namespace."""
+    (tmp_path / "torchmae_left_over" / "__pycache__").mkdir(parents=True)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r'pip install "torchmae\[umap\]"'):
+        library("torchmae_left_over", "umap")
+    assert library("json", "umap").loads("1") == 1

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from torchmae.data.transforms import CenterCropResize
+from torchmae.eval.tokens.maps import likeness
 from torchmae.hashing import hash32
 from torchmae.models.masking import block_shapes, masking, noise
 from torchmae.report.html import playground
@@ -103,6 +104,21 @@ def test_components_are_those_of_a_singular_value_decomposition(compute: Compute
     for color, along in zip(found.T, (centered @ axes.T).T):
         inside = (color > 0) & (color < 255)  # the ends are cut off
         assert abs(np.corrcoef(color[inside], along[inside])[0, 1]) > 0.999
+
+
+def test_similarity_is_the_cosine_of_mae_look(compute: Compute) -> None:
+    tokens = np.random.default_rng(0).normal(size=(12, 8)).astype(np.float32)
+    answer = compute(
+        "(({ cosines, colors }) => ({ cosines, colors: [...colors] }))"
+        "(compute.similarity(Float32Array.from(input), 12, 8, 5))",
+        tokens.flatten().tolist(),
+    )
+    map_of = torch.from_numpy(tokens).T.reshape(8, 3, 4)
+    expected = likeness(map_of, map_of[:, 1, 1]).flatten().tolist()
+    assert answer["cosines"] == pytest.approx(expected, abs=1e-6)
+    least = int(np.argmin(answer["cosines"]))
+    assert answer["colors"][15:18] == [253, 231, 37]
+    assert answer["colors"][3 * least : 3 * least + 3] == [68, 1, 84]
 
 
 def test_errors_are_those_of_the_sheets(compute: Compute) -> None:

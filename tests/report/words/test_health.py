@@ -129,3 +129,13 @@ def test_a_classifier_is_compared_with_the_commonest_class(healthy: Path) -> Non
     assert "always the commonest class: 60.0%" in said(healthy, "good")
     (healthy / "classes.json").write_text(json.dumps({"evaluate": detail}))  # of other images
     assert "commonest" not in said(healthy, "good") + said(healthy, "bad")
+
+
+def test_a_segmenter_is_compared_with_the_commonest_class_everywhere(healthy: Path) -> None:
+    last = dict(score=0.5, miou=0.5, commonest=0.45, **SCORES)
+    (healthy / "last.json").write_text(json.dumps(last))
+    bad = said(healthy, "bad")
+    assert "mIoU 50.0% of 20 images" in bad
+    assert "not clearly better than the commonest class everywhere, 45.0%" in bad
+    (healthy / "last.json").write_text(json.dumps(last | dict(low=0.46)))
+    assert "the commonest class everywhere: 45.0%" in said(healthy, "good")

@@ -161,11 +161,15 @@ def test_two_processes_with_micro_batches_are_one(whole, shapes, tmp_path):
 
 
 def test_evaluate_and_predict(whole, shapes, tmp_path, caplog):
+    assert 'alt="worst.png"' in (whole / "report.html").read_text()
+    drawn = Image.open(whole / "worst.png").convert("RGB")  # when the training ended
+    (whole / "worst.png").unlink()
     found = torchmae.evaluate(whole, shapes, device="cpu")
     last = torchmae.Run(whole).results[0]["results"]["last"]
     assert found["masks"]["ap"] == pytest.approx(last["masks"]["ap"])
     assert found["boxes"]["images"] == 5 and set(found["boxes"]["by_class"]) == {"box", "disk"}
-    assert Image.open(whole / "worst.png").width > 300
+    assert drawn.width > 300
+    assert np.array_equal(drawn, Image.open(whole / "worst.png").convert("RGB"))
     out = torchmae.predict(
         whole, [str(shapes / "images")], out=tmp_path / "said", device="cpu", min_score=0.06
     )

@@ -92,6 +92,8 @@ def test_it_learns_and_the_scores_are_those_of_its_predictions(learned, shapes):
             shared[k] += (a & b).sum()
             union[k] += (a | b).sum()
     assert np.mean(shared / union) == pytest.approx(last["miou"])
+    assert Image.open(learned / "worst.png").width > 300
+    assert 'alt="worst.png"' in (learned / "report.html").read_text()
 
 
 def test_killed_again_and_again_the_run_ends_with_the_same_weights(whole, shapes, tmp_path):

@@ -60,10 +60,12 @@ def findings(checked: Checked) -> list[Finding]:
     """What is wrong, then what is worth knowing; none where nothing is."""
     lines = [*of_leaks(checked), *of_bad(checked), *of_copies(checked), *of_pixels(checked)]
     lines += of_classes(checked.survey)
-    for source in checked.survey.sources:
-        lines += [
-            Finding(False, line) for line in of_names(paths_of(source) if source.named else [])
-        ]
+    sources, first = checked.survey.sources, 0
+    for source in sources:
+        of = f"{checked.survey.parts[first]}: " if len(sources) > 1 and len(source) else ""
+        names = of_names(paths_of(source) if source.named else [])
+        lines += [Finding(False, f"{of}{line}") for line in names]
+        first += len(source)
     return sorted(lines, key=lambda finding: not finding.bad)
 
 
@@ -75,16 +77,17 @@ def of_leaks(checked: Checked) -> Iterator[Finding]:
     for (held, before, certain), some in pairs.items():
         such = f"such as {quoted(survey, some[0].image)} and {quoted(survey, some[0].copy)}"
         count = f"{len(some)} of {sum(part == held for part in survey.parts)} images of {held}"
-        exact = sum(leak.exact for leak in some)
+        exact, are = sum(leak.exact for leak in some), "is" if len(some) == 1 else "are"
+        copies = "a copy of an image" if len(some) == 1 else "copies of images"
         if certain:
             text = (
-                f"LEAKAGE: {count} are copies of images of {before} ({exact} with the same pixels, "
+                f"LEAKAGE: {count} {are} {copies} of {before} ({exact} with the same pixels, "
                 f"{len(some) - exact} that look the same), {such}: scores on {held} flatter"
             )
         else:
             text = (
-                f"{count} are very like images of {before}, {such}: frames of one video, slices of "
-                f"one patient? Then scores on {held} flatter; look at the pairs"
+                f"{count} {are} very like images of {before}, {such}: frames of one video, slices "
+                f"of one patient? Then scores on {held} flatter; look at the pairs"
             )
         yield Finding(certain, text)
 

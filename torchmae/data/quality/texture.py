@@ -120,4 +120,6 @@ def suggest(found: Texture) -> Suggestion:
     )
     if ratio != round(exact * 20) / 20:
         why += f"; kept between 50 and 90 %: {ratio:.0%}"
+    elif f"{ratio:.0%}" != f"{exact:.0%}":
+        why += f"; {ratio:.0%} is that, rounded"
     return Suggestion(patch, ratio, why)

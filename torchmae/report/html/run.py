@@ -116,10 +116,14 @@ def kind_words(config: Mapping[str, Any]) -> str:
 
 def curves(records: Sequence[Mapping[str, Any]]) -> str:
     """A chart for each panel of curves.png."""
-    drawn = [
-        chart(title, {name: points_of(records, name) for name in names})
+    found = {
+        title: {name: points_of(records, name) for name in names}
         for title, names in panels([dict(record) for record in records]).items()
-    ]
+    }
+    lengths = [len(points) for lines in found.values() for points in lines.values()]
+    if max(lengths, default=0) == 1:
+        return paragraph("One record so far: curves begin with the second one.", pale=True)
+    drawn = [chart(title, lines) for title, lines in found.items()]
     return f'<div class="charts">{"".join(drawn)}</div>' if any(drawn) else ""
 
 

@@ -37,16 +37,27 @@ def words_of(run: Path, config: Mapping[str, Any]) -> list[Word]:
     """
     records = runfolder.read_log(run)
     losses = [record for record in records if "loss" in record]
-    words = [*progress(config, losses), *learning(run, config, losses)]
+    words = [*progress(config, losses, is_unreadable(run)), *learning(run, config, losses)]
     words += [*steps(losses), *features(records), *recipe(config), *files(run)]
     order = ("verdict", "bad", "", "good")
     return sorted(words, key=lambda word: (word is not words[0], order.index(word.kind)))
 
 
-def progress(config: Mapping[str, Any], losses: Sequence[Mapping[str, Any]]) -> Iterator[Word]:
+def is_unreadable(run: Path) -> bool:
+    """Whether log.jsonl holds something, and no line of it can be read."""
+    path = run / runfolder.LOG
+    return path.is_file() and path.stat().st_size > 0 and not runfolder.read_log(run)
+
+
+def progress(
+    config: Mapping[str, Any], losses: Sequence[Mapping[str, Any]], unreadable: bool = False
+) -> Iterator[Word]:
     """How far the training is."""
+    if unreadable:
+        yield Word("bad", f"no line of {runfolder.LOG} can be read: it is not known how far it is")
     if not losses:
-        if config.get("verb") in ("pretrain", "finetune", "tokenizer", "refine"):
+        trained = ("pretrain", "finetune", "tokenizer", "refine")
+        if not unreadable and config.get("verb") in trained:
             yield Word("", "no step has been logged yet")
         return
     settings, step, of = config["config"], losses[-1]["step"], steps_of(config)
@@ -95,8 +106,13 @@ def baselines(record: Mapping[str, Any]) -> set[str]:
     return {name for name in record if name.startswith(BASELINE)}
 
 
-# Of what last.json holds: the score of a classifier, a segmenter, a detector, and its name.
-SCORES = {"top1": "top 1", "miou": "mIoU", "ap": "AP"}
+# Of what last.json holds: the score of a classifier, a segmenter, a detector; its name, and the
+# trivial prediction that it is compared with.
+SCORES = {
+    "top1": ("top 1", "always the commonest class"),
+    "miou": ("mIoU", "the commonest class everywhere"),
+    "ap": ("AP", ""),
+}
 
 
 def validation(run: Path) -> Iterator[Word]:
@@ -110,21 +126,20 @@ def validation(run: Path) -> Iterator[Word]:
         if not all(isinstance(one, int | float) for one in needed):
             continue
         of = f" of {kind}" if kind else ""
+        title, always = SCORES[name]
         text = (
-            f"validation: {SCORES[name]}{of} {scores[name]:.1%} of {count:,} images (95 % "
+            f"validation: {title}{of} {scores[name]:.1%} of {count:,} images (95 % "
             f"interval {scores['low']:.1%} to {scores['high']:.1%}) at step {last['step']:,}"
         )
-        error, trivial = scores.get("calibration_error"), commonest(run)
+        error = scores.get("calibration_error")
+        trivial = scores.get("commonest", commonest(run))
         text += f", calibration error {error:.3f}" if error is not None else ""
-        if name != "top1" or trivial is None:
+        if not isinstance(trivial, int | float):
             yield Word("", text)
         elif scores["low"] > trivial:
-            yield Word("good", f"{text}; always the commonest class: {trivial:.1%}")
+            yield Word("good", f"{text}; {always}: {trivial:.1%}")
         else:
-            yield Word(
-                "bad",
-                f"{text}: not clearly better than always the commonest class, {trivial:.1%}",
-            )
+            yield Word("bad", f"{text}: not clearly better than {always}, {trivial:.1%}")
 
 
 def commonest(run: Path) -> float | None:

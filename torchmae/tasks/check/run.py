@@ -40,6 +40,7 @@ def run(config: Check) -> dict[str, Any]:
     config.check()
     if is_run(Path(config.data).expanduser()):
         raise UserError(f"{config.data} is a run folder, not images (mae doctor looks at runs)")
+    refuse_inside(config)
     for file in filter(None, (config.out, config.write_list)):
         if not Path(file).absolute().parent.is_dir():
             raise UserError(f"{file}: there is no such folder")
@@ -84,6 +85,19 @@ def run(config: Check) -> dict[str, Any]:
         "findings": [one.text for one in found],
         "page": config.out,
     }
+
+
+def refuse_inside(config: Check) -> None:
+    """Raises UserError for --val in DATA, where its images would be counted in both."""
+    if config.val is None:
+        return
+    data, val = (Path(one).expanduser().resolve() for one in (config.data, config.val))
+    if data.is_dir() and val.is_dir() and data in val.parents:
+        raise UserError(
+            f"--val {config.val} lies inside DATA, so its images would be in both: name the folder "
+            "of the training images as DATA, or leave --val out (train/, val/ and test/ of DATA "
+            "are its parts)"
+        )
 
 
 def look_at(found: Survey, config: Check) -> tuple[Checked, str]:

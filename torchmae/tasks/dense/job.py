@@ -73,6 +73,9 @@ class Scores(Protocol):
     def detail(self, of: str, classes: Sequence[str]) -> dict[str, Any]:
         """What goes to classes.json; `of` says what was measured."""
 
+    def draw_worst(self, sets: Any, model: Any, path: Path) -> None:
+        """Draws the validation images with the lowest scores."""
+
 
 S = TypeVar("S", bound=DenseSets)
 M = TypeVar("M", bound=nn.Module)

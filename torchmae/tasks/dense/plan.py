@@ -83,8 +83,9 @@ def summary(out: Path, verb: Verb[Any, Any], plan: TrainConfig) -> str:
             f"Made:\n  {out / runfolder.MODEL}  the last weights",
             f"  {out / runfolder.BEST_MODEL}  the best ones (--best in the commands below)",
             f"  {out / runfolder.CURVES}, {path}  how it went",
+            f"  {out / runfolder.WORST}  the worst validation images",
             f"  {out / runfolder.REPORT}  all of it in one page",
-            f"Next:\n  {mae} evaluate {out} DATA  each class, the worst images",
+            f"Next:\n  {mae} evaluate {out} DATA  each class, the worst images of DATA",
             f"  {mae} predict {out} IMAGES --out predictions",
         ]
     )

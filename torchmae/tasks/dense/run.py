@@ -218,6 +218,8 @@ def train(job: Job[Any, Any], verb: Verb[Any, Any], out: Path, world: World, qui
         with torch.no_grad():
             list(validation(plan.steps))
     world.on_main(lambda: draw_curves(out))
+    if not quiet:
+        world.on_main(validation.draw_worst)
     text = world.on_main(lambda: summary(out, verb, plan))  # writes results.json too
     world.on_main(lambda: write_report(out))
     if world.is_main and not quiet:

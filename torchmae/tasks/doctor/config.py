@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torchmae.settings.groups import DeviceOptions
+from torchmae.settings.groups import DeviceOptions, SplitListingOptions
 from torchmae.settings.options import argument, option
 
 
@@ -24,4 +24,5 @@ class Doctor:
         otherwise="those of the run",
         images=True,
     )
+    listing: SplitListingOptions = SplitListingOptions()
     runtime: DeviceOptions = DeviceOptions()

@@ -1,6 +1,6 @@
 """`mae doctor RUN`: files, weights, learning, features and data of a run."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,9 @@ import numpy as np
 import torch
 
 from torchmae import manifest, runfolder
-from torchmae.data.config import decode_as_run, listing_as_run
+from torchmae.data.config import DecodeOptions, Listing, decode_as_run, listing_as_run
+from torchmae.data.dense import detection, segmentation
+from torchmae.data.dense.find import Split
 from torchmae.data.labels import labelled_sets
 from torchmae.data.quality.duplicates import find_duplicates, leaks
 from torchmae.data.quality.parts import open_parts
@@ -23,7 +25,7 @@ from torchmae.eval.rank import rankme
 from torchmae.models.encoders import Backbone
 from torchmae.models.weights import read_encoder
 from torchmae.report.words.health import words_of
-from torchmae.settings.groups import ListingOptions
+from torchmae.settings.groups import SplitListingOptions
 from torchmae.tasks.doctor.line import NOTE, OK, WRONG, Line, judged
 from torchmae.tasks.doctor.training import position_line, quiet
 from torchmae.tasks.verify import run as verify
@@ -34,20 +36,34 @@ MOST = 20_000  # images among which leakage is looked for
 # RankMe of centered features, as a share of the most that is possible: healthy runs of ours have
 # 0.12 (nuclei: few kinds of images), 0.26 (brain MRI) and 0.33 (digits), one of 91 steps 0.02.
 LEAST_RANK = 0.05
+# How the images of models are opened that lie beside masks or annotations.
+ANNOTATED: dict[str, Callable[..., Any]] = {
+    "segmenter": segmentation.open_sets,
+    "detector": detection.open_sets,
+}
 FAR_MEAN, FAR_STD = 0.5, 2.0  # stds between means; times between stds
 
 
-def patient(run: Path, data: str | None, device: torch.device) -> Iterator[Line]:
+def patient(
+    run: Path, data: str | None, listing: SplitListingOptions, device: torch.device
+) -> Iterator[Line]:
     """The lines about a run.
 
     Args:
         run: its folder.
         data: the images, where they are not those of config.json.
+        listing: which of them are taken.
         device: where features are computed.
     """
-    yield files(run)
+    written = files(run)
+    yield written
     with manifest.verification(False):  # what is damaged was just said
-        config = runfolder.read_any_config(run)
+        try:
+            config = runfolder.read_any_config(run)
+        except UserError as error:
+            if written.state == OK:
+                yield Line("files", WRONG, str(error))
+            return
         for word in words_of(run, config):
             yield Line("training", {"bad": WRONG, "good": OK}.get(word.kind, NOTE), word.text)
         if runfolder.kind_of(config) == "tokenizer":
@@ -62,7 +78,7 @@ def patient(run: Path, data: str | None, device: torch.device) -> Iterator[Line]
         if isinstance(rows, torch.Tensor) and rows.ndim == 3:
             yield position_line(rows[0], "restore the weights, or import them again")
         try:
-            yield from of_data(run, config, data, encoder, device)
+            yield from of_data(run, config, (data, listing), encoder, device)
         except (UserError, OSError) as error:
             about = f"{error}; statistics, features and leakage were not looked at (--data DATA)"
             yield Line("data", NOTE, about)
@@ -79,17 +95,19 @@ def files(run: Path) -> Line:
 
 
 def of_data(
-    run: Path, config: dict[str, Any], data: str | None, encoder: Backbone, device: torch.device
+    run: Path,
+    config: dict[str, Any],
+    named: tuple[str | None, SplitListingOptions],
+    encoder: Backbone,
+    device: torch.device,
 ) -> Iterator[Line]:
-    """The lines for which images are needed."""
-    settings = config["config"]
+    """The lines for which images are needed; `named` are the images and which of them are taken."""
+    settings, (data, options) = config["config"], named
     place = data or settings.get("data")
     if not isinstance(place, str):
         raise UserError("config.json names no images")
-    if data is None and runfolder.kind_of(config) in ("segmenter", "detector"):
-        raise UserError("its images lie beside masks or annotations")
     decode = decode_as_run(str(run))
-    listing = listing_as_run(ListingOptions(), place, run, resuming=data is None)
+    listing = listing_as_run(options, place, run, resuming=data is None)
     if config.get("verb") == "finetune":
         names = ("val_fraction", "labels_per_class", "seed")
         fraction, few, seed = (settings.get(name) for name in names)
@@ -97,12 +115,44 @@ def of_data(
         sources: list[Source] = [sets.train, sets.val]
         parts = ["train"] * len(sets.train) + ["val"] * len(sets.val)
     else:
-        sources, parts, _ = open_parts(place, None, decode, listing)
+        sources, parts = annotated_or_plain(config, data, place, decode, listing)
     first = with_decode(sources[0], replace(decode, channels=encoder.channels))
     some = Subset(first, chosen(np.arange(len(first)), MEASURED, 0))
     yield statistics(some, encoder, runfolder.kind_of(config) == "mae")
     yield rank(some, encoder, run, device)
     yield leakage(sources, parts)
+
+
+def annotated_or_plain(
+    config: dict[str, Any],
+    data: str | None,
+    place: str,
+    decode: DecodeOptions,
+    listing: Listing,
+) -> tuple[list[Source], list[str]]:
+    """The sets and the part of each image: of a segmenter or a detector as it was trained.
+
+    Args:
+        config: config.json.
+        data: --data; these may be images without masks or annotations.
+        place: the images.
+        decode: how they are decoded.
+        listing: which are taken.
+    """
+    settings, open_sets = config["config"], ANNOTATED.get(runfolder.kind_of(config))
+    if open_sets is not None:
+        names = ("val_fraction", "train_images", "seed", "avoid_seeds")
+        fraction, few, seed, avoid = (settings.get(name) for name in names)
+        split = Split(fraction, few, seed, tuple(avoid or ()))
+        try:
+            sets = open_sets(place, settings.get("val"), decode, split, listing)
+            sources = [sets.train_source, sets.val_source]
+            return sources, ["train"] * len(sources[0]) + ["val"] * len(sources[1])
+        except UserError:
+            if data is None:
+                raise
+    sources, parts, _ = open_parts(place, None, decode, listing)
+    return sources, parts
 
 
 def statistics(source: Source, encoder: Backbone, own: bool) -> Line:
@@ -164,9 +214,11 @@ def leakage(sources: list[Source], parts: list[str]) -> Line:
     if not leaked:
         return Line("leakage", OK, f"no copies across {', '.join(sorted(set(parts)))}")
     certain = [leak for leak in leaked if leak.certain]
-    one, what = (certain or leaked)[0], "copies of" if certain else "very like"
+    one, count = (certain or leaked)[0], len(certain or leaked)
+    what = ("is a copy of", "are copies of") if certain else ("is very like", "are very like")
+    said = f"1 image {what[0]} an image" if count == 1 else f"{count} images {what[1]} images"
     about = (
-        f"{len(certain or leaked)} images are {what} images of another part, such as "
+        f"{said} of another part, such as "
         f"{found.name(one.image)!r} ({parts[one.image]}) and {found.name(one.copy)!r} "
         f"({parts[one.copy]})"
     )

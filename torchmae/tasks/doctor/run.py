@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torchmae.errors import RunError, UserError, printable
 from torchmae.runfolder import is_run
+from torchmae.settings.groups import SplitListingOptions
 from torchmae.tasks.doctor.config import Doctor
 from torchmae.tasks.doctor.line import WRONG, Line
 from torchmae.tasks.doctor.machine import machine
@@ -30,8 +31,11 @@ def run(config: Doctor) -> list[dict[str, str]]:
     """
     device = find_device(config.runtime.device)
     if config.run is None:
-        if config.data is not None:
-            raise UserError("--data is for mae doctor RUN: name the run, or leave it out")
+        if config.data is not None or config.listing != SplitListingOptions():
+            raise UserError(
+                "--data and which images of it are taken are for mae doctor RUN: name the run, or "
+                "leave them out"
+            )
         lines: Iterator[Line] = chain(machine(device, Path()), training(device))
     else:
         folder = Path(config.run)
@@ -40,7 +44,7 @@ def run(config: Doctor) -> list[dict[str, str]]:
                 f"{folder} is not a run folder: name one that mae pretrain, finetune or import "
                 "made, or none to look at this machine"
             )
-        lines = patient(folder, config.data, device)
+        lines = patient(folder, config.data, config.listing, device)
     said = []
     for line in lines:
         logger.info(f"{line.name:>10}  {line.state:<5}  {printable(line.about)}")

@@ -11,7 +11,7 @@ from torchmae.data.large.stitch import write_feature_maps
 from torchmae.data.sources.source import BadFile, Source
 from torchmae.data.sources.tiles import Tiles
 from torchmae.disk import refuse_full, whole_folder
-from torchmae.errors import RunError, UserError
+from torchmae.errors import RunError, UserError, choose
 from torchmae.eval.extract import (
     collect_batches,
     features_of,
@@ -22,6 +22,7 @@ from torchmae.eval.extract import (
 )
 from torchmae.eval.neighbors.stored import about, open_of_run
 from torchmae.models.encoders import Backbone
+from torchmae.models.patches import POOLS
 from torchmae.models.weights import load
 from torchmae.report.arrays import HEADERS, rows_file
 from torchmae.report.tables import WRITERS, check_table, write_table
@@ -41,6 +42,7 @@ def run(config: Embed) -> Path:
     their grid.
     """
     check_ranges(config)
+    choose(dict.fromkeys([*POOLS, TOKENS]), config.pool, "pool")
     dense = config.pool == TOKENS
     out = Path(config.out or ("tokens.safetensors" if dense else "features.npz"))
     if config.listing.tile and not out.suffix and not dense:

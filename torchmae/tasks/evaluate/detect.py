@@ -5,37 +5,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from torchmae.data.config import decode_as_run, listing_as_run
-from torchmae.data.dense.annotated import Annotated
 from torchmae.data.dense.detection import open_annotated, other_sizes
-from torchmae.data.loader import read_pixels
 from torchmae.data.sources.source import with_decode
-from torchmae.data.transforms import as_tensor
 from torchmae.errors import UserError, library, printable
 from torchmae.eval.detection import (
+    SURE,
     DetectionScores,
-    Measured,
     all_scores,
     detail,
-    image_scores,
     measure,
+    worst_images,
 )
 from torchmae.eval.intervals import few_to_draw_from
-from torchmae.models.detection.detector import Detector
 from torchmae.models.weights import load_detector
-from torchmae.report.detection import draw_found, draw_objects
-from torchmae.report.segmentation import draw_sheet
+from torchmae.report.sheets.worst import draw_worst_objects
 from torchmae.runfolder import WORST, add_classes
 from torchmae.tasks.evaluate.config import Evaluate
 from torchmae.train.distributed import find_device
 
 logger = logging.getLogger(__name__)
-
-SHOWN = 6  # of the worst images
-SURE = 0.5  # the score from which on an object counts as found, in pictures
 
 
 def measure_detector(config: Evaluate) -> dict[str, Any]:
@@ -69,7 +58,8 @@ def measure_detector(config: Evaluate) -> dict[str, Any]:
     logger.info(table(scores, model.classes))
     add_classes(Path(config.run), "evaluate", detail(scores, f"mae evaluate on {config.data}"))
     path = Path(config.run) / WORST
-    draw_worst(model, images, found, path)
+    worst = worst_images(found, len(model.classes), SURE)
+    draw_worst_objects(images, model, worst, SURE, len(found.ids), path)
     logger.info(f"Drawn: {path}")
     return {kind: one.summary() for kind, one in scores.items()}
 
@@ -95,26 +85,3 @@ def table(scores: dict[str, DetectionScores], classes: tuple[str, ...]) -> str:
             f"{one.ap75:.1%}, AR {one.recall:.1%}; {one.max_detections} detections an image"
         )
     return "\n".join(lines)
-
-
-def draw_worst(model: Detector, images: Annotated, found: Measured, path: Path) -> None:
-    """Draws the images with the lowest F score: what is there, and what was found."""
-    f_scores = image_scores(found, len(model.classes), SURE)
-    order = np.argsort(f_scores, kind="stable")[:SHOWN].tolist()
-    rows: dict[str, list[torch.Tensor]] = {"objects": [], "found": []}
-    for i in order:
-        pixels = read_pixels(images.source, found.ids[i])
-        image = as_tensor(np.array(pixels))
-        objects = found.truth[i].objects
-        names = [model.classes[k] for k in objects.classes.tolist()]
-        masks = objects.masks if model.has_masks else ()
-        own = len(model.classes) == 1
-        drawn = draw_objects(image, objects.boxes, objects.classes, names, masks, own)
-        rows["objects"].append(drawn)
-        rows["found"].append(draw_found(image, found.found[i], model.classes, SURE))
-    names = [f"{f_scores[i]:.0%} {Path(images.source.name(found.ids[i])).name}" for i in order]
-    notes = [
-        f"F score of each image: objects found at an overlap of 50 % by detections with a score of "
-        f"{SURE:g} and more. Of one class, colors tell objects apart."
-    ]
-    draw_sheet(rows, f"The worst {len(order)} of {len(found.ids)} images", names, notes, path)

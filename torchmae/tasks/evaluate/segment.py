@@ -6,33 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from torchmae.data.config import decode_as_run, listing_as_run
-from torchmae.data.dense.masks import IGNORE
-from torchmae.data.dense.segmentation import (
-    Example,
-    Examples,
-    LabelledImages,
-    open_labelled,
-    stored_classes,
-)
+from torchmae.data.dense.segmentation import Examples, open_labelled, stored_classes
 from torchmae.errors import printable
 from torchmae.eval.intervals import few_to_draw_from
-from torchmae.eval.segmentation import Measured, Predictor, SegmentationScores, measure, overlaps
-from torchmae.models.segmentation.segmenter import Segmenter
+from torchmae.eval.segmentation import Predictor, SegmentationScores, measure
 from torchmae.models.weights import load_segmenter
 from torchmae.report.confusion import draw_confusion
-from torchmae.report.segmentation import colored, draw_sheet, overlay
-from torchmae.report.sheet import three_bands
+from torchmae.report.sheets.worst import draw_worst_maps
 from torchmae.runfolder import CONFUSION, WORST, add_classes, read_config
 from torchmae.settings.groups import test_as_run
 from torchmae.tasks.evaluate.config import Evaluate
 from torchmae.train.distributed import find_device
 
 logger = logging.getLogger(__name__)
-
-SHOWN = 8  # of the worst images
 
 
 def measure_segmenter(config: Evaluate) -> dict[str, Any]:
@@ -62,7 +50,7 @@ def measure_segmenter(config: Evaluate) -> dict[str, Any]:
     detail = scores.detail(f"mae evaluate on {config.data}", model.classes)
     add_classes(Path(config.run), "evaluate", detail)
     draw_confusion(scores.confusion, model.classes, pictures[0], title)
-    draw_worst(model, images, found, predict, pictures[1])
+    draw_worst_maps(images, model, found.worst, len(found.ids), pictures[1])
     logger.info(f"Drawn: {', '.join(map(str, pictures))}")
     return {**how, **scores.summary()}
 
@@ -89,32 +77,3 @@ def table(scores: SegmentationScores, classes: tuple[str, ...]) -> str:
         f"{scores.calibration_error:.3f}"
     )
     return "\n".join(lines)
-
-
-def draw_worst(
-    model: Segmenter, images: LabelledImages, found: Measured, predict: Predictor, path: Path
-) -> None:
-    """Draws the images with the lowest mean IoU: image, labels, prediction, errors."""
-    iou, _ = overlaps(np.stack(found.tally.areas))
-    labelled = np.array([one[2].sum() > 0 for one in found.tally.areas])
-    score = np.where(labelled, np.nan_to_num(np.nanmean(np.where(labelled[:, None], iou, 0), 1)), 2)
-    order = [i for i in np.argsort(score, kind="stable").tolist() if labelled[i]][:SHOWN]
-    device = next(model.parameters()).device
-    rows: dict[str, list[torch.Tensor]] = {
-        name: [] for name in ("image", "labels", "predicted", "wrong")
-    }
-    examples = Examples(images.source, images.labels)
-    for i in order:
-        example = examples[found.ids[i]]
-        assert isinstance(example, Example) and example.labels is not None  # it was measured
-        predicted = predict(example.image.unsqueeze(0).to(device))[0][0].cpu()
-        labels = example.labels
-        wrong = (labels != predicted).to(torch.uint8).masked_fill(labels == IGNORE, IGNORE)
-        image = example.image
-        rows["image"].append(three_bands(image))
-        rows["labels"].append(colored(labels, model.colors))
-        rows["predicted"].append(colored(predicted, model.colors))
-        rows["wrong"].append(overlay(image, wrong, [(0, 0, 0), (230, 30, 30)], clear=(0,)))
-    names = [f"{score[i]:.0%} {Path(images.source.name(found.ids[i])).name}" for i in order]
-    notes = ["Mean IoU of each image over its classes. White: ignored."]
-    draw_sheet(rows, f"The worst {len(order)} of {len(found.ids)} images", names, notes, path)

@@ -15,6 +15,8 @@ class MLflow:
     """A run of MLflow; in mlruns/ beside the run folder."""
 
     def __init__(self, opening: Opening):
+        # Before the import, which looks up the address of MLflow's makers otherwise.
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         mlflow = library("mlflow", "mlflow")
         # It wants to be told that a folder, which needs no server and no database, is meant.
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")

@@ -12,6 +12,8 @@ class WandB:
     """A run of Weights & Biases; offline in the run folder's wandb/, for `wandb sync`."""
 
     def __init__(self, opening: Opening):
+        # Before the import: offline too, its process reports errors and metrics of its own.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         self.wandb = library("wandb", "wandb")
         mode = os.environ.get("WANDB_MODE", "offline")
         self.run = self.wandb.init(

@@ -1,6 +1,6 @@
 // The back end of `mae export --to page`: the model runs in the browser, by ONNX Runtime Web.
 
-import { centerWindow, patchBox, principalColors, resize, sampleMask } from "./compute.js";
+import { centerWindow, patchBox, resize, sampleMask } from "./compute.js";
 import * as ort from "./ort.wasm.bundle.min.mjs";
 
 const MOST_PIXELS = 100e6;
@@ -89,8 +89,7 @@ export async function open(say) {
       const image = await decode(file, about);
       // The encoder sees all patches; what the decoder makes of the first one again is not used.
       const { found, ms } = await run(image.pixels, all, [0]);
-      const components = principalColors(found.tokens.data, about.patches, about.width);
-      return { ...image, components, ms };
+      return { ...image, tokens: found.tokens.data, ms };
     },
 
     /** The hidden patches of a mask. */

@@ -162,6 +162,22 @@ const REDS = [
 ];
 const MOST_ERROR = 100;
 
+// matplotlib's viridis, as in the sheets of mae look.
+const VIRIDIS = [
+  [68, 1, 84],
+  [59, 82, 139],
+  [33, 145, 140],
+  [94, 201, 98],
+  [253, 231, 37],
+];
+
+/** The color of a level, 0 to 1. */
+function colorAt(stops, level) {
+  const place = level * (stops.length - 1);
+  const low = Math.min(Math.floor(place), stops.length - 2);
+  return stops[low].map((value, c) => value + (place - low) * (stops[low + 1][c] - value));
+}
+
 /** Mean absolute differences of the channels as colors, and their mean over some patches. */
 export function errorMap(truth, made, channels, size, isHidden) {
   const [height, width] = size;
@@ -180,11 +196,7 @@ export function errorMap(truth, made, channels, size, isHidden) {
         count += 1;
       }
       if (difference > 0) {
-        const level = (Math.min(difference, MOST_ERROR) / MOST_ERROR) * (REDS.length - 1);
-        const low = Math.min(Math.floor(level), REDS.length - 2);
-        for (let c = 0; c < 3; c++) {
-          colors[at * 3 + c] = REDS[low][c] + (level - low) * (REDS[low + 1][c] - REDS[low][c]);
-        }
+        colors.set(colorAt(REDS, Math.min(difference, MOST_ERROR) / MOST_ERROR), at * 3);
       }
     }
   }
@@ -237,4 +249,24 @@ export function principalColors(tokens, count, width) {
     }
   }
   return colors;
+}
+
+/** The cosine of each of the tokens [count, width] to one of them, and colors from the lowest on. */
+export function similarity(tokens, count, width, place) {
+  const product = (i, j) => {
+    let sum = 0;
+    for (let d = 0; d < width; d++) sum += tokens[i * width + d] * tokens[j * width + d];
+    return sum;
+  };
+  const own = product(place, place);
+  const cosines = Array.from({ length: count }, (_, i) => {
+    return product(i, place) / (Math.sqrt(product(i, i) * own) || 1);
+  });
+  const low = cosines.reduce((least, value) => Math.min(least, value), 1);
+  const colors = new Uint8ClampedArray(count * 3);
+  cosines.forEach((value, i) => {
+    const level = low < 1 ? Math.min(1, (value - low) / (1 - low)) : 1;
+    colors.set(colorAt(VIRIDIS, level), i * 3);
+  });
+  return { cosines, colors };
 }

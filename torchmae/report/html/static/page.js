@@ -1,7 +1,7 @@
 // The page: an image, a mask on its patches, and what the model makes of them.
 
 import { open } from "./backend.js";
-import { errorMap, patchBox } from "./compute.js";
+import { errorMap, patchBox, principalColors, similarity } from "./compute.js";
 
 const $ = (id) => document.getElementById(id);
 const GRAY = "rgb(128 128 128)";
@@ -11,6 +11,7 @@ let about;
 let image = null; // of the back end
 let hidden = new Set(); // numbers of patches
 let cursor = 0; // the patch that keys are about
+let compared = null; // the patch whose token all others are compared with
 let made = null; // of the mask that is shown
 let loads = 0; // images asked for: an answer to an older one is dropped
 let wanted = 0; // reconstructions asked for
@@ -63,16 +64,53 @@ function drawMask() {
   for (let y = 0; y <= height; y += about.patch[0]) line(pen, 0, y, width, y);
   for (let x = 0; x <= width; x += about.patch[1]) line(pen, x, 0, x, height);
   if (document.activeElement === canvas && canvas.matches(":focus-visible")) {
-    const box = patchBox(cursor, about.grid, about.patch);
-    for (const [color, wide] of [["black", 5], ["white", 2]]) {
-      pen.strokeStyle = color;
-      pen.lineWidth = wide / scale;
-      pen.strokeRect(box.left, box.top, box.width, box.height);
-    }
+    frame(pen, patchBox(cursor, about.grid, about.patch), scale);
   }
   const share = Math.round((100 * hidden.size) / about.patches);
   $("counts").textContent = `${hidden.size} of ${about.patches} patches are hidden (${share} %).`;
   canvas.setAttribute("aria-label", `Mask on the image: ${$("counts").textContent}`);
+}
+
+/** A frame of two colors, which can be seen on anything. */
+function frame(pen, box, scale) {
+  for (const [color, wide] of [["black", 5], ["white", 2]]) {
+    pen.strokeStyle = color;
+    pen.lineWidth = wide / scale;
+    pen.strokeRect(box.left, box.top, box.width, box.height);
+  }
+}
+
+function where(place) {
+  const columns = about.grid[1];
+  return `row ${Math.floor(place / columns) + 1}, column ${(place % columns) + 1}`;
+}
+
+/** The tokens as colors: their components, or how like they are to that of one patch. */
+function drawTokens() {
+  const [rows, columns] = about.grid;
+  const base = document.createElement("canvas");
+  let note =
+    "Three principal components of the last tokens as red, green and blue; nothing is hidden here. " +
+    "Alike colors: alike to the model.";
+  if (compared === null) draw(base, image.components, rows, columns);
+  else {
+    const { cosines, colors } = similarity(image.tokens, about.patches, about.width, compared);
+    draw(base, colors, rows, columns);
+    const least = cosines.reduce((low, value) => Math.min(low, value), 1);
+    note =
+      `Cosine of each token to that of ${where(compared)}: ${least.toFixed(2)} (dark) to 1 (yellow).`;
+  }
+  const canvas = $("tokens");
+  const scale = Math.max(1, Math.ceil(700 / columns));
+  canvas.width = columns * scale;
+  canvas.height = rows * scale;
+  const pen = canvas.getContext("2d");
+  pen.imageSmoothingEnabled = false;
+  pen.scale(scale, scale);
+  pen.drawImage(base, 0, 0);
+  if (compared !== null) frame(pen, patchBox(compared, about.grid, [1, 1]), scale);
+  $("tokens-note").textContent = note;
+  canvas.setAttribute("aria-label", `Tokens. ${note}`);
 }
 
 function line(pen, x1, y1, x2, y2) {
@@ -175,6 +213,8 @@ async function load(file) {
     const answer = await backend.image(file);
     if (mine !== loads) return;
     image = answer;
+    image.components = principalColors(image.tokens, about.patches, about.width);
+    compared = null;
     made = null;
     show();
     say(`Read in ${answer.ms} ms.`);
@@ -196,7 +236,7 @@ function show() {
   const gets = image.found ? "tokens are of" : "the model gets";
   $("original-note").textContent =
     `${image.width} x ${image.height} pixels; ${gets} its middle, resized to ${width} x ${height}.`;
-  draw($("tokens"), image.components, ...about.grid);
+  drawTokens();
   if (image.classes) {
     $("classes").replaceChildren(...image.classes.map(classRow));
     $("classes-section").hidden = false;
@@ -255,17 +295,51 @@ function neighborTile({ name, similarity, picture }) {
   return tile;
 }
 
+/** The patch at a pointer, on a canvas that shows all of them; null beside it. */
+function patchAt(canvas, event) {
+  const box = canvas.getBoundingClientRect();
+  const [rows, columns] = about.grid;
+  const row = Math.floor(((event.clientY - box.top) / box.height) * rows);
+  const column = Math.floor(((event.clientX - box.left) / box.width) * columns);
+  const inside = row >= 0 && row < rows && column >= 0 && column < columns;
+  return inside ? row * columns + column : null;
+}
+
+const STEPS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
+
+/** The patch that a key of an arrow leads to; null for another key. */
+function moved(place, key) {
+  if (!STEPS[key]) return null;
+  const [rows, columns] = about.grid;
+  const [down, across] = STEPS[key];
+  const row = Math.min(rows - 1, Math.max(0, Math.floor(place / columns) + down));
+  const column = Math.min(columns - 1, Math.max(0, (place % columns) + across));
+  return row * columns + column;
+}
+
+/** Choosing the patch that all others are compared with. */
+function comparable(canvas) {
+  const choose = (place) => {
+    compared = place;
+    drawTokens();
+    $("place").textContent = $("tokens-note").textContent;
+  };
+  canvas.addEventListener("click", (event) => {
+    const place = patchAt(canvas, event);
+    if (place !== null) choose(place === compared ? null : place);
+  });
+  canvas.addEventListener("keydown", (event) => {
+    const next = moved(compared ?? 0, event.key);
+    if (next !== null) choose(compared === null ? 0 : next);
+    else if (event.key === "Escape") choose(null);
+    else return;
+    event.preventDefault();
+  });
+}
+
 /** Painting: the first patch decides whether patches are hidden or shown until the button is up. */
 function paintable(canvas) {
   let hides = null;
-  const patchAt = (event) => {
-    const box = canvas.getBoundingClientRect();
-    const [rows, columns] = about.grid;
-    const row = Math.floor(((event.clientY - box.top) / box.height) * rows);
-    const column = Math.floor(((event.clientX - box.left) / box.width) * columns);
-    const inside = row >= 0 && row < rows && column >= 0 && column < columns;
-    return inside ? row * columns + column : null;
-  };
   const paint = (place) => {
     if (place === null || hidden.has(place) === hides) return;
     cursor = place;
@@ -274,26 +348,22 @@ function paintable(canvas) {
     reconstruct();
   };
   canvas.addEventListener("pointerdown", (event) => {
-    const place = patchAt(event);
+    const place = patchAt(canvas, event);
     if (place === null || event.button) return;
     canvas.setPointerCapture(event.pointerId);
     hides = !hidden.has(place);
     paint(place);
   });
   canvas.addEventListener("pointermove", (event) => {
-    if (hides !== null) paint(patchAt(event));
+    if (hides !== null) paint(patchAt(canvas, event));
   });
   for (const end of ["pointerup", "pointercancel"]) {
     canvas.addEventListener(end, () => (hides = null));
   }
-  const steps = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
   canvas.addEventListener("keydown", (event) => {
-    const [rows, columns] = about.grid;
-    if (steps[event.key]) {
-      const [down, across] = steps[event.key];
-      const row = Math.min(rows - 1, Math.max(0, Math.floor(cursor / columns) + down));
-      const column = Math.min(columns - 1, Math.max(0, (cursor % columns) + across));
-      cursor = row * columns + column;
+    const next = moved(cursor, event.key);
+    if (next !== null) {
+      cursor = next;
       drawMask();
     } else if (event.key === " " || event.key === "Enter") {
       hides = !hidden.has(cursor);
@@ -302,8 +372,7 @@ function paintable(canvas) {
     } else return;
     event.preventDefault();
     const state = hidden.has(cursor) ? "hidden" : "visible";
-    $("place").textContent =
-      `row ${Math.floor(cursor / columns) + 1}, column ${(cursor % columns) + 1}: ${state}`;
+    $("place").textContent = `${where(cursor)}: ${state}`;
   });
   for (const change of ["focus", "blur"]) canvas.addEventListener(change, () => image && drawMask());
 }
@@ -373,6 +442,7 @@ async function start() {
   });
   $("statistics").addEventListener("change", () => image && reconstruct());
   paintable($("mask"));
+  comparable($("tokens"));
   dropTarget();
   say("Choose an image to begin.");
 }

@@ -1,7 +1,5 @@
 // The back end of `mae serve`: what the page needs is asked of the server that sent it.
 
-import { principalColors } from "./compute.js";
-
 function bytes(text) {
   const raw = atob(text);
   return Uint8Array.from(raw, (letter) => letter.charCodeAt(0));
@@ -41,11 +39,7 @@ export async function open() {
       }
       const found = await ask("image", { method: "POST", body: file });
       const tokens = new Float32Array(bytes(found.tokens).buffer);
-      return {
-        ...found,
-        pixels: bytes(found.pixels),
-        components: principalColors(tokens, tokens.length / about.width, about.width),
-      };
+      return { ...found, pixels: bytes(found.pixels), tokens };
     },
 
     /** The hidden patches of a mask. */

@@ -21,9 +21,18 @@ from torchmae.data.loader import Batches
 from torchmae.data.scan import scan
 from torchmae.data.sources.source import BadFile
 from torchmae.errors import UserError, library, printable
-from torchmae.eval.detection import DetectionScores, all_scores, detail, measure
+from torchmae.eval.detection import (
+    SURE,
+    DetectionScores,
+    Measured,
+    all_scores,
+    detail,
+    measure,
+    worst_images,
+)
 from torchmae.models.detection.detector import Detector
 from torchmae.models.encoders import Backbone
+from torchmae.report.sheets.worst import draw_worst_objects
 from torchmae.settings.defaults import Rule
 from torchmae.tasks.dense import run as dense
 from torchmae.tasks.dense.detect.config import (
@@ -53,6 +62,7 @@ class DetectScores:
     """The scores of a validation: of "boxes", and with masks of "masks"."""
 
     found: dict[str, DetectionScores]
+    measured: Measured
 
     @property
     def score(self) -> float:
@@ -67,6 +77,10 @@ class DetectScores:
 
     def detail(self, of: str, classes: Sequence[str]) -> dict[str, Any]:
         return detail(self.found, of)
+
+    def draw_worst(self, sets: DetectionSets, model: Detector, path: Path) -> None:
+        worst = worst_images(self.measured, len(model.classes), SURE)
+        draw_worst_objects(sets.val, model, worst, SURE, len(self.measured.ids), path)
 
 
 class Detection:
@@ -154,7 +168,8 @@ class Detection:
         self, model: Detector, sets: DetectionSets, config: ResolvedDetect, world: World, /
     ) -> DetectScores:
         found = measure(model.predict, sets.val, world.device)
-        return DetectScores(all_scores(found, model.classes, model.has_masks, model.max_detections))
+        scores = all_scores(found, model.classes, model.has_masks, model.max_detections)
+        return DetectScores(scores, found)
 
     def describe(
         self, config: ResolvedDetect, model: Detector, sets: DetectionSets, /

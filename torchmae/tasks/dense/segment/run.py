@@ -18,9 +18,10 @@ from torchmae.data.dense.segmentation import (
 )
 from torchmae.data.loader import Batches
 from torchmae.errors import UserError, printable
-from torchmae.eval.segmentation import SegmentationScores, measure
+from torchmae.eval.segmentation import Measured, SegmentationScores, measure
 from torchmae.models.encoders import Backbone
 from torchmae.models.segmentation.segmenter import Segmenter
+from torchmae.report.sheets.worst import draw_worst_maps
 from torchmae.settings.defaults import Rule
 from torchmae.settings.groups import test_as_run
 from torchmae.tasks.dense import run as dense
@@ -43,6 +44,7 @@ class SegmentScores:
     """The scores of a validation."""
 
     found: SegmentationScores
+    measured: Measured
 
     @property
     def score(self) -> float:
@@ -56,6 +58,9 @@ class SegmentScores:
 
     def detail(self, of: str, classes: Sequence[str]) -> dict[str, Any]:
         return self.found.detail(of, classes)
+
+    def draw_worst(self, sets: SegmentationSets, model: Segmenter, path: Path) -> None:
+        draw_worst_maps(sets.val, model, self.measured.worst, len(self.measured.ids), path)
 
 
 class Segmentation:
@@ -128,7 +133,7 @@ class Segmentation:
         examples = Examples(sets.val.source, sets.val.labels)
         predict = partial(model.predict_sure, **test_as_run(config.test, {}))
         found = measure(predict, examples, len(model.classes), world.device)
-        return SegmentScores(found.tally.scores(model.classes))
+        return SegmentScores(found.tally.scores(model.classes), found)
 
     def describe(
         self, config: ResolvedSegment, model: Segmenter, sets: SegmentationSets, /

@@ -152,6 +152,9 @@ def twice(
     before, times = first.measured.step, "measured before and after all else"
     words = f"a step of {first.measured.model} ({times}): "
     words += f"{milliseconds(before)} and {milliseconds(after)}"
+    (planned,) = (fits for one, fits in measured if one is first)
+    if fit != planned:
+        words += f", so {fit:g} epochs, not {planned:g}"
     if max(before, after) >= CHANGING * min(before, after):
         words += (
             ": something else on this machine begins or ends, so the time below, of the mean of "
