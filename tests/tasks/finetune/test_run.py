@@ -242,6 +242,7 @@ def test_grey_images_stored_in_colour_are_grey(run: Path, tmp_path: Path) -> Non
 
 UNSET = {
     "augment",  # a probe has none
+    "unlabelled",
     *("include", "exclude", "path_column", "label_column", "group_column"),
     *("tile", "overlap", "level", "empty", "cloud_cache"),
     "out",

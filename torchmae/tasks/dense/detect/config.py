@@ -158,6 +158,7 @@ class DetectSourceOptions(DenseSourceOptions):
         "images with objects: COCO json or a folder with one or more, YOLO's data.yaml or its "
         "folder, VOC (Annotations/, or .xml beside the images)",
         "DATA",
+        images=True,
     )
 
 
