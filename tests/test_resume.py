@@ -67,6 +67,7 @@ def test_killed_again_and_again_the_run_ends_with_the_same_weights(whole, photos
                 break
             time.sleep(0.001)
         time.sleep(dice.uniform(0, 0.1))  # anywhere in a step, a save, a start
+        assert process.poll() is None, process.communicate()[0].decode()
         os.killpg(process.pid, signal.SIGKILL)
         output = process.communicate()[0].decode()
         assert process.returncode == -signal.SIGKILL, output

@@ -124,7 +124,7 @@ assert main([*to, "torch-export", "--out", {str(tmp_path / "pt2")!r}]) == 0
         again = program(model.encoder.normalize(pixels))
         assert torch.allclose(again[1][: int(again[-1])], expected.scores, atol=1e-5)
     card = (tmp_path / "onnx/README.md").read_text()
-    assert "It finds its 2 classes only" in card and "of any size; crops to train on" in card
+    assert "It finds its 2 classes only" in card and "in a graph (onnx" in card
     with pytest.raises(UserError, match="a detector has no place there: use --to onnx"):
         torchmae.export(run, to="timm", out=tmp_path / "timm")
     with pytest.raises(UserError, match="a detector returns boxes; its features"):

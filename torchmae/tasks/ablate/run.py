@@ -299,7 +299,13 @@ def job(units: Sequence[list[Training]], config: Ablate, out: Path, jobs: int, n
     """One of several processes: its share of the cores, and its output in a file."""
     torch.set_num_threads(max(1, available_cores() // jobs))
     # Between trainings, which save first, it ends without a traceback and cleans up.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    stopped: list[int] = []
+
+    def stop(number: int, frame: object) -> None:
+        stopped.append(number)
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, stop)
     threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     package = logging.getLogger("torchmae")
     package.setLevel(logging.INFO)
@@ -309,6 +315,10 @@ def job(units: Sequence[list[Training]], config: Ablate, out: Path, jobs: int, n
     except (RunError, UserError) as error:  # a line in its file, no traceback on the terminal
         package.error(str(error))
         sys.exit(error.exit_code)
+    except Exception:
+        if not stopped:
+            raise
+        sys.exit(128 + stopped[0])  # compiled code made an error of its own of the exit
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is ending
 
