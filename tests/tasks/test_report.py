@@ -19,7 +19,7 @@ HOSTILE = "<script>alert(1)</script>\"'"
 def test_a_pretraining_has_a_page(run: Path) -> None:
     text = (run / "report.html").read_text()
     config = json.loads((run / "config.json").read_text())
-    for words in ("learning rate", "step 9 of 9", "loss of visible mean", "vit_micro"):
+    for words in ("One record so far", "step 9 of 9", "vit_micro"):
         assert words in text
     assert "small models bear more than" in config["reasons"]["base_lr"]
     assert "small models bear more than" in text
@@ -46,6 +46,8 @@ def test_it_is_refreshed_at_each_picture(
     monkeypatch.setattr(pages, "run_page", count)
     torchmae.pretrain(photos, out=tmp_path / "r", epochs=2, picture_minutes=0, log_every=1, **SMALL)
     assert len(seen) >= 3 and seen[0] == 1 and sorted(seen) == seen
+    text = (tmp_path / "r" / "report.html").read_text()
+    assert "learning rate" in text and "loss of visible mean" in text and "One record" not in text
 
 
 def test_a_classifier_has_its_classes_and_mistakes(
