@@ -65,7 +65,7 @@ def test_a_finished_run(own: Path) -> None:
     assert (state.what, state.step, state.steps) == (FINISHED, 9, 9)
     text = "\n".join(screen(state, 100))
     assert "finished: pretrain, vit_micro, /" in text and "100%  step 9 of 9" in text
-    assert re.search(r"^loss +\S* +\d\.\d+ to \d\.\d+$", text, re.MULTILINE), text
+    assert re.search(r"^loss +\d\.\d+, one record so far$", text, re.MULTILINE), text
     assert "last picture: " in text and "step-00000009.png" in text
     assert "left" not in text
 
@@ -74,6 +74,8 @@ def test_one_that_is_trained_says_when_it_ends(own: Path) -> None:
     shutil.rmtree(own / "state")
     write_log(own, 4)
     state = look(own, True)
+    text = "\n".join(screen(state, 100))
+    assert re.search(r"^loss +\S* +\d\.\d+ to \d\.\d+$", text, re.MULTILINE), text
     assert (state.what, state.step) == (TRAINING, 4)
     assert progress_line(state) == (
         "loss 0.8000  4.0 images/s  waiting for data 10%  about 0:10 left"  # 5 steps of 2 s
