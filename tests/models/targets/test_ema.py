@@ -10,7 +10,7 @@ from torchmae.data.loader import Batch
 from torchmae.models.mae import MAE, training_flops
 from torchmae.models.masking import MaskGenerator
 from torchmae.models.patches import gather_tokens
-from torchmae.tasks.pretrain.task import DEVIATION, PretrainTask
+from torchmae.tasks.pretrain.task import TARGET_STD, PretrainTask
 from torchmae.train.optim import ema_decay_at
 
 DEEP = dict(depth=6)  # of which the last five count
@@ -89,10 +89,10 @@ def test_a_collapse_is_a_deviation_of_zero(model):
         truth = model.target(images_, every)
         assert torch.equal(gather_tokens(truth, every), truth)
         wanted = (truth - truth.mean(dim=0)).square().mean(dim=0).sqrt().mean()
-        torch.testing.assert_close(found[DEVIATION], wanted)
+        torch.testing.assert_close(found[TARGET_STD], wanted)
         assert 1 < found["target rank"] <= 32 and wanted > 0.1
         for block in model.target.network.blocks:  # what is left is the place
             for branch in (block.attn.proj, block.mlp.fc2):
                 branch.weight.zero_()
         model.target.network.patch_embed.proj.weight.zero_()
-        assert task.diagnose(batch)[DEVIATION] < 1e-5
+        assert task.diagnose(batch)[TARGET_STD] < 1e-5

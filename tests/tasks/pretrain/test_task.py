@@ -92,7 +92,7 @@ def test_it_trains_and_a_resumed_run_ends_with_the_same_bits(tmp_path, way, caps
     torchmae.pretrain(str(photos), **{**asked, "micro_batch_size": 8 // WAYS[way]["views"]})
     assert (run / "model.safetensors").read_bytes() == whole
     if way == "ema":  # its predictions are no pixels
-        assert all(r["target deviation"] > 0.1 and r["target rank"] > 1 for r in records)
+        assert all(r["target std"] > 0.1 and r["target rank"] > 1 for r in records)
         return
     cli.main(["reconstruct", str(run), str(photos), "--sheet", "--count", "2", "--out",
               str(tmp_path / "sheet.png")])  # fmt: skip
@@ -125,5 +125,5 @@ def test_a_collapsed_target_stops_the_training_with_words(tmp_path, monkeypatch)
     monkeypatch.setattr("torchmae.tasks.pretrain.plan.COLLAPSE", replace(COLLAPSE, least=2.0))
     photos = make_photos(tmp_path / "photos")
     asked = dict(out=str(tmp_path / "run"), epochs=1, log_every=1, target="ema", **SMALL)
-    with pytest.raises(RunError, match=r"^step 1: target deviation is 0\..* below 2: all images"):
+    with pytest.raises(RunError, match=r"^step 1: target std is 0\..* below 2: all images"):
         torchmae.pretrain(str(photos), **asked)

@@ -24,7 +24,7 @@ from torchmae.settings.python_data import typed
 from torchmae.tasks.pretrain.config import MaskingOptions, ResolvedPretrain
 from torchmae.tasks.pretrain.features import progress
 from torchmae.tasks.pretrain.job import Job
-from torchmae.tasks.pretrain.task import DEVIATION
+from torchmae.tasks.pretrain.task import TARGET_STD
 from torchmae.train.config import Floor, TrainConfig
 from torchmae.train.distributed import World
 from torchmae.train.loop import Outcome, finished_line
@@ -32,7 +32,7 @@ from torchmae.train.optim import train_config_of, trunk
 from torchmae.version import command
 
 COLLAPSE = Floor(
-    DEVIATION,
+    TARGET_STD,
     0.01,
     "all images have the same target, and nothing is left to learn from (collapse). Start again "
     "with a lower --base-lr or a longer --warmup-epochs, or with --target norm-pixels",

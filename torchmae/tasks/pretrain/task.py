@@ -13,7 +13,7 @@ from torchmae.models.masking import Mask, MaskGenerator, gaussian, noise
 from torchmae.models.patches import grid_of, patchify
 from torchmae.train.optim import ema_decay_at
 
-DEVIATION = "target deviation"
+TARGET_STD = "target std"
 WATCHED = 512  # patches
 # Of a target that follows the encoder, at the most: a tenth of the steps so far is its window
 # (`ema_decay_at`), so that it is right for trainings of any length; data2vec 2.0's for ViT-B is
@@ -128,7 +128,7 @@ def watched(model: MAE, images: Tensor) -> dict[str, Tensor]:
     """Whether the truth about images still says something of them, for targets that could collapse.
 
     Returns:
-        Under `DEVIATION` the std over the images of each value of the target at a place, mean: near
+        Under `TARGET_STD` the std over the images of each value of the target at a place, mean: near
         1 where images differ, 0 where all have the same target. "target rank": RankMe of the
         targets of up to 512 patches.
     """
@@ -139,5 +139,5 @@ def watched(model: MAE, images: Tensor) -> dict[str, Tensor]:
     rows = truth.flatten(0, 1)[:WATCHED]
     found = {"target rank": torch.tensor(rankme(rows), device=images.device)}
     if len(images) > 1:
-        found[DEVIATION] = truth.std(dim=0, correction=0).mean()
+        found[TARGET_STD] = truth.std(dim=0, correction=0).mean()
     return found
