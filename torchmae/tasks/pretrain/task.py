@@ -128,8 +128,8 @@ def watched(model: MAE, images: Tensor) -> dict[str, Tensor]:
     """Whether the truth about images still says something of them, for targets that could collapse.
 
     Returns:
-        Under `TARGET_STD` the std over the images of each value of the target at a place, mean: near
-        1 where images differ, 0 where all have the same target. "target rank": RankMe of the
+        Under `TARGET_STD` the std over the images of each value of the target at a place, mean:
+        near 1 where images differ, 0 where all have the same target. "target rank": RankMe of the
         targets of up to 512 patches.
     """
     count = math.prod(grid_of(tuple(images.shape[2:]), model.encoder.patch))
