@@ -103,7 +103,7 @@ def test_later_verbs_take_it(refined: Path, photos: Path, tmp_path: Path) -> Non
     "asked, words",
     [
         (dict(blocks=99), "--blocks 99: the encoder of .* has"),
-        (dict(batch_size=24, queue=8), "or than --queue 8"),
+        (dict(batch_size=24, queue=8), "--batch-size 24 is more than --queue 8: use at most 8"),
         (dict(cache="device"), "use --cache memory"),
         (dict(fsdp=True), "without --fsdp"),
     ],

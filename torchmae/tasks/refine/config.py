@@ -168,11 +168,9 @@ class Refine:
         """
         resolved, chosen = defaults.resolve(self, ResolvedRefine, RULES, facts)
         batch, queue = resolved.optim.batch_size, resolved.model.queue
-        if batch > min(facts.images, queue):
-            raise UserError(
-                f"--batch-size {batch} is more than the {facts.images} images, or than --queue "
-                f"{queue}: use at most {min(facts.images, queue)}"
-            )
+        most, what = min((facts.images, f"the {facts.images} images"), (queue, f"--queue {queue}"))
+        if batch > most:
+            raise UserError(f"--batch-size {batch} is more than {what}: use at most {most}")
         return resolved, chosen
 
 
